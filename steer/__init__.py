@@ -1,0 +1,1 @@
+"""Steer and reward-tune flow maps."""

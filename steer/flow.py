@@ -1,0 +1,97 @@
+"""The flow map: one object that is velocity, denoiser, score and jump.
+
+Along `x_t = alpha_t x_0 + beta_t x_1` the probability flow is `dx/dt = b_t(x)`, and the flow map
+`X(s,t,x)` carries a point of it from time s to time t (Boffi et al. 2024, arXiv 2406.07507).
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from steer.path import Path, Time, as_time, like
+
+__all__ = ["FlowMap", "flat_prompts", "per_row"]
+
+
+class FlowMap(nn.Module):
+    """A flow map on events of shape `event_shape`.
+
+    A subclass sets `path` and `event_shape` in its `__init__` and gives `velocity` and `jump`;
+    `given`, `decode` and `log_prob` where it has them. Times are floats or tensors () or (n,).
+
+    Attributes:
+        path: the coefficients of the interpolation.
+        event_shape: the shape of one x, without the batch axis.
+    """
+
+    path: Path
+    event_shape: tuple[int, ...]
+
+    @abstractmethod
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """Return `b_t(x) = E[x'_t | x_t = x]`, (n, *event)."""
+
+    @abstractmethod
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return `X(s,t,x)` for s <= t, (n, *event)."""
+
+    @final
+    def lookahead(self, x: Tensor, t: Time) -> Tensor:
+        """Return `X(t,1,x)`: the clean sample that this state is heading to, (n, *event)."""
+        return self.jump(x, t, 1.0)
+
+    def denoise(self, x: Tensor, t: Time) -> Tensor:
+        """Return `D_t(x) = E[x_1 | x_t = x] = (alpha b - alpha' x) / (alpha beta' - alpha' beta)`.
+
+        `D_1(x) = x`. Closed forms may override it; nothing else should.
+        """
+        time = as_time(t)
+        if time.ndim == 0 and float(time) == 1.0:
+            return x
+        alpha, beta = self.path(time)
+        alpha_dot, beta_dot = self.path.derivative(time)
+        scale = alpha * beta_dot - alpha_dot * beta
+        return like(alpha / scale, x) * self.velocity(x, t) - like(alpha_dot / scale, x) * x
+
+    def score(self, x: Tensor, t: Time) -> Tensor:
+        """Return `s_t(x) = -(x - beta D_t(x)) / alpha²`: infinite at t = 1.
+
+        Closed forms may override it; nothing else should.
+        """
+        alpha, beta = self.path(t)
+        return (like(beta, x) * self.denoise(x, t) - x) / like(alpha**2, x)
+
+    def log_prob(self, x: Tensor, t: Time = 1.0) -> Tensor | None:
+        """Return `log rho_t(x)`, (n,), where the model knows it; None where it does not."""
+        return None
+
+    def given(self, prompts: Sequence[str]) -> "FlowMap":
+        """Bind p prompts: the result takes p * n rows, prompt-major (row i: prompt i // n)."""
+        return self
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return images (n, 3, h, w), nominally in [0, 1] and not clamped. Default: `x` itself."""
+        return x
+
+
+def per_row(values: Tensor, rows: int, name: str = "values") -> Tensor:
+    """Repeat p values (p, ...) for `rows` prompt-major rows: row i gets value i // (rows / p)."""
+    if rows % len(values):
+        raise ValueError(
+            f"{rows} rows do not split evenly over {len(values)} {name}: give p * n rows, "
+            "prompt-major (row i belongs to prompt i // n)"
+        )
+    return values.repeat_interleave(rows // len(values), 0)
+
+
+def flat_prompts(prompts: Sequence[str], rows: int) -> list[str]:
+    """Repeat each of p prompts for its rows.
+
+    >>> flat_prompts(["a", "b"], 4)
+    ['a', 'a', 'b', 'b']
+    """
+    index = per_row(torch.arange(len(prompts)), rows, "prompts")
+    return [prompts[i] for i in index.tolist()]

@@ -1,0 +1,1 @@
+"""Training objectives, one family a file."""

@@ -1,0 +1,113 @@
+"""Interpolation paths `x_t = alpha_t x_0 + beta_t x_1` between noise (t = 0) and data (t = 1).
+
+Every path has `alpha_0 = beta_1 = 1` and `beta_0 = alpha_1 = 0`.
+
+>>> alpha, beta = Linear()(0.25)
+>>> float(alpha), float(beta)
+(0.75, 0.25)
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+__all__ = ["Cosine", "Linear", "Path", "Time", "VariancePreserving", "as_time", "like"]
+
+Time = float | Tensor
+"""A time: a float, or a tensor of shape () or (n,)."""
+
+
+def as_time(t: Time) -> Tensor:
+    """Return `t` as a tensor; a float keeps its double precision as a 0-d tensor."""
+    return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+
+
+def like(c: Tensor, x: Tensor) -> Tensor:
+    """Shape a coefficient () or (n,) so that it multiplies `x` (n, *event) row by row."""
+    if c.ndim == 0:
+        return c.to(x.dtype) if c.device.type == "cpu" else c.to(x)
+    if c.shape != x.shape[:1]:
+        raise ValueError(
+            f"a time of shape {tuple(c.shape)} does not fit {x.shape[0]} rows: "
+            "give a float, a scalar tensor or one time per row"
+        )
+    return c.to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+class Path(ABC):
+    """Noise and data coefficients as functions of time."""
+
+    @abstractmethod
+    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return (alpha_t, beta_t), of the shape of `t`."""
+
+    @abstractmethod
+    def derivative(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return their time derivatives (alpha'_t, beta'_t), of the shape of `t`."""
+
+
+class Linear(Path):
+    """`alpha_t = 1 - t`, `beta_t = t` (rectified flow; Liu et al. 2022, arXiv 2209.03003)."""
+
+    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return (1 - t, t)."""
+        t = as_time(t)
+        return 1 - t, t
+
+    def derivative(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return (-1, 1)."""
+        one = torch.ones_like(as_time(t))
+        return -one, one
+
+
+class Cosine(Path):
+    """`alpha_t = cos(pi t / 2)`, `beta_t = sin(pi t / 2)` (Albergo et al. 2023, 2303.08797)."""
+
+    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return (cos, sin) of pi t / 2, exact at both ends."""
+        t = as_time(t)
+        return torch.sin((1 - t) * (math.pi / 2)), torch.sin(t * (math.pi / 2))
+
+    def derivative(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return pi/2 (-sin, cos) of pi t / 2."""
+        alpha, beta = self(t)
+        return -math.pi / 2 * beta, math.pi / 2 * alpha
+
+
+class VariancePreserving(Path):
+    """The variance-preserving diffusion, with `alpha² + beta² = 1` and rescaled ends.
+
+    With `B(t) = exp(-rate_min (1-t) / 2 - (rate_max - rate_min) (1-t)² / 4)` (Song et al. 2021,
+    2011.13456, time reversed), `beta_t = (B(t) - B(0)) / (1 - B(0))`, so that no signal is left at
+    t = 0 (the rescaling of Lin et al. 2023, 2305.08891), and `alpha_t = sqrt(1 - beta_t²)`.
+    `alpha'` is infinite at t = 1: never ask for a velocity there.
+
+    Args:
+        rate_min: noise rate at the data end, > 0.
+        rate_max: noise rate at the noise end, >= rate_min.
+    """
+
+    def __init__(self, rate_min: float = 0.1, rate_max: float = 20.0) -> None:
+        if not 0 < rate_min <= rate_max:
+            raise ValueError(f"expected 0 < rate_min <= rate_max, got {rate_min} and {rate_max}")
+        self.rate_min, self.rate_max = rate_min, rate_max
+        self._floor = math.exp(-rate_min / 2 - (rate_max - rate_min) / 4)
+
+    def _signal(self, t: Tensor) -> Tensor:
+        u = 1 - t
+        return torch.exp(-self.rate_min * u / 2 - (self.rate_max - self.rate_min) * u**2 / 4)
+
+    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return (sqrt(1 - beta²), beta)."""
+        beta = (self._signal(as_time(t)) - self._floor) / (1 - self._floor)
+        return ((1 - beta) * (1 + beta)).clamp(min=0).sqrt(), beta
+
+    def derivative(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return (-beta beta' / alpha, beta')."""
+        t = as_time(t)
+        alpha, beta = self(t)
+        rate = self.rate_min + (self.rate_max - self.rate_min) * (1 - t)
+        beta_dot = self._signal(t) * rate / 2 / (1 - self._floor)
+        return -beta * beta_dot / alpha, beta_dot
