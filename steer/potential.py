@@ -1,0 +1,267 @@
+"""Potentials: how the reward is seen from time t.
+
+`r_t(x) = g(t) R(view_t(x))`, with `R = reward(decode(.)) / temperature`, a ramp with g(0) = 0 and
+g(1) = 1, and a view of the clean sample: the flow map's lookahead, the denoiser, or x itself
+(Sabour et al. 2025, arXiv 2511.22688). Guidance samples `rho_t e^{r_t}`, hence the tilt at t = 1.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import final
+
+import torch
+from torch import Tensor
+
+from steer.flow import FlowMap, flat_prompts, per_row
+from steer.path import Time, as_time, like
+from steer.reward import Reward, score, wrap
+
+__all__ = ["Denoised", "Evaluation", "Lookahead", "Naive", "Potential", "Ramp", "Terminal"]
+
+Ramp = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a potential knows of some rows at one (x, t).
+
+    Attributes:
+        value: `r_t(x)`, (n,).
+        reward: the reward seen from here, in its own units, (n,); NaN where none is seen.
+        gradient: `∇r_t(x)`, (n, *event), where it was asked for.
+        partial: `∂_t r_t(x)`, (n,), beside the gradient.
+        total: `(∂_t + b·∇) r_t`, (n,), where it is known without the gradient.
+    """
+
+    value: Tensor
+    reward: Tensor
+    gradient: Tensor | None = None
+    partial: Tensor | None = None
+    total: Tensor | None = None
+
+    def rate(self, b: Tensor) -> Tensor:
+        """Return `(∂_t + b·∇) r_t`, (n,)."""
+        if self.total is not None:
+            return self.total
+        if self.gradient is None or self.partial is None:
+            raise ValueError("this evaluation holds no derivatives: ask with derivatives=True")
+        return self.partial + (b * self.gradient).flatten(1).sum(1)
+
+    def map(self, f: Callable[..., Tensor], *others: "Evaluation") -> "Evaluation":
+        """Apply `f` to each field that all of these evaluations hold."""
+        columns = {
+            field.name: [getattr(e, field.name) for e in (self, *others)] for field in fields(self)
+        }
+        return Evaluation(
+            **{k: None if any(v is None for v in c) else f(*c) for k, c in columns.items()}
+        )
+
+
+class Potential(ABC):
+    """`r_t(x)`, its gradient and its rate, all from `evaluate`.
+
+    Attributes:
+        temperature: what the reward is divided by: a float, or one per row, (n,), or per prompt.
+        prompts: what the reward is asked, one per prompt; None where it wants none.
+        differentiable: whether there is a gradient.
+    """
+
+    temperature: float | Tensor = 1.0
+    prompts: Sequence[str] | None = None
+    differentiable: bool = True
+
+    @abstractmethod
+    def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
+        """Evaluate `r_t` at x (n, *event), with its gradient if `derivatives`.
+
+        Raises:
+            ValueError: derivatives of a reward that is not differentiable, or a reward that
+                returns something else than one number per sample.
+        """
+
+    def note(self, x: Tensor, t: Time, evaluation: Evaluation) -> None:  # noqa: B027
+        """Be told of an evaluation that the caller already holds. Default: forget it."""
+
+    @final
+    def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """Return `r_t(x)`, (n,)."""
+        return self.evaluate(x, t).value
+
+    @final
+    def gradient(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """Return `r_t(x)` (n,) and `∇r_t(x)` (n, *event)."""
+        seen = self.evaluate(x, t, derivatives=True)
+        assert seen.gradient is not None
+        return seen.value, seen.gradient
+
+    @final
+    def rate(self, x: Tensor, t: Time, b: Tensor) -> Tensor:
+        """Return `(∂_t + b·∇) r_t(x)`, (n,), for the velocity b (n, *event) at (x, t)."""
+        return self.evaluate(x, t, derivatives=True).rate(b)
+
+
+class _Viewed(Potential):
+    """`g(t) R(view_t(x))`: everything but the view."""
+
+    def __init__(
+        self,
+        flow: FlowMap,
+        reward: Reward | Callable[..., Tensor],
+        prompts: Sequence[str] | None = None,
+        temperature: float | Tensor = 1.0,
+        steps: int = 1,
+        ramp: Ramp | None = None,
+    ) -> None:
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        if not bool((torch.as_tensor(temperature) > 0).all()):
+            raise ValueError(f"temperature must be above zero, got {temperature}")
+        if steps < 1:
+            raise ValueError(f"a view through {steps} jumps: steps must be at least 1")
+        self.flow, self.reward, self.prompts = flow, wrap(reward), prompts
+        self.temperature, self.steps, self.ramp = temperature, steps, ramp or (lambda t: t)
+        self.differentiable = self.reward.differentiable
+
+    @abstractmethod
+    def _view(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the clean sample that x is seen as, (n, *event)."""
+
+    def _score(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the reward of the view, (n,), at least in float32."""
+        images = self.flow.decode(self._view(x, t))
+        prompts = None if self.prompts is None else flat_prompts(self.prompts, len(x))
+        scores = score(self.reward, images, prompts)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    def _inverse_temperature(self, x: Tensor) -> Tensor:
+        temperature = torch.as_tensor(self.temperature).to(x.device)
+        if temperature.ndim:
+            temperature = per_row(temperature, len(x), "temperatures")
+        return 1 / temperature
+
+    def _ramp(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Return g(t) and g'(t)."""
+        with torch.enable_grad():
+            time = as_time(t).detach().clone().requires_grad_()
+            g = self.ramp(time)
+            slope = torch.autograd.grad(g.sum(), time)[0] if g.requires_grad else g * 0
+        return g.detach(), slope
+
+    def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
+        """Return the reward of the view, ramped and divided by the temperature."""
+        g, g_dot = self._ramp(t)
+        k = self._inverse_temperature(x)
+        if not derivatives or (g.ndim == 0 and float(g) == 0):
+            reward = self._score(x, as_time(t))
+            gradient = torch.zeros_like(x) if derivatives else None
+            partial = None
+        else:
+            self._need_gradient()
+            reward, gradient, partial = self._differentiate(x, as_time(t))
+            partial = like(g * k.to(g), reward) * partial
+            gradient = like(g * k.to(g), x) * gradient
+        slope = like(g_dot, reward) * reward * k.to(reward)
+        return Evaluation(
+            value=like(g, reward) * reward * k.to(reward),
+            reward=reward,
+            gradient=gradient,
+            partial=slope if partial is None else slope + partial,
+            total=self._total(slope),
+        )
+
+    def _total(self, slope: Tensor) -> Tensor | None:
+        """Return the total derivative, where it is just `g'(t) R`."""
+        return None
+
+    def _need_gradient(self) -> None:
+        if not self.differentiable:
+            raise ValueError(
+                "this needs the reward's gradient, and the reward is declared not differentiable: "
+                "take a method without gradients ('none', 'best-of-n', 'split', or scale=0 with "
+                "steer.Ratio()), or a reward that is"
+            )
+
+    def _differentiate(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the view's reward (n,), and its gradients in x (n, *event) and in t (n,)."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            time = self._time_to_differentiate(t, x)
+            scores = self._score(x, time)
+            if not scores.requires_grad:
+                raise ValueError(
+                    "the reward is declared differentiable, but its scores carry no gradient to "
+                    "the images: compute them with tensor operations outside torch.no_grad(), or "
+                    "declare it with rewards.wrap(f, differentiable=False)"
+                )
+            inputs = [x, time] if time.requires_grad else [x]
+            grads = torch.autograd.grad(scores.sum(), inputs, allow_unused=True)
+        partial = grads[1] if len(grads) == 2 else None
+        return (
+            scores.detach(),
+            torch.zeros_like(x) if grads[0] is None else grads[0],
+            torch.zeros_like(scores) if partial is None else partial,
+        )
+
+    def _time_to_differentiate(self, t: Tensor, x: Tensor) -> Tensor:
+        """Return the time given to the view: a leaf (n,) where its derivative is wanted."""
+        return t
+
+
+class Lookahead(_Viewed):
+    """`r_t(x) = g(t) R(X(t,1,x))`, through `steps` composed jumps.
+
+    Its rate is the published `g'(t) R(X(t,1,x))`: along the flow of an exact map the lookahead
+    does not change (Sabour et al. 2025, arXiv 2511.22688, proposition 2.2).
+
+    Args:
+        flow: the flow map, prompts already bound.
+        reward: a Reward or any callable on images.
+        prompts: what the reward is asked, one per prompt.
+        temperature: in the reward's units, > 0: a float, or one per prompt or per row.
+        steps: how many jumps the lookahead is composed of.
+        ramp: g, with g(0) = 0 and g(1) = 1. Default: g(t) = t.
+    """
+
+    def _view(self, x: Tensor, t: Tensor) -> Tensor:
+        for i in range(self.steps):
+            x = self.flow.jump(
+                x, t + (1 - t) * (i / self.steps), t + (1 - t) * ((i + 1) / self.steps)
+            )
+        return x
+
+    def _total(self, slope: Tensor) -> Tensor | None:
+        return slope
+
+
+class Denoised(_Viewed):
+    """`r_t(x) = g(t) R(E[x_1 | x_t = x])`: blurred early, and its rate needs the gradient."""
+
+    def _view(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.flow.denoise(x, t)
+
+    def _time_to_differentiate(self, t: Tensor, x: Tensor) -> Tensor:
+        return t.detach().to(x).expand(len(x)).clone().requires_grad_()
+
+
+class Naive(_Viewed):
+    """`r_t(x) = g(t) R(x)`: the reward of the noisy state itself."""
+
+    def _view(self, x: Tensor, t: Tensor) -> Tensor:
+        return x
+
+
+class Terminal(_Viewed):
+    """`r_t = 0` before t = 1, and `R(x)` there: plain importance sampling."""
+
+    def _view(self, x: Tensor, t: Tensor) -> Tensor:
+        return x
+
+    def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
+        """Return zeros before t = 1, without asking the reward."""
+        if float(as_time(t).max()) < 1:
+            zero = torch.zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
+            zero = zero.to(x.device)
+            gradient = torch.zeros_like(x) if derivatives else None
+            return Evaluation(zero, zero + torch.nan, gradient, zero)
+        return super().evaluate(x, t, derivatives)

@@ -1,0 +1,241 @@
+"""What a run wraps around a flow, a reward and a potential: micro-batches, one evaluation per
+(x, t), and counts. None of it changes a value.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steer.flow import FlowMap
+from steer.path import Time
+from steer.potential import Evaluation, Potential
+from steer.reward import Reward
+
+__all__ = ["Counted", "CountedReward", "Counts", "SharedFlow", "SharedPotential"]
+
+
+@dataclass
+class Counts:
+    """Network and reward calls of a run, in rows.
+
+    Attributes:
+        forward: network evaluations.
+        backward: network gradients with respect to the input.
+        reward: reward evaluations.
+        reward_gradient: reward gradients.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    reward: int = 0
+    reward_gradient: int = 0
+
+
+def _count_backward(y: Tensor, counts: Counts, name: str) -> None:
+    """Add y's rows to a count when a gradient passes through y."""
+    if y.requires_grad:
+
+        def add(gradient: Tensor) -> None:
+            setattr(counts, name, getattr(counts, name) + len(y))
+
+        y.register_hook(add)
+
+
+class Counted(FlowMap):
+    """A flow whose calls are counted: a jump, velocity, denoiser or score is one forward a row."""
+
+    def __init__(self, flow: FlowMap, counts: Counts) -> None:
+        super().__init__()
+        self.flow, self.counts = flow, counts
+        self.path, self.event_shape = flow.path, flow.event_shape
+
+    def _count(self, y: Tensor) -> Tensor:
+        self.counts.forward += len(y)
+        _count_backward(y, self.counts, "backward")
+        return y
+
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """Return the flow's velocity."""
+        return self._count(self.flow.velocity(x, t))
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return the flow's jump."""
+        return self._count(self.flow.jump(x, s, t))
+
+    def denoise(self, x: Tensor, t: Time) -> Tensor:
+        """Return the flow's own denoiser, from the velocity unless the flow has a closed form."""
+        if type(self.flow).denoise is FlowMap.denoise:
+            return super().denoise(x, t)
+        return self._count(self.flow.denoise(x, t))
+
+    def score(self, x: Tensor, t: Time) -> Tensor:
+        """Return the flow's own score, from the denoiser unless the flow has a closed form."""
+        if type(self.flow).score is FlowMap.score:
+            return super().score(x, t)
+        return self._count(self.flow.score(x, t))
+
+    def log_prob(self, x: Tensor, t: Time = 1.0) -> Tensor | None:
+        """Return the flow's log-density."""
+        return self.flow.log_prob(x, t)
+
+    def given(self, prompts: Sequence[str]) -> "Counted":
+        """Bind prompts; the calls go to the same counts."""
+        return Counted(self.flow.given(prompts), self.counts)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return the flow's images."""
+        return self.flow.decode(x)
+
+
+class CountedReward(Reward):
+    """A reward whose calls and gradients are counted."""
+
+    def __init__(self, reward: Reward, counts: Counts) -> None:
+        super().__init__()
+        self.reward, self.counts = reward, counts
+        self.differentiable = reward.differentiable
+        self.__name__ = getattr(reward, "__name__", type(reward).__name__)
+
+    def forward(
+        self,
+        images: Tensor,
+        prompts: Sequence[str] | None = None,
+        metadata: Sequence[Any] | None = None,
+    ) -> Tensor:
+        """Return the reward's scores, (n,)."""
+        self.counts.reward += len(images)
+        scores = self.reward(images, prompts, metadata)
+        if isinstance(scores, Tensor):
+            _count_backward(scores, self.counts, "reward_gradient")
+        return scores
+
+
+def _batched(f: Callable[..., Any], x: Tensor, prompts: int, size: int | None) -> list[Any]:
+    """Apply f to micro-batches of at most `size` rows, each with as many rows of every prompt."""
+    n = len(x) // prompts
+    m = n if size is None else max(1, size // prompts)
+    if n <= m:
+        return [f(x)]
+    grouped = x.unflatten(0, (prompts, n))
+    return [f(grouped[:, a : a + m].flatten(0, 1)) for a in range(0, n, m)]
+
+
+def _join(prompts: int) -> Callable[..., Tensor]:
+    """Return the function that puts micro-batches together again."""
+
+    def join(*parts: Tensor) -> Tensor:
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([p.unflatten(0, (prompts, -1)) for p in parts], 1).flatten(0, 1)
+
+    return join
+
+
+class SharedFlow(FlowMap):
+    """A flow in micro-batches, that remembers its last velocity.
+
+    Args:
+        flow: the flow, prompts already bound.
+        prompts: how many prompts its rows belong to.
+        batch_size: the most rows in one network call; None: all.
+    """
+
+    def __init__(self, flow: FlowMap, prompts: int, batch_size: int | None) -> None:
+        super().__init__()
+        self.flow, self.prompts, self.batch_size = flow, prompts, batch_size
+        self.path, self.event_shape = flow.path, flow.event_shape
+        self._last: tuple[Tensor, Time, Tensor] | None = None
+
+    def _batched(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return _join(self.prompts)(*_batched(f, x, self.prompts, self.batch_size))
+
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """Return the velocity, evaluated once for the same x at the same time."""
+        if self._last is None or self._last[0] is not x or self._last[1] != t:
+            self._last = x, t, self._batched(lambda x: self.flow.velocity(x, t), x)
+        return self._last[2]
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return the flow's jump."""
+        return self._batched(lambda x: self.flow.jump(x, s, t), x)
+
+    def denoise(self, x: Tensor, t: Time) -> Tensor:
+        """Return the flow's own denoiser, sharing the velocity where it is made of it."""
+        if isinstance(self._source, type) and self._source.denoise is not FlowMap.denoise:
+            return self._batched(lambda x: self.flow.denoise(x, t), x)
+        return super().denoise(x, t)
+
+    def score(self, x: Tensor, t: Time) -> Tensor:
+        """Return the flow's own score, sharing the velocity where it is made of it."""
+        if self._source.score is not FlowMap.score:
+            return self._batched(lambda x: self.flow.score(x, t), x)
+        return super().score(x, t)
+
+    @property
+    def _source(self) -> type[FlowMap]:
+        """The class of the flow below the counting."""
+        return type(self.flow.flow if isinstance(self.flow, Counted) else self.flow)
+
+    def log_prob(self, x: Tensor, t: Time = 1.0) -> Tensor | None:
+        """Return the flow's log-density."""
+        return self.flow.log_prob(x, t)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return the flow's images."""
+        return self._batched(self.flow.decode, x)
+
+
+class SharedPotential(Potential):
+    """A potential in micro-batches, that remembers its last evaluation and checks it.
+
+    Args:
+        potential: the potential.
+        prompts: how many prompts its rows belong to.
+        batch_size: the most rows in one call; None: all.
+        derivatives: whether to take the gradient along whenever the value is asked for.
+        check: called with (name, numbers (n,)) of each new evaluation.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        prompts: int,
+        batch_size: int | None,
+        *,
+        derivatives: bool,
+        check: Callable[[str, Tensor], None],
+    ) -> None:
+        self.potential, self._rows, self.batch_size = potential, prompts, batch_size
+        self.differentiable, self.temperature = potential.differentiable, potential.temperature
+        self.prompts = potential.prompts
+        self._derivatives, self._check = derivatives, check
+        self._last: tuple[Tensor, Time, Evaluation] | None = None
+
+    def known(self, x: Tensor, t: Time) -> Evaluation | None:
+        """Return what is remembered of x at t, if it is the last that was evaluated."""
+        if self._last is None or self._last[0] is not x or self._last[1] != t:
+            return None
+        return self._last[2]
+
+    def note(self, x: Tensor, t: Time, evaluation: Evaluation) -> None:
+        """Remember an evaluation."""
+        self._last = x, t, evaluation
+
+    def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
+        """Evaluate, once for the same x at the same time."""
+        known = self.known(x, t)
+        if known is not None and (known.gradient is not None or not derivatives):
+            return known
+        derivatives = derivatives or (self._derivatives and float(t) < 1)
+        parts = _batched(
+            lambda x: self.potential.evaluate(x, t, derivatives), x, self._rows, self.batch_size
+        )
+        seen = parts[0].map(_join(self._rows), *parts[1:])
+        self._check("reward", seen.value)
+        if seen.gradient is not None:
+            self._check("gradient", seen.gradient.flatten(1).sum(1))
+        self.note(x, t, seen)
+        return seen
