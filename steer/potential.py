@@ -128,8 +128,9 @@ class _Viewed(Potential):
         """Return the clean sample that x is seen as, (n, *event)."""
 
     def _score(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the reward of the view, (n,), at least in float32."""
-        images = self.flow.decode(self._view(x, t))
+        """Return the reward of the view, (n,), at least in float32. At t = 1 the view is x."""
+        arrived = t.ndim == 0 and float(t) == 1
+        images = self.flow.decode(x if arrived else self._view(x, t))
         prompts = None if self.prompts is None else flat_prompts(self.prompts, len(x))
         scores = score(self.reward, images, prompts)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))

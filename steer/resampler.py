@@ -9,7 +9,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["Resampler", "ess", "log_mean_exp", "multinomial", "residual", "stratified", "systematic"]
+__all__ = [
+    "Resampler",
+    "ess",
+    "log_mean_exp",
+    "multinomial",
+    "residual",
+    "stratified",
+    "systematic",
+]
 
 Resampler = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -29,7 +37,7 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
 
 
 def _invert(log_w: Tensor, points: Tensor) -> Tensor:
-    """Return, for sorted or unsorted points in [0, 1), the index whose share of [0, 1) holds it."""
+    """Return, for each point in [0, 1), the index whose share of [0, 1) holds it."""
     w = log_w.double().cpu().softmax(0)
     edges = w.cumsum(0)
     edges = edges / edges[-1]

@@ -1,7 +1,9 @@
-"""What a run wraps around a flow, a reward and a potential: micro-batches, one evaluation per
-(x, t), and counts. None of it changes a value.
+"""What a run wraps around a flow, a reward and a potential; none of it changes a value.
+
+Micro-batches, one evaluation per (x, t), and counts.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -164,7 +166,7 @@ class SharedFlow(FlowMap):
 
     def denoise(self, x: Tensor, t: Time) -> Tensor:
         """Return the flow's own denoiser, sharing the velocity where it is made of it."""
-        if isinstance(self._source, type) and self._source.denoise is not FlowMap.denoise:
+        if self._source.denoise is not FlowMap.denoise:
             return self._batched(lambda x: self.flow.denoise(x, t), x)
         return super().denoise(x, t)
 
@@ -189,7 +191,7 @@ class SharedFlow(FlowMap):
 
 
 class SharedPotential(Potential):
-    """A potential in micro-batches, that remembers its last evaluation and checks it.
+    """A potential in micro-batches, that remembers its last evaluations and checks them.
 
     Args:
         potential: the potential.
@@ -212,17 +214,18 @@ class SharedPotential(Potential):
         self.differentiable, self.temperature = potential.differentiable, potential.temperature
         self.prompts = potential.prompts
         self._derivatives, self._check = derivatives, check
-        self._last: tuple[Tensor, Time, Evaluation] | None = None
+        self._recent: deque[tuple[Tensor, Time, Evaluation]] = deque(maxlen=2)
 
     def known(self, x: Tensor, t: Time) -> Evaluation | None:
-        """Return what is remembered of x at t, if it is the last that was evaluated."""
-        if self._last is None or self._last[0] is not x or self._last[1] != t:
-            return None
-        return self._last[2]
+        """Return what is remembered of x at t: of the two ends of the step."""
+        for at, time, evaluation in reversed(self._recent):
+            if at is x and time == t:
+                return evaluation
+        return None
 
     def note(self, x: Tensor, t: Time, evaluation: Evaluation) -> None:
         """Remember an evaluation."""
-        self._last = x, t, evaluation
+        self._recent.append((x, t, evaluation))
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Evaluate, once for the same x at the same time."""

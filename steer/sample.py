@@ -1,0 +1,470 @@
+"""`steer.sample`: guided sampling in one call, by the name of a method."""
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steer.flow import FlowMap, flat_prompts
+from steer.guidance import Guidance, Population
+from steer.kernel import Jump, Langevin, Sde
+from steer.names import unknown
+from steer.noise import Noise
+from steer.path import Time
+from steer.potential import Denoised, Evaluation, Lookahead, Naive, Potential
+from steer.resampler import ess
+from steer.reward import Reward, score, wrap
+from steer.shared import Counted, CountedReward, Counts
+from steer.weights import Continuous, Ratio
+
+__all__ = ["METHODS", "PROBES", "Result", "method_options", "sample"]
+
+PROBES = 32
+"""How many one-jump samples a prompt's temperature is set by."""
+
+
+# ---------------------------------------------------------------- methods
+
+
+def _published(
+    view: Callable[..., Potential],
+    flow: FlowMap,
+    reward: Reward,
+    prompts: Sequence[str] | None,
+    temperature: Tensor | float,
+    *,
+    scale: float = 1.0,
+    threshold: float = 0.5,
+) -> Guidance:
+    """Build FMTT's scheme (2511.22688): Sde, Continuous weights; ratio weights off scale 1."""
+    published = scale == 1
+    return Guidance(
+        view(flow, reward, prompts, temperature),
+        Sde(flow, clip=None if published else 1.0),
+        Continuous() if published else Ratio(),
+        scale=scale,
+        threshold=threshold,
+    )
+
+
+def _split(
+    flow: FlowMap,
+    reward: Reward,
+    prompts: Sequence[str] | None,
+    temperature: Tensor | float,
+    *,
+    moves: int = 1,
+    threshold: float = 0.5,
+) -> Guidance:
+    return Guidance(
+        Lookahead(flow, reward, prompts, temperature),
+        Langevin(flow, moves=moves),
+        Ratio(),
+        threshold=threshold,
+    )
+
+
+@dataclass(frozen=True)
+class _Method:
+    line: str
+    build: Callable[..., Guidance] | None  # None: `steps` composed jumps, no guidance
+    gradient: bool = False
+
+
+_TABLE: dict[str, _Method] = {
+    "none": _Method("unguided: `steps` composed jumps", None),
+    "best-of-n": _Method("unguided candidates by `steps` composed jumps, the best one wins", None),
+    "fmtt": _Method(
+        "flow-map trajectory tilting as published: SDE drift by the lookahead's gradient, "
+        "resampling on ESS (2511.22688)",
+        partial(_published, Lookahead),
+        gradient=True,
+    ),
+    "denoiser": _Method(
+        "the same, with the reward seen through the denoiser",
+        partial(_published, Denoised),
+        gradient=True,
+    ),
+    "naive": _Method(
+        "the same, with the reward of the noisy state itself",
+        partial(_published, Naive),
+        gradient=True,
+    ),
+    "split": _Method(
+        "exact: deterministic jump, ratio weight, resample, Metropolis-adjusted Langevin moves",
+        _split,
+    ),
+}
+METHODS: Mapping[str, str] = MappingProxyType({name: m.line for name, m in _TABLE.items()})
+"""Name -> one line."""
+
+
+def method_options(method: str) -> dict[str, Any]:
+    """Return the options that a method takes, with their defaults.
+
+    >>> method_options("split")
+    {'moves': 1, 'threshold': 0.5}
+
+    Raises:
+        ValueError: no such method; the message has the nearest names.
+    """
+    if method not in _TABLE:
+        raise unknown("method", method, METHODS)
+    build = _TABLE[method].build
+    parameters = inspect.signature(build).parameters.values() if build else ()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+# ---------------------------------------------------------------- the result
+
+
+@dataclass
+class Result:
+    """What `sample` returns; a leading prompt axis (p,) where a list of prompts was given.
+
+    Attributes:
+        x: the particles, (n, *event) or (p, n, *event).
+        images: decoded, nominally in [0, 1], (..., 3, h, w); None without pixels.
+        rewards: in the reward's units, (n,) or (p, n).
+        log_w: log-weights since the last resampling; 0 for `none` and `best-of-n`.
+        log_z: the estimate of log E[exp(reward / temperature)], () or (p,); None where the
+            method has none.
+        ess: the effective sample size, () or (p,).
+        nfe: network forward-equivalents per returned particle: a forward 1, a gradient with
+            respect to the input 1 more.
+        temperature: what the reward was divided by, () or (p,); None where the method has none.
+        best: the index of the highest reward, () or (p,).
+        prompts: as given.
+        method: its name.
+        seed: the run's seed.
+        costs: what is counted beside: reward calls and gradients and network gradients per
+            particle, seconds, and the NFE per prompt that setting the temperature took.
+        trace: ESS, log Z and mean reward after each step, (steps, ...) each.
+    """
+
+    x: Tensor
+    images: Tensor | None
+    rewards: Tensor
+    log_w: Tensor
+    log_z: Tensor | None
+    ess: Tensor
+    nfe: float
+    temperature: Tensor | None
+    best: Tensor
+    prompts: Sequence[str] | str | None
+    method: str
+    seed: int
+    costs: dict[str, float] = field(default_factory=dict)
+    trace: dict[str, Tensor] = field(default_factory=dict)
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Write pictures, `grid.png`, `scores.jsonl` and `metrics.json` to a folder.
+
+        It appears whole or not at all.
+
+        Raises:
+            ValueError: the samples have no pixels.
+            FileExistsError: the folder exists, and `overwrite` is not set.
+        """
+        from steer.folder import save_result
+
+        return save_result(self, Path(folder), overwrite)
+
+
+# ---------------------------------------------------------------- the call
+
+_TRACES = {"trace_ess": "ess", "trace_log_z": "log_z", "trace_reward": "reward"}
+
+
+def sample(
+    flow: FlowMap,
+    reward: Reward | Callable[..., Tensor],
+    prompts: Sequence[str] | str | None = None,
+    particles: int = 8,
+    steps: int = 16,
+    method: str = "fmtt",
+    temperature: float | None = None,
+    strength: float | None = None,
+    seed: int = 0,
+    *,
+    reward_prompts: Sequence[str] | str | None = None,
+    batch_size: int | None = None,
+    position: int = 0,
+    callback: Callable[[Population], None] | None = None,
+    **options: Any,
+) -> Result:
+    """Sample `q(x) ∝ p(x) exp(reward(x) / temperature)` from a flow map, by a named method.
+
+    Args:
+        flow: the flow map, no prompts bound.
+        reward: a Reward, or any callable on images (n, 3, h, w) and, if it wants them, prompts.
+        prompts: a list (a leading prompt axis everywhere), one string, or None.
+        particles: n, for each prompt.
+        steps: steps from noise to data.
+        method: one of `METHODS`.
+        temperature: in the reward's units; lower steers harder.
+        strength: instead: the temperature is, for each prompt, the reward's standard deviation
+            over 32 one-jump samples divided by this. Default: 3.
+        seed: keys all randomness.
+        reward_prompts: what the reward is asked, where that differs from the prompts.
+        batch_size: the most rows in one network call. Default: all for a flow without
+            parameters, else 64. It never changes the noise.
+        position: the place of the first prompt in a longer list, of which this call does a part.
+        callback: called with the population after each step (of each batch of prompts).
+        **options: the method's own, see `method_options`.
+
+    Raises:
+        ValueError: an unknown method or option, an empty list, numbers below one, temperature
+            and strength both, a reward without spread, of a wrong shape, or without the gradient
+            that the method needs.
+        FloatingPointError: a reward that is not finite: names prompt, particle and step.
+    """
+    reward = wrap(reward)
+    _check(flow, reward, prompts, particles, steps, method, temperature, strength, options)
+    if prompts is None:
+        names: list[str] | None = None
+    else:
+        names = [prompts] if isinstance(prompts, str) else list(prompts)
+    p = 1 if names is None else len(names)
+    asked = _asked(reward_prompts, names, p)
+    some = next(iter(flow.parameters()), None)
+    if batch_size is None:
+        batch_size = 64 if some is not None else p * particles
+    run = _Sampling(
+        flow, reward, particles, steps, method, temperature, strength or 3.0, seed, batch_size,
+        callback, options,
+    )  # fmt: skip
+    group = max(1, batch_size // particles)
+    start = time.perf_counter()
+    parts = []
+    for a in range(0, p, group):
+        chosen = range(a, min(a + group, p))
+        parts.append(
+            run(
+                None if names is None else [names[i] for i in chosen],
+                None if asked is None else [asked[i] for i in chosen],
+                range(position + a, position + chosen.stop),
+            )
+        )
+    joined = {
+        key: torch.cat([part[key] for part in parts], 1 if key in _TRACES else 0)
+        for key in parts[0]
+    }
+    if prompts is None or isinstance(prompts, str):
+        joined = {key: v[:, 0] if key in _TRACES else v[0] for key, v in joined.items()}
+    rows = p * particles
+    return Result(
+        x=joined["x"],
+        images=joined.get("images"),
+        rewards=joined["rewards"],
+        log_w=joined["log_w"],
+        log_z=joined.get("log_z"),
+        ess=joined["ess"],
+        nfe=(run.counts.forward + run.counts.backward) / rows,
+        temperature=joined.get("temperature"),
+        best=joined["rewards"].argmax(-1),
+        prompts=prompts,
+        method=method,
+        seed=seed,
+        costs={
+            "network_gradients": run.counts.backward / rows,
+            "reward_calls": run.counts.reward / rows,
+            "reward_gradients": run.counts.reward_gradient / rows,
+            "temperature_nfe_per_prompt": run.probe_counts.forward / p,
+            "seconds": time.perf_counter() - start,
+        },
+        trace={name: joined[key] for key, name in _TRACES.items()},
+    )
+
+
+def _check(
+    flow: FlowMap,
+    reward: Reward,
+    prompts: Sequence[str] | str | None,
+    particles: int,
+    steps: int,
+    method: str,
+    temperature: float | None,
+    strength: float | None,
+    options: Mapping[str, Any],
+) -> None:
+    """Fail at the door, once."""
+    known = method_options(method)
+    for name in options:
+        if name not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"method {method!r} takes no option {name!r}: {takes}")
+    if prompts is not None and len(prompts) == 0:
+        raise ValueError("the list of prompts is empty: give at least one, or None for no prompt")
+    for name, value in (("particles", particles), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if temperature is not None and strength is not None:
+        raise ValueError(
+            "temperature and strength both given: strength sets the temperature from the reward's "
+            "spread, so give one of them"
+        )
+    for name, number in (("temperature", temperature), ("strength", strength)):
+        if number is not None and not (number > 0 and math.isfinite(number)):
+            raise ValueError(f"{name} must be a number above zero, got {number}")
+    if _TABLE[method].gradient and not reward.differentiable:
+        free = [name for name, m in _TABLE.items() if not m.gradient]
+        raise ValueError(
+            f"method {method!r} needs the reward's gradient, and the reward is declared not "
+            f"differentiable: take one of {', '.join(free)}, or a differentiable reward"
+        )
+
+
+def _asked(
+    reward_prompts: Sequence[str] | str | None, names: list[str] | None, p: int
+) -> list[str] | None:
+    """Return what the reward is asked, one per prompt."""
+    if reward_prompts is None:
+        return names
+    asked = [reward_prompts] * p if isinstance(reward_prompts, str) else list(reward_prompts)
+    if len(asked) != p:
+        raise ValueError(f"{len(asked)} reward_prompts for {p} prompts: give one for each, or one")
+    return asked
+
+
+class _Sampling:
+    """One call's settings; called once for each batch of prompts."""
+
+    def __init__(
+        self,
+        flow: FlowMap,
+        reward: Reward,
+        particles: int,
+        steps: int,
+        method: str,
+        temperature: float | None,
+        strength: float,
+        seed: int,
+        batch_size: int,
+        callback: Callable[[Population], None] | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.flow, self.particles, self.method = flow, particles, method
+        self.temperature, self.strength, self.seed = temperature, strength, seed
+        self.batch_size, self.callback, self.options = batch_size, callback, options
+        self.counts, self.probe_counts = Counts(), Counts()
+        self.plain_reward = reward
+        self.reward = CountedReward(reward, self.counts)
+        self.times = [k / steps for k in range(steps + 1)]
+        some = next(iter(flow.parameters()), None)
+        self.device = torch.device("cpu") if some is None else some.device
+        self.dtype = torch.get_default_dtype()
+
+    def __call__(
+        self, names: list[str] | None, asked: list[str] | None, positions: range
+    ) -> dict[str, Tensor]:
+        bound = self.flow if names is None else self.flow.given(names)
+        flow = Counted(bound, self.counts)
+        build = _TABLE[self.method].build
+        start = self._start(positions, self.particles, "start")
+        temperature: Tensor | None = None
+        if build is None:
+            guide = Guidance(_Unseen(), Jump(flow))
+        else:
+            temperature = self._temperature(bound, asked, positions)
+            guide = build(flow, self.reward, asked, temperature, **self.options)
+        guide.times, guide.batch_size = self.times, self.batch_size
+        history = []
+        for population in guide.steps(start, self.seed, position=positions.start):
+            last = population
+            history.append((last.ess, last.log_z, last.reward.mean(-1)))
+            if self.callback is not None:
+                self.callback(population)
+        trace_ess, trace_log_z, trace_reward = (torch.stack(h) for h in zip(*history, strict=True))
+        with torch.no_grad():
+            rows = last.x.flatten(0, 1)
+            images = self._decode(flow, rows)
+            rewards = last.reward
+            if build is None:
+                rewards = self._score(images, asked, self.reward).reshape(last.log_w.shape)
+        out = {
+            "x": last.x,
+            "rewards": rewards,
+            "log_w": last.log_w,
+            "ess": ess(last.log_w),
+            "trace_ess": trace_ess,
+            "trace_log_z": trace_log_z,
+            "trace_reward": trace_reward,
+        }
+        if images.ndim == 4 and images.shape[1] == 3:
+            out["images"] = images.unflatten(0, last.x.shape[:2])
+        if temperature is not None:
+            out |= {"log_z": last.log_z, "temperature": temperature}
+        return out
+
+    def _start(self, positions: range, particles: int, step: str) -> Tensor:
+        """Draw noise at t = 0, (p, particles, *event)."""
+        noise = Noise(
+            self.seed, positions, particles, step=step, device=self.device, dtype=self.dtype
+        )
+        drawn = noise.normal(self.flow.event_shape)
+        return drawn.unflatten(0, (len(positions), particles))
+
+    def _decode(self, flow: FlowMap, rows: Tensor) -> Tensor:
+        return torch.cat([flow.decode(part) for part in rows.split(self.batch_size)])
+
+    def _score(self, images: Tensor, asked: list[str] | None, reward: Reward) -> Tensor:
+        prompts = None if asked is None else flat_prompts(asked, len(images))
+        scores = []
+        for a in range(0, len(images), self.batch_size):
+            b = a + self.batch_size
+            scores.append(score(reward, images[a:b], None if prompts is None else prompts[a:b]))
+        rewards = torch.cat(scores).float()
+        bad = (~torch.isfinite(rewards)).nonzero()
+        if len(bad):
+            row, n = int(bad[0]), len(images) // max(1, len(asked or [""]))
+            name = f" ({asked[row // n]!r})" if asked else ""
+            raise FloatingPointError(
+                f"the reward is {float(rewards[row])} for prompt {row // n}{name}, particle "
+                f"{row % n}, at t = 1: a reward must be finite for every picture"
+            )
+        return rewards
+
+    @torch.no_grad()
+    def _temperature(self, bound: FlowMap, asked: list[str] | None, positions: range) -> Tensor:
+        """Return one temperature a prompt, (p,)."""
+        p = len(positions)
+        if self.temperature is not None:
+            return torch.full((p,), self.temperature, device=self.device)
+        flow = Counted(bound, self.probe_counts)
+        start = self._start(positions, PROBES, "temperature")
+        size = max(1, self.batch_size // p)
+        jumped = torch.cat(
+            [
+                flow.lookahead(start[:, a : a + size].flatten(0, 1), 0.0).unflatten(0, (p, -1))
+                for a in range(0, PROBES, size)
+            ],
+            1,
+        ).flatten(0, 1)
+        rewards = self._score(self._decode(flow, jumped), asked, self.plain_reward)
+        spread = rewards.reshape(p, PROBES).std(1)
+        flat = (spread <= 1e-12 * rewards.abs().max()).nonzero().flatten().tolist()
+        if flat:
+            name = f" ({asked[flat[0]]!r})" if asked else ""
+            raise ValueError(
+                f"the reward has no spread over {PROBES} one-jump samples of prompt "
+                f"{positions[flat[0]]}{name}, so no temperature can be set from it: give "
+                "temperature=..., or a reward that tells these samples apart"
+            )
+        return spread / self.strength
+
+
+class _Unseen(Potential):
+    """No reward."""
+
+    def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
+        zero = torch.zeros(len(x), device=x.device)
+        return Evaluation(zero, zero + torch.nan)
