@@ -7,8 +7,8 @@ g(1) = 1, and a view of the clean sample: the flow map's lookahead, the denoiser
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import final
+from dataclasses import dataclass, fields, replace
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -50,12 +50,12 @@ class Evaluation:
 
     def map(self, f: Callable[..., Tensor], *others: "Evaluation") -> "Evaluation":
         """Apply `f` to each field that all of these evaluations hold."""
-        columns = {
-            field.name: [getattr(e, field.name) for e in (self, *others)] for field in fields(self)
-        }
-        return Evaluation(
-            **{k: None if any(v is None for v in c) else f(*c) for k, c in columns.items()}
-        )
+
+        def column(name: str) -> Any:
+            values = [getattr(e, name) for e in (self, *others)]
+            return None if any(v is None for v in values) else f(*values)
+
+        return replace(self, **{field.name: column(field.name) for field in fields(self)})
 
 
 class Potential(ABC):

@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LinearReward", "QuadraticReward", "Reward", "WeightedSum", "clamp01", "score", "wrap"]
+__all__ = [
+    "LinearReward",
+    "QuadraticReward",
+    "Reward",
+    "WeightedSum",
+    "clamp01",
+    "score",
+    "term_scores",
+    "wrap",
+]
 
 
 class Reward(nn.Module):
@@ -62,18 +71,39 @@ class WeightedSum(Reward):
         metadata: Sequence[Any] | None = None,
     ) -> Tensor:
         """Return the weighted sum of the terms' scores, (n,)."""
-        return torch.stack(
-            [
-                w * score(r, images, prompts, metadata)
-                for w, r in zip(self.weights, self.rewards, strict=True)
-            ]
-        ).sum(0)
+        scores = [w * score(r, images, prompts, metadata) for w, r in _terms(self)]
+        return torch.stack(scores).sum(0)
 
 
 def _terms(reward: Reward) -> list[tuple[float, Reward]]:
     if not isinstance(reward, WeightedSum):
         return [(1.0, reward)]
-    return list(zip(reward.weights, reward.rewards, strict=True))  # type: ignore[arg-type]
+    return [(w, r) for w, r in zip(reward.weights, reward.rewards, strict=True)]  # type: ignore[misc]
+
+
+def term_scores(
+    reward: Reward, images: Tensor, prompts: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """Score each term of a weighted sum by itself, unweighted: name -> (n,).
+
+    >>> light, dark = wrap(lambda x: x.mean((1, 2, 3))), wrap(lambda x: -x.mean((1, 2, 3)))
+    >>> {k: v.item() for k, v in term_scores(light + dark, torch.ones(1, 3, 2, 2)).items()}
+    {'<lambda>': 1.0, '<lambda> 2': -1.0}
+    """
+    out: dict[str, Tensor] = {}
+    for _, term in _terms(reward):
+        name = title = _name(term)
+        count = 2
+        while title in out:
+            title, count = f"{name} {count}", count + 1
+        out[title] = score(term, images, prompts)
+    return out
+
+
+def _name(reward: Reward) -> str:
+    """Return what people call a reward."""
+    source = getattr(reward, "f", reward)
+    return getattr(source, "__name__", type(source).__name__)
 
 
 class _Wrapped(Reward):
@@ -149,8 +179,7 @@ def score(
         ValueError: the reward returned something else; the message says what.
     """
     scores = reward(images, prompts, metadata)
-    name = getattr(reward, "f", reward)
-    name = getattr(name, "__name__", type(name).__name__)
+    name = _name(reward)
     if not isinstance(scores, Tensor):
         raise ValueError(
             f"reward {name!r} returned {type(scores).__name__}: return a tensor of shape (n,)"

@@ -25,7 +25,7 @@ from steer.reward import Reward, score, wrap
 from steer.shared import Counted, CountedReward, Counts
 from steer.weights import Continuous, Ratio
 
-__all__ = ["METHODS", "PROBES", "Result", "method_options", "sample"]
+__all__ = ["METHODS", "PROBES", "Result", "check", "method_options", "plan", "sample"]
 
 PROBES = 32
 """How many one-jump samples a prompt's temperature is set by."""
@@ -74,33 +74,68 @@ def _split(
 
 @dataclass(frozen=True)
 class _Method:
+    """A line for people, how to build it, and what it costs a particle."""
+
     line: str
     build: Callable[..., Guidance] | None  # None: `steps` composed jumps, no guidance
+    cost: Callable[..., tuple[int, int]]  # (steps, gradients?, options) -> NFE, reward calls
     gradient: bool = False
 
 
+def _jumps_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tuple[int, int]:
+    """One jump a step; the reward at the end."""
+    return steps, 1
+
+
+def _published_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tuple[int, int]:
+    """Velocity and view at the start of each step, the view's gradient where the ramp is not 0."""
+    at_zero = options["scale"] == 1  # ratio weights count r at 0 as 0, and never look there
+    return 3 * steps - 2 + at_zero, steps + at_zero
+
+
+def _naive_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tuple[int, int]:
+    """The reward needs no network."""
+    return steps, steps + (options["scale"] == 1)
+
+
+def _split_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tuple[int, int]:
+    """A jump and a look a step; a score, and for each move a look and two scores."""
+    look, moves = 1 + gradients, options["moves"]
+    looks = (steps - 1) * (1 + moves)
+    scores = (steps - 1) * (1 + 2 * moves) if moves else 0
+    if not moves:
+        look = 1
+    return steps + looks * look + scores, looks + 1
+
+
 _TABLE: dict[str, _Method] = {
-    "none": _Method("unguided: `steps` composed jumps", None),
-    "best-of-n": _Method("unguided candidates by `steps` composed jumps, the best one wins", None),
+    "none": _Method("unguided: `steps` composed jumps", None, _jumps_cost),
+    "best-of-n": _Method(
+        "unguided candidates by `steps` composed jumps, the best one wins", None, _jumps_cost
+    ),
     "fmtt": _Method(
         "flow-map trajectory tilting as published: SDE drift by the lookahead's gradient, "
         "resampling on ESS (2511.22688)",
         partial(_published, Lookahead),
+        _published_cost,
         gradient=True,
     ),
     "denoiser": _Method(
         "the same, with the reward seen through the denoiser",
         partial(_published, Denoised),
+        _published_cost,
         gradient=True,
     ),
     "naive": _Method(
         "the same, with the reward of the noisy state itself",
         partial(_published, Naive),
+        _naive_cost,
         gradient=True,
     ),
     "split": _Method(
         "exact: deterministic jump, ratio weight, resample, Metropolis-adjusted Langevin moves",
         _split,
+        _split_cost,
     ),
 }
 METHODS: Mapping[str, str] = MappingProxyType({name: m.line for name, m in _TABLE.items()})
@@ -121,6 +156,17 @@ def method_options(method: str) -> dict[str, Any]:
     build = _TABLE[method].build
     parameters = inspect.signature(build).parameters.values() if build else ()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def plan(method: str, steps: int, differentiable: bool = True, **options: Any) -> dict[str, int]:
+    """Return what a method will cost a particle: NFE and reward calls.
+
+    >>> plan("fmtt", 16)
+    {'nfe': 47, 'reward_calls': 17}
+    """
+    known = method_options(method)
+    nfe, rewards = _TABLE[method].cost(steps, differentiable, known | options)
+    return {"nfe": nfe, "reward_calls": rewards}
 
 
 # ---------------------------------------------------------------- the result
@@ -228,13 +274,16 @@ def sample(
         FloatingPointError: a reward that is not finite: names prompt, particle and step.
     """
     reward = wrap(reward)
-    _check(flow, reward, prompts, particles, steps, method, temperature, strength, options)
+    check(
+        flow, reward, prompts, particles, steps, method, temperature, strength, seed,
+        reward_prompts=reward_prompts, **options,
+    )  # fmt: skip
     if prompts is None:
         names: list[str] | None = None
     else:
         names = [prompts] if isinstance(prompts, str) else list(prompts)
     p = 1 if names is None else len(names)
-    asked = _asked(reward_prompts, names, p)
+    asked = _asked(reward_prompts, names)
     some = next(iter(flow.parameters()), None)
     if batch_size is None:
         batch_size = 64 if some is not None else p * particles
@@ -285,18 +334,21 @@ def sample(
     )
 
 
-def _check(
+def check(
     flow: FlowMap,
     reward: Reward,
-    prompts: Sequence[str] | str | None,
-    particles: int,
-    steps: int,
-    method: str,
-    temperature: float | None,
-    strength: float | None,
-    options: Mapping[str, Any],
+    prompts: Sequence[str] | str | None = None,
+    particles: int = 8,
+    steps: int = 16,
+    method: str = "fmtt",
+    temperature: float | None = None,
+    strength: float | None = None,
+    seed: int = 0,
+    *,
+    reward_prompts: Sequence[str] | str | None = None,
+    **options: Any,
 ) -> None:
-    """Fail at the door, once."""
+    """Fail at the door: raise the ValueErrors that `sample` documents, before any work."""
     known = method_options(method)
     for name in options:
         if name not in known:
@@ -321,14 +373,16 @@ def _check(
             f"method {method!r} needs the reward's gradient, and the reward is declared not "
             f"differentiable: take one of {', '.join(free)}, or a differentiable reward"
         )
+    _asked(reward_prompts, [prompts] if isinstance(prompts, str) else prompts)
 
 
 def _asked(
-    reward_prompts: Sequence[str] | str | None, names: list[str] | None, p: int
+    reward_prompts: Sequence[str] | str | None, names: Sequence[str] | None
 ) -> list[str] | None:
     """Return what the reward is asked, one per prompt."""
+    p = 1 if names is None else len(names)
     if reward_prompts is None:
-        return names
+        return None if names is None else list(names)
     asked = [reward_prompts] * p if isinstance(reward_prompts, str) else list(reward_prompts)
     if len(asked) != p:
         raise ValueError(f"{len(asked)} reward_prompts for {p} prompts: give one for each, or one")

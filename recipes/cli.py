@@ -1,0 +1,133 @@
+"""The command line: `steer COMMAND`.
+
+Each command is a typed function, and its YAML keys are the function's arguments (jsonargparse).
+"""
+
+import errno
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from steer.names import unknown
+
+__all__ = ["COMMANDS", "main", "parser"]
+
+COMMANDS = {
+    "sample": ("recipes.sample:sample", "guided sampling into a run folder"),
+    "train": ("recipes.train:train", "train a flow map"),
+    "models": ("recipes.lists:models", "list the models that come along"),
+    "rewards": ("recipes.lists:rewards_", "list the rewards that come along"),
+    "methods": ("recipes.lists:methods", "list the sampling methods"),
+}
+"""Command -> its function, and one line."""
+
+LATER = {
+    "lora": "adapters",
+    "lora-scale": "adapters",
+    "cfg": "guidance that is mixed at run time (it is distilled into the embedded map)",
+    "negative-prompt": "negative prompts",
+    "height": "other sizes than the model's own",
+    "width": "other sizes than the model's own",
+    "init-image": "starts from a picture",
+    "init-time": "starts from a picture",
+}
+"""Options of `sample` that the models of this version cannot use -> what they are for."""
+
+
+def _function(command: str) -> Callable[..., Any]:
+    module, name = COMMANDS[command][0].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def parser(command: str) -> ArgumentParser:
+    """Return the parser of a command: `--config FILE`, and its function's arguments."""
+    made = ArgumentParser(prog=f"steer {command}", exit_on_error=False)
+    made.add_argument("--config", action="config", help="a YAML file whose keys are the options")
+    made.add_function_arguments(_function(command))
+    return made
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items()]
+    return "\n".join(["usage: steer COMMAND [--help] [options]", "", *lines])
+
+
+def _explain(error: Exception, command: str, made: ArgumentParser) -> str:
+    """Say what is wrong with the arguments, with the nearest names for what is not known."""
+    text = str(error)
+    found = re.findall(r"--([\w-]+)", text) if "nrecognized" in text else []
+    found += re.findall(r"[Kk]ey ['\"]([\w.-]+)['\"]", text)
+    found += re.findall(r"nested key ['\"]([\w.-]+)['\"]", text)
+    known = [a.dest for a in made._actions if a.dest not in {"help", "print_config"}]
+    hints = []
+    for name in dict.fromkeys(found):
+        dashed = name.replace("_", "-")
+        if command == "sample" and dashed in LATER:
+            hints.append(
+                f"option {dashed!r} is for {LATER[dashed]}, which this version's models cannot "
+                "use: leave it out"
+            )
+        elif name.replace("-", "_") not in known:
+            hints.append(str(unknown("option", name.replace("-", "_"), known)))
+    return "; ".join(hints) or text
+
+
+def _os_error(error: OSError) -> str:
+    if error.errno in {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}:
+        return (
+            f"the disk is full ({error.strerror}: {error.filename or 'while writing'}): nothing "
+            "half-written is left; make room and run the same command again, finished prompts are "
+            "kept"
+        )
+    if isinstance(error, FileExistsError | FileNotFoundError) and error.errno is None:
+        return str(error)
+    return f"{error.strerror}: {error.filename}" if error.filename else str(error)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command; errors of use are one line on stderr and exit code 2."""
+    argv = list(sys.argv[1:] if args is None else args)
+    if not argv or argv[0] in {"-h", "--help"}:
+        print(_usage())
+        return 0 if argv else 2
+    command, rest = argv[0], argv[1:]
+    try:
+        if command == "--version":
+            import steer
+
+            print(f"flowsteer {steer.__version__}")
+            return 0
+        if command not in COMMANDS:
+            raise unknown("command", command, COMMANDS)
+        made = parser(command)
+        try:
+            options = made.parse_args(rest)
+        except (ArgumentError, TypeError) as error:
+            raise ValueError(_explain(error, command, made)) from error
+        options.pop("config", None)
+        _function(command)(**made.instantiate_classes(options).as_dict())
+    except KeyboardInterrupt:
+        print("\ninterrupted: run the same command again to go on", file=sys.stderr)
+        return 130
+    except OSError as error:
+        return _fail(_os_error(error))
+    except (ValueError, FloatingPointError, TypeError, ImportError) as error:
+        return _fail(str(error))
+    return 0
+
+
+def _fail(message: str) -> int:
+    if os.environ.get("STEER_TRACEBACK"):
+        raise
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""`steer sample`: guided sampling into a run folder, resumable over prompts."""
+
+import json
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+import rewards
+import steer
+from steer.flow import flat_prompts
+from steer.folder import refuse_existing, save_result, write_atomically
+from steer.guidance import Population
+from steer.reward import WeightedSum, term_scores
+from steer.sample import PROBES, Result, check, plan
+
+__all__ = ["sample"]
+
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+
+
+def sample(
+    model: str = "emoji",
+    reward: str = "clip",
+    prompt: str | list[str] | None = None,
+    prompts_file: Path | None = None,
+    reward_prompt: str | list[str] | None = None,
+    particles: int = 4,
+    steps: int = 16,
+    method: str = "fmtt",
+    temperature: float | None = None,
+    strength: float | None = None,
+    scale: float | None = None,
+    threshold: float | None = None,
+    moves: int | None = None,
+    keep: Literal["best", "all"] = "all",
+    seed: int = 0,
+    device: str | None = None,
+    dtype: Dtype | None = None,
+    out: Path = Path("outputs/sample"),
+    overwrite: bool = False,
+) -> Path:
+    """Sample pictures that a reward likes, and write them to a run folder.
+
+    The folder holds config.yaml, images/, grid.png (unguided beside guided, same seeds),
+    scores.jsonl and metrics.json. It appears whole or not at all; a run that was interrupted goes
+    on where it stopped when the same command is given again.
+
+    Args:
+        model: a name that `steer models` lists, a folder, or file.py:Name.
+        reward: a name that `steer rewards` lists, a weighted sum of such, or file.py:Name.
+        prompt: what to draw; a list for several.
+        prompts_file: a text file with a prompt a line, instead.
+        reward_prompt: what the reward is asked, where that differs from the prompt.
+        particles: how many pictures a prompt.
+        steps: steps from noise to picture.
+        method: a name that `steer methods` lists.
+        temperature: in the reward's units; lower steers harder.
+        strength: instead: the temperature is the reward's own spread divided by this (default 3).
+        scale: how far the gradient shifts the proposal (fmtt, denoiser, naive; default 1).
+        threshold: resample below this share of effective particles (default 0.5).
+        moves: Langevin moves a step (split; default 1).
+        keep: write all pictures of a prompt, or the best.
+        seed: keys all randomness.
+        device: where to compute. Default: where the model is loaded, the CPU.
+        dtype: the network's. Default: float32 on a CPU.
+        out: the run folder.
+        overwrite: replace the run folder if it exists, and drop an interrupted run.
+
+    Returns:
+        The run folder.
+    """
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items()}
+    console = Console(stderr=True)
+    refuse_existing(out, overwrite)
+    prompts = _prompts(prompt, prompts_file)
+    given = {"scale": scale, "threshold": threshold, "moves": moves}
+    options = {k: v for k, v in given.items() if v is not None}
+    flow = _model(model, device, dtype)
+    judge = rewards.load(reward)
+    some = next(flow.parameters(), None)
+    if some is not None:
+        judge = judge.to(some.device)
+    asked = reward_prompt
+    run: dict[str, Any] = {
+        "particles": particles,
+        "steps": steps,
+        "seed": seed,
+    }
+    guided = {"method": method, "temperature": temperature, "strength": strength, **options}
+
+    # every mistake is found before any work
+    check(flow, judge, prompts, **run, **guided, reward_prompts=asked)
+    cost = plan(method, steps, judge.differentiable, **options)
+    count = 1 if prompts is None else len(prompts)
+    probes = PROBES if method not in {"none", "best-of-n"} and temperature is None else 0
+    console.print(
+        f"{count} prompt{'s' * (count > 1)} x {particles} particles x {cost['nfe'] + steps} NFE "
+        f"({steps} of them unguided, to compare) + {count} x {probes} to set the temperature = "
+        f"{count * (particles * (cost['nfe'] + steps) + probes)} network calls, "
+        f"{count * (particles * (cost['reward_calls'] + 1) + probes)} reward calls"
+    )
+    partial = _Partial(out, settings, overwrite)
+    size = max(1, 64 // particles)
+    groups = range(0, count, size)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("reward {task.fields[reward]:.4g}"),
+    )
+    try:
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(method, total=len(groups) * steps, reward=float("nan"))
+
+            def show(population: Population) -> None:
+                progress.update(task, advance=1, reward=float(population.reward.mean()))
+
+            for a in groups:
+                chosen = None if prompts is None else prompts[a : a + size]
+                questions = asked[a : a + size] if isinstance(asked, list) else asked
+                if partial.has(a):
+                    progress.update(task, advance=steps)
+                    continue
+                shared = {**run, "reward_prompts": questions, "position": a}
+                result = steer.sample(flow, judge, chosen, callback=show, **guided, **shared)
+                plain = steer.sample(flow, judge, chosen, method="none", **shared)
+                partial.add(a, result, plain, _terms(judge, result, chosen, questions))
+        result, plain, terms = partial.joined(list(groups), prompts)
+        save_result(
+            result,
+            out,
+            overwrite,
+            unguided=plain,
+            keep=keep,
+            terms=terms,
+            files={"config.yaml": _config(settings)},
+        )
+    except (ValueError, FloatingPointError):
+        partial.drop()
+        raise
+    finally:
+        partial.drop_if_empty()
+    partial.drop()
+    console.print(
+        f"unguided {float(plain.rewards.mean()):.4g}, {method} {float(result.rewards.mean()):.4g} "
+        f"(best {float(result.rewards.amax(-1).mean()):.4g}); see {out / 'grid.png'}"
+    )
+    return out
+
+
+def _prompts(prompt: str | list[str] | None, file: Path | None) -> list[str] | None:
+    if prompt is not None and file is not None:
+        raise ValueError("prompt and prompts_file both given: give one of them")
+    if file is not None:
+        if not file.is_file():
+            raise FileNotFoundError(f"no prompts file {file}: give a text file, a prompt a line")
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+    return [prompt] if isinstance(prompt, str) else prompt
+
+
+def _model(model: str, device: str | None, dtype: str | None) -> steer.FlowMap:
+    """Load a model by name, folder or file.py:Name."""
+    kind = None if dtype is None else getattr(torch, dtype)
+    file, _, name = model.rpartition(":")
+    if file.endswith(".py"):
+        from rewards.load import from_file
+
+        made = from_file(Path(file), name)
+        flow = made() if isinstance(made, type) or not isinstance(made, steer.FlowMap) else made
+        if not isinstance(flow, steer.FlowMap):
+            raise TypeError(f"{model} gives a {type(flow).__name__}: expected a steer.FlowMap")
+        return flow.to(device=device, dtype=kind)
+    return steer.load(model, device=device, dtype=kind)
+
+
+def _terms(
+    reward: steer.Reward, result: Result, prompts: list[str] | None, asked: str | list[str] | None
+) -> dict[str, Tensor]:
+    """Score each term of a weighted sum by itself, in its own units."""
+    if not isinstance(reward, WeightedSum) or result.images is None:
+        return {}
+    questions = prompts if asked is None else asked
+    questions = [questions] if isinstance(questions, str) else questions
+    images = result.images.flatten(0, -4)
+    rows = None if questions is None else flat_prompts(questions, len(images))
+    with torch.no_grad():
+        scores = term_scores(reward, images, rows)
+    return {name: s.reshape(result.rewards.shape) for name, s in scores.items()}
+
+
+def _config(settings: dict[str, Any]) -> str:
+    """Return the settings as YAML that `--config` takes again, under a comment with versions."""
+    versions = f"flowsteer {steer.__version__}, torch {torch.__version__}"
+    header = f"# made by: {versions}, Python {platform.python_version()}\n"
+    kept = {k: v for k, v in settings.items() if v is not None}
+    return header + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+
+
+class _Partial:
+    """The finished groups of an unfinished run, beside its folder."""
+
+    def __init__(self, out: Path, settings: dict[str, Any], overwrite: bool) -> None:
+        self.folder = out.parent / f".{out.name}.partial"
+        if overwrite:
+            self.drop()
+        config = self.folder / "config.yaml"
+        content = yaml.safe_dump({k: v for k, v in settings.items() if k != "overwrite"})
+        if config.exists() and config.read_text(encoding="utf-8") != content:
+            raise FileExistsError(
+                f"an interrupted run with other settings is kept in {self.folder}: give its "
+                "command again to finish it, choose another folder, or say --overwrite to drop it"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            write_atomically(config, content.encode())
+        except OSError:
+            self.drop_if_empty()
+            raise
+
+    def _file(self, group: int) -> Path:
+        return self.folder / f"{group:06d}.safetensors"
+
+    def has(self, group: int) -> bool:
+        return self._file(group).exists()
+
+    def add(self, group: int, result: Result, plain: Result, terms: dict[str, Tensor]) -> None:
+        tensors, notes = {}, {}
+        for kind, r in (("guided", result), ("plain", plain)):
+            for f in fields(r):
+                value = getattr(r, f.name)
+                if isinstance(value, Tensor):
+                    tensors[f"{kind}/{f.name}"] = value.contiguous()
+                elif f.name == "trace":
+                    tensors |= {f"{kind}/trace/{k}": v.contiguous() for k, v in value.items()}
+                else:
+                    notes[f"{kind}/{f.name}"] = json.dumps(value)
+        tensors |= {f"terms/{k}": v.contiguous() for k, v in terms.items()}
+        write_atomically(self._file(group), safetensors.torch.save(tensors, notes))
+
+    def joined(
+        self, groups: list[int], prompts: list[str] | None
+    ) -> tuple[Result, Result, dict[str, Tensor]]:
+        """Put all groups together again."""
+        parts, notes = [], []
+        for group in groups:
+            with safetensors.safe_open(self._file(group), "pt") as file:
+                parts.append({k: file.get_tensor(k) for k in file.keys()})  # noqa: SIM118
+                notes.append(file.metadata())
+        join: Callable[[str], Tensor] = lambda k: torch.cat(  # noqa: E731
+            [part[k] for part in parts], 1 if "/trace/" in k else 0
+        )
+        whole = {k: parts[0][k] if prompts is None else join(k) for k in parts[0]}
+        made = []
+        for kind in ("guided", "plain"):
+            values: dict[str, Any] = {
+                k.removeprefix(f"{kind}/"): json.loads(v)
+                for k, v in notes[0].items()
+                if k.startswith(f"{kind}/")
+            }
+            costs = [json.loads(n[f"{kind}/costs"]) for n in notes]
+            values["costs"] = {k: sum(c[k] for c in costs) / len(costs) for k in costs[0]}
+            values["costs"]["seconds"] = sum(c["seconds"] for c in costs)
+            values["prompts"] = prompts
+            values["trace"] = {}
+            for k, v in whole.items():
+                head, _, name = k.removeprefix(f"{kind}/").partition("/")
+                if k.startswith(f"{kind}/trace/"):
+                    values["trace"][name] = v
+                elif k.startswith(f"{kind}/"):
+                    values[head] = v
+            made.append(Result(**values))
+        terms = {k.removeprefix("terms/"): v for k, v in whole.items() if k.startswith("terms/")}
+        return made[0], made[1], terms
+
+    def drop(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def drop_if_empty(self) -> None:
+        if not any(self.folder.glob("*.safetensors")):
+            self.drop()
