@@ -9,6 +9,7 @@ from steer.exact import GaussianMixture
 from steer.flow import FlowMap
 from steer.guidance import Guidance, Population
 from steer.kernel import Jump, Kernel, Langevin, Sde
+from steer.load import MODELS, load
 from steer.noise import Noise
 from steer.path import Cosine, Linear, Path, VariancePreserving
 from steer.potential import Denoised, Lookahead, Naive, Potential, Terminal
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "MODELS",
     "Continuous",
     "Cosine",
     "Denoised",
@@ -46,6 +48,7 @@ __all__ = [
     "Terminal",
     "VariancePreserving",
     "Weights",
+    "load",
     "multinomial",
     "residual",
     "sample",

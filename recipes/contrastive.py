@@ -1,0 +1,212 @@
+"""Contrastive training of a picture and a text tower on the emoji captions.
+
+A caption is true of a picture when all its words are among the picture's words. For picture i the
+loss is `-log(e^{s_ii} / (e^{s_ii} + sum_{j false for i} e^{s_ij}))`, and the same for captions:
+InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) in which a caption that happens to be true of
+another picture of the batch is left out of its negatives.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recipes.data.emoji import Emoji
+from steer.train import generator_of
+
+__all__ = ["ContrastiveTraining", "Pairs", "augment", "retrieval"]
+
+
+def picture_words(emoji: Emoji) -> list[set[str]]:
+    """Return the words that are true of each picture."""
+    words = []
+    for i in range(len(emoji)):
+        texts = [emoji.labels[i], emoji.styles[i], emoji.groups[i], emoji.subgroups[i]]
+        texts += [*emoji.tags[i], *emoji.colours[i]]
+        words.append({w for text in texts for w in text.split()})
+    return words
+
+
+def augment(
+    images: Tensor, generator: torch.Generator, *, crop: float, noise: float, colour: float,
+    flip: bool = True, erase: float = 0.0, blur: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Crop, shift, flip, jitter, blur, cut out and add noise, each picture by its own draw.
+
+    Args:
+        images: (n, 3, h, w) in [0, 1].
+        generator: draws everything.
+        crop: the view's scale is 1 ± crop; the shift as much.
+        noise: largest standard deviation of the noise.
+        colour: largest relative change of brightness, contrast and single channels.
+        flip: mirror half of them.
+        erase: share of pictures with a grey square cut out.
+        blur: share of pictures that are blurred.
+    """
+    n, _, h, w = images.shape
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    theta = torch.zeros(n, 2, 3)
+    scale = 1 + crop * (2 * uniform(n) - 1)
+    mirror = torch.where(uniform(n) < 0.5, -1.0, 1.0) if flip else torch.ones(n)
+    turn = 0.5 * crop * (2 * uniform(n) - 1)
+    theta[:, 0, 0], theta[:, 0, 1] = scale * mirror, -turn
+    theta[:, 1, 0], theta[:, 1, 1] = turn * mirror, scale
+    theta[:, :, 2] = 1.5 * crop * (2 * uniform(n, 2) - 1)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    x = 1 - F.grid_sample(1 - images, grid, align_corners=False)  # white outside
+    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    x = torch.where((uniform(n) < blur)[:, None, None, None], soft, x)
+    gain = 1 + colour * (2 * uniform(n, 3, 1, 1) - 1) * 0.5
+    x = (x - 0.5) * (1 + colour * (2 * uniform(n, 1, 1, 1) - 1)) + 0.5
+    x = x * gain + 0.5 * colour * (2 * uniform(n, 1, 1, 1) - 1)
+    if erase:
+        rows, columns = torch.arange(h)[:, None], torch.arange(w)
+        top, left, side = uniform(3, n, 1, 1)
+        side = 4 + 6 * side
+        hole = (rows >= top * h) & (rows < top * h + side)
+        hole = hole & (columns >= left * w) & (columns < left * w + side)
+        hole = hole & (uniform(n, 1, 1) < erase)
+        x = torch.where(hole[:, None], uniform(n, 3, 1, 1), x)
+    x = x + noise * uniform(n, 1, 1, 1) * torch.randn(x.shape, generator=generator)
+    return x.clamp(0, 1)
+
+
+class Pairs:
+    """Draw the batch of a step: augmented pictures, their captions, and what is true of what.
+
+    Args:
+        emoji: the data.
+        index: the pictures to draw from.
+        batch_size: pairs a step.
+        seed: with the step, it fixes the batch.
+        change: (images, generator) -> augmented images.
+    """
+
+    def __init__(
+        self,
+        emoji: Emoji,
+        index: Tensor,
+        batch_size: int,
+        seed: int,
+        change: Callable[[Tensor, torch.Generator], Tensor],
+    ) -> None:
+        self.emoji, self.index, self.change = emoji, index, change
+        self.batch_size, self.seed = batch_size, seed
+        self.words = picture_words(emoji)
+
+    def __call__(self, step: int) -> tuple[Tensor, list[str], Tensor]:
+        """Return pictures (n, 3, 32, 32), captions, and truth (n, n): caption j of picture i."""
+        generator = generator_of(self.seed, step, 4)
+        chosen = torch.randint(len(self.index), (self.batch_size,), generator=generator)
+        rows = self.index[chosen].tolist()
+        captions = [self.emoji.captions(i, generator) for i in rows]
+        bags = [set(c.split()) for c in captions]
+        truth = torch.tensor([[bag <= self.words[i] for bag in bags] for i in rows])
+        return self.change(self.emoji.images[rows], generator), captions, truth
+
+
+def contrast(similarity: Tensor, truth: Tensor) -> Tensor:
+    """Return the loss of scaled similarities (n, n), rows pictures and columns captions."""
+    own = torch.eye(len(truth), dtype=torch.bool, device=truth.device)
+    left_out = (truth & ~own).to(similarity.device)
+    s = similarity.masked_fill(left_out, -torch.inf)
+    target = torch.arange(len(s), device=s.device)
+    return (F.cross_entropy(s, target) + F.cross_entropy(s.T, target)) / 2
+
+
+class ContrastiveTraining(L.LightningModule):
+    """Train two towers; everything drawn in step k is a function of (seed, k).
+
+    Args:
+        network: what is trained.
+        encode_image: network, images -> unit vectors.
+        encode_text: network, captions -> unit vectors.
+        log_scale: the logarithm of the similarities' scale.
+        batches: step -> (images, captions, truth).
+        steps: length of the run; the rate follows a cosine to zero over it.
+        rate: AdamW's learning rate.
+        weight_decay: of the matrices.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        encode_image: Callable[[Tensor], Tensor],
+        encode_text: Callable[[Sequence[str]], Tensor],
+        log_scale: nn.Parameter,
+        batches: Pairs,
+        *,
+        steps: int,
+        rate: float = 1e-3,
+        weight_decay: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.network, self.batches, self.steps = network, batches, steps
+        self.encode_image, self.encode_text, self.log_scale = encode_image, encode_text, log_scale
+        self.rate, self.weight_decay = rate, weight_decay
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        """Return the loss of the batch that belongs to the global step."""
+        images, captions, truth = self.batches(self.global_step)
+        pictures, texts = self.encode_image(images.to(self.device)), self.encode_text(captions)
+        similarity = self.log_scale.clamp(max=math.log(50)).exp() * pictures @ texts.T
+        loss = contrast(similarity.float(), truth)
+        self.log("loss", loss, prog_bar=True, batch_size=len(images))
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW, 50 steps up, then a cosine to zero; no decay for vectors and scalars."""
+        decayed = [p for p in self.network.parameters() if p.ndim >= 2]
+        rest = [p for p in self.network.parameters() if p.ndim < 2]
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.rate, betas=(0.9, 0.98))
+
+        def rate(k: int) -> float:
+            return min(1.0, (k + 1) / 50) * 0.5 * (1 + math.cos(math.pi * min(1, k / self.steps)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+@torch.no_grad()
+def retrieval(
+    similarity: Callable[[Tensor, list[str]], Tensor],
+    images: Tensor,
+    labels: Sequence[str],
+    candidates: Sequence[str],
+    choices: int = 100,
+    seed: int = 0,
+) -> float:
+    """Return how often a picture's own label wins among `choices` captions.
+
+    Args:
+        similarity: (images, prompts) -> (n, p).
+        images: (n, 3, h, w) in [0, 1].
+        labels: each picture's label.
+        candidates: the labels that the other captions are drawn from.
+        choices: captions to choose among.
+        seed: draws them.
+    """
+    names = list(dict.fromkeys(candidates))
+    scores = similarity(images, names)
+    own = torch.tensor([names.index(label) for label in labels])
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(len(images), len(names), generator=generator)
+    draws[torch.arange(len(images)), own] = 2.0  # its own is always among them
+    among = torch.zeros_like(draws, dtype=torch.bool)
+    among.scatter_(1, draws.topk(min(choices, len(names)), 1).indices, True)
+    best = scores.float().cpu().masked_fill(~among, -torch.inf).argmax(1)
+    return float((best == own).float().mean())

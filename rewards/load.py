@@ -1,0 +1,183 @@
+"""From a text to a reward: names, options, weighted sums, files and dotted paths."""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from steer.reward import Reward, wrap
+
+__all__ = ["NAMES", "from_file", "load"]
+
+_TABLE = {
+    "clip": (
+        "rewards.clip:Clip",
+        "cosine similarity of picture and prompt, by an open_clip model",
+    ),
+    "colour": ("rewards.colour:Colour", "how near the drawing is to a named colour (name=red)"),
+    "brightness": ("rewards.colour:Brightness", "mean luma, from 0 (black) to 1 (white)"),
+    "jpeg": ("rewards.jpeg:Jpeg", "minus the size as a JPEG file in kB; no gradient"),
+}
+NAMES: Mapping[str, str] = MappingProxyType({name: line for name, (_, line) in _TABLE.items()})
+"""Name -> one line."""
+
+GROUP = "flowsteer.rewards"
+"""The entry-point group in which other packages offer rewards."""
+
+_TERM = re.compile(r"(?:(?P<weight>\d*\.?\d+(?:[eE][+-]?\d+)?)\s*\*\s*)?(?P<name>.+)", re.DOTALL)
+_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)(?::(?P<options>.*))?")
+
+
+def load(spec: str, **options: Any) -> Reward:
+    """Make a reward of a text.
+
+    Args:
+        spec: a name of `NAMES` ("clip"), with options after a colon ("colour:name=red"), a
+            function or class in a file ("file.py:Name") or a module ("pkg.mod.Name"), an entry
+            point of another package (group `flowsteer.rewards`), or a weighted sum of such
+            ("0.7*clip + 0.3*colour:name=red - 0.1*jpeg").
+        options: more options, for a single reward.
+
+    Raises:
+        ValueError: an unknown name or option; the message has the nearest ones.
+        FileNotFoundError: no such file.
+        TypeError: what was found is not callable.
+    """
+    terms = list(_terms(spec))
+    if options and len(terms) > 1:
+        raise ValueError(
+            f"options {sorted(options)} for the sum {spec!r}: write them into its terms, as in "
+            "'0.5*colour:name=red + clip'"
+        )
+    made = [(weight, _one(text, options)) for weight, text in terms]
+    total = made[0][1] if made[0][0] == 1 else made[0][0] * made[0][1]
+    for weight, reward in made[1:]:
+        total = total + weight * reward
+    return total
+
+
+def _terms(spec: str) -> Iterable[tuple[float, str]]:
+    """Split a sum: '+' anywhere but in an exponent, '-' where spaces stand around it or first."""
+    parts = re.split(r"(?<![eE])\s*(\+)\s*|\s+(-)\s+", spec.strip())
+    pieces = [p for p in parts if p is not None]
+    sign = 1.0
+    if pieces and pieces[0].startswith("-"):
+        sign, pieces[0] = -1.0, pieces[0][1:].strip()
+    for piece in pieces:
+        if piece in {"+", "-"}:
+            sign = 1.0 if piece == "+" else -1.0
+            continue
+        match = _TERM.fullmatch(piece.strip())
+        if match is None:
+            raise ValueError(
+                f"cannot read the reward {spec!r}: write a name, or a sum such as "
+                "'0.7*clip + 0.3*colour:name=red'"
+            )
+        yield sign * float(match["weight"] or 1), match["name"].strip()
+
+
+def _one(text: str, options: Mapping[str, Any]) -> Reward:
+    """Make one reward of 'name:key=value,key=value'."""
+    match = _FILE.fullmatch(text)
+    if match is not None:
+        found = from_file(Path(match["file"]), match["name"])
+        name, written = f"{match['file']}:{match['name']}", match["options"]
+    else:
+        name, _, written = text.partition(":")
+        found = _find(name.strip())
+    return _make(found, name, {**_options(written, name), **options})
+
+
+def _options(written: str | None, name: str) -> dict[str, Any]:
+    """Read 'key=value,key=value'; the values are YAML scalars."""
+    out = {}
+    for pair in filter(None, (written or "").split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"option {pair!r} of reward {name!r}: write key=value")
+        out[key.strip()] = value if value.startswith("#") else yaml.safe_load(value)
+    return out
+
+
+def _find(name: str) -> Any:
+    """Find a name: ours, another package's entry point, or a dotted path."""
+    if name in _TABLE:
+        module, attribute = _TABLE[name][0].split(":")
+        return getattr(importlib.import_module(module), attribute)
+    others = {point.name: point for point in entry_points(group=GROUP)}
+    if name in others:
+        return others[name].load()
+    module, _, attribute = name.rpartition(".")
+    if module and re.fullmatch(r"[\w.]+", name):
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(
+                f"cannot load the reward {name!r}: {error}. Give an importable path pkg.mod.Name, "
+                f"a file as file.py:Name, or one of {', '.join([*_TABLE, *others])}"
+            ) from error
+    known = [*_TABLE, *others]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(
+        f"unknown reward {name!r}: {hint}Known: {', '.join(sorted(known))}; or give file.py:Name "
+        "or pkg.mod.Name"
+    )
+
+
+def from_file(file: Path, name: str) -> Any:
+    """Import a Python file and return what it calls `name`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file has no such name; the message has the nearest ones.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}: give the path of a Python file, as file.py:Name")
+    key = f"_steer_file_{file.resolve().as_posix().replace('/', '_').replace('.', '_')}"
+    spec = importlib.util.spec_from_file_location(key, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[key] = module
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        public = [n for n in vars(module) if not n.startswith("_")]
+        near = difflib.get_close_matches(name, public, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"{file} defines no {name!r}: {hint}It has {', '.join(public)}")
+    return getattr(module, name)
+
+
+def _make(found: Any, name: str, options: dict[str, Any]) -> Reward:
+    """Make a reward of a class, a reward or a callable."""
+    if isinstance(found, type):
+        takes = inspect.signature(found).parameters
+        strange = [key for key in options if key not in takes]
+        if strange and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+            has = ", ".join(takes) or "none"
+            raise ValueError(f"reward {name!r} has no option {strange[0]!r}: it has {has}")
+        missing = [
+            key
+            for key, p in takes.items()
+            if p.default is p.empty
+            and key not in options
+            and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        if missing:
+            raise ValueError(
+                f"reward {name!r} needs the option {missing[0]!r}: write {name}:{missing[0]}=..."
+            )
+        found = found(**options)
+    elif options:
+        raise ValueError(f"reward {name!r} is no class, so it takes no options: leave them out")
+    return wrap(found)

@@ -1,0 +1,299 @@
+"""The program: run folders whole or absent, resume, and errors that name the mend."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import recipes.sample
+import rewards
+import steer
+from recipes.cli import COMMANDS, LATER, main
+
+FLOW = '''
+import torch, steer
+
+class Pixels(steer.FlowMap):
+    """A mixture of flat colours on 3x8x8 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        c = torch.tensor([[1.0, 0.2, 0.2], [0.2, 1.0, 0.2], [0.2, 0.2, 1.0]])
+        means = c[:, :, None].expand(3, 3, 64).reshape(3, 192)
+        self.mixture = steer.GaussianMixture(means, 0.3)
+        self.path, self.event_shape = self.mixture.path, (3, 8, 8)
+
+    def velocity(self, x, t):
+        return self.mixture.velocity(x.flatten(1), t).reshape(x.shape)
+
+    def jump(self, x, s, t):
+        return self.mixture.jump(x.flatten(1), s, t).reshape(x.shape)
+
+def redness(images):
+    return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+
+class Wrong(steer.Reward):
+    def forward(self, images, prompts=None, metadata=None):
+        return images.mean()
+
+class NotANumber(steer.Reward):
+    def forward(self, images, prompts=None, metadata=None):
+        return images.mean((1, 2, 3)).masked_fill(torch.arange(len(images)) == 1, torch.nan)
+'''
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "toy.py").write_text(FLOW)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words, **options):
+    settings = {
+        "model": "toy.py:Pixels", "reward": "toy.py:redness", "steps": 3, "particles": 3,
+        "temperature": 0.05, "out": "run", "prompt": '["a", "b"]', **options,
+    }  # fmt: skip
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items() if v is not None]
+    return main(["sample", *words, *flags])
+
+
+def folders(here):
+    return sorted(p.name for p in here.iterdir() if p.name not in {"toy.py", "__pycache__"})
+
+
+def refused(capsys, *parts, code=2):
+    err = capsys.readouterr().err
+    for part in parts:
+        assert part in err, err
+    assert "Traceback" not in err
+
+
+def test_run_folder_is_complete(here, capsys):
+    assert run() == 0
+    assert "network calls" in capsys.readouterr().err
+    out = here / "run"
+    names = {"config.yaml", "images", "grid.png", "scores.jsonl", "metrics.json"}
+    assert {p.name for p in out.iterdir()} == names
+    scores = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    assert [s["prompt"] for s in scores] == ["a"] * 3 + ["b"] * 3
+    assert sum(s["best"] for s in scores) == 2
+    assert all((out / s["image"]).exists() for s in scores)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert len(metrics["log_z"]) == 2
+    assert len(metrics["trace"]["ess"]) == 3
+    assert metrics["nfe_per_particle"] > 3
+    assert metrics["peak_memory"]["cpu_mb"] > 0
+    header = (out / "config.yaml").read_text().splitlines()[0]
+    assert "torch" in header
+    assert steer.__version__ in header
+    assert folders(here) == ["run"]
+    assert Image.open(out / "grid.png").size[1] > 4 * 96  # two prompts, unguided and guided
+
+
+def test_config_of_a_run_reproduces_it(here):
+    assert run(prompt='["a"]') == 0
+    settings = yaml.safe_load((here / "run" / "config.yaml").read_text())
+    settings["out"] = "again"
+    (here / "again.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["sample", "--config", "again.yaml"]) == 0
+    first, second = ((here / d / "scores.jsonl").read_text() for d in ("run", "again"))
+    assert first == second
+
+
+def test_guided_beats_unguided(here):
+    assert run(particles=16, steps=6) == 0
+    metrics = json.loads((here / "run" / "metrics.json").read_text())
+    plain = steer.sample(
+        recipes.sample._model("toy.py:Pixels", None, None),
+        rewards.load("toy.py:redness"),
+        ["a", "b"],
+        particles=16,
+        steps=6,
+        method="none",
+    )
+    assert min(metrics["reward_mean"]) > float(plain.rewards.mean()) + 0.2
+
+
+def test_keep_best(here):
+    assert run(keep="best") == 0
+    assert len(list((here / "run" / "images").iterdir())) == 2
+
+
+def test_terms_of_a_sum_are_scored(here):
+    assert run(reward="toy.py:redness + 0.5*brightness") == 0
+    line = json.loads((here / "run" / "scores.jsonl").read_text().splitlines()[0])
+    a, b = line["terms"].values()
+    assert line["reward"] == pytest.approx(a + 0.5 * b, abs=1e-5)
+
+
+def test_prompts_file(here):
+    (here / "p.txt").write_text("ein Apfel\n\n  größer \n", encoding="utf-8")
+    assert run(prompt=None, prompts_file=here / "p.txt") == 0
+    scores = [json.loads(s) for s in (here / "run" / "scores.jsonl").read_text().splitlines()]
+    assert {s["prompt"] for s in scores} == {"ein Apfel", "größer"}
+
+
+def test_an_interrupted_run_resumes_where_it_stopped(here, monkeypatch):
+    """Interrupt between groups of prompts: the finished ones are kept, the sums are the same."""
+    prompts = json.dumps([f"p{i}" for i in range(5)])
+    assert run(prompt=prompts, particles=32, out="whole") == 0
+    real, calls = steer.sample, []
+
+    def sample(*args, **kwargs):
+        calls.append(kwargs["position"])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(steer, "sample", sample)
+    assert run(prompt=prompts, particles=32) == 130
+    assert folders(here) == [".run.partial", "whole"]
+    calls.clear()
+    calls.extend([-1] * 4)
+    assert run(prompt=prompts, particles=32) == 0
+    assert calls[4:] == [2, 2, 4, 4]  # the group of prompts 0 and 1 was done
+    assert folders(here) == ["run", "whole"]
+    a, b = ((here / d / "scores.jsonl").read_text() for d in ("run", "whole"))
+    assert a == b
+
+
+def test_other_settings_do_not_resume_an_interrupted_run(here, monkeypatch, capsys):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        prompts = json.dumps([f"p{i}" for i in range(3)])
+        real, calls = steer.sample, []
+
+        def second(*args, **kwargs):
+            calls.append(0)
+            return real(*args, **kwargs) if len(calls) < 3 else stop()
+
+        m.setattr(steer, "sample", second)
+        assert run(prompt=prompts, particles=32) == 130
+    assert run(prompt=prompts, particles=32, seed=1) == 2
+    refused(capsys, "other settings", "--overwrite")
+    assert run(prompt=prompts, particles=32, seed=1, overwrite="true") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"model": "emojy"}, ["emojy", "did you mean emoji"]),
+        ({"model": "nowhere.py:Pixels"}, ["nowhere.py"]),
+        ({"reward": "brightnes"}, ["brightnes", "brightness"]),
+        ({"reward": "toy.py:Redness"}, ["Redness", "toy.py"]),
+        ({"method": "fmt"}, ["unknown method 'fmt'", "fmtt"]),
+        ({"prompt": "[]"}, ["empty"]),
+        ({"prompt": None, "prompts_file": "none.txt"}, ["none.txt"]),
+        ({"particles": 0}, ["particles must be at least 1"]),
+        ({"steps": 0}, ["steps must be at least 1"]),
+        ({"strength": 2}, ["temperature and strength both given"]),
+        ({"temperature": -1}, ["temperature", "above zero"]),
+        ({"reward": "toy.py:Wrong"}, ["shape ()", "one number per image"]),
+        ({"reward": "toy.py:NotANumber"}, ["nan", "prompt 0", "'a'", "particle 1", "step 1"]),
+        ({"reward": "jpeg"}, ["gradient", "not differentiable", "split"]),
+        ({"method": "split", "scale": 2}, ["'split'", "'scale'"]),
+        ({"particle": 3}, ["particle", "particles"]),
+        ({"dtype": "float8"}, ["float8", "bfloat16"]),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_bad_input_is_refused_with_its_mend(here, capsys, options, parts):
+    assert run(**options) == 2
+    refused(capsys, "error: ", *parts)
+    assert folders(here) == []
+
+
+@pytest.mark.parametrize("option", LATER)
+def test_options_that_the_model_cannot_use_are_refused_by_name(here, capsys, option):
+    assert run(f"--{option}=1") == 2
+    refused(capsys, option, "leave it out")
+
+
+def test_unknown_yaml_key(here, capsys):
+    (here / "c.yaml").write_text("prompts: [a]\n")
+    assert main(["sample", "--config", "c.yaml"]) == 2
+    refused(capsys, "prompts", "prompt")
+
+
+def test_unknown_command(capsys):
+    assert main(["smaple"]) == 2
+    refused(capsys, "unknown command 'smaple'", "sample")
+
+
+def test_existing_folder_is_left_alone(here, capsys):
+    (here / "run").mkdir()
+    (here / "run" / "mine.txt").write_text("mine")
+    assert run() == 2
+    refused(capsys, "exists already", "--overwrite")
+    assert (here / "run" / "mine.txt").read_text() == "mine"
+    assert run(overwrite="true") == 0
+    assert not (here / "run" / "mine.txt").exists()
+
+
+def test_full_disk_leaves_nothing_half_written(here):
+    """A file-size limit stands in for a full disk: the system refuses the write alike."""
+    words = ["--model=toy.py:Pixels", "--reward=toy.py:redness", "--prompt=a", "--steps=2"]
+    words += ["--particles=64", "--temperature=0.1", "--out=run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.cli", "sample", *words],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert folders(here) == []
+
+
+@pytest.mark.parametrize("command", ["models", "rewards", "methods"])
+def test_lists(command, capsys):
+    assert main([command]) == 0
+    names = {"models": steer.MODELS, "rewards": rewards.NAMES, "methods": steer.METHODS}[command]
+    out = capsys.readouterr().out
+    assert all(name in out for name in names)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "usage: steer" in capsys.readouterr().out
+
+
+def test_plan_is_what_is_counted(here):
+    flow = recipes.sample._model("toy.py:Pixels", None, None)
+    reward = rewards.load("toy.py:redness")
+    for method in steer.METHODS:
+        for steps in (1, 4):
+            plan = steer.sample.__globals__["plan"](method, steps)
+            result = steer.sample(
+                flow, reward, "a", particles=2, steps=steps, method=method, temperature=1.0
+            )
+            assert result.nfe == plan["nfe"], method
+            assert result.costs["reward_calls"] == plan["reward_calls"], method
+
+
+def test_result_save(here):
+    flow = recipes.sample._model("toy.py:Pixels", None, None)
+    result = steer.sample(flow, lambda x: x[:, 0].mean((1, 2)), "a", particles=2, steps=2)
+    result.save("saved")
+    assert {p.name for p in (here / "saved").iterdir()} == {
+        "images", "grid.png", "scores.jsonl", "metrics.json",
+    }  # fmt: skip
+    with pytest.raises(FileExistsError, match="exists already"):
+        result.save("saved")
+    vectors = steer.sample(steer.GaussianMixture(torch.zeros(1, 2), 1.0), lambda x: x[:, 0], None)
+    with pytest.raises(ValueError, match="no pixels"):
+        vectors.save("vectors")
