@@ -175,7 +175,9 @@ class Emoji:
             (0.01, [colour]),
         ]
         u = chance()
-        for weight, words in forms:
+        words = [label]
+        for weight, form in forms:
+            words = form
             u -= weight
             if u < 0:
                 break

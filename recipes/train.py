@@ -1,0 +1,225 @@
+"""`steer train`: a velocity by flow matching, then its flow map, both from one command."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from recipes.sheet import contact_sheet
+
+__all__ = ["fit", "train"]
+
+SHEET = """red apple|green apple|fox|cat|panda|tiger|elephant|penguin|frog|octopus|butterfly|
+strawberry|watermelon|banana|carrot|hamburger|pizza|cupcake|teapot|sunflower|rose|cactus|
+grinning face|robot|flat fox|glossy 3d fox|animal|mammal|bird|food|fruit|drink|face|plant|
+blue animal|"""
+
+
+def train(
+    out: Path = Path("runs/emoji"),
+    data: Literal["emoji"] = "emoji",
+    stages: list[Literal["velocity", "map"]] = ["velocity", "map"],  # noqa: B006
+    channels: list[int] = [32, 64, 128],  # noqa: B006
+    blocks: list[int] = [1, 2, 2],  # noqa: B006
+    width: int = 192,
+    batch_size: int = 40,
+    velocity_steps: int = 2600,
+    map_steps: int = 800,
+    muon: float = 2e-3,
+    adamw: float = 1e-3,
+    average: float = 0.998,
+    map_rate: float = 0.5,
+    map_average: float = 0.99,
+    guidance: float = 2.0,
+    empty: float = 0.12,
+    shift: int = 2,
+    seed: int = 0,
+    save_every: int = 100,
+    sheet_every: int = 300,
+    precision: str = "auto",
+) -> None:
+    """Train a two-time network: first its velocity, then the map of the guided velocity.
+
+    A run that stopped goes on from its last checkpoint when it is started again, and ends with
+    the weights that it would have had. The finished model is `OUT/map`, for `steer.load`.
+
+    Args:
+        out: the run's folder.
+        data: what to draw.
+        stages: which stages to run; the map takes the velocity that is in the run's folder.
+        channels: channels of each level of the network.
+        blocks: residual blocks of each level.
+        width: size of the condition vector.
+        batch_size: pictures a step.
+        velocity_steps: length of the first stage.
+        map_steps: length of the second.
+        muon: learning rate of the matrices.
+        adamw: learning rate of the other parameters.
+        average: decay of the running average of the weights.
+        map_rate: both learning rates are scaled by this in the second stage.
+        map_average: decay of the running average in the second stage.
+        guidance: scale of classifier-free guidance that the map has built in; 1 for none.
+        empty: share of empty prompts.
+        shift: largest random shift of a picture, in pixels.
+        seed: fixes everything that is drawn.
+        save_every: steps between checkpoints.
+        sheet_every: steps between sample sheets.
+        precision: Lightning's; "auto" is bf16-mixed where the hardware has bf16, else 32-true.
+    """
+    settings = {k: v for k, v in locals().items() if k not in ("out", "stages", "precision")}
+    from steer.load import load, save
+    from steer.network import NetworkFlow, TwoTimeUNet
+    from steer.objectives.consistency import FlowMatching, MapDistillation
+    from steer.train import Batches, FlowTraining
+
+    emoji, words = _data(data)
+    _same_settings(out, settings)
+    index = emoji.train
+    batches = Batches(
+        emoji.images[index],
+        lambda i, generator: emoji.captions(int(index[i]), generator),
+        batch_size,
+        seed=seed,
+        empty=empty,
+        shift=shift,
+    )
+    torch.manual_seed(seed)
+    for stage in stages:
+        folder = out / stage
+        if (folder / "model.safetensors").exists():
+            print(f"{folder} is finished")
+            continue
+        if stage == "velocity":
+            flow = NetworkFlow(TwoTimeUNet(words, channels, blocks, width=width))
+            objective: Any = FlowMatching()
+            rate, decay, steps = 1.0, average, velocity_steps
+        else:
+            flow = load(out / "velocity").train().requires_grad_(True)
+            objective = MapDistillation(load(out / "velocity"), guidance)
+            rate, decay, steps = map_rate, map_average, map_steps
+        module = FlowTraining(
+            flow,
+            objective,
+            batches,
+            steps=steps,
+            seed=seed + len(stage),
+            average=decay,
+            muon=rate * muon,
+            adamw=rate * adamw,
+        )
+        sheet = _sheet(folder / "sheets", guidance if stage == "velocity" else None)
+        fit(module, folder, save_every, precision, sheet_every, sheet)
+        if module.global_step >= steps:
+            save(module.average, folder)
+            sheet(module.average, steps)
+
+
+def _data(name: str) -> tuple[Any, list[str]]:
+    """Load the data set and the words of all its captions."""
+    from recipes.data.emoji import COLOURS, load
+    from steer.text import split
+
+    emoji = load()
+    texts = [*emoji.labels, *emoji.styles, *emoji.groups, *emoji.subgroups, *COLOURS]
+    texts += [t for tags in emoji.tags for t in tags] + ["brown", "grey", "black", "white"]
+    return emoji, sorted({w for text in texts for w in split(text)})
+
+
+def _same_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on with a run under other settings: it would not be the same run."""
+    file = out / "settings.json"
+    if not file.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings, indent=1))
+        return
+    before = json.loads(file.read_text())
+    changed = [k for k, v in settings.items() if k in before and before[k] != v]
+    if changed:
+        was = ", ".join(f"{k}: {before[k]} -> {settings[k]}" for k in changed)
+        raise ValueError(
+            f"{out} was begun with other settings ({was}): give another `out`, the same settings, "
+            f"or delete {file} to go on with the new ones"
+        )
+
+
+def _sheet(folder: Path, guidance: float | None) -> Callable[[Any, int], None]:
+    """Return a function that draws the fixed prompts with fixed noise, and writes the sheet."""
+    from steer.objectives.consistency import guided_velocity
+
+    prompts = SHEET.replace("\n", "").split("|")
+
+    @torch.no_grad()
+    def draw(flow: Any, step: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(len(prompts), *flow.event_shape, generator=generator)
+        x = x.to(next(flow.parameters()).device)
+        if guidance is None:  # the map: four jumps
+            bound = flow.given(prompts)
+            for k in range(4):
+                x = bound.jump(x, k / 4, (k + 1) / 4)
+        else:  # the velocity: 12 Euler steps, guided
+            velocity = guided_velocity(flow, prompts, guidance)
+            for k in range(12):
+                x = x + velocity(x, torch.full((len(x),), k / 12, device=x.device)) / 12
+        contact_sheet(flow.decode(x), prompts, folder / f"{step:06d}.png")
+
+    return draw
+
+
+def fit(
+    module: Any,
+    folder: Path,
+    save_every: int,
+    precision: str = "auto",
+    sheet_every: int = 0,
+    sheet: Callable[[Any, int], None] | None = None,
+) -> None:
+    """Run Lightning's loop on, from the last checkpoint in the folder where there is one.
+
+    Args:
+        module: a LightningModule with `steps`, whose batches are a function of the global step.
+        folder: for checkpoints and the CSV log.
+        save_every: steps between checkpoints.
+        precision: Lightning's; "auto" is bf16-mixed where the hardware has bf16, else 32-true.
+        sheet_every: steps between calls of `sheet`.
+        sheet: called with (module.average, global step).
+    """
+    import lightning as L
+    from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
+    from lightning.pytorch.loggers import CSVLogger
+
+    from steer.train import step_loader
+
+    def after(trainer: L.Trainer, module: Any, *_: Any) -> None:
+        if sheet is not None and trainer.global_step % sheet_every == 0:
+            sheet(module.average, trainer.global_step)
+
+    if precision == "auto":
+        has_bf16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+        precision = "bf16-mixed" if has_bf16 else "32-true"
+    saver = ModelCheckpoint(
+        folder,
+        filename="last",
+        every_n_train_steps=save_every,
+        save_top_k=1,
+        enable_version_counter=False,
+    )
+    trainer = L.Trainer(
+        max_steps=module.steps,
+        max_epochs=-1,
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]
+        logger=CSVLogger(folder, name="log"),
+        callbacks=[saver, RichProgressBar(), LambdaCallback(on_train_batch_end=after)],
+        enable_model_summary=False,
+        log_every_n_steps=min(10, module.steps),
+    )
+    last = folder / "last.ckpt"
+    trainer.fit(
+        module,
+        step_loader(module.steps),
+        ckpt_path=last if last.exists() else None,
+        weights_only=True,
+    )

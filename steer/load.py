@@ -1,0 +1,145 @@
+"""Read and write models: a folder with `config.json` and `model.safetensors`.
+
+`steer.load("emoji")` gives an embedded model, `steer.load("path/to/folder")` one of yours.
+"""
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from steer.network import NetworkFlow, TwoTimeUNet
+
+__all__ = ["MODELS", "load", "save"]
+
+ZOO = Path(__file__).with_name("zoo")
+
+MODELS = {
+    "emoji": "307 animals, plants, foods, drinks and faces in four drawing styles, 32x32 pixels",
+}
+"""Embedded model -> what it draws."""
+
+FORMAT = "steer.two-time-unet/1"
+
+
+def load(
+    name: str | os.PathLike[str],
+    lora: str | os.PathLike[str] | None = None,
+    lora_scale: float = 1.0,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> NetworkFlow:
+    """Load a flow map by its name in `MODELS` or by its folder, in evaluation mode.
+
+    Args:
+        name: "emoji", or a folder that holds config.json and model.safetensors.
+        lora: a folder of adapters; this version has none and refuses it.
+        lora_scale: their scale.
+        device: where to put it; the CPU by default.
+        dtype: of its parameters; float32 by default.
+
+    Raises:
+        ValueError: an unknown name (with the nearest ones), a file that is not what it should be.
+        FileNotFoundError: a folder without one of the two files.
+        NotImplementedError: `lora` was given.
+    """
+    if lora is not None:
+        raise NotImplementedError(
+            f"lora={os.fspath(lora)!r}: adapters are not supported by this version yet; "
+            "leave lora out"
+        )
+    folder = _folder(name)
+    config = _read_config(folder / "config.json")
+    flow = NetworkFlow(TwoTimeUNet(**config))
+    state = _read_weights(folder / "model.safetensors")
+    try:
+        flow.network.load_state_dict({k: v.float() for k, v in state.items()})
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder / 'model.safetensors'} does not fit config.json beside it: {error}\n"
+            "take both files from the same save"
+        ) from None
+    return flow.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
+
+
+def save(
+    flow: NetworkFlow, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a model's folder; each file appears whole or not at all.
+
+    Args:
+        flow: the model.
+        folder: made where it is missing.
+        dtype: of the stored weights.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        k: v.detach().to("cpu", dtype).contiguous() for k, v in flow.network.state_dict().items()
+    }
+    text = json.dumps({"format": FORMAT, **flow.network.config}, ensure_ascii=False, indent=1)
+    for name, data in [
+        ("model.safetensors", safetensors.torch.save(state)),
+        ("config.json", text.encode()),
+    ]:
+        partial = folder / f".{name}.{os.getpid()}.partial"
+        try:
+            partial.write_bytes(data)
+            os.replace(partial, folder / name)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _folder(name: str | os.PathLike[str]) -> Path:
+    text = os.fspath(name)
+    if text in MODELS:
+        return ZOO / text
+    folder = Path(text)
+    if not folder.exists():
+        near = difflib.get_close_matches(text, MODELS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ValueError(
+            f"no model named {text!r}, and no such folder: {hint}"
+            f"the models are {', '.join(MODELS)}; or give a folder with config.json and "
+            "model.safetensors"
+        )
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give the folder that holds it and config.json")
+    return folder
+
+
+def _present(file: Path) -> Path:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is missing: a model's folder holds config.json and model.safetensors; "
+            "copy it again, or reinstall the package if the model is an embedded one"
+        )
+    return file
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(_present(file).read_text(encoding="utf-8"))
+        found = config.pop("format")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError):
+        raise ValueError(
+            f"{file} is not a model's configuration: copy it again, or train with `steer train`"
+        ) from None
+    if found != FORMAT:
+        raise ValueError(f"{file} has format {found!r}; this version reads {FORMAT!r}")
+    return config
+
+
+def _read_weights(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(_present(file))
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{file} is truncated or corrupt ({error}): copy it again, or reinstall the package "
+            "if the model is an embedded one"
+        ) from None

@@ -1,0 +1,83 @@
+"""How good a flow map is as a map, and how far its pictures are from the training set."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from steer.flow import FlowMap
+
+__all__ = ["composition_error", "lagrangian_residual", "nearest_distance", "retrieval_rate"]
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.float().square().mean().sqrt()
+
+
+@torch.no_grad()
+def composition_error(flow: FlowMap, x: Tensor, s: float, u: float, t: float) -> float:
+    """Return the relative error of `X(u,t) ∘ X(s,u) = X(s,t)`.
+
+    The root mean square of the difference over that of the displacement `X(s,t,x) - x`.
+
+    Args:
+        flow: the map.
+        x: points at s, (n, *event).
+        s: start.
+        u: in between.
+        t: end, s < u < t.
+    """
+    straight = flow.jump(x, s, t)
+    composed = flow.jump(flow.jump(x, s, u), u, t)
+    return float(_rms(composed - straight) / _rms(straight - x))
+
+
+@torch.no_grad()
+def lagrangian_residual(flow: FlowMap, x: Tensor, s: float, t: float, step: float = 1e-2) -> float:
+    """Return the relative residual of `∂_t X(s,t,x) = b_t(X(s,t,x))`.
+
+    The time derivative is a central difference (one-sided at the ends of [s, 1]); the root mean
+    square of the difference is relative to that of the velocity.
+
+    Args:
+        flow: the map.
+        x: points at s, (n, *event).
+        s: start.
+        t: end, t > s.
+        step: half-width of the difference.
+    """
+    low, high = max(s, t - step), min(1.0, t + step)
+    rate = (flow.jump(x, s, high) - flow.jump(x, s, low)) / (high - low)
+    b = flow.velocity(flow.jump(x, s, t), t)
+    return float(_rms(rate - b) / _rms(b))
+
+
+def nearest_distance(x: Tensor, reference: Tensor, exclude_self: bool = False) -> Tensor:
+    """Return each row's root mean square distance to the nearest reference row, (n,).
+
+    Args:
+        x: (n, *event).
+        reference: (m, *event).
+        exclude_self: where `x` is `reference`, do not count a row's distance to itself.
+    """
+    size = x[0].numel() ** 0.5
+    distance = torch.cdist(x.flatten(1).float(), reference.flatten(1).float()) / size
+    if exclude_self:
+        distance.fill_diagonal_(torch.inf)
+    return distance.amin(1)
+
+
+def retrieval_rate(
+    similarity: Callable[[Tensor, list[str]], Tensor], images: Tensor, captions: list[str]
+) -> tuple[float, float]:
+    """Return the share of pictures whose own caption scores highest, and its standard error.
+
+    Args:
+        similarity: (images (n, ...), captions) -> scores (n, p).
+        images: picture i was drawn for caption i.
+        captions: all different.
+    """
+    scores = similarity(images, captions)
+    hit = (scores.argmax(1) == torch.arange(len(captions), device=scores.device)).float()
+    rate = float(hit.mean())
+    return rate, (rate * (1 - rate) / len(captions)) ** 0.5

@@ -1,0 +1,105 @@
+"""Prompts as bags of words: small, offline, and honest about the words it does not know.
+
+>>> words = BagOfWords(["apple", "red"], width=8)
+>>> words.parse("A red, shiny apple")
+([2, 1], ['shiny'])
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["IGNORED", "BagOfWords", "split"]
+
+IGNORED = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "with",
+        "and",
+        "in",
+        "on",
+        "at",
+        "to",
+        "by",
+        "for",
+        "picture",
+        "image",
+        "photo",
+        "emoji",
+    ]
+)
+"""Words that carry nothing in a bag: dropped without a warning."""
+
+
+def split(text: str) -> list[str]:
+    """Lower-case words and numbers of `text`, without the ignored ones.
+
+    >>> split("Face with tears of joy")
+    ['face', 'tears', 'joy']
+    """
+    words = re.findall(r"[^\W_]+", text.lower().replace("’", "").replace("'", ""))
+    return [w for w in words if w not in IGNORED]
+
+
+def _forms(word: str) -> Iterable[str]:
+    """The word, then its plausible singular and plural."""
+    yield word
+    if word.endswith("ies"):
+        yield word[:-3] + "y"
+    if word.endswith("es"):
+        yield word[:-2]
+    if word.endswith("s"):
+        yield word[:-1]
+    yield word + "s"
+    if word.endswith("y"):
+        yield word[:-1] + "ies"
+
+
+class BagOfWords(nn.Module):
+    """Text vector: `layer_norm(mlp(sum of word vectors / sqrt(number of words)))`.
+
+    Word order is ignored. The empty prompt is a word of its own (index 0).
+
+    Args:
+        vocabulary: the known words, lower case.
+        width: size of the word and text vectors.
+    """
+
+    def __init__(self, vocabulary: Sequence[str], width: int = 192) -> None:
+        super().__init__()
+        self.vocabulary = list(vocabulary)
+        self._index = {w: i + 1 for i, w in enumerate(self.vocabulary)}
+        self.embedding = nn.Embedding(len(self.vocabulary) + 1, width)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.norm = nn.LayerNorm(width)
+
+    def parse(self, prompt: str) -> tuple[list[int], list[str]]:
+        """Return the indices of the words that are known, and the words that are not."""
+        known, unknown = [], []
+        for word in dict.fromkeys(split(prompt)):
+            index = next((self._index[f] for f in _forms(word) if f in self._index), None)
+            if index is None:
+                unknown.append(word)
+            elif index not in known:
+                known.append(index)
+        return known, unknown
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Return word indices (p, l), padded with -1; a prompt without a known word is [0]."""
+        rows = [self.parse(p)[0] or [0] for p in prompts]
+        length = max(map(len, rows))
+        return torch.tensor([r + [-1] * (length - len(r)) for r in rows])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Pool and transform word indices (p, l) -> text vectors (p, width)."""
+        present = (tokens >= 0).unsqueeze(-1).to(self.embedding.weight)
+        words = self.embedding(tokens.clamp(min=0)) * present
+        pooled = words.sum(1) / present.sum(1).sqrt()
+        h = self.mlp(pooled)
+        return F.layer_norm(h, h.shape[-1:], self.norm.weight.to(h), self.norm.bias.to(h))

@@ -1,0 +1,100 @@
+import json
+
+import pytest
+import torch
+
+from steer import load as load_model
+from steer.load import save
+from steer.network import NetworkFlow, TwoTimeUNet
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    flow = NetworkFlow(TwoTimeUNet(["apple"], (8, 8), (1, 1), size=8, width=16, groups=4))
+    save(flow, tmp_path / "model")
+    return flow, tmp_path / "model"
+
+
+def test_a_saved_model_loads_to_the_same_function(saved):
+    flow, folder = saved
+    loaded = load_model(folder)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(loaded.jump(x, 0.0, 1.0), flow.jump(x, 0.0, 1.0))
+    assert not loaded.training
+    assert next(loaded.parameters()).dtype == torch.float32
+    assert load_model(str(folder), dtype=torch.float64).velocity(x.double(), 0.5).isfinite().all()
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_half_precision_weights_load_as_float32(saved, tmp_path):
+    save(saved[0], tmp_path / "half", torch.float16)
+    assert next(load_model(tmp_path / "half").parameters()).dtype == torch.float32
+
+
+def test_an_unknown_name_gives_the_nearest_ones():
+    with pytest.raises(ValueError, match=r"no model named 'emojy'.*did you mean 'emoji'"):
+        load_model("emojy")
+    with pytest.raises(ValueError, match=r"the models are emoji"):
+        load_model("zzz")
+
+
+def test_missing_files_are_named(saved):
+    _, folder = saved
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing.*copy it again"):
+        load_model(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 200, 5000])
+def test_truncated_weights_are_an_error_that_names_the_file(saved, keep):
+    _, folder = saved
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated or corrupt"):
+        load_model(folder)
+
+
+def test_a_wrong_configuration_is_an_error_that_says_so(saved):
+    _, folder = saved
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "channels": [16, 16]}))
+    with pytest.raises(ValueError, match=r"does not fit config\.json"):
+        load_model(folder)
+    file.write_text(json.dumps({**config, "format": "other/2"}))
+    with pytest.raises(ValueError, match=r"has format 'other/2'"):
+        load_model(folder)
+    file.write_text("{")
+    with pytest.raises(ValueError, match=r"not a model's configuration"):
+        load_model(folder)
+
+
+def test_adapters_and_plain_files_are_refused(saved):
+    _, folder = saved
+    with pytest.raises(NotImplementedError, match="adapters are not supported"):
+        load_model(folder, lora="some/folder")
+    with pytest.raises(ValueError, match="is a file: give the folder"):
+        load_model(folder / "config.json")
+
+
+def test_a_full_disk_leaves_the_old_weights_whole(saved, tmp_path):
+    import resource
+    import signal
+
+    flow, folder = saved
+    before = (folder / "model.safetensors").read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+        with pytest.raises(OSError, match="File too large"):
+            save(flow, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
