@@ -46,10 +46,18 @@ def _function(command: str) -> Callable[..., Any]:
 
 def parser(command: str) -> ArgumentParser:
     """Return the parser of a command: `--config FILE`, and its function's arguments."""
-    made = ArgumentParser(prog=f"steer {command}", exit_on_error=False)
+    made = ArgumentParser(prog=f"steer {command}", exit_on_error=False, allow_abbrev=False)
     made.add_argument("--config", action="config", help="a YAML file whose keys are the options")
     made.add_function_arguments(_function(command))
     return made
+
+
+def _underscored(word: str) -> str:
+    """Take `--prompts-file` for `--prompts_file`: people type dashes, YAML keys have none."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def _usage() -> str:
@@ -107,11 +115,11 @@ def main(args: Sequence[str] | None = None) -> int:
             raise unknown("command", command, COMMANDS)
         made = parser(command)
         try:
-            options = made.parse_args(rest)
+            options = made.parse_args([_underscored(word) for word in rest])
         except (ArgumentError, TypeError) as error:
             raise ValueError(_explain(error, command, made)) from error
         options.pop("config", None)
-        _function(command)(**made.instantiate_classes(options).as_dict())
+        _function(command)(**made.instantiate(options).as_dict())
     except KeyboardInterrupt:
         print("\ninterrupted: run the same command again to go on", file=sys.stderr)
         return 130

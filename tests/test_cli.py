@@ -19,14 +19,14 @@ FLOW = '''
 import torch, steer
 
 class Pixels(steer.FlowMap):
-    """A mixture of flat colours on 3x8x8 pixels."""
+    """A mixture of flat colours on 3x4x4 pixels."""
 
     def __init__(self):
         super().__init__()
         c = torch.tensor([[1.0, 0.2, 0.2], [0.2, 1.0, 0.2], [0.2, 0.2, 1.0]])
-        means = c[:, :, None].expand(3, 3, 64).reshape(3, 192)
+        means = c[:, :, None].expand(3, 3, 16).reshape(3, 48)
         self.mixture = steer.GaussianMixture(means, 0.3)
-        self.path, self.event_shape = self.mixture.path, (3, 8, 8)
+        self.path, self.event_shape = self.mixture.path, (3, 4, 4)
 
     def velocity(self, x, t):
         return self.mixture.velocity(x.flatten(1), t).reshape(x.shape)
@@ -128,7 +128,7 @@ def test_keep_best(here):
 def test_terms_of_a_sum_are_scored(here):
     assert run(reward="toy.py:redness + 0.5*brightness") == 0
     line = json.loads((here / "run" / "scores.jsonl").read_text().splitlines()[0])
-    a, b = line["terms"].values()
+    a, b = line["terms"]["redness"], line["terms"]["Brightness"]
     assert line["reward"] == pytest.approx(a + 0.5 * b, abs=1e-5)
 
 
@@ -185,7 +185,7 @@ def test_other_settings_do_not_resume_an_interrupted_run(here, monkeypatch, caps
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"model": "emojy"}, ["emojy", "did you mean emoji"]),
+        ({"model": "emojy"}, ["emojy", "did you mean", "emoji"]),
         ({"model": "nowhere.py:Pixels"}, ["nowhere.py"]),
         ({"reward": "brightnes"}, ["brightnes", "brightness"]),
         ({"reward": "toy.py:Redness"}, ["Redness", "toy.py"]),
