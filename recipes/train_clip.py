@@ -21,9 +21,9 @@ def train_clip(
     text_width: int = 96,
     text_layers: int = 2,
     embed_dim: int = 128,
-    batch_size: int = 96,
-    steps: int = 700,
-    rate: float = 1.5e-3,
+    batch_size: int = 64,
+    steps: int = 800,
+    rate: float = 2e-3,
     seed: int = 1,
     save_every: int = 100,
 ) -> None:
@@ -43,7 +43,7 @@ def train_clip(
         embed_dim: of the joint space.
         batch_size: pairs a step.
         steps: length of the run.
-        rate: AdamW's learning rate.
+        rate: learning rate.
         seed: fixes everything that is drawn.
         save_every: steps between checkpoints.
     """
@@ -81,7 +81,7 @@ def train_clip(
     mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
     def change(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return augment(images, generator, crop=0.15, noise=0.15, colour=0.15, blur=0.2)
+        return augment(images, generator, crop=0.1, noise=0.1, colour=0.1, blur=0.2)
 
     module = ContrastiveTraining(
         model,

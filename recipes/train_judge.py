@@ -16,8 +16,8 @@ def train_judge(
     channels: list[int] = [32, 64, 128, 192],  # noqa: B006
     blocks: list[int] = [1, 1, 2, 1],  # noqa: B006
     batch_size: int = 64,
-    steps: int = 900,
-    rate: float = 1.5e-3,
+    steps: int = 800,
+    rate: float = 2e-3,
     seed: int = 77,
     save_every: int = 100,
 ) -> None:
@@ -29,7 +29,7 @@ def train_judge(
         blocks: residual blocks of each level.
         batch_size: pairs a step.
         steps: length of the run.
-        rate: AdamW's learning rate.
+        rate: learning rate.
         seed: fixes everything that is drawn.
         save_every: steps between checkpoints.
     """
@@ -46,7 +46,7 @@ def train_judge(
     network = JudgeNetwork(channels, blocks)
 
     def change(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return augment(images, generator, crop=0.2, noise=0.3, colour=0.2, erase=0.3, blur=0.3)
+        return augment(images, generator, crop=0.12, noise=0.2, colour=0.15, erase=0.2, blur=0.2)
 
     module = ContrastiveTraining(
         network,
