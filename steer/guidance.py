@@ -129,10 +129,11 @@ class Guidance:
                 names prompt, particle and step.
         """
         run = _Run(self, x0, seed, position)
-        with torch.no_grad():
-            for k in range(len(self.times) - 1):
+        for k in range(len(self.times) - 1):
+            with torch.no_grad():  # not around the yield: the caller's grad mode is the caller's
                 run.step(k)
-                yield run.population()
+                population = run.population()
+            yield population
 
 
 class _Run:
@@ -188,7 +189,7 @@ class _Run:
         self.x, self.time = x, t
         if k + 2 < len(self.guide.times):
             self._resample(noise)
-            self.x = self.kernel.move(self.x, t, self.potential, noise, self.adaptation)
+        self.x = self.kernel.move(self.x, t, self.potential, noise, self.adaptation)
 
     def _resample(self, noise: Noise) -> None:
         index = torch.arange(self.p * self.n, device=self.x.device).reshape(self.p, self.n)
