@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rewards.prompts import one_each
 from steer.reward import Reward, clamp01
 
 __all__ = ["EMBEDDED", "Clip"]
@@ -49,7 +50,7 @@ class Clip(Reward):
             name = f"local-dir:{name}"
         try:
             self.model = open_clip.create_model(
-                name, pretrained=pretrained, require_pretrained=not name.startswith("local-dir:")
+                name, pretrained=pretrained, require_pretrained=True
             )
             self.tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:
@@ -94,11 +95,10 @@ class Clip(Reward):
         prompts: Sequence[str] | None = None,
         metadata: Sequence[Any] | None = None,
     ) -> Tensor:
-        """Score images (n, 3, h, w) in [0, 1] with one prompt each -> (n,) in [-1, 1]."""
-        if prompts is None:
-            raise ValueError(
-                "the clip reward compares a picture with a prompt, and there is none: give "
-                "prompts=..., or reward_prompts=... where the model takes none (--reward-prompt "
-                "on the command line)"
-            )
+        """Score images (n, 3, h, w) in [0, 1] with one prompt each -> (n,) in [-1, 1].
+
+        Raises:
+            ValueError: no prompts, or not one for each image.
+        """
+        prompts = one_each(images, prompts, "the clip reward")
         return (self.image_features(images) * self.text_features(prompts)).sum(-1)

@@ -28,8 +28,8 @@ class Jpeg(Reward):
 
     def __init__(self, quality: int = 95, sign: float = -1.0) -> None:
         super().__init__()
-        if not 1 <= quality <= 95:
-            raise ValueError(f"quality must be in 1 to 95, got {quality}")
+        if not isinstance(quality, int) or not 1 <= quality <= 95:
+            raise ValueError(f"quality must be a whole number in 1 to 95, got {quality!r}")
         self.quality, self.sign = quality, sign
 
     def forward(

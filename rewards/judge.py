@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rewards.prompts import one_each
 from steer.reward import Reward
 
 __all__ = ["EMBEDDED", "Judge", "JudgeNetwork"]
@@ -167,8 +168,11 @@ class Judge(Reward):
         prompts: Sequence[str] | None = None,
         metadata: Sequence[Any] | None = None,
     ) -> Tensor:
-        """Score images (n, 3, h, w) in [0, 1] with one prompt each -> (n,)."""
-        if prompts is None:
-            raise ValueError("the judge compares a picture with a prompt: give prompts=...")
-        images = self.network.encode_image(self._fitted(images))
-        return (images * self.network.encode_text(prompts)).sum(-1)
+        """Score images (n, 3, h, w) in [0, 1] with one prompt each -> (n,) in [-1, 1].
+
+        Raises:
+            ValueError: no prompts, or not one for each image.
+        """
+        prompts = one_each(images, prompts, "the judge")
+        pictures = self.network.encode_image(self._fitted(images))
+        return (pictures * self.network.encode_text(prompts)).sum(-1)

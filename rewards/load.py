@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import yaml
+from torch import nn
 
 from steer.reward import Reward, wrap
 
@@ -33,7 +34,13 @@ NAMES: Mapping[str, str] = MappingProxyType({name: line for name, (_, line) in _
 GROUP = "flowsteer.rewards"
 """The entry-point group in which other packages offer rewards."""
 
-_TERM = re.compile(r"(?:(?P<weight>\d*\.?\d+(?:[eE][+-]?\d+)?)\s*\*\s*)?(?P<name>.+)", re.DOTALL)
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_MINUS = rf"(?:\s-\s|-\s*(?={_NUMBER}\s*\*))"
+_TERM = re.compile(
+    rf"\s*(?P<sign>[+-]?)\s*(?:(?P<weight>{_NUMBER})\s*\*)?"
+    rf"\s*(?P<name>[^\s+*-].*?)\s*(?=\+|{_MINUS}|$)",
+    re.DOTALL,
+)
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)(?::(?P<options>.*))?")
 
 
@@ -66,23 +73,17 @@ def load(spec: str, **options: Any) -> Reward:
 
 
 def _terms(spec: str) -> Iterable[tuple[float, str]]:
-    """Split a sum: '+' anywhere but in an exponent, '-' where spaces stand around it or first."""
-    parts = re.split(r"(?<![eE])\s*(\+)\s*|\s+(-)\s+", spec.strip())
-    pieces = [p for p in parts if p is not None]
-    sign = 1.0
-    if pieces and pieces[0].startswith("-"):
-        sign, pieces[0] = -1.0, pieces[0][1:].strip()
-    for piece in pieces:
-        if piece in {"+", "-"}:
-            sign = 1.0 if piece == "+" else -1.0
-            continue
-        match = _TERM.fullmatch(piece.strip())
+    """Split a sum at each '+', and at each '-' with spaces around it or a weight behind it."""
+    place = 0
+    while place < max(1, len(spec.rstrip())):
+        match = _TERM.match(spec, place)
         if match is None:
             raise ValueError(
                 f"cannot read the reward {spec!r}: write a name, or a sum such as "
                 "'0.7*clip + 0.3*colour:name=red'"
             )
-        yield sign * float(match["weight"] or 1), match["name"].strip()
+        yield (-1 if match["sign"] == "-" else 1) * float(match["weight"] or 1), match["name"]
+        place = match.end()
 
 
 def _one(text: str, options: Mapping[str, Any]) -> Reward:
@@ -104,7 +105,13 @@ def _options(written: str | None, name: str) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"option {pair!r} of reward {name!r}: write key=value")
-        out[key.strip()] = value if value.startswith("#") else yaml.safe_load(value)
+        try:
+            out[key.strip()] = value if value.startswith("#") else yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(
+                f"option {pair!r} of reward {name!r}: {value!r} is no plain value, as 3, red or "
+                "'in quotes' are"
+            ) from None
     return out
 
 
@@ -161,7 +168,8 @@ def from_file(file: Path, name: str) -> Any:
 def _make(found: Any, name: str, options: dict[str, Any]) -> Reward:
     """Make a reward of a class, a reward or a callable."""
     if isinstance(found, type):
-        takes = inspect.signature(found).parameters
+        bare = found.__init__ in (object.__init__, nn.Module.__init__)  # type: ignore[misc]
+        takes = {} if bare else inspect.signature(found).parameters
         strange = [key for key in options if key not in takes]
         if strange and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
             has = ", ".join(takes) or "none"

@@ -147,7 +147,9 @@ def test_clip_is_the_cosine_of_open_clips_features(folder):
 
 def test_clip_without_prompts_or_weights_says_the_mend(folder, tmp_path):
     with pytest.raises(ValueError, match="reward_prompts"):
-        Clip(folder)(torch.rand(1, 3, 8, 8))
+        Clip(folder)(torch.full((1, 3, 8, 8), 0.5))
+    with pytest.raises(ValueError, match="2 prompts for 1 images"):
+        Clip(folder)(torch.full((1, 3, 8, 8), 0.5), ["a", "b"])
     (tmp_path / "open_clip_config.json").write_text((folder / "open_clip_config.json").read_text())
     with pytest.raises(ValueError, match=r"open_clip_model\.safetensors"):
         Clip(tmp_path)
@@ -183,6 +185,9 @@ def test_embedded_clip_reads_pictures():
         ("1e-1*brightness", [0.1, 0.0]),
         ("colour:name=#ffffff", None),
         ("colour:name=red+jpeg:quality=50", None),
+        ("colour:name=blue+jpeg", None),
+        ("1.*brightness-0.5*brightness", [0.5, 0.0]),
+        ("jpeg:sign=-1", None),
         ("rewards.colour.Brightness", [1.0, 0.0]),
     ],
 )
@@ -228,6 +233,9 @@ def test_load_from_a_file(tmp_path):
         ("colour:name=redd", "unknown colour 'redd': did you mean red"),
         ("colour:nam=red", "no option 'nam': it has name"),
         ("colour:red", "write key=value"),
+        ("colour:name=[", "no plain value"),
+        ("brightness:by=2", "no option 'by': it has none"),
+        ("brightness +", "cannot read the reward"),
         ("jpeg:quality=0", "1 to 95"),
         ("nopackage.Thing", "cannot load the reward"),
     ],
