@@ -155,6 +155,13 @@ class _Run:
                 f"the potential asks the reward about {len(asked)} prompts, the start has "
                 f"{self.p}: give x0 as ({len(asked)}, n, *event)"
             )
+        size = torch.as_tensor(guide.potential.temperature).numel()
+        batch = guide.batch_size or self.p * self.n
+        if size not in {1, self.p} and (size != self.p * self.n or batch < size):
+            raise ValueError(
+                f"the potential has {size} temperatures, the start {self.p} x {self.n} rows: give "
+                "one, one per prompt, or one per row with batch_size=None"
+            )
         self.noise = Noise(
             seed,
             range(position, position + self.p),

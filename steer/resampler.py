@@ -28,7 +28,7 @@ def ess(log_w: Tensor) -> Tensor:
     >>> float(ess(torch.zeros(8)))
     8.0
     """
-    return (2 * log_w.logsumexp(-1) - (2 * log_w).logsumexp(-1)).exp()
+    return 1 / log_w.softmax(-1).square().sum(-1)
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:

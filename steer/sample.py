@@ -40,9 +40,10 @@ def _published(
     reward: Reward,
     prompts: Sequence[str] | None,
     temperature: Tensor | float,
+    times: Sequence[float],
     *,
     scale: float = 1.0,
-    threshold: float = 0.5,
+    threshold: float | Sequence[float] = 0.5,
 ) -> Guidance:
     """Build FMTT's scheme (2511.22688): Sde, Continuous weights; ratio weights off scale 1."""
     published = scale == 1
@@ -50,6 +51,7 @@ def _published(
         view(flow, reward, prompts, temperature),
         Sde(flow, clip=None if published else 1.0),
         Continuous() if published else Ratio(),
+        times=times,
         scale=scale,
         threshold=threshold,
     )
@@ -60,14 +62,16 @@ def _split(
     reward: Reward,
     prompts: Sequence[str] | None,
     temperature: Tensor | float,
+    times: Sequence[float],
     *,
     moves: int = 1,
-    threshold: float = 0.5,
+    threshold: float | Sequence[float] = 0.5,
 ) -> Guidance:
     return Guidance(
         Lookahead(flow, reward, prompts, temperature),
         Langevin(flow, moves=moves),
         Ratio(),
+        times=times,
         threshold=threshold,
     )
 
@@ -89,13 +93,13 @@ def _jumps_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tupl
 
 def _published_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tuple[int, int]:
     """Velocity and view at the start of each step, the view's gradient where the ramp is not 0."""
-    at_zero = options["scale"] == 1  # ratio weights count r at 0 as 0, and never look there
-    return 3 * steps - 2 + at_zero, steps + at_zero
+    shifted = options["scale"] != 0  # then r is looked at where the first step starts, too
+    return steps + (steps - 1) * (1 + shifted) + shifted, steps + shifted
 
 
 def _naive_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tuple[int, int]:
     """The reward needs no network."""
-    return steps, steps + (options["scale"] == 1)
+    return steps, steps + (options["scale"] != 0)
 
 
 def _split_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tuple[int, int]:
@@ -426,11 +430,11 @@ class _Sampling:
         start = self._start(positions, self.particles, "start")
         temperature: Tensor | None = None
         if build is None:
-            guide = Guidance(_Unseen(), Jump(flow))
+            guide = Guidance(_Unseen(), Jump(flow), times=self.times)
         else:
             temperature = self._temperature(bound, asked, positions)
-            guide = build(flow, self.reward, asked, temperature, **self.options)
-        guide.times, guide.batch_size = self.times, self.batch_size
+            guide = build(flow, self.reward, asked, temperature, self.times, **self.options)
+        guide.batch_size = self.batch_size
         history = []
         for population in guide.steps(start, self.seed, position=positions.start):
             last = population
@@ -443,7 +447,8 @@ class _Sampling:
             images = self._decode(flow, rows)
             rewards = last.reward
             if build is None:
-                rewards = self._score(images, asked, self.reward).reshape(last.log_w.shape)
+                scores = self._score(images, asked, self.reward, positions)
+                rewards = scores.reshape(last.log_w.shape)
         out = {
             "x": last.x,
             "rewards": rewards,
@@ -470,7 +475,9 @@ class _Sampling:
     def _decode(self, flow: FlowMap, rows: Tensor) -> Tensor:
         return torch.cat([flow.decode(part) for part in rows.split(self.batch_size)])
 
-    def _score(self, images: Tensor, asked: list[str] | None, reward: Reward) -> Tensor:
+    def _score(
+        self, images: Tensor, asked: list[str] | None, reward: Reward, positions: range
+    ) -> Tensor:
         prompts = None if asked is None else flat_prompts(asked, len(images))
         scores = []
         for a in range(0, len(images), self.batch_size):
@@ -479,11 +486,12 @@ class _Sampling:
         rewards = torch.cat(scores).float()
         bad = (~torch.isfinite(rewards)).nonzero()
         if len(bad):
-            row, n = int(bad[0]), len(images) // max(1, len(asked or [""]))
+            row, n = int(bad[0]), len(images) // len(positions)
             name = f" ({asked[row // n]!r})" if asked else ""
             raise FloatingPointError(
-                f"the reward is {float(rewards[row])} for prompt {row // n}{name}, particle "
-                f"{row % n}, at t = 1: a reward must be finite for every picture"
+                f"the reward is {float(rewards[row])} for prompt {positions[row // n]}{name}, "
+                f"particle {row % n}, at the last step (t = 1): a reward must be finite for every "
+                "picture; guard its logarithms and divisions"
             )
         return rewards
 
@@ -503,7 +511,8 @@ class _Sampling:
             ],
             1,
         ).flatten(0, 1)
-        rewards = self._score(self._decode(flow, jumped), asked, self.plain_reward)
+        images = self._decode(flow, jumped)
+        rewards = self._score(images, asked, self.plain_reward, positions)
         spread = rewards.reshape(p, PROBES).std(1)
         flat = (spread <= 1e-12 * rewards.abs().max()).nonzero().flatten().tolist()
         if flat:
