@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recipes.data.emoji import Emoji
+from steer.reward import Reward
 from steer.train import MuonAdamW, generator_of
 
-__all__ = ["ContrastiveTraining", "Pairs", "augment", "retrieval"]
+__all__ = ["ContrastiveTraining", "Pairs", "ascend", "augment", "retrieval"]
 
 
 def picture_words(emoji: Emoji) -> list[set[str]]:
@@ -234,3 +235,20 @@ def retrieval(
     among.scatter_(1, draws.topk(min(choices, len(names)), 1).indices, True)
     best = scores.float().cpu().masked_fill(~among, -torch.inf).argmax(1)
     return float((best == own).float().mean())
+
+
+def ascend(
+    reward: Reward, images: Tensor, prompts: Sequence[str], steps: int = 20, length: float = 0.4
+) -> Tensor:
+    """Climb a reward from images (n, 3, h, w) by steps of a fixed length -> images.
+
+    `x <- x + length * g / |g|`, clamped to [0, 1]. A reward whose gradient sees the drawing takes
+    a noisy picture towards a clean one; an adversarial one only adds a pattern of its own.
+    """
+    x = images.clone()
+    for _ in range(steps):
+        x.requires_grad_()
+        (g,) = torch.autograd.grad(reward(x, prompts).sum(), x)
+        norm = g.flatten(1).norm(dim=1)[:, None, None, None]
+        x = (x.detach() + length * g / (norm + 1e-12)).clamp(0, 1)
+    return x

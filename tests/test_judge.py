@@ -5,7 +5,7 @@ import torch
 
 import rewards
 import steer
-from recipes.contrastive import augment, contrast, picture_words, retrieval
+from recipes.contrastive import ascend, augment, contrast, picture_words, retrieval
 from recipes.data.emoji import load
 from rewards.judge import EMBEDDED, Judge
 from rewards.testing import RewardContract
@@ -79,6 +79,14 @@ def test_augment_is_seeded_and_stays_in_range():
     assert torch.equal(draw[0], draw[1])
     assert not torch.equal(draw[0], draw[2])
     assert 0 <= float(draw[0].min()) <= float(draw[0].max()) <= 1
+
+
+def test_ascend_takes_steps_of_the_length_and_stays_in_range():
+    grey = torch.full((2, 3, 8, 8), 0.5)
+    climbed = ascend(rewards.load("brightness"), grey, ["", ""], steps=2, length=0.3)
+    assert torch.allclose((climbed - grey).flatten(1).norm(dim=1), torch.tensor(0.6))
+    white = ascend(rewards.load("brightness"), grey, ["", ""], steps=2, length=1e3)
+    assert float(white.max()) == 1
 
 
 def test_training_resumes_exactly(tmp_path, monkeypatch):
