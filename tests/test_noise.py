@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+import steer
+from steer.noise import Noise, generator
+
+EVENTS = [(), (2,), (16,), (3, 32, 32)]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=str)
+def test_a_particle_keeps_its_noise(event):
+    """Whatever the number of particles, and whatever the other prompts."""
+    many = Noise(7, range(5), 130).at(3)
+    few = Noise(7, [2], 3).at(3)
+    a = many.normal(event).unflatten(0, (5, 130))[2, :3]
+    assert torch.equal(few.normal(event), a)
+    assert torch.equal(few.uniform(), many.uniform().unflatten(0, (5, 130))[2, :3])
+
+
+def test_keys_matter():
+    base = Noise(0, [0], 4).at(0).normal((2,))
+    for other in (Noise(1, [0], 4).at(0), Noise(0, [1], 4).at(0), Noise(0, [0], 4).at(1)):
+        assert not torch.equal(other.normal((2,)), base)
+    twice = Noise(0, [0], 4).at(0)
+    first, second = twice.normal((2,)), twice.normal((2,))
+    assert torch.equal(first, base)
+    assert not torch.equal(first, second)
+    rows = Noise(0, [0], 5000).normal((1,))[:, 0]
+    assert len(rows.unique()) == 5000
+    assert abs(float(rows.mean())) < 4 / 5000**0.5
+    assert abs(float(rows.var()) - 1) < 4 * (2 / 5000) ** 0.5
+
+
+def test_global_randomness_is_left_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    Noise(0, [0], 8).normal((4,))
+    generator("x")
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("method", ["none", "fmtt", "split"])
+def test_sampling_does_not_depend_on_company(method):
+    """Micro-batches, the number of particles and the other prompts change no particle."""
+    flow = steer.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.5)
+    reward = steer.LinearReward(torch.tensor([1.0, 0.0]))
+    options = {} if method == "none" else {"threshold": 0.0}
+    if method == "split":  # its step size learns from all particles: keep it from moving
+        options["moves"] = 0
+
+    def sample(prompts, particles, position=0, batch_size=None):
+        return steer.sample(
+            flow, reward, prompts, particles, 4, method, 0.7,
+            seed=5, position=position, batch_size=batch_size, **options,
+        ).x  # fmt: skip
+
+    whole = sample(["a", "b", "c"], 6)
+    for batch_size in (1, 4, 7, 100):
+        assert torch.allclose(sample(["a", "b", "c"], 6, 0, batch_size), whole, atol=1e-5)
+    assert torch.allclose(sample(["a", "b", "c"], 3), whole[:, :3], atol=1e-5)
+    assert torch.allclose(sample(["c"], 6, position=2), whole[2:], atol=1e-5)
+    assert torch.allclose(sample(["x", "b"], 6)[1], whole[1], atol=1e-5)
+    assert torch.allclose(sample("z", 6), whole[0], atol=1e-5)
+
+
+def test_full_split_does_not_depend_on_micro_batches_or_other_prompts():
+    """Adaptation and resampling couple a prompt's particles, and nothing else."""
+    flow = steer.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.5)
+    reward = steer.LinearReward(torch.tensor([2.0, 0.0]))
+    runs = [
+        steer.sample(flow, reward, ["a", "b", "c"], 16, 5, "split", 0.5, batch_size=size).x
+        for size in (None, 5, 24)
+    ]
+    alone = steer.sample(flow, reward, ["b"], 16, 5, "split", 0.5, position=1).x
+    for other in runs[1:]:
+        assert torch.allclose(runs[0], other, atol=1e-5)
+    assert torch.allclose(runs[0][1:2], alone, atol=1e-5)
