@@ -1,0 +1,228 @@
+import pytest
+import torch
+
+import steer
+from steer.kernel import Jump, Langevin, Sde
+from steer.potential import Evaluation, Lookahead, Potential, Terminal
+from steer.weights import Continuous, Ratio
+from tests.test_flow import ByVelocity, mixture
+
+
+def start(n=64, p=None):
+    shape = (n, 3) if p is None else (p, n, 3)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def reward(x):
+    return torch.tanh(x).sum(1)
+
+
+def half_jump(flow):
+    return Jump(flow, 0.5)
+
+
+@pytest.mark.parametrize("view", [Lookahead, steer.Denoised, steer.Naive, Terminal])
+@pytest.mark.parametrize(
+    "make",
+    [Jump, lambda f: Jump(f, 0.5), lambda f: Jump(f, 1.0), Sde],
+    ids=["0", ".5", "1", "sde"],
+)
+def test_unguided_weights_telescope(view, make):
+    """Ratio, scale 0, no resampling: log_w == reward / temperature, to rounding."""
+    flow = mixture()
+    guide = steer.Guidance(view(flow, reward, temperature=0.4), make(flow), threshold=0.0)
+    last = guide(start())
+    assert torch.allclose(last.log_w, reward(last.x) / 0.4, atol=1e-5)
+    assert torch.allclose(last.reward, reward(last.x), atol=1e-5)
+    expected = (reward(last.x) / 0.4).exp().mean().log()
+    assert float(last.log_z) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_weights_telescope_with_every_ramp_and_from_a_later_start():
+    flow = mixture()
+    potential = Lookahead(flow, reward, ramp=lambda t: t**3)
+    guide = steer.Guidance(potential, Jump(flow, 0.3), times=[0.25, 0.5, 1.0], threshold=0.0)
+    last = guide(flow.jump(start(), 0.0, 0.25))
+    assert torch.allclose(last.log_w, reward(last.x), atol=1e-5)
+
+
+def test_log_z_is_banked_at_each_resampling():
+    """With a resampling at every step, the product of the mean weights; else their sum."""
+    flow = mixture()
+    guide = steer.Guidance(Lookahead(flow, reward), Jump(flow, 0.5), threshold=1.1)
+    banked, before = 0.0, None
+    for population in guide.steps(start(512), seed=3):
+        if population.time < 1:
+            assert not population.log_w.any()  # just resampled
+            assert float(population.ess) == pytest.approx(512, rel=1e-4)
+            before = float(population.log_z)
+        else:  # never after the last step
+            assert population.log_w.std() > 0
+            banked = before + float(population.log_w.exp().mean().log())
+            assert float(population.log_z) == pytest.approx(banked, abs=1e-5)
+
+
+def test_resampling_at_given_times():
+    flow = mixture()
+    guide = steer.Guidance(
+        Lookahead(flow, reward), Jump(flow, 0.5), times=[0, 0.25, 0.5, 0.75, 1], threshold=(0.5,)
+    )
+    fresh = [not population.log_w.any() for population in guide.steps(start())]
+    assert fresh == [False, True, False, False]
+
+
+def test_prompts_resample_by_themselves():
+    """A prompt with a flat reward never resamples, beside one that always does."""
+    flow = mixture()
+
+    def asked(x, prompts):
+        return torch.tensor([6.0 if p == "hard" else 0.0 for p in prompts]) * reward(x)
+
+    potential = Lookahead(flow, asked, ["flat", "hard"])
+    guide = steer.Guidance(potential, Jump(flow, 0.5), threshold=0.5)
+    alone = steer.Guidance(Lookahead(flow, asked, ["flat"]), Jump(flow, 0.5))(start())
+    x0 = torch.stack([start(), start()])
+    resampled = []
+    for population in guide.steps(x0):
+        assert not population.log_w[0].any()
+        resampled.append(population.time < 1 and not population.log_w[1].any())
+    assert any(resampled)
+    assert torch.allclose(population.x[0], alone.x, atol=1e-6)
+    assert population.log_z.shape == population.ess.shape == (2,)
+    assert population.reward.shape == population.log_w.shape == (2, 64)
+
+
+class Counting(steer.FlowMap):
+    """A flow that counts its calls, with no closed form for score and denoiser."""
+
+    def __init__(self, exact):
+        super().__init__()
+        self.exact, self.path, self.event_shape = exact, exact.path, exact.event_shape
+        self.calls = {"velocity": 0, "jump": 0, "backward": 0}
+
+    def _count(self, kind, y):
+        self.calls[kind] += 1
+        if y.requires_grad:
+            y.register_hook(
+                lambda g: self.calls.__setitem__("backward", self.calls["backward"] + 1)
+            )
+        return y
+
+    def velocity(self, x, t):
+        return self._count("velocity", self.exact.velocity(x, t))
+
+    def jump(self, x, s, t):
+        return self._count("jump", self.exact.jump(x, s, t))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "weights", "scale", "view", "expected"),
+    [
+        (Sde, Continuous(), 1.0, Lookahead, {"velocity": 10, "jump": 10, "backward": 9}),
+        (Sde, Continuous(), 1.0, steer.Denoised, {"velocity": 20, "jump": 0, "backward": 9}),
+        (Sde, Ratio(), 2.0, Lookahead, {"velocity": 10, "jump": 10, "backward": 10}),
+        (half_jump, Ratio(), 2.0, Lookahead, {"velocity": 0, "jump": 20, "backward": 10}),
+        (half_jump, Ratio(), 0.0, Lookahead, {"velocity": 0, "jump": 19, "backward": 0}),
+        (Langevin, Ratio(), 0.0, Lookahead, {"velocity": 27, "jump": 28, "backward": 18}),
+    ],
+)  # fmt: skip
+def test_everything_is_evaluated_once(kernel, weights, scale, view, expected):
+    """Ten steps: each (x, t) is looked at once, whoever asks; no gradient where r is 0 or done."""
+    flow = Counting(mixture())
+    guide = steer.Guidance(
+        view(flow, reward), kernel(flow), weights, times=[k / 10 for k in range(11)],
+        scale=scale, threshold=1.1,
+    )  # fmt: skip
+    guide(start())
+    if scale == 2.0:  # the gradient at t = 0 is asked for, and is 0: no network is needed
+        expected = {**expected, "backward": 9}
+        expected["jump"] = {"Sde": 10, "Jump": 20}[type(guide.kernel).__name__]
+    assert flow.calls == expected
+
+
+def test_the_callers_grad_mode_is_left_alone():
+    flow = mixture()
+    guide = steer.Guidance(Lookahead(flow, reward), Jump(flow))
+    for _ in guide.steps(start()):
+        assert torch.is_grad_enabled()
+
+
+class Halved(Potential):
+    """A wrapped potential."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def evaluate(self, x, t, derivatives=False):
+        seen = self.inner.evaluate(x, t, derivatives)
+        return Evaluation(seen.value / 2, seen.reward, seen.gradient)
+
+
+def test_parts_that_do_not_fit():
+    flow = mixture()
+    look, sde = Lookahead(flow, reward), Sde(flow)
+    blind = Lookahead(flow, steer.reward.wrap(reward, differentiable=False))
+    cases = [
+        ((look, sde), {"times": [0, 0.5, 0.5]}, "increase"),
+        ((look, sde), {"times": [0.0]}, "at least two"),
+        ((look, sde), {"times": [0.0, 1.5]}, r"within \[0, 1\]"),
+        ((look, sde), {"threshold": (0.33,)}, "not among the times"),
+        ((look, sde), {"batch_size": 0}, "batch_size"),
+        ((blind, sde), {"scale": 1.0}, "not differentiable"),
+        ((look, Jump(flow), Continuous()), {"scale": 1.0}, "Sde"),
+        ((look, sde, Continuous()), {"scale": 2.0}, "scale=1"),
+        ((look, Sde(flow, clip=1.0), Continuous()), {"scale": 1.0}, "without clip"),
+        ((Halved(look), sde, Continuous()), {"scale": 1.0}, "not wrapped"),
+        ((Terminal(flow, reward), sde, Continuous()), {"scale": 1.0}, "not Terminal"),
+    ]
+    for parts, options, words in cases:
+        with pytest.raises(ValueError, match=words):
+            steer.Guidance(*parts, **options)
+
+
+def test_a_wrapped_potential_is_fine_with_ratio_weights():
+    flow = mixture()
+    last = steer.Guidance(Halved(Lookahead(flow, reward)), Jump(flow, 0.5), scale=1.0)(start())
+    assert torch.isfinite(last.log_w).all()
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 2), (2, 4, 5), (1, 2, 4, 3), (0, 3)])
+def test_starts_of_another_shape(shape):
+    flow = mixture()
+    guide = steer.Guidance(Lookahead(flow, reward), Jump(flow))
+    with pytest.raises(ValueError, match=r"events of shape \(3,\)"):
+        guide(torch.zeros(shape))
+
+
+def test_prompts_that_do_not_fit_the_start():
+    flow = mixture()
+    guide = steer.Guidance(Lookahead(flow, reward, ["a", "b", "c"]), Jump(flow))
+    with pytest.raises(ValueError, match=r"\(3, n"):
+        guide(start(4, p=2))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_reward_that_is_not_finite_names_the_sample(bad):
+    flow = mixture()
+
+    def broken(x, prompts):
+        rows = torch.arange(len(x)) == 5
+        return reward(x).masked_fill(rows, bad)
+
+    guide = steer.Guidance(Lookahead(flow, broken, ["a", "pear"]), Jump(flow))
+    words = r"(nan|inf) for prompt 1 \('pear'\), particle 1, step 1 of 16"
+    with pytest.raises(FloatingPointError, match=words):
+        guide(start(4, p=2))
+
+
+def test_micro_batches_change_nothing():
+    flow = ByVelocity(mixture())
+    x0, times = start(12, p=3), [0, 0.3, 0.7, 1]
+    potential = Lookahead(flow, reward, temperature=torch.tensor([1.0, 0.5, 0.1]))
+    runs = [
+        steer.Guidance(potential, Langevin(flow), times=times, batch_size=size)(x0)
+        for size in (None, 20, 6)
+    ]
+    for other in runs[1:]:
+        assert torch.allclose(runs[0].x, other.x, atol=1e-5)
+        assert torch.allclose(runs[0].log_z, other.log_z, atol=1e-5)

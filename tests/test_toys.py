@@ -1,0 +1,39 @@
+"""The published toys of flow-map trajectory tilting (2511.22688), on closed forms."""
+
+import pytest
+
+from benchmarks.toys import EXACT_LINE, line, quadrature, ring
+
+
+def test_the_exact_values_are_those_of_quadrature():
+    assert quadrature() == pytest.approx(EXACT_LINE, abs=5e-4)
+
+
+@pytest.mark.slow
+def test_line():
+    """One run of 40,000 particles, 400 steps: within 4 SE and 1 %."""
+    found, errors = line()
+    for name, exact in EXACT_LINE.items():
+        assert abs(found[name] - exact) < 4 * errors[name], name
+        assert abs(found[name] - exact) < 0.01 * abs(exact), name
+
+
+def test_line_in_short():
+    """A tenth of the particles, an eighth of the steps: within 4 SE, and the scheme's O(step)."""
+    found, errors = line(particles=4000, steps=50)
+    for name, exact in EXACT_LINE.items():
+        assert abs(found[name] - exact) < 4 * errors[name] + 0.02 * abs(exact), name
+        assert errors[name] < 0.03
+
+
+@pytest.mark.slow
+def test_ring():
+    """The mean of 10 seeds: the views are ordered as published."""
+    plain = {view: ring(view, resample=False) for view in ("flow map", "denoiser", "naive")}
+    once = {view: ring(view, resample=True) for view in plain}
+    share = {view: r["share"] for view, r in plain.items()}
+    assert share["flow map"] >= share["denoiser"] + 0.06
+    assert share["denoiser"] >= share["naive"] + 0.03
+    assert plain["flow map"]["reward"] > plain["denoiser"]["reward"] > plain["naive"]["reward"]
+    for view in ("flow map", "denoiser"):
+        assert once["naive"]["share"] <= once[view]["share"] - 0.06
