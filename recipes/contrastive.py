@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from recipes.data.emoji import Emoji
 from steer.reward import Reward
-from steer.train import MuonAdamW, generator_of
+from steer.train import MuonAdamW, generator_of, warm_cosine
 
 __all__ = ["ContrastiveTraining", "Pairs", "ascend", "augment", "retrieval"]
 
@@ -195,15 +195,7 @@ class ContrastiveTraining(L.LightningModule):
         optimizer = MuonAdamW(
             self.network.parameters(), muon=self.rate, adamw=self.rate, embeddings=tables
         )
-
-        def rate(k: int) -> float:
-            return min(1.0, (k + 1) / 50) * 0.5 * (1 + math.cos(math.pi * min(1, k / self.steps)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": warm_cosine(optimizer, self.steps)}
 
 
 @torch.no_grad()

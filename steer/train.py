@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from steer.flow import FlowMap
 
-__all__ = ["Batches", "FlowTraining", "MuonAdamW", "generator_of", "step_loader"]
+__all__ = ["Batches", "FlowTraining", "MuonAdamW", "generator_of", "step_loader", "warm_cosine"]
 
 Objective = Callable[[FlowMap, FlowMap, Tensor, Sequence[str], torch.Generator], dict[str, Tensor]]
 Batch = tuple[Tensor, list[str]]
@@ -88,6 +88,16 @@ class Batches:
 def step_loader(steps: int) -> DataLoader:
     """Return a loader that only counts: the batch itself is a function of the global step."""
     return DataLoader(range(steps), batch_size=None)  # type: ignore[arg-type]
+
+
+def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warm: int = 50) -> dict[str, Any]:
+    """Return Lightning's description of a schedule: `warm` steps up, then a cosine to zero."""
+
+    def rate(k: int) -> float:
+        return min(1.0, (k + 1) / warm) * 0.5 * (1 + math.cos(math.pi * min(1, k / steps)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    return {"scheduler": schedule, "interval": "step"}
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -227,11 +237,4 @@ class FlowTraining(L.LightningModule):
         tables = [m.weight for m in self.flow.modules() if isinstance(m, nn.Embedding)]
         optimizer = MuonAdamW(self.flow.parameters(), **self.rates, embeddings=tables)
 
-        def rate(k: int) -> float:
-            return min(1.0, (k + 1) / 50) * 0.5 * (1 + math.cos(math.pi * min(1, k / self.steps)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": warm_cosine(optimizer, self.steps)}
