@@ -1,0 +1,100 @@
+"""What the house rules promise of the code itself."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(p for room in ("steer", "rewards") for p in (ROOT / room).rglob("*.py"))
+HEAVY = {
+    "steer": ["lightning", "peft", "open_clip", "transformers", "diffusers"],
+    "rewards": ["lightning", "peft", "open_clip", "transformers", "diffusers", "torchvision"],
+}
+DRAWS = {
+    "bernoulli", "bernoulli_", "exponential_", "multinomial", "normal", "normal_", "poisson",
+    "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm",
+    "trunc_normal_", "uniform_",
+}  # fmt: skip
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def module(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path):
+    """Every module that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+def test_the_files_are_found():
+    assert len(FILES) > 25
+
+
+@pytest.mark.parametrize("package", HEAVY)
+def test_import_is_light(package):
+    code = f"import sys, {package}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert package in loaded
+    assert not loaded & set(HEAVY[package])
+
+
+@every_file
+def test_arrows_point_one_way(path):
+    """recipes -> rewards -> steer.reward; recipes -> steer; steer imports neither."""
+    names = set(imported(path))
+    rooms = {name.split(".")[0] for name in names}
+    assert "recipes" not in rooms
+    assert not rooms & {"tests", "benchmarks"}
+    if path.is_relative_to(ROOT / "steer"):
+        assert "rewards" not in rooms
+    else:
+        assert {n for n in names if n.split(".")[0] == "steer"} <= {"steer.reward"}
+
+
+@every_file
+def test_randomness_is_an_argument(path):
+    """No draw without a generator, and no global seed."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        where = f"{path.name}:{node.lineno}"
+        assert node.func.attr not in {"manual_seed_all", "seed_everything"}, where
+        source = ast.unparse(node.func)
+        assert source != "torch.manual_seed", where
+        assert not source.startswith(("random.", "np.random.", "numpy.random.")), where
+        if node.func.attr in DRAWS and (source.startswith("torch.") or source.endswith("_")):
+            assert any(k.arg == "generator" for k in node.keywords), f"{where}: {source}"
+
+
+@every_file
+def test_modules_say_what_they_are(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), "no docstring"
+    if path.name.startswith("_") and path.name != "__init__.py":
+        return
+    found = importlib.import_module(module(path))
+    if any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
+        assert found.__all__, "no __all__"
+    assert all(hasattr(found, name) for name in getattr(found, "__all__", ()))
+
+
+def test_no_pickles():
+    for path in [*FILES, *(ROOT / "recipes").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert {k.arg: ast.unparse(k.value) for k in node.keywords}.get(
+                    "weights_only"
+                ) == "True", f"{path}:{node.lineno}"
+        assert not {"pickle", "cPickle", "dill"} & set(imported(path))
