@@ -1,13 +1,10 @@
 """`steer.sample`: guided sampling in one call, by the name of a method."""
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,165 +12,19 @@ from torch import Tensor
 
 from steer.flow import FlowMap, flat_prompts
 from steer.guidance import Guidance, Population
-from steer.kernel import Jump, Langevin, Sde
-from steer.names import unknown
+from steer.kernel import Jump
+from steer.methods import METHODS, TABLE, method_options, plan
 from steer.noise import Noise
 from steer.path import Time
-from steer.potential import Denoised, Evaluation, Lookahead, Naive, Potential
+from steer.potential import Evaluation, Potential
 from steer.resampler import ess
 from steer.reward import Reward, score, wrap
 from steer.shared import Counted, CountedReward, Counts
-from steer.weights import Continuous, Ratio
 
 __all__ = ["METHODS", "PROBES", "Result", "check", "method_options", "plan", "sample"]
 
 PROBES = 32
 """How many one-jump samples a prompt's temperature is set by."""
-
-
-# ---------------------------------------------------------------- methods
-
-
-def _published(
-    view: Callable[..., Potential],
-    flow: FlowMap,
-    reward: Reward,
-    prompts: Sequence[str] | None,
-    temperature: Tensor | float,
-    times: Sequence[float],
-    *,
-    scale: float = 1.0,
-    threshold: float | Sequence[float] = 0.5,
-) -> Guidance:
-    """Build FMTT's scheme (2511.22688): Sde, Continuous weights; ratio weights off scale 1."""
-    published = scale == 1
-    return Guidance(
-        view(flow, reward, prompts, temperature),
-        Sde(flow, clip=None if published else 1.0),
-        Continuous() if published else Ratio(),
-        times=times,
-        scale=scale,
-        threshold=threshold,
-    )
-
-
-def _split(
-    flow: FlowMap,
-    reward: Reward,
-    prompts: Sequence[str] | None,
-    temperature: Tensor | float,
-    times: Sequence[float],
-    *,
-    moves: int = 1,
-    threshold: float | Sequence[float] = 0.5,
-) -> Guidance:
-    return Guidance(
-        Lookahead(flow, reward, prompts, temperature),
-        Langevin(flow, moves=moves),
-        Ratio(),
-        times=times,
-        threshold=threshold,
-    )
-
-
-@dataclass(frozen=True)
-class _Method:
-    """A line for people, how to build it, and what it costs a particle."""
-
-    line: str
-    build: Callable[..., Guidance] | None  # None: `steps` composed jumps, no guidance
-    cost: Callable[..., tuple[int, int]]  # (steps, gradients?, options) -> NFE, reward calls
-    gradient: bool = False
-
-
-def _jumps_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tuple[int, int]:
-    """One jump a step; the reward at the end."""
-    return steps, 1
-
-
-def _published_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tuple[int, int]:
-    """Velocity and view at the start of each step, the view's gradient where the ramp is not 0."""
-    shifted = options["scale"] != 0  # then r is looked at where the first step starts, too
-    return steps + (steps - 1) * (1 + shifted) + shifted, steps + shifted
-
-
-def _naive_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tuple[int, int]:
-    """The reward needs no network."""
-    return steps, steps + (options["scale"] != 0)
-
-
-def _split_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tuple[int, int]:
-    """A jump and a look a step; a score, and for each move a look and two scores."""
-    look, moves = 1 + gradients, options["moves"]
-    looks = (steps - 1) * (1 + moves)
-    scores = (steps - 1) * (1 + 2 * moves) if moves else 0
-    if not moves:
-        look = 1
-    return steps + looks * look + scores, looks + 1
-
-
-_TABLE: dict[str, _Method] = {
-    "none": _Method("unguided: `steps` composed jumps", None, _jumps_cost),
-    "best-of-n": _Method(
-        "unguided candidates by `steps` composed jumps, the best one wins", None, _jumps_cost
-    ),
-    "fmtt": _Method(
-        "flow-map trajectory tilting as published: SDE drift by the lookahead's gradient, "
-        "resampling on ESS (2511.22688)",
-        partial(_published, Lookahead),
-        _published_cost,
-        gradient=True,
-    ),
-    "denoiser": _Method(
-        "the same, with the reward seen through the denoiser",
-        partial(_published, Denoised),
-        _published_cost,
-        gradient=True,
-    ),
-    "naive": _Method(
-        "the same, with the reward of the noisy state itself",
-        partial(_published, Naive),
-        _naive_cost,
-        gradient=True,
-    ),
-    "split": _Method(
-        "exact: deterministic jump, ratio weight, resample, Metropolis-adjusted Langevin moves",
-        _split,
-        _split_cost,
-    ),
-}
-METHODS: Mapping[str, str] = MappingProxyType({name: m.line for name, m in _TABLE.items()})
-"""Name -> one line."""
-
-
-def method_options(method: str) -> dict[str, Any]:
-    """Return the options that a method takes, with their defaults.
-
-    >>> method_options("split")
-    {'moves': 1, 'threshold': 0.5}
-
-    Raises:
-        ValueError: no such method; the message has the nearest names.
-    """
-    if method not in _TABLE:
-        raise unknown("method", method, METHODS)
-    build = _TABLE[method].build
-    parameters = inspect.signature(build).parameters.values() if build else ()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def plan(method: str, steps: int, differentiable: bool = True, **options: Any) -> dict[str, int]:
-    """Return what a method will cost a particle: NFE and reward calls.
-
-    >>> plan("fmtt", 16)
-    {'nfe': 47, 'reward_calls': 17}
-    """
-    known = method_options(method)
-    nfe, rewards = _TABLE[method].cost(steps, differentiable, known | options)
-    return {"nfe": nfe, "reward_calls": rewards}
-
-
-# ---------------------------------------------------------------- the result
 
 
 @dataclass
@@ -228,8 +79,6 @@ class Result:
 
         return save_result(self, Path(folder), overwrite)
 
-
-# ---------------------------------------------------------------- the call
 
 _TRACES = {"trace_ess": "ess", "trace_log_z": "log_z", "trace_reward": "reward"}
 
@@ -371,8 +220,8 @@ def check(
     for name, number in (("temperature", temperature), ("strength", strength)):
         if number is not None and not (number > 0 and math.isfinite(number)):
             raise ValueError(f"{name} must be a number above zero, got {number}")
-    if _TABLE[method].gradient and not reward.differentiable:
-        free = [name for name, m in _TABLE.items() if not m.gradient]
+    if TABLE[method].gradient and not reward.differentiable:
+        free = [name for name, m in TABLE.items() if not m.gradient]
         raise ValueError(
             f"method {method!r} needs the reward's gradient, and the reward is declared not "
             f"differentiable: take one of {', '.join(free)}, or a differentiable reward"
@@ -426,7 +275,7 @@ class _Sampling:
     ) -> dict[str, Tensor]:
         bound = self.flow if names is None else self.flow.given(names)
         flow = Counted(bound, self.counts)
-        build = _TABLE[self.method].build
+        build = TABLE[self.method].build
         start = self._start(positions, self.particles, "start")
         temperature: Tensor | None = None
         if build is None:
