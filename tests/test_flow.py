@@ -1,3 +1,5 @@
+from functools import cache
+
 import pytest
 import torch
 
@@ -6,6 +8,7 @@ from steer.flow import flat_prompts, per_row
 from steer.testing import FlowMapContract
 
 
+@cache  # its calibration takes longer than most tests
 def mixture(path=None, d=3, full=True):
     g = torch.Generator().manual_seed(3)
     a = torch.randn(2, d, d, generator=g)

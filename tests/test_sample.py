@@ -1,0 +1,300 @@
+"""`steer.sample`: shapes, temperatures, errors at the door, and costs counted to the unit."""
+
+import pytest
+import torch
+
+import steer
+from steer.sample import method_options, plan
+from tests.test_flow import mixture
+
+METHODS = ["none", "best-of-n", "fmtt", "denoiser", "naive", "split"]
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def reward(x):
+    return torch.tanh(x).sum(1)
+
+
+def blind(differentiable=False):
+    return steer.reward.wrap(lambda x: reward(x).detach(), differentiable=differentiable)
+
+
+def sample(*args, particles=5, steps=3, temperature=0.5, **options):
+    return steer.sample(
+        *(args or (mixture(), reward)),
+        particles=particles,
+        steps=steps,
+        temperature=temperature,
+        **options,
+    )
+
+
+class Network(steer.FlowMap):
+    """Like a network: parameters, velocity and jump alone, prompts, and a count of its rows."""
+
+    def __init__(self, counts=None, shift=0.0):
+        super().__init__()
+        self.exact, self.shift = mixture(), shift
+        self.parameter = torch.nn.Parameter(torch.zeros(()))
+        self.path, self.event_shape = self.exact.path, self.exact.event_shape
+        self.counts = {"forward": 0, "backward": 0} if counts is None else counts
+
+    def _count(self, y):
+        self.counts["forward"] += len(y)
+        if torch.is_grad_enabled() and y.requires_grad:
+            y.register_hook(
+                lambda g: self.counts.__setitem__("backward", self.counts["backward"] + len(y))
+            )
+        return y + self.parameter
+
+    def velocity(self, x, t):
+        return self._count(self.exact.velocity(x, t))
+
+    def jump(self, x, s, t):
+        return self._count(self.exact.jump(x, s, t))
+
+    def given(self, prompts):
+        return Network(self.counts)
+
+
+@every_method
+def test_shapes(method):
+    listed = sample(prompts=["a", "b"], method=method)
+    assert listed.x.shape == (2, 5, 3)
+    assert listed.rewards.shape == listed.log_w.shape == (2, 5)
+    assert listed.ess.shape == listed.best.shape == (2,)
+    assert listed.trace["ess"].shape == (3, 2)
+    assert listed.prompts == ["a", "b"]
+    for prompts in ("a", None):
+        one = sample(prompts=prompts, method=method)
+        assert one.x.shape == (5, 3)
+        assert one.rewards.shape == one.log_w.shape == (5,)
+        assert one.ess.shape == one.best.shape == ()
+        assert torch.allclose(one.x, listed.x[0], atol=1e-5)
+        guided = method not in {"none", "best-of-n"}
+        assert (one.log_z is not None) == (one.temperature is not None) == guided
+        if guided:
+            assert one.log_z.shape == one.temperature.shape == ()
+    assert one.images is None
+    assert torch.allclose(listed.rewards, reward(listed.x.flatten(0, 1)).reshape(2, 5), atol=1e-6)
+    assert torch.equal(listed.best, listed.rewards.argmax(1))
+
+
+def test_methods_are_listed_with_a_line():
+    assert set(METHODS) <= set(steer.METHODS)
+    assert all(line and "\n" not in line for line in steer.METHODS.values())
+
+
+@pytest.mark.parametrize("method", ["none", "best-of-n"])
+def test_unguided_methods_are_composed_jumps(method):
+    result = sample(method=method)
+    x = steer.Noise(0, particles=5, step="start").normal((3,))
+    flow = mixture()
+    for s, t in ((0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1)):
+        x = flow.jump(x, s, t)
+    assert torch.allclose(result.x, x, atol=1e-6)
+    assert not result.log_w.any()
+    assert float(result.ess) == pytest.approx(5)
+
+
+TILTED = (mixture(), steer.LinearReward(torch.tensor([0.6, -0.3, 0.4])))
+
+
+def evidence(method, steps, particles):
+    """Return log Z_hat - log Z of 8 populations, with its standard error."""
+    _, log_z = TILTED[0].tilt(TILTED[1], 0.7)
+    result = steer.sample(*TILTED, [""] * 8, particles, steps, method, 0.7)
+    ratio = (result.log_z.double() - log_z).exp()
+    return float(ratio.mean().log()), float(ratio.std() / ratio.mean()) / 8**0.5
+
+
+def test_split_has_the_evidence_at_few_steps():
+    off, error = evidence("split", 6, 512)
+    assert error < 0.04
+    assert abs(off) < 4 * error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fmtt", "denoiser", "naive"])
+def test_published_schemes_have_it_in_the_limit(method):
+    """Their error is of first order in the step, so `2 log Z(2k) - log Z(k)` has none of it."""
+    (coarse, a), (fine, b) = (evidence(method, k, 1024) for k in (32, 64))
+    error = (a**2 + 4 * b**2) ** 0.5
+    assert error < 0.08
+    assert abs(2 * fine - coarse) < 4 * error
+
+
+@pytest.mark.parametrize("method", ["fmtt", "denoiser", "naive", "split"])
+def test_methods_raise_the_reward(method):
+    plain = steer.sample(*TILTED, None, 256, 4, "none").rewards
+    steered = steer.sample(*TILTED, None, 256, 8, method, 0.5).rewards
+    assert steered.mean() > plain.mean() + 4 * plain.std() / 16
+
+
+def test_automatic_temperature():
+    """Per prompt, the standard deviation over 32 one-jump samples / strength."""
+    flow, prompts = mixture(), ["a", "bb"]
+
+    def asked(x, prompts):
+        return reward(x) * torch.tensor([float(len(p)) for p in prompts])
+
+    for strength in (None, 6.0):
+        result = sample(flow, asked, prompts, temperature=None, strength=strength, method="split")
+        x0 = steer.Noise(0, range(2), 32, step="temperature").normal((3,))
+        scores = asked(flow.lookahead(x0, 0.0), ["a"] * 32 + ["bb"] * 32).reshape(2, 32)
+        assert torch.allclose(result.temperature, scores.std(1) / (strength or 3.0), rtol=1e-4)
+        assert result.costs["temperature_nfe_per_prompt"] == 32
+    longer = sample(flow, asked, ["zz", *prompts], temperature=None, method="split")
+    assert longer.temperature.shape == (3,)
+    second = sample(flow, asked, ["bb"], temperature=None, method="split", position=2)
+    assert torch.allclose(second.temperature, longer.temperature[2:])
+
+
+def test_a_flat_reward_has_no_temperature():
+    def flat(x):
+        return 0 * x[:, 0] + 7
+
+    with pytest.raises(ValueError, match=r"no spread .* prompt 4 .*'a'.*temperature="):
+        sample(mixture(), flat, ["a"], temperature=None, position=4)
+    for method in ("none", "best-of-n"):  # these need none
+        assert sample(mixture(), flat, temperature=None, method=method).temperature is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "fmt"}, r"unknown method 'fmt': did you mean fmtt"),
+        ({"strength": 2.0}, "temperature and strength both"),
+        ({"temperature": 0.0}, "temperature must be a number above zero"),
+        ({"temperature": float("nan")}, "temperature must be a number above zero"),
+        ({"temperature": None, "strength": -1.0}, "strength must be a number above zero"),
+        ({"particles": 0}, "particles must be at least 1"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"prompts": []}, "list of prompts is empty"),
+        ({"method": "split", "scale": 2.0}, r"'split' takes no option 'scale': it takes moves"),
+        ({"method": "none", "moves": 2}, r"'none' takes no option 'moves': it takes none"),
+        ({"prompts": ["a", "b"], "reward_prompts": ["x"]}, "1 reward_prompts for 2 prompts"),
+        ({"threshold": (0.4,)}, "cannot resample at"),
+    ],
+)
+def test_errors_at_the_door(options, words):
+    with pytest.raises(ValueError, match=words):
+        sample(**options)
+
+
+@every_method
+def test_rewards_without_gradient(method):
+    if method in {"fmtt", "denoiser", "naive"}:
+        with pytest.raises(ValueError, match="take one of none, best-of-n, split"):
+            sample(mixture(), blind(), method=method)
+    else:
+        assert sample(mixture(), blind(), method=method).rewards.shape == (5,)
+
+
+@every_method
+def test_a_reward_of_another_shape(method):
+    with pytest.raises(ValueError, match="return one number per image"):
+        sample(mixture(), lambda x: x.mean(), method=method)
+
+
+@every_method
+def test_a_reward_that_is_not_a_number(method):
+    def broken(x, prompts):
+        found = torch.tensor([p == "pear" for p in prompts])
+        found[:-1] = False
+        return reward(x).masked_fill(found, torch.nan)
+
+    words = r"nan for prompt 8 \('pear'\), particle 4, .*step"
+    with pytest.raises(FloatingPointError, match=words):
+        sample(mixture(), broken, ["apple", "pear"], method=method, position=7)
+
+
+def test_what_the_reward_is_asked():
+    seen = set()
+
+    def asked(x, prompts):
+        seen.update(prompts)
+        return reward(x)
+
+    sample(mixture(), asked, ["a", "b"], method="none")
+    assert seen == {"a", "b"}
+    seen.clear()
+    sample(mixture(), asked, ["a", "b"], method="split", reward_prompts="c")
+    assert seen == {"c"}
+    seen.clear()
+    sample(mixture(), asked, None, method="split", reward_prompts="d")
+    assert seen == {"d"}
+
+
+CASES = [
+    ("none", {}),
+    ("best-of-n", {}),
+    ("fmtt", {}),
+    ("fmtt", {"scale": 2.0}),
+    ("fmtt", {"scale": 0.0}),
+    ("denoiser", {}),
+    ("denoiser", {"scale": 2.0}),
+    ("naive", {}),
+    ("naive", {"scale": 2.0}),
+    ("split", {}),
+    ("split", {"moves": 0}),
+    ("split", {"moves": 3, "threshold": 2.0}),
+]
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize(("method", "options"), CASES, ids=str)
+def test_costs_are_counted_and_foretold(method, options, batch_size):
+    """NFE is what the network itself saw, per particle, and what `plan` said before."""
+    flow, scored = Network(), []
+
+    def counted(x):
+        scored.append(len(x))
+        return reward(x)
+
+    result = sample(
+        flow, counted, ["a", "b"], particles=4, steps=6, method=method, batch_size=batch_size,
+        **options,
+    )  # fmt: skip
+    seen = flow.counts["forward"] + flow.counts["backward"]
+    assert result.nfe == seen / 8
+    assert result.costs["network_gradients"] == flow.counts["backward"] / 8
+    assert result.costs["reward_calls"] == sum(scored) / 8
+    expected = plan(method, 6, True, **options)
+    assert result.nfe == expected["nfe"]
+    assert result.costs["reward_calls"] == expected["reward_calls"]
+
+
+def test_costs_by_hand():
+    """Published: a velocity, a lookahead forward and backward a step, less one at t = 0."""
+    assert plan("none", 6) == {"nfe": 6, "reward_calls": 1}
+    assert plan("fmtt", 6)["nfe"] == 6 * 3 - 1
+    assert plan("naive", 6)["nfe"] == 6
+    assert plan("split", 6, moves=0)["nfe"] == 6 + 5
+    assert plan("split", 6, moves=0)["reward_calls"] == 6
+
+
+def test_options_of_a_method():
+    assert method_options("none") == {}
+    assert set(method_options("fmtt")) == {"scale", "threshold"}
+    with pytest.raises(ValueError, match="did you mean"):
+        method_options("splitt")
+
+
+def test_resampling_at_a_methods_own_times():
+    trace = sample(steps=5, method="fmtt", threshold=(0.4,)).trace["ess"]
+    assert float(trace[1]) == pytest.approx(5)
+    assert float(trace[0]) < 4.999
+    assert float(trace[2]) < 4.999
+
+
+def test_callback_sees_each_step():
+    times = []
+    sample(callback=lambda population: times.append(population.time), method="split")
+    assert times == pytest.approx([1 / 3, 2 / 3, 1])
+
+
+def test_seeds():
+    a, b, c = (sample(method="split", seed=s).x for s in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
