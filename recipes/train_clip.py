@@ -22,7 +22,7 @@ def train_clip(
     text_layers: int = 2,
     embed_dim: int = 128,
     batch_size: int = 64,
-    steps: int = 800,
+    steps: int = 500,
     rate: float = 2e-3,
     seed: int = 1,
     save_every: int = 100,
