@@ -4,6 +4,12 @@ import pytest
 import torch
 
 from steer.flow import FlowMap
+from steer.metric import (
+    composition_error,
+    lagrangian_residual,
+    nearest_distance,
+    retrieval_rate,
+)
 from steer.network import NetworkFlow, TwoTimeUNet
 from steer.objectives.consistency import (
     FlowMatching,
@@ -148,3 +154,23 @@ def test_objectives_are_functions_of_their_generator_and_train_only_the_flow(net
         losses[0].backward()
         assert all(p.grad is None for p in teacher.parameters())
         assert any(p.grad.abs().sum() > 0 for p in network.parameters() if p.grad is not None)
+
+
+def test_the_metrics_of_a_map_are_zero_at_the_true_map_and_see_a_wrong_one(draw):
+    x = draw[0][:500]
+    assert composition_error(Gaussian(), x, 0.0, 0.4, 1.0) < 1e-6
+    assert composition_error(Gaussian(error=0.2), x, 0.0, 0.4, 1.0) > 0.01
+    for t in (0.1, 0.5, 1.0):
+        assert lagrangian_residual(Gaussian(), x, 0.0, t) < 0.01
+        assert lagrangian_residual(Gaussian(error=0.2), x, 0.0, t) > 0.05
+
+
+def test_distances_and_retrieval_are_what_their_names_say():
+    x = torch.tensor([[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]])
+    torch.testing.assert_close(nearest_distance(x[:1], x[1:]), torch.tensor([1.0]))
+    expected = torch.tensor([1.0, 1.0, 4.0])
+    torch.testing.assert_close(nearest_distance(x, x, exclude_self=True), expected)
+    scores = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
+    rate, error = retrieval_rate(lambda images, captions: scores, x[:2], ["a", "b"])
+    assert rate == 0.5
+    assert error == pytest.approx((0.25 / 2) ** 0.5)
