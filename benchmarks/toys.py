@@ -74,25 +74,42 @@ def ring_reward(x: torch.Tensor) -> torch.Tensor:
     return -x[:, 0].clamp(max=0).square()
 
 
-def ring(view: str, resample: bool, seeds: int = 10, particles: int = 2500) -> dict[str, float]:
-    """Return the unweighted share of x_a > 0, the mean reward and ESS / n, over seeds."""
+def ring(view: str, seeds: int = 10, particles: int = 2500) -> dict[str, dict[str, float]]:
+    """Return the unweighted share of x_a > 0, the mean reward and ESS / n, over seeds.
+
+    Without resampling ("no"), and with one at t = .5 ("once"): both have the first half in common.
+    """
     angles = torch.arange(8) * (math.pi / 4)
     flow = steer.GaussianMixture(4.7 * torch.stack([angles.cos(), angles.sin()], 1), 0.3)
     eps = NOISE[view]
-    guide = steer.Guidance(
-        VIEWS[view](flow, ring_reward),
-        steer.Sde(flow, noise=lambda t: eps * (1 - t)),
-        steer.Continuous(),
-        times=torch.linspace(0, 1, 101, dtype=torch.float64),
-        scale=1.0,
-        threshold=(0.5,) if resample else 0.0,
-    )
+    times = torch.linspace(0, 1, 101, dtype=torch.float64)
+
+    def guide(times: torch.Tensor) -> steer.Guidance:
+        return steer.Guidance(
+            VIEWS[view](flow, ring_reward),
+            steer.Sde(flow, noise=lambda t: eps * (1 - t)),
+            steer.Continuous(),
+            times=times,
+            scale=1.0,
+            threshold=0.0,
+        )
+
     x0 = torch.randn(seeds, particles, 2, generator=torch.Generator().manual_seed(0))
-    last = guide(x0, seed=0)
+    for k, last in enumerate(guide(times).steps(x0, seed=0)):
+        if k == 49:
+            g = torch.Generator().manual_seed(1)
+            pairs = zip(last.x, last.log_w, strict=True)
+            half = torch.stack([x[steer.systematic(log_w, g)] for x, log_w in pairs])
+    return {"no": _figures(last), "once": _figures(guide(times[50:])(half, seed=1))}
+
+
+def _figures(last: steer.Population) -> dict[str, float]:
+    share = (last.x[..., 0] > 0).double().mean(1)
     return {
-        "share": float((last.x[..., 0] > 0).double().mean()),
+        "share": float(share.mean()),
+        "error": float(share.std()) / len(share) ** 0.5,
         "reward": float(last.reward.mean()),
-        "ess": float(last.ess.mean()) / particles,
+        "ess": float(last.ess.mean()) / last.log_w.shape[1],
     }
 
 
@@ -104,12 +121,13 @@ def main() -> None:
         print(f"| {name} | {exact:.4f} | {found[name]:.4f} | {errors[name]:.4f} |")
     print("\n| ring | resampled | share | published | reward | published | ESS / n |")
     print("|---|---|---|---|---|---|---|")
-    for i, resample in enumerate((False, True)):
+    found_ring = {view: ring(view) for view in VIEWS}
+    for i, resampled in enumerate(("no", "once")):
         for view, published in PUBLISHED.items():
-            r = ring(view, resample)
+            r = found_ring[view][resampled]
             share, reward = published[i]
             print(
-                f"| {view} | {'once' if resample else 'no'} | {r['share']:.3f} | {share:.3f} | "
+                f"| {view} | {resampled} | {r['share']:.3f} ± {r['error']:.3f} | {share:.3f} | "
                 f"{r['reward']:.2f} | {reward:.2f} | {r['ess']:.2f} |"
             )
 

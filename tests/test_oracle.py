@@ -27,26 +27,26 @@ def problem(d, kind):
     if kind == "linear":
         a = torch.zeros(d)
         a[:2] = torch.tensor([1.0, 0.3])
-        return flow, steer.LinearReward(a), 0.56
+        return flow, steer.LinearReward(a), 0.6
     centre, precision = torch.zeros(d), torch.zeros(d, d)
     centre[:2] = torch.tensor([3.0, 1.5])
     precision[:2, :2] = torch.eye(2)
-    return flow, steer.QuadraticReward(centre, precision), 0.71
+    return flow, steer.QuadraticReward(centre, precision), 0.72
 
 
 # name -> kernel, scale, threshold, particles in all, bound on the standard error of Z
 CASES = {
-    "jump": (lambda f: Jump(f, 0.0), 0.0, 0.0, 65_536, 0.02),
-    "jump, churn .5": (lambda f: Jump(f, 0.5), 0.0, 0.0, 65_536, 0.02),
-    "jump, churn 1": (lambda f: Jump(f, 1.0), 0.0, 0.0, 65_536, 0.02),
-    "jump, resampled": (lambda f: Jump(f, 0.0), 0.0, 0.5, 32_768, 0.08),
-    "jump, churn .5, resampled": (lambda f: Jump(f, 0.5), 0.0, 0.5, 32_768, 0.08),
-    "jump, churn 1, resampled": (lambda f: Jump(f, 1.0), 0.0, 0.5, 32_768, 0.08),
-    "jump, churn .5, scale 1": (lambda f: Jump(f, 0.5), 1.0, 0.5, 16_384, 0.08),
-    "jump, churn .5, scale 2": (lambda f: Jump(f, 0.5), 2.0, 0.5, 16_384, 0.08),
-    "jump, churn 1, scale 1": (lambda f: Jump(f, 1.0), 1.0, 0.5, 16_384, 0.08),
-    "jump, churn 1, scale 2": (lambda f: Jump(f, 1.0), 2.0, 0.5, 16_384, 0.08),
-    "langevin": (Langevin, 0.0, 0.5, 32_768, 0.02),
+    "jump": (lambda f: Jump(f, 0.0), 0.0, 0.0, 49_152, 0.02),
+    "jump, churn .5": (lambda f: Jump(f, 0.5), 0.0, 0.0, 49_152, 0.02),
+    "jump, churn 1": (lambda f: Jump(f, 1.0), 0.0, 0.0, 49_152, 0.02),
+    "jump, resampled": (lambda f: Jump(f, 0.0), 0.0, 0.5, 8192, 0.08),
+    "jump, churn .5, resampled": (lambda f: Jump(f, 0.5), 0.0, 0.5, 8192, 0.08),
+    "jump, churn 1, resampled": (lambda f: Jump(f, 1.0), 0.0, 0.5, 8192, 0.08),
+    "jump, churn .5, scale 1": (lambda f: Jump(f, 0.5), 1.0, 0.5, 8192, 0.08),
+    "jump, churn .5, scale 2": (lambda f: Jump(f, 0.5), 2.0, 0.5, 8192, 0.08),
+    "jump, churn 1, scale 1": (lambda f: Jump(f, 1.0), 1.0, 0.5, 8192, 0.08),
+    "jump, churn 1, scale 2": (lambda f: Jump(f, 1.0), 2.0, 0.5, 8192, 0.08),
+    "langevin": (Langevin, 0.0, 0.5, 16_384, 0.02),
 }
 QUICK = [
     pytest.param(name, 2, kind, 10, id=f"{name}, {kind}") for name in CASES
