@@ -8,6 +8,7 @@ mean. Standard errors are over prompts x seeds.
 """
 
 import argparse
+import io
 import json
 import math
 from pathlib import Path
@@ -19,7 +20,7 @@ import rewards
 import steer
 from rewards.judge import Judge
 from steer.folder import captioned_grid, write_atomically
-from steer.sample import plan
+from steer.sample import PROBES, plan
 
 PROMPTS = """red apple; cat; panda; tropical fish; hamburger; sunflower; ghost; pizza; rooster;
 elephant; strawberry; cactus; hot beverage; octopus; frog; animal; food; face; fruit; bird"""
@@ -51,7 +52,7 @@ def run(
     keep("none, 4 steps (mean)", plain.images, plain.rewards.mean(1), 4)
     for method in ("fmtt", "split"):
         guided = steer.sample(flow, reward, prompts, 4, 16, method, seed=seed)
-        total = 4 * plan(method, 16)["nfe"]
+        total = 4 * plan(method, 16)["nfe"] + PROBES  # setting the temperature counts too
         keep(f"{method}, 16 steps, 4 particles", *best(guided), total)
         n = total // 4
         many = steer.sample(flow, reward, prompts, n, 4, "best-of-n", seed=seed)
@@ -91,7 +92,9 @@ def main() -> None:
     write_atomically(args.out / "table.md", text.encode())
     write_atomically(args.out / "figures.json", json.dumps(figures).encode())
     rows = [(name, r["images"], prompts) for name, r in runs[0].items()]
-    captioned_grid(rows, size=64).save(args.out / "sheet.png")
+    sheet = io.BytesIO()
+    captioned_grid(rows, size=64).save(sheet, "PNG")
+    write_atomically(args.out / "sheet.png", sheet.getvalue())
 
 
 def estimate(values: Tensor) -> str:

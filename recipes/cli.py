@@ -52,12 +52,17 @@ def parser(command: str) -> ArgumentParser:
     return made
 
 
-def _underscored(word: str) -> str:
-    """Take `--prompts-file` for `--prompts_file`: people type dashes, YAML keys have none."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+def _flags(words: Sequence[str]) -> list[str]:
+    """Take `--prompts-file` for `--prompts_file`, and a bare `--overwrite` for true."""
+    out = []
+    for word, after in zip(words, [*words[1:], "--"], strict=False):
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            word = "--" + name[2:].replace("-", "_") + equals + value
+        if word == "--overwrite" and after.startswith("--"):
+            word = "--overwrite=true"
+        out.append(word)
+    return out
 
 
 def _usage() -> str:
@@ -115,7 +120,7 @@ def main(args: Sequence[str] | None = None) -> int:
             raise unknown("command", command, COMMANDS)
         made = parser(command)
         try:
-            options = made.parse_args([_underscored(word) for word in rest])
+            options = made.parse_args(_flags(rest))
         except (ArgumentError, TypeError) as error:
             raise ValueError(_explain(error, command, made)) from error
         options.pop("config", None)

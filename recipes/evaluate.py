@@ -5,7 +5,6 @@ judge finds a picture's caption among 100, and how far pictures are from the tra
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from recipes.data.emoji import Emoji
 from recipes.data.emoji import load as load_emoji
 from recipes.sheet import contact_sheet
 from steer.flow import FlowMap
+from steer.folder import write_atomically
 from steer.load import load
 from steer.metric import composition_error, lagrangian_residual, nearest_distance, retrieval_rate
 
@@ -88,14 +88,14 @@ def _retrieval(flow: FlowMap, emoji: Emoji, judge: Any, repeats: int) -> dict[st
         shown = [some[c] for c in captions if c in some]
         scores = judge.similarity(emoji.images[shown], captions)
         hit = scores.argmax(1) == torch.arange(len(shown))
-        hits["real, held out"].append(float(hit.float().mean()))
+        hits["real, held out"] += hit.float().tolist()
+    counts = {k: len(v) if k == "real, held out" else 100 * repeats for k, v in hits.items()}
     rates = {k: sum(v) / len(v) for k, v in hits.items()}
-    n = 100 * repeats
     return {
         "rate": rates,
-        "standard_error": {k: (r * (1 - r) / n) ** 0.5 for k, r in rates.items()},
+        "standard_error": {k: (r * (1 - r) / counts[k]) ** 0.5 for k, r in rates.items()},
         "relative_to_real": {str(k): rates[str(k)] / rates["real"] for k in STEPS},
-        "pictures": n,
+        "pictures": counts,
     }
 
 
@@ -151,9 +151,7 @@ def evaluate(
     broad = [p for p in BROAD for _ in range(12)]
     contact_sheet(draw(flow, broad, 4, 7), broad, out / "broad_4_step.png")
     metrics["seconds"] = time.perf_counter() - began
-    partial = out / ".metrics.json.partial"
-    partial.write_text(json.dumps(metrics, indent=1))
-    os.replace(partial, out / "metrics.json")
+    write_atomically(out / "metrics.json", json.dumps(metrics, indent=1).encode())
     _show(metrics)
     return metrics
 

@@ -1,7 +1,9 @@
 """`steer sample`: guided sampling into a run folder, resumable over prompts."""
 
+import hashlib
 import json
 import platform
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import fields
@@ -81,16 +83,26 @@ def sample(
         The run folder.
     """
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items()}
+    if method in {"none", "best-of-n"} and (temperature is not None or strength is not None):
+        raise ValueError(
+            f"method {method!r} has no temperature: leave temperature and strength out, or take a "
+            "method that steers"
+        )
     console = Console(stderr=True)
     refuse_existing(out, overwrite)
     prompts = _prompts(prompt, prompts_file)
     given = {"scale": scale, "threshold": threshold, "moves": moves}
     options = {k: v for k, v in given.items() if v is not None}
     flow = _model(model, device, dtype)
+    with torch.no_grad():
+        shape = flow.decode(torch.zeros(1, *flow.event_shape, device=_device(flow))).shape
+    if len(shape) != 4 or shape[1] != 3:
+        raise ValueError(
+            f"model {model!r} decodes to shape {tuple(shape)}, which is no picture (1, 3, h, w): "
+            "call steer.sample from Python, and keep result.x"
+        )
     judge = rewards.load(reward)
-    some = next(flow.parameters(), None)
-    if some is not None:
-        judge = judge.to(some.device)
+    judge = judge.to(_device(flow))
     asked = reward_prompt
     run: dict[str, Any] = {
         "particles": particles,
@@ -110,7 +122,8 @@ def sample(
         f"{count * (particles * (cost['nfe'] + steps) + probes)} network calls, "
         f"{count * (particles * (cost['reward_calls'] + 1) + probes)} reward calls"
     )
-    partial = _Partial(out, settings, overwrite)
+    identity = {"prompts": prompts, "files": _fingerprints(model, reward), "settings": settings}
+    partial = _Partial(out, identity, overwrite)
     size = max(1, 64 // particles)
     groups = range(0, count, size)
     columns = (
@@ -137,7 +150,7 @@ def sample(
                 result = steer.sample(flow, judge, chosen, callback=show, **guided, **shared)
                 plain = steer.sample(flow, judge, chosen, method="none", **shared)
                 partial.add(a, result, plain, _terms(judge, result, chosen, questions))
-        result, plain, terms = partial.joined(list(groups), prompts)
+        result, plain, terms = partial.joined(list(groups), prompts, asked)
         save_result(
             result,
             out,
@@ -147,9 +160,6 @@ def sample(
             terms=terms,
             files={"config.yaml": _config(settings)},
         )
-    except (ValueError, FloatingPointError):
-        partial.drop()
-        raise
     finally:
         partial.drop_if_empty()
     partial.drop()
@@ -174,6 +184,13 @@ def _prompts(prompt: str | list[str] | None, file: Path | None) -> list[str] | N
 def _model(model: str, device: str | None, dtype: str | None) -> steer.FlowMap:
     """Load a model by name, folder or file.py:Name."""
     kind = None if dtype is None else getattr(torch, dtype)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): give --device "
+            "cpu, or cuda where torch sees one"
+        ) from error
     file, _, name = model.rpartition(":")
     if file.endswith(".py"):
         from rewards.load import from_file
@@ -184,6 +201,24 @@ def _model(model: str, device: str | None, dtype: str | None) -> steer.FlowMap:
             raise TypeError(f"{model} gives a {type(flow).__name__}: expected a steer.FlowMap")
         return flow.to(device=device, dtype=kind)
     return steer.load(model, device=device, dtype=kind)
+
+
+def _device(flow: steer.FlowMap) -> torch.device:
+    some = next(flow.parameters(), None)
+    return torch.device("cpu") if some is None else some.device
+
+
+def _fingerprints(*names: str) -> dict[str, Any]:
+    """Return what tells whether the code and the weights are still those of an earlier start."""
+    files = [path for name in names for path in re.findall(r"[^\s:+*]+\.py", name)]
+    files += [
+        str(p) for name in names if Path(name).is_dir() for p in sorted(Path(name).iterdir())
+    ]
+    prints: dict[str, Any] = {"flowsteer": steer.__version__, "torch": str(torch.__version__)}
+    for file in files:
+        if Path(file).is_file():
+            prints[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return prints
 
 
 def _terms(
@@ -212,16 +247,19 @@ def _config(settings: dict[str, Any]) -> str:
 class _Partial:
     """The finished groups of an unfinished run, beside its folder."""
 
-    def __init__(self, out: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    def __init__(self, out: Path, identity: dict[str, Any], overwrite: bool) -> None:
         self.folder = out.parent / f".{out.name}.partial"
-        if overwrite:
+        config = self.folder / "identity.json"
+        identity["settings"] = {k: v for k, v in identity["settings"].items() if k != "overwrite"}
+        content = json.dumps(identity, indent=1)
+        other = config.exists() and config.read_text(encoding="utf-8") != content
+        if other and overwrite:
             self.drop()
-        config = self.folder / "config.yaml"
-        content = yaml.safe_dump({k: v for k, v in settings.items() if k != "overwrite"})
-        if config.exists() and config.read_text(encoding="utf-8") != content:
+        elif other:
             raise FileExistsError(
-                f"an interrupted run with other settings is kept in {self.folder}: give its "
-                "command again to finish it, choose another folder, or say --overwrite to drop it"
+                f"an interrupted run with other settings, prompts or files is kept in "
+                f"{self.folder}: give its command again to finish it, choose another folder, or "
+                "say --overwrite to drop it"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -251,7 +289,7 @@ class _Partial:
         write_atomically(self._file(group), safetensors.torch.save(tensors, notes))
 
     def joined(
-        self, groups: list[int], prompts: list[str] | None
+        self, groups: list[int], prompts: list[str] | None, asked: str | list[str] | None
     ) -> tuple[Result, Result, dict[str, Tensor]]:
         """Put all groups together again."""
         parts, notes = [], []
@@ -273,7 +311,7 @@ class _Partial:
             costs = [json.loads(n[f"{kind}/costs"]) for n in notes]
             values["costs"] = {k: sum(c[k] for c in costs) / len(costs) for k in costs[0]}
             values["costs"]["seconds"] = sum(c["seconds"] for c in costs)
-            values["prompts"] = prompts
+            values["prompts"], values["reward_prompts"] = prompts, asked
             values["trace"] = {}
             for k, v in whole.items():
                 head, _, name = k.removeprefix(f"{kind}/").partition("/")

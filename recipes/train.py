@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from recipes.sheet import contact_sheet
+from steer.folder import write_atomically
 
 __all__ = ["fit", "train"]
 
@@ -65,7 +66,7 @@ def train(
         shift: largest random shift of a picture, in pixels.
         seed: fixes everything that is drawn.
         save_every: steps between checkpoints.
-        sheet_every: steps between sample sheets.
+        sheet_every: steps between sample sheets; 0 for none.
         precision: Lightning's; "auto" is bf16-mixed where the hardware has bf16, else 32-true.
     """
     settings = {k: v for k, v in locals().items() if k not in ("out", "stages", "precision")}
@@ -132,7 +133,7 @@ def _same_settings(out: Path, settings: dict[str, Any]) -> None:
     file = out / "settings.json"
     if not file.exists():
         out.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings, indent=1))
+        write_atomically(file, json.dumps(settings, indent=1).encode())
         return
     before = json.loads(file.read_text())
     changed = [k for k, v in settings.items() if k in before and before[k] != v]
@@ -193,7 +194,7 @@ def fit(
     from steer.train import step_loader
 
     def after(trainer: L.Trainer, module: Any, *_: Any) -> None:
-        if sheet is not None and trainer.global_step % sheet_every == 0:
+        if sheet is not None and sheet_every and trainer.global_step % sheet_every == 0:
             sheet(module.average, trainer.global_step)
 
     if precision == "auto":

@@ -86,7 +86,9 @@ def train_clip(
     module = ContrastiveTraining(
         model,
         lambda x: model.encode_image((x - mean[0]) / std[0], normalize=True),
-        lambda texts: model.encode_text(tokenizer(list(texts)), normalize=True),
+        lambda texts: model.encode_text(
+            tokenizer(list(texts)).to(model.logit_scale.device), normalize=True
+        ),
         model.logit_scale,
         Pairs(emoji, emoji.train, batch_size, seed, change),
         steps=steps,

@@ -49,12 +49,15 @@ class FlowMap(nn.Module):
         `D_1(x) = x`. Closed forms may override it; nothing else should.
         """
         time = as_time(t)
-        if time.ndim == 0 and float(time) == 1.0:
+        end = time == 1
+        if bool(end.all()):
             return x
+        time = torch.where(end, 0.5, time)  # rows at the end are replaced below
         alpha, beta = self.path(time)
         alpha_dot, beta_dot = self.path.derivative(time)
         scale = alpha * beta_dot - alpha_dot * beta
-        return like(alpha / scale, x) * self.velocity(x, t) - like(alpha_dot / scale, x) * x
+        d = like(alpha / scale, x) * self.velocity(x, time) - like(alpha_dot / scale, x) * x
+        return torch.where(like(end.to(x.dtype), x) == 1, x, d) if bool(end.any()) else d
 
     def score(self, x: Tensor, t: Time) -> Tensor:
         """Return `s_t(x) = -(x - beta D_t(x)) / alpha²`: infinite at t = 1.

@@ -46,13 +46,19 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         scratch.chmod(0o755)
         yield scratch
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            os.replace(folder, old / folder.name)
+        refuse_existing(folder, overwrite)  # somebody may have made it meanwhile
+        if not folder.exists():
             os.replace(scratch, folder)
-            shutil.rmtree(old)
-        else:
+            return
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+        os.replace(folder, aside / folder.name)
+        try:
             os.replace(scratch, folder)
+        except OSError:
+            os.replace(aside / folder.name, folder)
+            raise
+        finally:
+            shutil.rmtree(aside)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -199,6 +205,8 @@ def save_result(
         )
     lead = result.rewards.ndim == 2
     prompts = list(result.prompts) if lead and result.prompts else [result.prompts or ""]
+    asked = result.reward_prompts or prompts
+    asked = [asked] * len(prompts) if isinstance(asked, str) else list(asked)
 
     def rows(v: Tensor) -> Tensor:
         return v if lead else v[None]
@@ -218,6 +226,7 @@ def save_result(
                     to_pil(images[i, j]).save(scratch / name)
                 line = {
                     "prompt": text,
+                    "reward_prompt": asked[i],
                     "seed": result.seed,
                     "particle": j,
                     "image": name if kept else None,
@@ -233,7 +242,8 @@ def save_result(
                 captions = [f"{r:.3g}" for r in plain_rewards[shown].tolist()]
                 grid.append((f"{text!r} unguided", plain[shown], captions))
             captions = [f"{r:.3g}" for r in rewards[i, shown].tolist()]
-            grid.append((f"{text!r} {result.method}", images[i, shown], captions))
+            question = "" if asked[i] == prompt else f", the reward asks for {asked[i]!r}"
+            grid.append((f"{text!r} {result.method}{question}", images[i, shown], captions))
         captioned_grid(grid).save(scratch / "grid.png")
         (scratch / "scores.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (scratch / "metrics.json").write_text(json.dumps(metrics(result), indent=2) + "\n")

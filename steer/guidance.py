@@ -56,7 +56,8 @@ class Guidance:
         scale: how far the gradient shifts the proposal: 0 not at all, 1 the published drift, 2 no
             first-order variance of the ratio weights. It never changes the law that is sampled.
         threshold: resample a prompt when ESS / n is below it, or a tuple of times at which to.
-        batch_size: the most rows in one network call; None: all at once.
+        batch_size: the most rows in one network call, but never less than one of each prompt;
+            None: all at once.
 
     Raises:
         ValueError: parts that do not fit, each with the mend.
@@ -87,9 +88,12 @@ class Guidance:
         if len(ts) < 2 or ts[0] < 0 or ts[-1] > 1 or any(a >= b for a, b in pairwise(ts)):
             raise ValueError(f"times must increase within [0, 1], at least two of them; got {ts}")
         if isinstance(self.threshold, tuple):
-            strange = [t for t in self.threshold if all(abs(t - s) > 1e-9 for s in ts)]
+            strange = [t for t in self.threshold if all(abs(t - s) > 1e-9 for s in ts[1:-1])]
             if strange:
-                raise ValueError(f"cannot resample at {strange}: not among the times {ts}")
+                raise ValueError(
+                    f"cannot resample at {strange}: not among the times between the first and the "
+                    f"last, {ts[1:-1]}"
+                )
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.scale != 0 and not self.potential.differentiable:
@@ -161,6 +165,11 @@ class _Run:
             raise ValueError(
                 f"the potential has {size} temperatures, the start {self.p} x {self.n} rows: give "
                 "one, one per prompt, or one per row with batch_size=None"
+            )
+        if size not in {1, self.p} and guide.threshold != 0:
+            raise ValueError(
+                "one temperature per row, and resampling that would hand particles to other rows: "
+                "give one per prompt, or threshold=0"
             )
         self.noise = Noise(
             seed,

@@ -55,7 +55,13 @@ def load(
         )
     folder = _folder(name)
     config = _read_config(folder / "config.json")
-    flow = NetworkFlow(TwoTimeUNet(**config))
+    try:
+        flow = NetworkFlow(TwoTimeUNet(**config))
+    except TypeError as error:
+        raise ValueError(
+            f"{folder / 'config.json'} is not a model's configuration ({error}): take it and "
+            "model.safetensors from the same save"
+        ) from None
     state = _read_weights(folder / "model.safetensors")
     try:
         flow.network.load_state_dict({k: v.float() for k, v in state.items()})

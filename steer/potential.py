@@ -133,7 +133,7 @@ class _Viewed(Potential):
         images = self.flow.decode(x if arrived else self._view(x, t))
         prompts = None if self.prompts is None else flat_prompts(self.prompts, len(x))
         scores = score(self.reward, images, prompts)
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return scores.to(x.device, torch.promote_types(scores.dtype, torch.float32))
 
     def _inverse_temperature(self, x: Tensor) -> Tensor:
         temperature = torch.as_tensor(self.temperature).to(x.device)

@@ -19,6 +19,7 @@ __all__ = [
     "Reward",
     "WeightedSum",
     "clamp01",
+    "name_of",
     "score",
     "term_scores",
     "wrap",
@@ -92,7 +93,7 @@ def term_scores(
     """
     out: dict[str, Tensor] = {}
     for _, term in _terms(reward):
-        name = title = _name(term)
+        name = title = name_of(term)
         count = 2
         while title in out:
             title, count = f"{name} {count}", count + 1
@@ -100,7 +101,7 @@ def term_scores(
     return out
 
 
-def _name(reward: Reward) -> str:
+def name_of(reward: Reward) -> str:
     """Return what people call a reward."""
     source = getattr(reward, "f", reward)
     return getattr(source, "__name__", type(source).__name__)
@@ -151,7 +152,9 @@ def _positional(f: Callable[..., Any]) -> int:
 
 
 def wrap(f: Callable[..., Tensor], differentiable: bool = True) -> Reward:
-    """Make a reward of any callable `f(images)` or `f(images, prompts)`; a reward stays as it is.
+    """Make a reward of any callable `f(images)` or `f(images, prompts)`.
+
+    A reward stays as it is, unless it is to be taken as not differentiable.
 
     Args:
         f: takes images (n, 3, h, w) and, if it wants them, one prompt a row; returns (n,).
@@ -160,7 +163,7 @@ def wrap(f: Callable[..., Tensor], differentiable: bool = True) -> Reward:
     Raises:
         TypeError: `f` is not callable, or needs more arguments than a reward has.
     """
-    if isinstance(f, Reward):
+    if isinstance(f, Reward) and (differentiable or not f.differentiable):
         return f
     if not callable(f):
         raise TypeError(f"a reward is a callable on images, got {type(f).__name__}")
@@ -179,7 +182,7 @@ def score(
         ValueError: the reward returned something else; the message says what.
     """
     scores = reward(images, prompts, metadata)
-    name = _name(reward)
+    name = name_of(reward)
     if not isinstance(scores, Tensor):
         raise ValueError(
             f"reward {name!r} returned {type(scores).__name__}: return a tensor of shape (n,)"

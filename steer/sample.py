@@ -46,6 +46,7 @@ class Result:
         prompts: as given.
         method: its name.
         seed: the run's seed.
+        reward_prompts: what the reward was asked, where that differs from the prompts.
         costs: what is counted beside: reward calls and gradients and network gradients per
             particle, seconds, and the NFE per prompt that setting the temperature took.
         trace: ESS, log Z and mean reward after each step, (steps, ...) each.
@@ -63,6 +64,7 @@ class Result:
     prompts: Sequence[str] | str | None
     method: str
     seed: int
+    reward_prompts: Sequence[str] | str | None = None
     costs: dict[str, float] = field(default_factory=dict)
     trace: dict[str, Tensor] = field(default_factory=dict)
 
@@ -129,7 +131,7 @@ def sample(
     reward = wrap(reward)
     check(
         flow, reward, prompts, particles, steps, method, temperature, strength, seed,
-        reward_prompts=reward_prompts, **options,
+        reward_prompts=reward_prompts, batch_size=batch_size, **options,
     )  # fmt: skip
     if prompts is None:
         names: list[str] | None = None
@@ -176,11 +178,13 @@ def sample(
         prompts=prompts,
         method=method,
         seed=seed,
+        reward_prompts=reward_prompts,
         costs={
             "network_gradients": run.counts.backward / rows,
             "reward_calls": run.counts.reward / rows,
             "reward_gradients": run.counts.reward_gradient / rows,
             "temperature_nfe_per_prompt": run.probe_counts.forward / p,
+            "temperature_reward_calls_per_prompt": run.probe_counts.forward / p,
             "seconds": time.perf_counter() - start,
         },
         trace={name: joined[key] for key, name in _TRACES.items()},
@@ -199,6 +203,7 @@ def check(
     seed: int = 0,
     *,
     reward_prompts: Sequence[str] | str | None = None,
+    batch_size: int | None = None,
     **options: Any,
 ) -> None:
     """Fail at the door: raise the ValueErrors that `sample` documents, before any work."""
@@ -209,7 +214,10 @@ def check(
             raise ValueError(f"method {method!r} takes no option {name!r}: {takes}")
     if prompts is not None and len(prompts) == 0:
         raise ValueError("the list of prompts is empty: give at least one, or None for no prompt")
-    for name, value in (("particles", particles), ("steps", steps)):
+    counts = {"particles": particles, "steps": steps, "batch_size": batch_size or 1}
+    if batch_size == 0:
+        counts["batch_size"] = 0
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if temperature is not None and strength is not None:
@@ -332,7 +340,7 @@ class _Sampling:
         for a in range(0, len(images), self.batch_size):
             b = a + self.batch_size
             scores.append(score(reward, images[a:b], None if prompts is None else prompts[a:b]))
-        rewards = torch.cat(scores).float()
+        rewards = torch.cat(scores).float().to(images.device)
         bad = (~torch.isfinite(rewards)).nonzero()
         if len(bad):
             row, n = int(bad[0]), len(images) // len(positions)
@@ -363,7 +371,8 @@ class _Sampling:
         images = self._decode(flow, jumped)
         rewards = self._score(images, asked, self.plain_reward, positions)
         spread = rewards.reshape(p, PROBES).std(1)
-        flat = (spread <= 1e-12 * rewards.abs().max()).nonzero().flatten().tolist()
+        largest = rewards.reshape(p, PROBES).abs().amax(1)
+        flat = (spread <= 1e-6 * largest).nonzero().flatten().tolist()
         if flat:
             name = f" ({asked[flat[0]]!r})" if asked else ""
             raise ValueError(

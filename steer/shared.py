@@ -14,7 +14,7 @@ from torch import Tensor
 from steer.flow import FlowMap
 from steer.path import Time
 from steer.potential import Evaluation, Potential
-from steer.reward import Reward
+from steer.reward import Reward, name_of
 
 __all__ = ["Counted", "CountedReward", "Counts", "SharedFlow", "SharedPotential"]
 
@@ -99,7 +99,7 @@ class CountedReward(Reward):
         super().__init__()
         self.reward, self.counts = reward, counts
         self.differentiable = reward.differentiable
-        self.__name__ = getattr(reward, "__name__", type(reward).__name__)
+        self.__name__ = name_of(reward)
 
     def forward(
         self,
@@ -116,7 +116,7 @@ class CountedReward(Reward):
 
 
 def _batched(f: Callable[..., Any], x: Tensor, prompts: int, size: int | None) -> list[Any]:
-    """Apply f to micro-batches of at most `size` rows, each with as many rows of every prompt."""
+    """Apply f to micro-batches of `size` rows, as many (and at least one) of every prompt."""
     n = len(x) // prompts
     m = n if size is None else max(1, size // prompts)
     if n <= m:

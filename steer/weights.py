@@ -6,7 +6,6 @@ from functools import cached_property
 from torch import Tensor
 
 from steer.flow import FlowMap
-from steer.path import Time
 from steer.potential import Potential
 
 __all__ = ["Continuous", "Ratio", "Step", "Weights"]
@@ -75,4 +74,5 @@ class Continuous(Weights):
 
     def __call__(self, step: Step) -> Tensor:
         """Return the increment of log_w, (n,)."""
-        return (step.t - step.s) * step.rate()
+        start = step.potential(step.x, step.s) if step.first else 0  # r at the start counts as 0
+        return start + (step.t - step.s) * step.rate()

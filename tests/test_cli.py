@@ -34,6 +34,9 @@ class Pixels(steer.FlowMap):
     def jump(self, x, s, t):
         return self.mixture.jump(x.flatten(1), s, t).reshape(x.shape)
 
+def Vectors():
+    return steer.GaussianMixture(torch.zeros(1, 2), 1.0)
+
 def redness(images):
     return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
 
@@ -202,6 +205,9 @@ def test_other_settings_do_not_resume_an_interrupted_run(here, monkeypatch, caps
         ({"method": "split", "scale": 2}, ["'split'", "'scale'"]),
         ({"particle": 3}, ["particle", "particles"]),
         ({"dtype": "float8"}, ["float8", "bfloat16"]),
+        ({"device": "toaster"}, ["toaster", "--device cpu"]),
+        ({"method": "none"}, ["'none'", "no temperature"]),
+        ({"model": "toy.py:Vectors"}, ["no picture"]),
     ],
     ids=lambda v: str(v)[:40],
 )
@@ -228,13 +234,51 @@ def test_unknown_command(capsys):
     refused(capsys, "unknown command 'smaple'", "sample")
 
 
+def test_edited_prompts_do_not_resume_an_interrupted_run(here, monkeypatch, capsys):
+    """The same command with other prompts in the file is another run."""
+    file = here / "p.txt"
+    file.write_text("old0\nold1\nold2\n")
+    real, calls = steer.sample, []
+
+    def second(*args, **kwargs):
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as m:
+        m.setattr(steer, "sample", second)
+        assert run(prompt=None, prompts_file=file, particles=32) == 130
+    file.write_text("new0\nnew1\nnew2\n")
+    assert run(prompt=None, prompts_file=file, particles=32) == 2
+    refused(capsys, "prompts", "--overwrite")
+    assert run("--overwrite", prompt=None, prompts_file=file, particles=32) == 0
+    lines = (here / "run" / "scores.jsonl").read_text().splitlines()
+    assert {json.loads(line)["prompt"] for line in lines} == {"new0", "new1", "new2"}
+
+
+def test_a_late_error_keeps_finished_prompts(here, capsys):
+    """A NaN for the third prompt: the first two are done, and stay so until it is mended."""
+    (here / "late.py").write_text(
+        "import torch\n"
+        "def late(images, prompts):\n"
+        "    bad = torch.tensor([p == 'p2' for p in prompts])\n"
+        "    return images.mean((1, 2, 3)).masked_fill(bad, torch.nan)\n"
+    )
+    prompts = json.dumps(["p0", "p1", "p2"])
+    assert run(prompt=prompts, particles=32, reward="late.py:late") == 2
+    refused(capsys, "prompt 2 ('p2')")
+    assert (here / ".run.partial" / "000000.safetensors").exists()
+    assert not (here / "run").exists()
+
+
 def test_existing_folder_is_left_alone(here, capsys):
     (here / "run").mkdir()
     (here / "run" / "mine.txt").write_text("mine")
     assert run() == 2
     refused(capsys, "exists already", "--overwrite")
     assert (here / "run" / "mine.txt").read_text() == "mine"
-    assert run(overwrite="true") == 0
+    assert run("--overwrite") == 0
     assert not (here / "run" / "mine.txt").exists()
 
 

@@ -23,9 +23,13 @@ def blocks(kind):
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_blocks_run(code, tmp_path, monkeypatch):
+def test_python_blocks_run(code, tmp_path, monkeypatch, capsys):
+    """They run, and print the number that a comment beside the print promises."""
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "block", "exec"), {"__name__": "block"})
+    for promised in re.findall(r"^print\(.*#.* (\d+\.\d+) and (\d+\.\d+)$", code, re.MULTILINE):
+        printed = capsys.readouterr().out.split()[-2:]
+        assert [f"{float(p):.2f}" for p in printed] == list(promised)
 
 
 @pytest.mark.parametrize("code", blocks("sh"))

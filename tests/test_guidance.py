@@ -46,6 +46,23 @@ def test_weights_telescope_with_every_ramp_and_from_a_later_start():
     assert torch.allclose(last.log_w, reward(last.x), atol=1e-5)
 
 
+def test_published_weights_from_a_later_start_pay_for_it():
+    """r at times[0] counts as 0, so the first step pays r(x, times[0]) with either weights."""
+    flow = mixture()
+    x = flow.jump(start(4096), 0.0, 0.5)
+    times = [0.5 + 0.5 * k / 40 for k in range(41)]
+    estimates = [
+        float(
+            steer.Guidance(
+                Lookahead(flow, reward), Sde(flow), w, times=times, scale=1.0, threshold=0.0
+            )(x).log_z
+        )
+        for w in (Continuous(), Ratio())
+    ]
+    assert estimates[0] == pytest.approx(estimates[1], abs=0.1)
+    assert abs(estimates[1]) > 0.2
+
+
 def test_log_z_is_banked_at_each_resampling():
     """With a resampling at every step, the product of the mean weights; else their sum."""
     flow = mixture()
@@ -69,6 +86,24 @@ def test_resampling_at_given_times():
     )
     fresh = [not population.log_w.any() for population in guide.steps(start())]
     assert fresh == [False, True, False, False]
+
+
+def test_resampling_leaves_the_estimate_as_it_was():
+    flow, times = mixture(), [0, 0.25, 0.5, 1]
+    potential = Lookahead(flow, reward, temperature=0.3)
+    runs = [
+        [
+            (float(population.log_z), float(population.log_w.std()))
+            for population in steer.Guidance(
+                potential, Jump(flow, 0.5), times=times, threshold=threshold
+            ).steps(start())
+        ]
+        for threshold in ((0.5,), 0.0)
+    ]
+    for (banked, _), (whole, _) in zip(runs[0][:2], runs[1][:2], strict=True):
+        assert banked == pytest.approx(whole, abs=1e-5)
+    assert abs(runs[1][1][0]) > 0.1
+    assert runs[0][1][1] == 0 < runs[1][1][1]
 
 
 def test_prompts_resample_by_themselves():
@@ -192,6 +227,14 @@ def test_starts_of_another_shape(shape):
     guide = steer.Guidance(Lookahead(flow, reward), Jump(flow))
     with pytest.raises(ValueError, match=r"events of shape \(3,\)"):
         guide(torch.zeros(shape))
+
+
+def test_temperatures_per_row_do_not_travel():
+    flow = mixture()
+    potential = Lookahead(flow, reward, temperature=torch.linspace(1, 2, 64))
+    assert torch.isfinite(steer.Guidance(potential, Jump(flow), threshold=0)(start()).log_w).all()
+    with pytest.raises(ValueError, match="threshold=0"):
+        steer.Guidance(potential, Jump(flow))(start())
 
 
 def test_prompts_that_do_not_fit_the_start():

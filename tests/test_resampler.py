@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from steer.noise import generator
-from steer.resampler import ess, log_mean_exp, multinomial, residual, stratified, systematic
+from steer.resampler import (
+    _invert,
+    ess,
+    log_mean_exp,
+    multinomial,
+    residual,
+    stratified,
+    systematic,
+)
 
 ALL = [systematic, stratified, residual, multinomial]
 every_resampler = pytest.mark.parametrize("resample", ALL, ids=lambda f: f.__name__)
@@ -54,3 +62,10 @@ def test_ess_and_mean():
     log_w = torch.tensor([[1.0, 2.0], [800.0, 800.0]])
     expected = [float(log_w[0].exp().mean().log()), 800.0]
     assert log_mean_exp(log_w).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_point_on_an_edge_belongs_to_the_particle_above():
+    """A uniform of exactly 0 must not choose a first particle of weight zero."""
+    log_w = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0])
+    points = torch.tensor([0.0, 0.25, 0.5], dtype=torch.float64)
+    assert _invert(log_w, points).tolist() == [1, 1, 3]

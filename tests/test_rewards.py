@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -279,4 +280,9 @@ def test_import_is_light():
 
 
 def test_weights_fit_their_budget():
-    assert sum(f.stat().st_size for f in EMBEDDED.parent.rglob("*")) < 28e6
+    import steer
+
+    zoos = [EMBEDDED.parent, Path(steer.__file__).with_name("zoo")]
+    weights = [f for zoo in zoos for f in zoo.rglob("*.safetensors")]
+    assert len(weights) == 3
+    assert sum(f.stat().st_size for f in weights) < 40e6

@@ -164,6 +164,7 @@ class MapDistillation:
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """Return {"loss", "diagonal", "off"}; all noise is drawn from `generator`."""
+        self.teacher.to(x_1.device)  # not a part of the trained module: nobody else moves it
         n, k = len(x_1), len(x_1) // 2
         x_0 = torch.randn(x_1.shape, generator=generator).to(x_1)
         tau = draw_time(k, generator).to(x_1.device)
