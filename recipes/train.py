@@ -27,7 +27,7 @@ def train(
     width: int = 192,
     batch_size: int = 40,
     velocity_steps: int = 1800,
-    map_steps: int = 520,
+    map_steps: int = 440,
     muon: float = 2e-3,
     adamw: float = 1e-3,
     average: float = 0.998,
