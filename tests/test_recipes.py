@@ -44,8 +44,6 @@ def test_config_runs(name, tmp_path):
     config = parser.parse_args(["--config", str(CONFIGS / f"{name}.yaml")])
     config.pop("config")
     settings = {**parser.instantiate(config).as_dict(), **small, "out": tmp_path / "run"}
-    if name == "demo":
-        settings["reward_prompt"] = "a red apple"
     program(**settings)
     made = {p.name for p in (tmp_path / "run").rglob("*") if p.is_file()}
     expected = {
