@@ -114,7 +114,8 @@ def train(
         fit(module, folder, save_every, precision, sheet_every, sheet)
         if module.global_step >= steps:
             save(module.average, folder)
-            sheet(module.average, steps)
+            if sheet_every:
+                sheet(module.average, steps)
 
 
 def _data(name: str) -> tuple[Any, list[str]]:

@@ -98,3 +98,35 @@ def test_a_full_disk_leaves_the_old_weights_whole(saved, tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert (folder / "model.safetensors").read_bytes() == before
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_the_embedded_model_knows_its_words_and_is_near_its_own_map():
+    import warnings
+
+    from recipes.data.emoji import load as load_emoji
+    from steer.metric import composition_error
+
+    flow, emoji = load_model("emoji"), load_emoji()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        flow.given(emoji.concepts)
+        flow.given([*emoji.styles[:4], *sorted(set(emoji.groups)), *sorted(set(emoji.subgroups))])
+    bound = flow.given(emoji.concepts[:8])
+    x = torch.randn(8, *flow.event_shape, generator=torch.Generator().manual_seed(0))
+    assert composition_error(bound, x, 0.0, 0.5, 1.0) < 0.25
+    with torch.no_grad():
+        images = flow.decode(bound.jump(x, 0.0, 1.0))
+    assert images.shape == (8, 3, 32, 32)
+    assert images[:, :, 0].mean() > 0.9  # emoji stand on white
+    assert -0.1 < images.quantile(0.01) < images.quantile(0.99) < 1.1
+
+
+@pytest.mark.slow
+def test_the_judge_finds_the_embedded_models_pictures_among_100_captions(tmp_path):
+    from recipes.evaluate import evaluate
+
+    metrics = evaluate("emoji", tmp_path)
+    relative = metrics["retrieval_1_of_100"]["relative_to_real"]
+    assert relative["4"] >= 0.80
+    assert relative["1"] >= 0.65
+    assert {p.name for p in tmp_path.iterdir()} >= {"metrics.json", "labels_4_step.png"}
