@@ -118,7 +118,7 @@ def test_the_embedded_model_knows_its_words_and_is_near_its_own_map():
         images = flow.decode(bound.jump(x, 0.0, 1.0))
     assert images.shape == (8, 3, 32, 32)
     assert images[:, :, 0].mean() > 0.9  # emoji stand on white
-    assert -0.1 < images.quantile(0.01) < images.quantile(0.99) < 1.1
+    assert -0.25 < images.quantile(0.01) < images.quantile(0.99) < 1.25
 
 
 @pytest.mark.slow
