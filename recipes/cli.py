@@ -77,7 +77,7 @@ def _explain(error: Exception, command: str, made: ArgumentParser) -> str:
     found = re.findall(r"--([\w-]+)", text) if "nrecognized" in text else []
     found += re.findall(r"[Kk]ey ['\"]([\w.-]+)['\"]", text)
     found += re.findall(r"nested key ['\"]([\w.-]+)['\"]", text)
-    known = [a.dest for a in made._actions if a.dest not in {"help", "print_config"}]
+    known = [a.dest for a in made._actions if a.dest.partition("_")[0] not in {"help", "print"}]
     hints = []
     for name in dict.fromkeys(found):
         dashed = name.replace("_", "-")
