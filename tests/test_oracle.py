@@ -29,9 +29,9 @@ def problem(d, kind):
         a[:2] = torch.tensor([1.0, 0.3])
         return flow, steer.LinearReward(a), 0.6
     centre, precision = torch.zeros(d), torch.zeros(d, d)
-    centre[:2] = torch.tensor([3.0, 1.5])
+    centre[:2] = torch.tensor([8.0, 2.4])
     precision[:2, :2] = torch.eye(2)
-    return flow, steer.QuadraticReward(centre, precision), 0.72
+    return flow, steer.QuadraticReward(centre, precision), 3.4
 
 
 # name -> kernel, scale, threshold, particles in all, bound on the standard error of Z
