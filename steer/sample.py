@@ -214,9 +214,8 @@ def check(
             raise ValueError(f"method {method!r} takes no option {name!r}: {takes}")
     if prompts is not None and len(prompts) == 0:
         raise ValueError("the list of prompts is empty: give at least one, or None for no prompt")
-    counts = {"particles": particles, "steps": steps, "batch_size": batch_size or 1}
-    if batch_size == 0:
-        counts["batch_size"] = 0
+    size = 1 if batch_size is None else batch_size
+    counts = {"particles": particles, "steps": steps, "batch_size": size}
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
