@@ -1,7 +1,8 @@
 """Gaussian mixtures: a flow map in closed form, and the exact tilt that keeps everyone honest.
 
 With data `sum_k w_k N(mu_k, S_k)`, the law at time t is `sum_k w_k N(beta mu_k, C_k)`,
-`C_k = alpha² I + beta² S_k`, so velocity, denoiser, score and posterior are sums over components.
+`C_k = alpha² I + beta² S_k`, so velocity, denoiser, score and posterior are sums over components:
+theory (38, 39) of docs/theory.md.
 """
 
 import math
@@ -105,7 +106,7 @@ class GaussianMixture(FlowMap):
         return z, variance, joint
 
     def _expect(self, x: Tensor, alpha: Tensor, beta: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Return `E[a x_0 + b x_1 | x_t = x]`."""
+        """Return `E[a x_0 + b x_1 | x_t = x]`, theory (39)."""
         z, variance, joint = self._posterior(x, alpha, beta)
         c_a, c_b, c_alpha, c_beta = (like(c, x) for c in (a, b, alpha, beta))
         gain = (c_a * c_alpha + c_b * c_beta * self.variances.to(x)[:, None]) / variance
@@ -142,6 +143,7 @@ class GaussianMixture(FlowMap):
         """Integrate `dy/dphi = E[cos(phi) x_1 - sin(phi) x_0 | y]`, `y = x / |(alpha, beta)|`.
 
         Every path runs through the same y: `(alpha, beta) / |(alpha, beta)| = (cos, sin)(phi)`.
+        See theory (41).
         """
         (a_s, b_s), (a_t, b_t) = self.path(s), self.path(t)
         phi, end = torch.atan2(b_s, a_s), torch.atan2(b_t, a_t)
@@ -207,7 +209,7 @@ class GaussianMixture(FlowMap):
         return self._draw(logits, mean, self.variances.to(dtype)[:, None], generator)
 
     def posterior_sample(self, x: Tensor, t: Time, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n samples of `p(x_1 | x_t = x)` for each row of `x`, (n, *x.shape).
+        """Draw n samples of `p(x_1 | x_t = x)`, theory (39), for each row of `x`, (n, *x.shape).
 
         Args:
             x: states at time t, (m, d).
@@ -230,7 +232,8 @@ class GaussianMixture(FlowMap):
         """Return `q = p exp(reward / temperature) / Z` in closed form, and `log Z`.
 
         Linear `a.x`: `mu + S a`, `log z = a.mu + a.S a / 2` for each component. Quadratic
-        `-(x-c)^T P (x-c) / 2`: precision `S^-1 + P`, and the Gaussian integral.
+        `-(x-c)^T P (x-c) / 2`: precision `S^-1 + P`, and the Gaussian integral. See
+        theory (42, 43, 44).
 
         Raises:
             TypeError: the reward is neither a LinearReward nor a QuadraticReward.

@@ -2,6 +2,7 @@
 
 Along `x_t = alpha_t x_0 + beta_t x_1` the probability flow is `dx/dt = b_t(x)`, and the flow map
 `X(s,t,x)` carries a point of it from time s to time t (Boffi et al. 2024, arXiv 2406.07507).
+The rules that it obeys are theory (6, 7, 8) of docs/theory.md.
 """
 
 from abc import abstractmethod
@@ -32,21 +33,21 @@ class FlowMap(nn.Module):
 
     @abstractmethod
     def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """Return `b_t(x) = E[x'_t | x_t = x]`, (n, *event)."""
+        """Return `b_t(x) = E[x'_t | x_t = x]`, theory (3), (n, *event)."""
 
     @abstractmethod
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Return `X(s,t,x)` for s <= t, (n, *event)."""
+        """Return `X(s,t,x)` for s <= t, theory (6), (n, *event)."""
 
     @final
     def lookahead(self, x: Tensor, t: Time) -> Tensor:
-        """Return `X(t,1,x)`: the clean sample that this state is heading to, (n, *event)."""
+        """Return `X(t,1,x)`, theory (9): the clean sample that this state is heading to."""
         return self.jump(x, t, 1.0)
 
     def denoise(self, x: Tensor, t: Time) -> Tensor:
         """Return `D_t(x) = E[x_1 | x_t = x] = (alpha b - alpha' x) / (alpha beta' - alpha' beta)`.
 
-        `D_1(x) = x`. Closed forms may override it; nothing else should.
+        `D_1(x) = x`. See theory (4). Closed forms may override it; nothing else should.
         """
         time = as_time(t)
         end = time == 1
@@ -60,7 +61,7 @@ class FlowMap(nn.Module):
         return torch.where(like(end.to(x.dtype), x) == 1, x, d) if bool(end.any()) else d
 
     def score(self, x: Tensor, t: Time) -> Tensor:
-        """Return `s_t(x) = -(x - beta D_t(x)) / alpha²`: infinite at t = 1.
+        """Return `s_t(x) = -(x - beta D_t(x)) / alpha²`, theory (5): infinite at t = 1.
 
         Closed forms may override it; nothing else should.
         """

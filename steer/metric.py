@@ -16,7 +16,7 @@ def _rms(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def composition_error(flow: FlowMap, x: Tensor, s: float, u: float, t: float) -> float:
-    """Return the relative error of `X(u,t) ∘ X(s,u) = X(s,t)`.
+    """Return the relative error of `X(u,t) ∘ X(s,u) = X(s,t)`, theory (7).
 
     The root mean square of the difference over that of the displacement `X(s,t,x) - x`.
 
@@ -34,7 +34,7 @@ def composition_error(flow: FlowMap, x: Tensor, s: float, u: float, t: float) ->
 
 @torch.no_grad()
 def lagrangian_residual(flow: FlowMap, x: Tensor, s: float, t: float, step: float = 1e-2) -> float:
-    """Return the relative residual of `∂_t X(s,t,x) = b_t(X(s,t,x))`.
+    """Return the relative residual of `∂_t X(s,t,x) = b_t(X(s,t,x))`, theory (6).
 
     The time derivative is a central difference (one-sided at the ends of [s, 1]); the root mean
     square of the difference is relative to that of the velocity.

@@ -1,6 +1,6 @@
 """Interpolation paths `x_t = alpha_t x_0 + beta_t x_1` between noise (t = 0) and data (t = 1).
 
-Every path has `alpha_0 = beta_1 = 1` and `beta_0 = alpha_1 = 0`.
+Every path has `alpha_0 = beta_1 = 1` and `beta_0 = alpha_1 = 0`: docs/theory.md, theory (1).
 
 >>> alpha, beta = Linear()(0.25)
 >>> float(alpha), float(beta)
@@ -82,7 +82,7 @@ class VariancePreserving(Path):
     With `B(t) = exp(-rate_min (1-t) / 2 - (rate_max - rate_min) (1-t)² / 4)` (Song et al. 2021,
     2011.13456, time reversed), `beta_t = (B(t) - B(0)) / (1 - B(0))`, so that no signal is left at
     t = 0 (the rescaling of Lin et al. 2023, 2305.08891), and `alpha_t = sqrt(1 - beta_t²)`.
-    `alpha'` is infinite at t = 1: never ask for a velocity there.
+    `alpha'` is infinite at t = 1: never ask for a velocity there. See theory (2).
 
     Args:
         rate_min: noise rate at the data end, > 0.

@@ -1,7 +1,8 @@
 """Resamplers: log-weights (n,) and a generator -> indices of the survivors (n,).
 
-All are unbiased: particle i survives `n W_i` times in expectation, `W = softmax(log_w)` (Douc,
-Cappé, Moulines 2005, arXiv cs/0507025). A particle of weight zero never survives.
+All are unbiased: particle i survives `n W_i` times in expectation, `W = softmax(log_w)`, theory
+(36) of docs/theory.md (Douc, Cappé, Moulines 2005, arXiv cs/0507025). A particle of weight zero
+never survives.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ Resampler = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def ess(log_w: Tensor) -> Tensor:
-    """Return the effective sample size `(sum w)² / sum w²` along the last axis.
+    """Return the effective sample size `(sum w)² / sum w²`, theory (35), along the last axis.
 
     >>> float(ess(torch.zeros(8)))
     8.0
@@ -32,7 +33,7 @@ def ess(log_w: Tensor) -> Tensor:
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
-    """Return `log mean(exp(log_w))` along the last axis."""
+    """Return `log mean(exp(log_w))` along the last axis: a term of theory (37)."""
     return log_w.logsumexp(-1) - torch.log(torch.tensor(float(log_w.shape[-1]))).to(log_w)
 
 

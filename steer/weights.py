@@ -57,8 +57,8 @@ class Weights:
 class Ratio(Weights):
     """`log_w += r_t(x') - r_s(x) + log p(x'|x) - log q(x'|x)`: exact for every proposal q.
 
-    Unbiased for the chain of the unguided kernel p at any step size (Del Moral, Doucet, Jasra
-    2006, sequential Monte Carlo samplers).
+    Unbiased for the chain of the unguided kernel p at any step size, theory (23, 24) (Del Moral,
+    Doucet, Jasra 2006, sequential Monte Carlo samplers).
     """
 
     def __call__(self, step: Step) -> Tensor:
@@ -69,7 +69,8 @@ class Ratio(Weights):
 class Continuous(Weights):
     """`log_w += (t - s) (∂_t r + b·∇r)(x, s)`: the published dA over the step, biased O(t - s).
 
-    Valid where the drift is shifted by exactly `eps ∇r` (Sabour et al. 2025, 2511.22688).
+    Valid where the drift is shifted by exactly `eps ∇r`, theory (21, 29) (Sabour et al. 2025,
+    2511.22688).
     """
 
     def __call__(self, step: Step) -> Tensor:

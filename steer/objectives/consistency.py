@@ -3,7 +3,7 @@
 The velocity is fitted by flow matching (Lipman et al. 2023, arXiv 2210.02747). The map by the
 Lagrangian rule `∂_t X(s,t,x) = b_t(X(s,t,x))` (Boffi et al. 2024, 2406.07507) in discrete form:
 the map at t is the map at t - h carried on by one Heun step of the velocity. No derivative of
-the network is taken, so high time frequencies cannot blow the rule up.
+the network is taken, so high time frequencies cannot blow the rule up. Derived in docs/theory.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ def draw_pair(n: int, generator: torch.Generator, ends: float = 0.25) -> tuple[T
 
 
 def velocity_loss(flow: FlowMap, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
-    """Return `|b_t(x_t) - (alpha' x_0 + beta' x_1)|²`, averaged over the event, (n,).
+    """Return `|b_t(x_t) - (alpha' x_0 + beta' x_1)|²`, theory (11), averaged over the event, (n,).
 
     Args:
         flow: its path and its velocity.
@@ -68,7 +68,7 @@ def guided_velocity(flow: FlowMap, prompts: Sequence[str], scale: float) -> Velo
     """Return `(x, t) -> u + scale (c - u)`, classifier-free guidance (Ho & Salimans, 2207.12598).
 
     c is the velocity given the prompts, one a row, and u given the empty prompt: where the prompt
-    is empty, the guided velocity is the plain one.
+    is empty, the guided velocity is the plain one. See theory (12).
     """
     bound = flow.given([*prompts, *[""] * len(prompts)])
 
@@ -82,7 +82,7 @@ def guided_velocity(flow: FlowMap, prompts: Sequence[str], scale: float) -> Velo
 def lagrangian_target(
     flow: FlowMap, velocity: Velocity, x: Tensor, s: Tensor, t: Tensor, h: Tensor
 ) -> Tensor:
-    """Carry `X(s,t-h,x)` on to t by one Heun step of the velocity, (n, *event).
+    """Carry `X(s,t-h,x)` on to t by one Heun step of the velocity, theory (13), (n, *event).
 
     Args:
         flow: the map that is trusted at t - h (a running average of the trained one).
@@ -106,7 +106,7 @@ def lagrangian_loss(
     pair: tuple[Tensor, Tensor],
     h: Tensor,
 ) -> Tensor:
-    """Return `|X(s,t,x) - X*|² / (t-s)²`, averaged over the event, (n,).
+    """Return `|X(s,t,x) - X*|² / (t-s)²`, theory (14), averaged over the event, (n,).
 
     `X*` is `lagrangian_target` of `target`, without gradient. At the true map it is O(h^6): Heun's
     local error squared, over (t-s)².
