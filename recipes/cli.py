@@ -29,12 +29,8 @@ COMMANDS = {
 LATER = {
     "lora": "adapters",
     "lora-scale": "adapters",
-    "cfg": "guidance that is mixed at run time (it is distilled into the embedded map)",
-    "negative-prompt": "negative prompts",
     "height": "other sizes than the model's own",
     "width": "other sizes than the model's own",
-    "init-image": "starts from a picture",
-    "init-time": "starts from a picture",
 }
 """Options of `sample` that the models of this version cannot use -> what they are for."""
 

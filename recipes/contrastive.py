@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recipes.data.emoji import Emoji
+from recipes.data import recolour
+from recipes.data.emoji import STYLES, Emoji
+from recipes.data.recolour import HUES, NAMED, plain_label
 from steer.reward import Reward
 from steer.train import MuonAdamW, generator_of, warm_cosine
 
@@ -83,12 +85,16 @@ def augment(
 class Pairs:
     """Draw the batch of a step: augmented pictures, their captions, and what is true of what.
 
+    Beside each caption stands a twisted one, with another colour or style in the place of its own,
+    so that those words have to be read.
+
     Args:
         emoji: the data.
         index: the pictures to draw from.
         batch_size: pairs a step.
         seed: with the step, it fixes the batch.
         change: (images, generator) -> augmented images.
+        recoloured: share of pictures that are turned to another colour.
     """
 
     def __init__(
@@ -98,33 +104,70 @@ class Pairs:
         batch_size: int,
         seed: int,
         change: Callable[[Tensor, torch.Generator], Tensor],
+        recoloured: float = 0.35,
     ) -> None:
         self.emoji, self.index, self.change = emoji, index, change
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.recoloured = batch_size, seed, recoloured
+        self.other = recolour.load()
         self.words = picture_words(emoji)
-        self.labels = emoji.concepts
+        concepts = emoji.concepts
+        self.labels = list(dict.fromkeys([*concepts, *map(plain_label, concepts)]))
 
     def __call__(self, step: int) -> tuple[Tensor, list[str], Tensor, Tensor, Tensor]:
         """Return the pictures (n, 3, 32, 32) of a step, and two lists of texts to tell apart.
 
-        Their captions with truth (n, n), caption j of picture i; and each picture's own place
-        (n,) in `labels` with the truth of all labels (n, k).
+        Their n captions and n twisted ones with truth (n, 2 n), text j of picture i; and each
+        picture's own place (n,) in `labels` with the truth of all labels (n, k).
         """
         generator = generator_of(self.seed, step, 4)
         chosen = torch.randint(len(self.index), (self.batch_size,), generator=generator)
-        rows = self.index[chosen].tolist()
-        captions = [self.emoji.captions(i, generator) for i in rows]
-        own = torch.tensor([self.labels.index(self.emoji.labels[i]) for i in rows])
-        pictures = self.change(self.emoji.images[rows], generator)
-        return pictures, captions, self._true(rows, captions), own, self._true(rows, self.labels)
+        pictures, captions, own, words = [], [], [], []
+        for i in self.index[chosen].tolist():
+            turned = float(torch.rand((), generator=generator)) < self.recoloured
+            colour = self.other.draw(i, generator) if turned else None
+            label = self.emoji.labels[i]
+            if colour is None:
+                pictures.append(self.emoji.images[i])
+                captions.append(self.emoji.captions(i, generator))
+                own.append(self.labels.index(label))
+                words.append(self.words[i])
+            else:
+                pictures.append(self.other.picture(i, colour))
+                captions.append(self.other.captions(i, colour, generator))
+                own.append(self.labels.index(plain_label(label)))
+                words.append({*self.words[i]} - NAMED | {colour})
+        texts = captions + [twisted(caption, generator) for caption in captions]
+        changed = self.change(torch.stack(pictures), generator)
+        places = torch.tensor(own)
+        return changed, texts, _true(words, texts), places, _true(words, self.labels)
 
-    def _true(self, rows: Sequence[int], texts: Sequence[str]) -> Tensor:
-        bags = [set(text.split()) for text in texts]
-        return torch.tensor([[bag <= self.words[i] for bag in bags] for i in rows])
+
+def _true(words: Sequence[set[str]], texts: Sequence[str]) -> Tensor:
+    """Return whether all words of text j are true of picture i, (n, k)."""
+    bags = [set(text.split()) for text in texts]
+    return torch.tensor([[bag <= known for bag in bags] for known in words])
+
+
+def twisted(caption: str, generator: torch.Generator) -> str:
+    """Put another colour or style into a caption; where it names none, name one at random."""
+
+    def pick(words: list[str]) -> str:
+        return words[int(torch.randint(len(words), (), generator=generator))]
+
+    words = caption.split()
+    for place, word in enumerate(words):
+        for family in (list(HUES), sorted({w for s in STYLES.values() for w in s.split()})):
+            if word in family:
+                words[place] = pick([w for w in family if w != word])
+                return " ".join(dict.fromkeys(words))
+    return " ".join([pick(list(HUES) + list(STYLES.values())), caption])
 
 
 def contrast(similarity: Tensor, truth: Tensor, own: Tensor | None = None) -> Tensor:
     """Return the loss of scaled similarities (n, k), rows pictures and columns texts.
+
+    Without `own`, the first n texts are the pictures' captions; what comes after them are further
+    negatives of the pictures.
 
     Args:
         similarity: scaled cosines.
@@ -139,7 +182,8 @@ def contrast(similarity: Tensor, truth: Tensor, own: Tensor | None = None) -> Te
     target = target.to(s.device)
     if own is not None:
         return F.cross_entropy(s, target)
-    return (F.cross_entropy(s, target) + F.cross_entropy(s.T, target)) / 2
+    n = len(truth)
+    return (F.cross_entropy(s, target) + F.cross_entropy(s[:, :n].T, target)) / 2
 
 
 class ContrastiveTraining(L.LightningModule):

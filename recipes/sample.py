@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import math
 import platform
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +18,14 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from torchvision.transforms.functional import to_tensor
 
 import rewards
 import steer
 from steer.flow import flat_prompts
 from steer.folder import refuse_existing, save_result, write_atomically
 from steer.guidance import Population
+from steer.methods import TABLE, method_options
 from steer.reward import WeightedSum, term_scores
 from steer.sample import PROBES, Result, check, plan
 
@@ -45,6 +48,22 @@ def sample(
     scale: float | None = None,
     threshold: float | None = None,
     moves: int | None = None,
+    rate: float | None = None,
+    brake: float | None = None,
+    lookahead: int | None = None,
+    jumps: int | None = None,
+    finish: int | None = None,
+    window: list[float] | None = None,
+    every: int | None = None,
+    clip: float | None = None,
+    normalise: float | None = None,
+    settle: bool | None = None,
+    cfg: float | None = None,
+    negative_prompt: str | None = None,
+    init_image: Path | None = None,
+    init_time: float | None = None,
+    target: float | None = None,
+    budget: float | None = None,
     keep: Literal["best", "all"] = "all",
     seed: int = 0,
     device: str | None = None,
@@ -69,9 +88,27 @@ def sample(
         method: a name that `steer methods` lists.
         temperature: in the reward's units; lower steers harder.
         strength: instead: the temperature is the reward's own spread divided by this (default 3).
-        scale: how far the gradient shifts the proposal (fmtt, denoiser, naive; default 1).
+        scale: how far the gradient shifts the proposal (fmtt, denoiser, naive; default 1), or the
+            push as a share of the velocity (fmrg-j; default 0.3).
         threshold: resample below this share of effective particles (default 0.5).
         moves: Langevin moves a step (split; default 1).
+        rate: length of an ascent step as a share of the noise's norm (reno; default 0.15).
+        brake: a picture is no longer pushed once its reward is seen at this (fmrg-j, reno).
+        lookahead: how many jumps the lookahead is composed of (fmtt, split, fmrg-j; default 1).
+        jumps: how many jumps make the picture that is ascended (reno; default 1).
+        finish: how many make the picture that is returned (reno; default: those).
+        window: times from when and until when the gradient counts, [0, 1] for always.
+        every: a gradient every so many steps (default 1).
+        clip: the largest norm of the potential's gradient, each row by itself.
+        normalise: the norm that every row's gradient gets.
+        settle: end with a jump instead of a noisy step (fmtt, denoiser, naive; default true).
+        cfg: classifier-free guidance mixed at run time, on top of what the model has built in;
+            it doubles the network calls.
+        negative_prompt: what to lead away from, with cfg. Default: no prompt.
+        init_image: a picture file to start from.
+        init_time: where such a start is: 0 pure noise, near 1 little changes (default 0.5).
+        target: stop as soon as every prompt's best picture is seen at this reward.
+        budget: stop before a particle has cost more network calls than this.
         keep: write all pictures of a prompt, or the best.
         seed: keys all randomness.
         device: where to compute. Default: where the model is loaded, the CPU.
@@ -83,17 +120,27 @@ def sample(
         The run folder.
     """
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items()}
-    if method in {"none", "best-of-n"} and (temperature is not None or strength is not None):
+    method_options(method)  # the name is known
+    tempered = TABLE[method].tempered
+    if not tempered and (temperature is not None or strength is not None):
         raise ValueError(
-            f"method {method!r} has no temperature: leave temperature and strength out, or take a "
-            "method that steers"
+            f"method {method!r} has no temperature: leave temperature and strength out, or take "
+            f"one of {', '.join(name for name, m in TABLE.items() if m.tempered)}"
         )
     console = Console(stderr=True)
     refuse_existing(out, overwrite)
     prompts = _prompts(prompt, prompts_file)
-    given = {"scale": scale, "threshold": threshold, "moves": moves}
+    given = {
+        "scale": scale, "threshold": threshold, "moves": moves, "rate": rate, "brake": brake,
+        "lookahead": lookahead, "jumps": jumps, "finish": finish, "window": window,
+        "every": every, "clip": clip, "normalise": normalise, "settle": settle,
+    }  # fmt: skip
     options = {k: v for k, v in given.items() if v is not None}
     flow = _model(model, device, dtype)
+    if negative_prompt is not None and cfg is None:
+        raise ValueError("negative_prompt leads nowhere without cfg: give cfg, for instance 2")
+    if cfg is not None:
+        flow = steer.ClassifierFree(flow, cfg, negative_prompt or "")
     with torch.no_grad():
         shape = flow.decode(torch.zeros(1, *flow.event_shape, device=_device(flow))).shape
     if len(shape) != 4 or shape[1] != 3:
@@ -108,21 +155,29 @@ def sample(
         "particles": particles,
         "steps": steps,
         "seed": seed,
+        "init_image": None if init_image is None else _picture(init_image, shape[-2:]),
+        "init_time": init_time,
     }
     guided = {"method": method, "temperature": temperature, "strength": strength, **options}
+    guided |= {"target": target, "budget": budget}
 
     # every mistake is found before any work
     check(flow, judge, prompts, **run, **guided, reward_prompts=asked)
-    cost = plan(method, steps, judge.differentiable, **options)
+    start = 0.0 if init_image is None else 0.5 if init_time is None else init_time
+    cost = plan(method, steps, judge.differentiable, start, **options)
     count = 1 if prompts is None else len(prompts)
-    probes = PROBES if method not in {"none", "best-of-n"} and temperature is None else 0
+    probes = PROBES if tempered and temperature is None else 0
+    calls, plain_calls = flow.evaluations * cost["nfe"], flow.evaluations * steps
+    most = "at most " if target is not None or budget is not None else ""
     console.print(
-        f"{count} prompt{'s' * (count > 1)} x {particles} particles x {cost['nfe'] + steps} NFE "
-        f"({steps} of them unguided, to compare) + {count} x {probes} to set the temperature = "
-        f"{count * (particles * (cost['nfe'] + steps) + probes)} network calls, "
-        f"{count * (particles * (cost['reward_calls'] + 1) + probes)} reward calls"
+        f"{most}{count} prompt{'s' * (count > 1)} x {particles} particles x "
+        f"{calls + plain_calls} NFE ({plain_calls} of them unguided, to compare) + {count} x "
+        f"{flow.evaluations * probes} to set the temperature = "
+        f"{count * (particles * (calls + plain_calls) + flow.evaluations * probes)} network "
+        f"calls, {count * (particles * (cost['reward_calls'] + 1) + probes)} reward calls"
     )
-    identity = {"prompts": prompts, "files": _fingerprints(model, reward), "settings": settings}
+    files = _fingerprints(model, reward, *([] if init_image is None else [str(init_image)]))
+    identity = {"prompts": prompts, "files": files, "settings": settings}
     partial = _Partial(out, identity, overwrite)
     size = max(1, 64 // particles)
     groups = range(0, count, size)
@@ -131,25 +186,28 @@ def sample(
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("reward {task.fields[reward]:.4g}"),
+        TextColumn("{task.fields[reward]}"),
     )
     try:
         with Progress(*columns, console=console) as progress:
-            task = progress.add_task(method, total=len(groups) * steps, reward=float("nan"))
+            task = progress.add_task(method, total=len(groups) * steps, reward="")
 
             def show(population: Population) -> None:
-                progress.update(task, advance=1, reward=float(population.reward.mean()))
+                reward = float(population.reward.mean())
+                text = "" if math.isnan(reward) else f"reward {reward:.4g}"
+                progress.update(task, advance=1, reward=text)
 
-            for a in groups:
+            for done, a in enumerate(groups):
+                progress.update(task, completed=done * steps)
                 chosen = None if prompts is None else prompts[a : a + size]
                 questions = asked[a : a + size] if isinstance(asked, list) else asked
                 if partial.has(a):
-                    progress.update(task, advance=steps)
                     continue
                 shared = {**run, "reward_prompts": questions, "position": a}
                 result = steer.sample(flow, judge, chosen, callback=show, **guided, **shared)
                 plain = steer.sample(flow, judge, chosen, method="none", **shared)
                 partial.add(a, result, plain, _terms(judge, result, chosen, questions))
+            progress.update(task, completed=len(groups) * steps)
         result, plain, terms = partial.joined(list(groups), prompts, asked)
         save_result(
             result,
@@ -179,6 +237,24 @@ def _prompts(prompt: str | list[str] | None, file: Path | None) -> list[str] | N
         lines = file.read_text(encoding="utf-8-sig").splitlines()
         return [line.strip() for line in lines if line.strip()]
     return [prompt] if isinstance(prompt, str) else prompt
+
+
+def _picture(file: Path, size: Sequence[int]) -> Tensor:
+    """Read a picture on white, cropped to the middle and resized -> (3, h, w) in [0, 1]."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if not file.is_file():
+        raise FileNotFoundError(f"no init image {file}: give a picture file")
+    try:
+        picture = Image.open(file).convert("RGBA")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{file} is no picture that can be read: give a PNG or JPEG") from error
+    white = Image.new("RGBA", picture.size, "white")
+    fitted = ImageOps.fit(
+        Image.alpha_composite(white, picture).convert("RGB"), (size[1], size[0]),
+        Image.Resampling.BICUBIC,
+    )  # fmt: skip
+    return to_tensor(fitted)
 
 
 def _model(model: str, device: str | None, dtype: str | None) -> steer.FlowMap:
@@ -211,6 +287,7 @@ def _device(flow: steer.FlowMap) -> torch.device:
 def _fingerprints(*names: str) -> dict[str, Any]:
     """Return what tells whether the code and the weights are still those of an earlier start."""
     files = [path for name in names for path in re.findall(r"[^\s:+*]+\.py", name)]
+    files += [name for name in names if Path(name).is_file()]
     files += [
         str(p) for name in names if Path(name).is_dir() for p in sorted(Path(name).iterdir())
     ]

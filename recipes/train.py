@@ -1,21 +1,23 @@
 """`steer train`: a velocity by flow matching, then its flow map, both from one command."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from recipes.sheet import contact_sheet
 from steer.folder import write_atomically
 
 __all__ = ["fit", "train"]
 
-SHEET = """red apple|green apple|fox|cat|panda|tiger|elephant|penguin|frog|octopus|butterfly|
-strawberry|watermelon|banana|carrot|hamburger|pizza|cupcake|teapot|sunflower|rose|cactus|
-grinning face|robot|flat fox|glossy 3d fox|animal|mammal|bird|food|fruit|drink|face|plant|
-blue animal|"""
+SHEET = """blue apple|purple fox|green cat|red frog|blue pizza|red apple|green apple|fox|cat|
+panda|tiger|elephant|penguin|frog|octopus|butterfly|strawberry|watermelon|banana|carrot|hamburger|
+pizza|cupcake|teapot|sunflower|rose|cactus|grinning face|robot|flat fox|glossy 3d fox|animal|
+mammal|bird|food|fruit|drink|face|plant|blue animal|"""
 
 
 def train(
@@ -35,7 +37,9 @@ def train(
     map_average: float = 0.99,
     guidance: float = 3.0,
     empty: float = 0.12,
+    recoloured: float = 0.3,
     shift: int = 2,
+    start: Path | None = None,
     seed: int = 0,
     save_every: int = 50,
     sheet_every: int = 300,
@@ -63,29 +67,28 @@ def train(
         map_average: decay of the running average in the second stage.
         guidance: scale of classifier-free guidance that the map has built in; 1 for none.
         empty: share of empty prompts.
+        recoloured: share of pictures that are turned to another colour, which their caption names.
         shift: largest random shift of a picture, in pixels.
+        start: a trained velocity to begin with, a folder. Default: from scratch.
         seed: fixes everything that is drawn.
         save_every: steps between checkpoints.
         sheet_every: steps between sample sheets; 0 for none.
         precision: Lightning's; "auto" is bf16-mixed where the hardware has bf16, else 32-true.
     """
-    settings = {k: v for k, v in locals().items() if k not in ("out", "stages", "precision")}
+    settings = {
+        k: os.fspath(v) if isinstance(v, Path) else v
+        for k, v in locals().items()
+        if k not in ("out", "stages", "precision")
+    }
     from steer.load import load, save
     from steer.network import NetworkFlow, TwoTimeUNet
     from steer.objectives.consistency import FlowMatching, MapDistillation
     from steer.train import Batches, FlowTraining
 
-    emoji, words = _data(data)
+    _, words = _data(data)
     _same_settings(out, settings)
-    index = emoji.train
-    batches = Batches(
-        emoji.images[index],
-        lambda i, generator: emoji.captions(int(index[i]), generator),
-        batch_size,
-        seed=seed,
-        empty=empty,
-        shift=shift,
-    )
+    images, draw = _drawing(recoloured)
+    batches = Batches(images, draw, batch_size, seed=seed, empty=empty, shift=shift)
     torch.manual_seed(seed)
     for stage in stages:
         folder = out / stage
@@ -94,12 +97,15 @@ def train(
             continue
         if stage == "velocity":
             flow = NetworkFlow(TwoTimeUNet(words, channels, blocks, width=width))
+            if start is not None:
+                flow = load(start).train().requires_grad_(True)
             objective: Any = FlowMatching()
             rate, decay, steps = 1.0, average, velocity_steps
         else:
             flow = load(out / "velocity").train().requires_grad_(True)
             objective = MapDistillation(load(out / "velocity"), guidance)
             rate, decay, steps = map_rate, map_average, map_steps
+        flow.network.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
         module = FlowTraining(
             flow,
             objective,
@@ -127,6 +133,25 @@ def _data(name: str) -> tuple[Any, list[str]]:
     texts = [*emoji.labels, *emoji.styles, *emoji.groups, *emoji.subgroups, *COLOURS]
     texts += [t for tags in emoji.tags for t in tags] + ["brown", "grey", "black", "white"]
     return emoji, sorted({w for text in texts for w in split(text)})
+
+
+def _drawing(recoloured: float) -> tuple[Tensor, Callable[..., tuple[Tensor, str]]]:
+    """Return the training pictures, and how one of them and its caption are drawn."""
+    from recipes.data import emoji as plain
+    from recipes.data import recolour
+
+    emoji, other = plain.load(), recolour.load()
+    index = emoji.train.tolist()
+
+    def draw(i: int, generator: torch.Generator) -> tuple[Tensor, str]:
+        i = index[i]
+        if float(torch.rand((), generator=generator)) < recoloured:
+            name = other.draw(i, generator)
+            if name is not None:
+                return other.picture(i, name), other.captions(i, name, generator)
+        return emoji.images[i], emoji.captions(i, generator)
+
+    return emoji.images[index], draw
 
 
 def _same_settings(out: Path, settings: dict[str, Any]) -> None:

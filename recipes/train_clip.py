@@ -81,7 +81,7 @@ def train_clip(
     mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
     def change(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return augment(images, generator, crop=0.1, noise=0.1, colour=0.1, blur=0.2)
+        return augment(images, generator, crop=0.12, noise=0.25, colour=0.1, blur=0.3)
 
     module = ContrastiveTraining(
         model,

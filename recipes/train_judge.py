@@ -46,7 +46,7 @@ def train_judge(
     network = JudgeNetwork(channels, blocks)
 
     def change(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return augment(images, generator, crop=0.12, noise=0.2, colour=0.15, erase=0.2, blur=0.2)
+        return augment(images, generator, crop=0.12, noise=0.3, colour=0.15, erase=0.2, blur=0.3)
 
     module = ContrastiveTraining(
         network,

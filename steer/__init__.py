@@ -5,6 +5,9 @@ network call (t = 0 noise, t = 1 data). See `steer.sample` for the one call, and
 `steer.Guidance` for its parts.
 """
 
+from steer.ascent import FlowMapControl, NoiseAscent
+from steer.cfg import ClassifierFree
+from steer.control import Braked, Clipped, Normalised, Windowed
 from steer.exact import GaussianMixture
 from steer.flow import FlowMap
 from steer.guidance import Guidance, Population
@@ -23,10 +26,14 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "MODELS",
+    "Braked",
+    "ClassifierFree",
+    "Clipped",
     "Continuous",
     "Cosine",
     "Denoised",
     "FlowMap",
+    "FlowMapControl",
     "GaussianMixture",
     "Guidance",
     "Jump",
@@ -37,6 +44,8 @@ __all__ = [
     "Lookahead",
     "Naive",
     "Noise",
+    "NoiseAscent",
+    "Normalised",
     "Path",
     "Population",
     "Potential",
@@ -48,6 +57,7 @@ __all__ = [
     "Terminal",
     "VariancePreserving",
     "Weights",
+    "Windowed",
     "load",
     "multinomial",
     "residual",

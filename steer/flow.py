@@ -30,6 +30,8 @@ class FlowMap(nn.Module):
 
     path: Path
     event_shape: tuple[int, ...]
+    evaluations: int = 1
+    """Network evaluations of one velocity or jump."""
 
     @abstractmethod
     def velocity(self, x: Tensor, t: Time) -> Tensor:
@@ -79,6 +81,21 @@ class FlowMap(nn.Module):
     def decode(self, x: Tensor) -> Tensor:
         """Return images (n, 3, h, w), nominally in [0, 1] and not clamped. Default: `x` itself."""
         return x
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the x that decodes to these images (n, 3, h, w) in [0, 1]: for starts from one.
+
+        Default: the images themselves, as `decode` does by default.
+
+        Raises:
+            NotImplementedError: the flow decodes in its own way, and has no way back.
+        """
+        if type(self).decode is not FlowMap.decode:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no way back from a picture: give it encode(images), "
+                "the inverse of its decode, to start from one"
+            )
+        return images
 
 
 def per_row(values: Tensor, rows: int, name: str = "values") -> Tensor:

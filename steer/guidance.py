@@ -5,7 +5,7 @@ Each step proposes, weights, resamples where the effective sample size has falle
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,7 +19,7 @@ from steer.resampler import Resampler, ess, log_mean_exp, systematic
 from steer.shared import SharedFlow, SharedPotential
 from steer.weights import Continuous, Ratio, Step, Weights
 
-__all__ = ["Guidance", "Population"]
+__all__ = ["Guidance", "Population", "Stop", "lead_shape", "not_finite"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,61 @@ class Population:
     log_z: Tensor
     reward: Tensor
     ess: Tensor
+
+
+Stop = Callable[[Population], bool]
+"""Says, after a step, whether the run shall end."""
+
+
+def lead_shape(x0: Tensor, event_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return (n,) or (p, n) of a start.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    event = tuple(event_shape)
+    lead = tuple(x0.shape[: x0.ndim - len(event)])
+    if tuple(x0.shape[len(lead) :]) != event or len(lead) not in {1, 2} or 0 in lead:
+        raise ValueError(
+            f"a start of shape {tuple(x0.shape)}: this flow wants (n, {event}) or, with "
+            f"prompts, (p, n, {event}), events of shape {event}"
+        )
+    return lead
+
+
+def not_finite(
+    what: str,
+    values: Tensor,
+    particles: int,
+    position: int,
+    prompts: Sequence[str] | None,
+    where: str,
+) -> None:
+    """Raise for the first row that is not finite.
+
+    Args:
+        what: what the numbers are.
+        values: one number a row, prompt-major.
+        particles: rows of a prompt.
+        position: the place of the first prompt in the caller's whole list.
+        prompts: what the reward is asked.
+        where: step and time.
+
+    Raises:
+        FloatingPointError: names prompt, particle and step.
+    """
+    bad = (~torch.isfinite(values)).nonzero()
+    if not len(bad):
+        return
+    row = int(bad[0])
+    i = row // particles
+    name = f" ({prompts[i % len(prompts)]!r})" if prompts else ""
+    raise FloatingPointError(
+        f"the {what} is {float(values[row])} for prompt {position + i}{name}, particle "
+        f"{row % particles}, {where}: a reward must be finite for every "
+        "picture; guard its logarithms and divisions, or raise the temperature if it "
+        "only overflows"
+    )
 
 
 class Guidance:
@@ -119,13 +174,17 @@ class Guidance:
             pass
         return population
 
-    def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
+    def steps(
+        self, x0: Tensor, seed: int = 0, *, position: int = 0, stop: Stop | None = None
+    ) -> Iterator[Population]:
         """Yield the population after each step.
 
         Args:
             x0: the start at times[0], (n, *event) or (p, n, *event).
             seed: keys all randomness of the run.
             position: the place of the first prompt in the caller's whole list.
+            stop: asked after each step but the last; where it says so, one deterministic jump to
+                the last time ends the run. Its weight is `r_1 - r_t`, exact for that jump.
 
         Raises:
             ValueError: a start of another shape, prompts that do not fit it.
@@ -138,6 +197,12 @@ class Guidance:
                 run.step(k)
                 population = run.population()
             yield population
+            if stop is not None and k + 2 < len(self.times) and stop(population):
+                with torch.no_grad():
+                    run.finish()
+                    population = run.population()
+                yield population
+                return
 
 
 class _Run:
@@ -145,12 +210,7 @@ class _Run:
 
     def __init__(self, guide: Guidance, x0: Tensor, seed: int, position: int) -> None:
         event = tuple(guide.kernel.flow.event_shape)
-        lead = x0.shape[: x0.ndim - len(event)]
-        if tuple(x0.shape[len(lead) :]) != event or len(lead) not in {1, 2} or 0 in lead:
-            raise ValueError(
-                f"a start of shape {tuple(x0.shape)}: this flow wants (n, {event}) or, with "
-                f"prompts, (p, n, {event}), events of shape {event}"
-            )
+        lead = lead_shape(x0, event)
         self.guide, self.lead = guide, lead
         self.p, self.n = (1, lead[0]) if len(lead) == 1 else lead
         asked = guide.potential.prompts
@@ -207,6 +267,15 @@ class _Run:
             self._resample(noise)
         self.x = self.kernel.move(self.x, t, self.potential, noise, self.adaptation)
 
+    def finish(self) -> None:
+        """Jump to the last time at once; the weight is the ratio's, whatever the rule was."""
+        last = self.guide.times[-1]
+        x = self.flow.jump(self.x, self.time, last)
+        increment = self.potential(x, last) - self.potential(self.x, self.time)
+        self._finite("log-weight", increment)
+        self.log_w = self.log_w + increment.to(self.log_w).reshape(self.p, self.n)
+        self.x, self.time = x, last
+
     def _resample(self, noise: Noise) -> None:
         index = torch.arange(self.p * self.n, device=self.x.device).reshape(self.p, self.n)
         due = self._due()
@@ -240,18 +309,7 @@ class _Run:
 
     def _finite(self, what: str, values: Tensor) -> None:
         """Raise for the first row that is not finite."""
-        bad = (~torch.isfinite(values)).nonzero()
-        if len(bad):
-            raise FloatingPointError(self._where(what, int(bad[0]), float(values[bad[0]])))
-
-    def _where(self, what: str, row: int, value: float) -> str:
-        prompts = self.guide.potential.prompts
-        i = row // self.n
-        name = f" ({prompts[i % len(prompts)]!r})" if prompts else ""
-        return (
-            f"the {what} is {value} for prompt {self.noise.prompts[i]}{name}, particle "
-            f"{row % self.n}, step {self.k + 1} of {len(self.guide.times) - 1} "
-            f"(t = {self.guide.times[self.k + 1]:.3f}): a reward must be finite for every "
-            "picture; guard its logarithms and divisions, or raise the temperature if it "
-            "only overflows"
-        )
+        guide = self.guide
+        where = f"step {self.k + 1} of {len(guide.times) - 1} (t = {guide.times[self.k + 1]:.3f})"
+        first = self.noise.prompts[0]
+        not_finite(what, values, self.n, first, guide.potential.prompts, where)

@@ -134,6 +134,8 @@ class Sde(Kernel):
         flow: the flow map, of which it asks velocity and score.
         noise: `eps_t` as a function of the time. Default: `1 - t`.
         clip: the shift's norm is at most `clip sqrt(variance * dimension)`; None: no bound.
+        settle: end with the deterministic jump `X(s,1,x)` instead of a noisy last step, whose
+            grain nothing would take away again. The jump keeps the marginals as the step does.
     """
 
     def __init__(
@@ -141,13 +143,18 @@ class Sde(Kernel):
         flow: FlowMap,
         noise: Callable[[float], float] | None = None,
         clip: float | None = None,
+        settle: bool = False,
     ) -> None:
         self.flow, self.noise, self.clip = flow, noise or (lambda t: 1 - t), clip
+        self.settle = settle
 
     def propose(
         self, x: Tensor, s: float, t: float, potential: Potential, scale: float, noise: Noise
     ) -> tuple[Tensor, Tensor]:
         """Return (x', log-ratio): one velocity, and the gradient at (x, s) if scale is not 0."""
+        if self.settle and t == 1:
+            y = self.flow.jump(x, s, t)
+            return y, torch.zeros_like(_dot(y[:, :1], y[:, :1]))
         h, eps = t - s, float(self.noise(s))
         if eps < 0:
             raise ValueError(f"the noise of the SDE is {eps} at t = {s}: it must not be negative")

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from steer.ascent import FlowMapControl, NoiseAscent, Sampler, whole_reward
+from steer.control import controlled, guided_times
 from steer.flow import FlowMap
 from steer.guidance import Guidance
 from steer.kernel import Langevin, Sde
@@ -17,7 +19,9 @@ from steer.potential import Denoised, Lookahead, Naive, Potential
 from steer.reward import Reward
 from steer.weights import Continuous, Ratio
 
-__all__ = ["METHODS", "TABLE", "Method", "method_options", "plan"]
+__all__ = ["METHODS", "TABLE", "Method", "method_options", "plan", "step_times"]
+
+WHOLE = (0.0, 1.0)
 
 
 def _published(
@@ -30,12 +34,22 @@ def _published(
     *,
     scale: float = 1.0,
     threshold: float | Sequence[float] = 0.5,
+    settle: bool = True,
+    lookahead: int = 1,
+    window: Sequence[float] = WHOLE,
+    every: int = 1,
+    clip: float | None = None,
+    normalise: float | None = None,
 ) -> Guidance:
-    """Build FMTT's scheme (2511.22688): Sde, Continuous weights; ratio weights off scale 1."""
-    published = scale == 1
+    """Build FMTT's scheme (2511.22688): Sde, Continuous weights; ratio weights off its terms."""
+    plain = view(flow, reward, prompts, temperature, lookahead)
+    potential = controlled(
+        plain, times, window=window, every=every, clip=clip, normalise=normalise
+    )
+    published = scale == 1 and potential is plain
     return Guidance(
-        view(flow, reward, prompts, temperature),
-        Sde(flow, clip=None if published else 1.0),
+        potential,
+        Sde(flow, clip=None if published else 1.0, settle=settle),
         Continuous() if published else Ratio(),
         times=times,
         scale=scale,
@@ -52,9 +66,10 @@ def _split(
     *,
     moves: int = 1,
     threshold: float | Sequence[float] = 0.5,
+    lookahead: int = 1,
 ) -> Guidance:
     return Guidance(
-        Lookahead(flow, reward, prompts, temperature),
+        Lookahead(flow, reward, prompts, temperature, lookahead),
         Langevin(flow, moves=moves),
         Ratio(),
         times=times,
@@ -62,46 +77,133 @@ def _split(
     )
 
 
+def _control(
+    flow: FlowMap,
+    reward: Reward,
+    prompts: Sequence[str] | None,
+    temperature: Tensor | float,
+    times: Sequence[float],
+    *,
+    scale: float = 0.3,
+    brake: float | None = None,
+    lookahead: int = 1,
+    window: Sequence[float] = WHOLE,
+    every: int = 1,
+) -> FlowMapControl:
+    potential = controlled(whole_reward(flow, reward, prompts, lookahead), times, brake=brake)
+    return FlowMapControl(flow, potential, times, scale, guided_times(times, window, every))
+
+
+def _reno(
+    flow: FlowMap,
+    reward: Reward,
+    prompts: Sequence[str] | None,
+    temperature: Tensor | float,
+    times: Sequence[float],
+    *,
+    rate: float = 0.15,
+    brake: float | None = None,
+    jumps: int = 1,
+    finish: int | None = None,
+) -> NoiseAscent:
+    potential = controlled(whole_reward(flow, reward, prompts, jumps), times, brake=brake)
+    return NoiseAscent(flow, potential, len(times) - 1, rate, jumps, finish)
+
+
+Times = Sequence[float]
+Options = Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Method:
-    """A line for people, how to build it, and what it costs a particle."""
+    """A line for people, how to build it, and what it costs a particle.
+
+    Attributes:
+        line: what it does.
+        build: (flow, reward, prompts, temperature, times, *, options) -> a sampler. None: as many
+            composed jumps as there are steps, no guidance.
+        cost: (times, gradients?, options) -> network calls, reward calls.
+        gradient: whether it needs the reward's gradient.
+        tempered: whether it samples the tilt at a temperature, with weights and log Z.
+        from_noise: whether it begins with pure noise, and cannot start from a picture.
+    """
 
     line: str
-    build: Callable[..., Guidance] | None  # None: `steps` composed jumps, no guidance
-    cost: Callable[..., tuple[int, int]]  # (steps, gradients?, options) -> NFE, reward calls
+    build: Callable[..., Sampler] | None
+    cost: Callable[[Times, bool, Options], tuple[int, int]]
     gradient: bool = False
+    tempered: bool = True
+    from_noise: bool = False
 
 
-def _jumps_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tuple[int, int]:
+def _jumps_cost(times: Times, gradients: bool, options: Options) -> tuple[int, int]:
     """One jump a step; the reward at the end."""
-    return steps, 1
+    return len(times) - 1, 1
 
 
-def _published_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tuple[int, int]:
-    """Velocity and view at the start of each step, the view's gradient where the ramp is not 0."""
-    shifted = options["scale"] != 0  # then r is looked at where the first step starts, too
-    return steps + (steps - 1) * (1 + shifted) + shifted, steps + shifted
+def _published_cost(
+    times: Times,
+    gradients: bool,
+    options: Options,
+    *,
+    network: bool = True,
+    transport: bool = False,
+) -> tuple[int, int]:
+    """A velocity a step; at its start a view, with its gradient where that shifts something.
+
+    Args:
+        times: of the run.
+        gradients: whether the reward has some.
+        options: the method's.
+        network: whether the view is a network call.
+        transport: whether the published weights want the velocity at each step: the last, a jump,
+            asks for none of its own.
+    """
+    shifted = options["scale"] != 0
+    guided = guided_times(times, options["window"], options["every"]) if shifted else []
+    published = (
+        options["scale"] == 1
+        and guided == list(times[:-1])
+        and options["clip"] is None
+        and options["normalise"] is None
+    )
+    steps = len(times) - 1
+    looks = steps - 1 + shifted  # r at the first time counts as 0: only the shift looks there
+    views = looks + sum(t > 0 for t in guided)  # at t = 0 the ramp is 0: no gradient
+    late = transport and published and options["settle"]
+    return steps + late + network * options.get("lookahead", 1) * views, looks + 1
 
 
-def _naive_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tuple[int, int]:
-    """The reward needs no network."""
-    return steps, steps + (options["scale"] != 0)
-
-
-def _split_cost(steps: int, gradients: bool, options: Mapping[str, Any]) -> tuple[int, int]:
+def _split_cost(times: Times, gradients: bool, options: Options) -> tuple[int, int]:
     """A jump and a look a step; a score, and for each move a look and two scores."""
-    look, moves = 1 + gradients, options["moves"]
+    steps = len(times) - 1
+    look, moves = (1 + gradients) * options["lookahead"], options["moves"]
     looks = (steps - 1) * (1 + moves)
     scores = (steps - 1) * (1 + 2 * moves) if moves else 0
     if not moves:
-        look = 1
+        look = options["lookahead"]
     return steps + looks * look + scores, looks + 1
 
 
+def _control_cost(times: Times, gradients: bool, options: Options) -> tuple[int, int]:
+    """A jump a step, and a look with its gradient at the start of the guided ones."""
+    looks = len(guided_times(times, options["window"], options["every"]))
+    return len(times) - 1 + 2 * looks * options["lookahead"], looks + 1
+
+
+def _reno_cost(times: Times, gradients: bool, options: Options) -> tuple[int, int]:
+    """A look and its gradient an iteration, the last without; the picture."""
+    iterations, jumps = len(times) - 1, options["jumps"]
+    return (2 * iterations - 1) * jumps + (options["finish"] or jumps), iterations + 1
+
+
 TABLE: dict[str, Method] = {
-    "none": Method("unguided: `steps` composed jumps", None, _jumps_cost),
+    "none": Method("unguided: `steps` composed jumps", None, _jumps_cost, tempered=False),
     "best-of-n": Method(
-        "unguided candidates by `steps` composed jumps, the best one wins", None, _jumps_cost
+        "unguided candidates by `steps` composed jumps, the best one wins",
+        None,
+        _jumps_cost,
+        tempered=False,
     ),
     "fmtt": Method(
         "flow-map trajectory tilting as published: SDE drift by the lookahead's gradient, "
@@ -112,20 +214,36 @@ TABLE: dict[str, Method] = {
     ),
     "denoiser": Method(
         "the same, with the reward seen through the denoiser",
-        partial(_published, Denoised),
-        _published_cost,
+        partial(_published, Denoised, lookahead=1),
+        partial(_published_cost, transport=True),
         gradient=True,
     ),
     "naive": Method(
         "the same, with the reward of the noisy state itself",
-        partial(_published, Naive),
-        _naive_cost,
+        partial(_published, Naive, lookahead=1),
+        partial(_published_cost, network=False, transport=True),
         gradient=True,
     ),
     "split": Method(
         "exact: deterministic jump, ratio weight, resample, Metropolis-adjusted Langevin moves",
         _split,
         _split_cost,
+    ),
+    "fmrg-j": Method(
+        "deterministic control: jumps pushed up the lookahead's normalised gradient (2604.27147)",
+        _control,
+        _control_cost,
+        gradient=True,
+        tempered=False,
+    ),
+    "reno": Method(
+        "ascent in noise space: `steps` looks at the one-jump picture, the noise's norm kept "
+        "(2406.04312)",
+        _reno,
+        _reno_cost,
+        gradient=True,
+        tempered=False,
+        from_noise=True,
     ),
 }
 METHODS: Mapping[str, str] = MappingProxyType({name: m.line for name, m in TABLE.items()})
@@ -136,7 +254,7 @@ def method_options(method: str) -> dict[str, Any]:
     """Return the options that a method takes, with their defaults.
 
     >>> method_options("split")
-    {'moves': 1, 'threshold': 0.5}
+    {'moves': 1, 'threshold': 0.5, 'lookahead': 1}
 
     Raises:
         ValueError: no such method; the message has the nearest names.
@@ -145,15 +263,32 @@ def method_options(method: str) -> dict[str, Any]:
         raise unknown("method", method, METHODS)
     build = TABLE[method].build
     parameters = inspect.signature(build).parameters.values() if build else ()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    settled = getattr(build, "keywords", {})
+    return {
+        p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in settled
+    }
 
 
-def plan(method: str, steps: int, differentiable: bool = True, **options: Any) -> dict[str, int]:
-    """Return what a method will cost a particle: NFE and reward calls.
+def step_times(steps: int, start: float = 0.0) -> list[float]:
+    """Return `steps + 1` equidistant times from `start` to 1.
+
+    >>> step_times(2)
+    [0.0, 0.5, 1.0]
+    """
+    return [start + (1 - start) * k / steps for k in range(steps)] + [1.0]
+
+
+def plan(
+    method: str, steps: int, differentiable: bool = True, start: float = 0.0, **options: Any
+) -> dict[str, int]:
+    """Return what a method will cost a particle at most: network calls and reward calls.
+
+    Network calls are NFE for a flow that evaluates its network once a call
+    (`FlowMap.evaluations`).
 
     >>> plan("fmtt", 16)
     {'nfe': 47, 'reward_calls': 17}
     """
     known = method_options(method)
-    nfe, rewards = TABLE[method].cost(steps, differentiable, known | options)
-    return {"nfe": nfe, "reward_calls": rewards}
+    calls, rewards = TABLE[method].cost(step_times(steps, start), differentiable, known | options)
+    return {"nfe": calls, "reward_calls": rewards}

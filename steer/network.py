@@ -242,3 +242,7 @@ class NetworkFlow(FlowMap):
     def decode(self, x: Tensor) -> Tensor:
         """Return pictures `(x + 1) / 2`, (n, 3, h, w), not clamped."""
         return (x + 1) / 2
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return `2 images - 1`, in [-1, 1]."""
+        return 2 * images - 1

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steer.ascent import Sampler
 from steer.flow import FlowMap, flat_prompts
-from steer.guidance import Guidance, Population
+from steer.guidance import Guidance, Population, Stop
 from steer.kernel import Jump
-from steer.methods import METHODS, TABLE, method_options, plan
+from steer.methods import METHODS, TABLE, method_options, plan, step_times
 from steer.noise import Noise
 from steer.path import Time
 from steer.potential import Evaluation, Potential
@@ -97,6 +98,10 @@ def sample(
     seed: int = 0,
     *,
     reward_prompts: Sequence[str] | str | None = None,
+    init_image: Tensor | None = None,
+    init_time: float | None = None,
+    target: float | None = None,
+    budget: float | None = None,
     batch_size: int | None = None,
     position: int = 0,
     callback: Callable[[Population], None] | None = None,
@@ -116,6 +121,13 @@ def sample(
             over 32 one-jump samples divided by this. Default: 3.
         seed: keys all randomness.
         reward_prompts: what the reward is asked, where that differs from the prompts.
+        init_image: start from a picture in [0, 1], (3, h, w), or one for each prompt,
+            (p, 3, h, w), with the noise of `init_time`.
+        init_time: where such a start is: 0 is pure noise, near 1 little changes. Default: .5.
+        target: stop as soon as every prompt's best particle is seen at this reward; one jump to
+            t = 1 ends the run, its weight included.
+        budget: stop in the same way before a particle has cost more NFE than this, as far as the
+            last step tells; setting the temperature is not counted.
         batch_size: the most rows in one network call. Default: all for a flow without
             parameters, else 64. It never changes the noise.
         position: the place of the first prompt in a longer list, of which this call does a part.
@@ -125,13 +137,14 @@ def sample(
     Raises:
         ValueError: an unknown method or option, an empty list, numbers below one, temperature
             and strength both, a reward without spread, of a wrong shape, or without the gradient
-            that the method needs.
+            that the method needs; a picture that does not fit the model.
         FloatingPointError: a reward that is not finite: names prompt, particle and step.
     """
     reward = wrap(reward)
     check(
         flow, reward, prompts, particles, steps, method, temperature, strength, seed,
-        reward_prompts=reward_prompts, batch_size=batch_size, **options,
+        reward_prompts=reward_prompts, init_image=init_image, init_time=init_time, target=target,
+        budget=budget, batch_size=batch_size, **options,
     )  # fmt: skip
     if prompts is None:
         names: list[str] | None = None
@@ -142,9 +155,12 @@ def sample(
     some = next(iter(flow.parameters()), None)
     if batch_size is None:
         batch_size = 64 if some is not None else p * particles
+    given = None
+    if init_image is not None:
+        given = _encoded(flow, init_image, p), 0.5 if init_time is None else float(init_time)
     run = _Sampling(
         flow, reward, particles, steps, method, temperature, strength or 3.0, seed, batch_size,
-        callback, options,
+        callback, options, given, target, budget,
     )  # fmt: skip
     group = max(1, batch_size // particles)
     start = time.perf_counter()
@@ -156,10 +172,13 @@ def sample(
                 None if names is None else [names[i] for i in chosen],
                 None if asked is None else [asked[i] for i in chosen],
                 range(position + a, position + chosen.stop),
+                a,
             )
         )
     joined = {
-        key: torch.cat([part[key] for part in parts], 1 if key in _TRACES else 0)
+        key: _joined_trace([part[key] for part in parts])
+        if key in _TRACES
+        else torch.cat([part[key] for part in parts])
         for key in parts[0]
     }
     if prompts is None or isinstance(prompts, str):
@@ -191,6 +210,26 @@ def sample(
     )
 
 
+def _joined_trace(parts: list[Tensor]) -> Tensor:
+    """Join traces (steps, p) of batches of prompts; those that stopped early keep their last."""
+    steps = max(map(len, parts))
+    return torch.cat([torch.cat([t, t[-1:].expand(steps - len(t), -1)]) for t in parts], 1)
+
+
+def _encoded(flow: FlowMap, image: Tensor, prompts: int) -> Tensor:
+    """Return the x of one picture, or of one for each prompt, (1 or p, *event)."""
+    images = image[None] if image.ndim == 3 else image
+    if len(images) not in {1, prompts}:
+        raise ValueError(f"{len(images)} init images for {prompts} prompts: give one, or one each")
+    x = flow.encode(images)
+    if tuple(x.shape[1:]) != tuple(flow.event_shape):
+        raise ValueError(
+            f"an init image of shape {tuple(images.shape[1:])}, which the model takes for x of "
+            f"shape {tuple(x.shape[1:])}: it wants {tuple(flow.event_shape)}, so resize the image"
+        )
+    return x
+
+
 def check(
     flow: FlowMap,
     reward: Reward,
@@ -203,6 +242,10 @@ def check(
     seed: int = 0,
     *,
     reward_prompts: Sequence[str] | str | None = None,
+    init_image: Tensor | None = None,
+    init_time: float | None = None,
+    target: float | None = None,
+    budget: float | None = None,
     batch_size: int | None = None,
     **options: Any,
 ) -> None:
@@ -227,7 +270,26 @@ def check(
     for name, number in (("temperature", temperature), ("strength", strength)):
         if number is not None and not (number > 0 and math.isfinite(number)):
             raise ValueError(f"{name} must be a number above zero, got {number}")
-    if TABLE[method].gradient and not reward.differentiable:
+    chosen = TABLE[method]
+    if init_image is None and init_time is not None:
+        raise ValueError("init_time says where a start from a picture is: give init_image as well")
+    if init_time is not None and not 0 <= init_time < 1:
+        raise ValueError(f"init_time must be in [0, 1) (0 noise, 1 data), got {init_time}")
+    if init_image is not None and chosen.from_noise:
+        others = ", ".join(name for name, m in TABLE.items() if not m.from_noise)
+        raise ValueError(
+            f"method {method!r} begins with pure noise and cannot start from a picture: take one "
+            f"of {others}"
+        )
+    if target is not None and chosen.build is None:
+        raise ValueError(
+            f"method {method!r} looks at no reward on the way, so it cannot stop at a target: "
+            "take a method that steers"
+        )
+    if budget is not None and not budget >= 1:
+        raise ValueError(f"budget must be at least 1 NFE a particle, got {budget}")
+    plan(method, steps, reward.differentiable, init_time or 0.0, **options)  # windows and the like
+    if chosen.gradient and not reward.differentiable:
         free = [name for name, m in TABLE.items() if not m.gradient]
         raise ValueError(
             f"method {method!r} needs the reward's gradient, and the reward is declared not "
@@ -265,34 +327,42 @@ class _Sampling:
         batch_size: int,
         callback: Callable[[Population], None] | None,
         options: Mapping[str, Any],
+        given: tuple[Tensor, float] | None,
+        target: float | None,
+        budget: float | None,
     ) -> None:
+        self.given, self.target, self.budget = given, target, budget
         self.flow, self.particles, self.method = flow, particles, method
         self.temperature, self.strength, self.seed = temperature, strength, seed
         self.batch_size, self.callback, self.options = batch_size, callback, options
         self.counts, self.probe_counts = Counts(), Counts()
         self.plain_reward = reward
         self.reward = CountedReward(reward, self.counts)
-        self.times = [k / steps for k in range(steps + 1)]
+        self.times = step_times(steps, 0.0 if given is None else given[1])
         some = next(iter(flow.parameters()), None)
         self.device = torch.device("cpu") if some is None else some.device
         self.dtype = torch.get_default_dtype()
 
     def __call__(
-        self, names: list[str] | None, asked: list[str] | None, positions: range
+        self, names: list[str] | None, asked: list[str] | None, positions: range, first: int
     ) -> dict[str, Tensor]:
         bound = self.flow if names is None else self.flow.given(names)
         flow = Counted(bound, self.counts)
-        build = TABLE[self.method].build
-        start = self._start(positions, self.particles, "start")
+        method = TABLE[self.method]
+        build = method.build
+        start = self._start(positions, first, self.particles, "start")
         temperature: Tensor | None = None
+        guide: Sampler
         if build is None:
             guide = Guidance(_Unseen(), Jump(flow), times=self.times)
         else:
-            temperature = self._temperature(bound, asked, positions)
+            if method.tempered:
+                temperature = self._temperature(bound, asked, positions, first)
             guide = build(flow, self.reward, asked, temperature, self.times, **self.options)
         guide.batch_size = self.batch_size
         history = []
-        for population in guide.steps(start, self.seed, position=positions.start):
+        stop = self._stop(len(positions) * self.particles)
+        for population in guide.steps(start, self.seed, position=positions.start, stop=stop):
             last = population
             history.append((last.ess, last.log_z, last.reward.mean(-1)))
             if self.callback is not None:
@@ -320,13 +390,35 @@ class _Sampling:
             out |= {"log_z": last.log_z, "temperature": temperature}
         return out
 
-    def _start(self, positions: range, particles: int, step: str) -> Tensor:
-        """Draw noise at t = 0, (p, particles, *event)."""
+    def _stop(self, rows: int) -> Stop | None:
+        """Return what says, after a step, whether target or budget end the run."""
+        if self.target is None and self.budget is None:
+            return None
+        begun = before = self.counts.forward + self.counts.backward
+
+        def stop(population: Population) -> bool:
+            nonlocal before
+            now = self.counts.forward + self.counts.backward
+            step, before = now - before, now
+            target, budget = self.target, self.budget
+            reached = target is not None and bool((population.reward.amax(-1) >= target).all())
+            end = self.flow.evaluations
+            return reached or (budget is not None and (now - begun + step) / rows + end > budget)
+
+        return stop
+
+    def _start(self, positions: range, first: int, particles: int, step: str) -> Tensor:
+        """Draw the start, (p, particles, *event): noise, or a picture with noise."""
         noise = Noise(
             self.seed, positions, particles, step=step, device=self.device, dtype=self.dtype
         )
-        drawn = noise.normal(self.flow.event_shape)
-        return drawn.unflatten(0, (len(positions), particles))
+        drawn = noise.normal(self.flow.event_shape).unflatten(0, (len(positions), particles))
+        if self.given is None:
+            return drawn
+        x, time = self.given
+        x = x if len(x) == 1 else x[first : first + len(positions)]
+        alpha, beta = self.flow.path(time)
+        return alpha.to(drawn) * drawn + beta.to(drawn) * x.to(drawn)[:, None]
 
     def _decode(self, flow: FlowMap, rows: Tensor) -> Tensor:
         return torch.cat([flow.decode(part) for part in rows.split(self.batch_size)])
@@ -352,17 +444,21 @@ class _Sampling:
         return rewards
 
     @torch.no_grad()
-    def _temperature(self, bound: FlowMap, asked: list[str] | None, positions: range) -> Tensor:
+    def _temperature(
+        self, bound: FlowMap, asked: list[str] | None, positions: range, first: int
+    ) -> Tensor:
         """Return one temperature a prompt, (p,)."""
         p = len(positions)
         if self.temperature is not None:
             return torch.full((p,), self.temperature, device=self.device)
         flow = Counted(bound, self.probe_counts)
-        start = self._start(positions, PROBES, "temperature")
+        start = self._start(positions, first, PROBES, "temperature")
         size = max(1, self.batch_size // p)
         jumped = torch.cat(
             [
-                flow.lookahead(start[:, a : a + size].flatten(0, 1), 0.0).unflatten(0, (p, -1))
+                flow.lookahead(start[:, a : a + size].flatten(0, 1), self.times[0]).unflatten(
+                    0, (p, -1)
+                )
                 for a in range(0, PROBES, size)
             ],
             1,

@@ -36,12 +36,12 @@ class Counts:
     reward_gradient: int = 0
 
 
-def _count_backward(y: Tensor, counts: Counts, name: str) -> None:
-    """Add y's rows to a count when a gradient passes through y."""
+def _count_backward(y: Tensor, counts: Counts, name: str, each: int = 1) -> None:
+    """Add y's rows to a count, `each` times, when a gradient passes through y."""
     if y.requires_grad:
 
         def add(gradient: Tensor) -> None:
-            setattr(counts, name, getattr(counts, name) + len(y))
+            setattr(counts, name, getattr(counts, name) + each * len(y))
 
         y.register_hook(add)
 
@@ -53,10 +53,11 @@ class Counted(FlowMap):
         super().__init__()
         self.flow, self.counts = flow, counts
         self.path, self.event_shape = flow.path, flow.event_shape
+        self.evaluations = flow.evaluations
 
     def _count(self, y: Tensor) -> Tensor:
-        self.counts.forward += len(y)
-        _count_backward(y, self.counts, "backward")
+        self.counts.forward += self.evaluations * len(y)
+        _count_backward(y, self.counts, "backward", self.evaluations)
         return y
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
@@ -90,6 +91,10 @@ class Counted(FlowMap):
     def decode(self, x: Tensor) -> Tensor:
         """Return the flow's images."""
         return self.flow.decode(x)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return what decodes to the images."""
+        return self.flow.encode(images)
 
 
 class CountedReward(Reward):

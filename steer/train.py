@@ -35,8 +35,8 @@ class Batches:
     ink is ever cut. Every picture is seen once before any is seen twice.
 
     Args:
-        images: pictures on white (n, 3, h, w) in [0, 1].
-        caption: (index, generator) -> a caption.
+        images: pictures on white (n, 3, h, w) in [0, 1]; their ink says how far one may shift.
+        draw: (index, generator) -> (the picture or a variant of it, a caption).
         batch_size: pictures a step.
         seed: with the step, it fixes the batch.
         empty: share of empty prompts.
@@ -46,14 +46,14 @@ class Batches:
     def __init__(
         self,
         images: Tensor,
-        caption: Callable[[int, torch.Generator], str],
+        draw: Callable[[int, torch.Generator], tuple[Tensor, str]],
         batch_size: int,
         *,
         seed: int = 0,
         empty: float = 0.12,
         shift: int = 2,
     ) -> None:
-        self.images, self.caption, self.batch_size = images, caption, batch_size
+        self.images, self.draw, self.batch_size = images, draw, batch_size
         self.seed, self.empty, self.shift = seed, empty, shift
         ink = (images < 0.99).any(1)
         rows, columns = ink.any(2).int(), ink.any(1).int()
@@ -61,11 +61,11 @@ class Batches:
         margins += [columns.argmax(1), columns.flip(1).argmax(1)]
         self.margins = torch.stack(margins, 1).clamp(max=shift)
 
-    def _picture(self, i: int, generator: torch.Generator) -> Tensor:
+    def _shifted(self, i: int, picture: Tensor, generator: torch.Generator) -> Tensor:
         shifts = []
         for before, after in self.margins[i].reshape(2, 2).tolist():
             shifts.append(int(torch.randint(-before, after + 1, (), generator=generator)))
-        return self.images[i].roll(shifts, (1, 2))
+        return picture.roll(shifts, (1, 2))
 
     def __call__(self, step: int) -> Batch:
         """Return the pictures (batch, 3, h, w) and the prompts of a step."""
@@ -79,9 +79,10 @@ class Batches:
         pictures, prompts = [], []
         for p in places:
             i = orders[p // n][p % n]
-            pictures.append(self._picture(i, generator))
+            picture, caption = self.draw(i, generator)
+            pictures.append(self._shifted(i, picture, generator))
             none = float(torch.rand((), generator=generator)) < self.empty
-            prompts.append("" if none else self.caption(i, generator))
+            prompts.append("" if none else caption)
         return 2 * torch.stack(pictures) - 1, prompts
 
 

@@ -112,7 +112,7 @@ def test_flow_matching_is_smallest_at_the_true_velocity(draw):
 
 def test_times_are_drawn_where_they_are_meant_to_be():
     generator = torch.Generator().manual_seed(0)
-    s, t = draw_pair(20_000, generator)
+    s, t = draw_pair(20_000, generator, 0.25)
     assert (s < t).all()
     assert float((t == 1).float().mean()) == pytest.approx(0.25, abs=0.02)
     assert float((s == 0).float().mean()) == pytest.approx(0.25, abs=0.02)

@@ -7,7 +7,8 @@ import steer
 from steer.sample import method_options, plan
 from tests.test_flow import mixture
 
-METHODS = ["none", "best-of-n", "fmtt", "denoiser", "naive", "split"]
+METHODS = ["none", "best-of-n", "fmtt", "denoiser", "naive", "split", "fmrg-j", "reno"]
+TEMPERED = {"fmtt", "denoiser", "naive", "split"}
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -71,7 +72,7 @@ def test_shapes(method):
         assert one.rewards.shape == one.log_w.shape == (5,)
         assert one.ess.shape == one.best.shape == ()
         assert torch.allclose(one.x, listed.x[0], atol=1e-5)
-        guided = method not in {"none", "best-of-n"}
+        guided = method in TEMPERED
         assert (one.log_z is not None) == (one.temperature is not None) == guided
         if guided:
             assert one.log_z.shape == one.temperature.shape == ()
@@ -124,7 +125,7 @@ def test_published_schemes_have_it_in_the_limit(method):
     assert abs(2 * fine - coarse) < 4 * error
 
 
-@pytest.mark.parametrize("method", ["fmtt", "denoiser", "naive", "split"])
+@pytest.mark.parametrize("method", ["fmtt", "denoiser", "naive", "split", "fmrg-j", "reno"])
 def test_methods_raise_the_reward(method):
     plain = steer.sample(*TILTED, None, 256, 4, "none").rewards
     steered = steer.sample(*TILTED, None, 256, 8, method, 0.5).rewards
@@ -175,6 +176,16 @@ def test_a_flat_reward_has_no_temperature():
         ({"method": "none", "moves": 2}, r"'none' takes no option 'moves': it takes none"),
         ({"prompts": ["a", "b"], "reward_prompts": ["x"]}, "1 reward_prompts for 2 prompts"),
         ({"threshold": (0.4,)}, "cannot resample at"),
+        ({"window": (0.6, 0.2)}, "a guidance window from 0.6 to 0.2"),
+        ({"window": (0.6,)}, "a guidance window is two times"),
+        ({"every": 0}, "every must be at least 1"),
+        ({"clip": 0.0}, "bound must be above zero"),
+        ({"method": "denoiser", "lookahead": 2}, "'denoiser' takes no option 'lookahead'"),
+        ({"init_time": 0.5}, "give init_image as well"),
+        ({"init_image": torch.zeros(3), "init_time": 1.0}, r"init_time must be in \[0, 1\)"),
+        ({"method": "reno", "init_image": torch.zeros(3)}, "begins with pure noise"),
+        ({"method": "none", "target": 1.0}, "cannot stop at a target"),
+        ({"budget": 0.0}, "budget must be at least 1 NFE"),
     ],
 )
 def test_errors_at_the_door(options, words):
@@ -184,7 +195,7 @@ def test_errors_at_the_door(options, words):
 
 @every_method
 def test_rewards_without_gradient(method):
-    if method in {"fmtt", "denoiser", "naive"}:
+    if method in {"fmtt", "denoiser", "naive", "fmrg-j", "reno"}:
         with pytest.raises(ValueError, match="take one of none, best-of-n, split"):
             sample(mixture(), blind(), method=method)
     else:
@@ -236,8 +247,18 @@ CASES = [
     ("denoiser", {"scale": 2.0}),
     ("naive", {}),
     ("naive", {"scale": 2.0}),
+    ("fmtt", {"settle": False}),
+    ("fmtt", {"window": (0.2, 0.7), "every": 2, "lookahead": 2}),
+    ("fmtt", {"clip": 3.0, "scale": 2.0}),
+    ("denoiser", {"settle": False}),
+    ("naive", {"normalise": 1.0}),
     ("split", {}),
     ("split", {"moves": 0}),
+    ("split", {"lookahead": 2}),
+    ("fmrg-j", {}),
+    ("fmrg-j", {"window": (0.0, 0.5), "every": 2, "lookahead": 3}),
+    ("reno", {}),
+    ("reno", {"jumps": 2, "finish": 3}),
     ("split", {"moves": 3, "threshold": 2.0}),
 ]
 
@@ -269,14 +290,18 @@ def test_costs_by_hand():
     """Published: a velocity, a lookahead forward and backward a step, less one at t = 0."""
     assert plan("none", 6) == {"nfe": 6, "reward_calls": 1}
     assert plan("fmtt", 6)["nfe"] == 6 * 3 - 1
-    assert plan("naive", 6)["nfe"] == 6
+    assert plan("naive", 6, settle=False)["nfe"] == 6
+    assert plan("fmrg-j", 6) == {"nfe": 18, "reward_calls": 7}
+    assert plan("reno", 6) == {"nfe": 12, "reward_calls": 7}
     assert plan("split", 6, moves=0)["nfe"] == 6 + 5
     assert plan("split", 6, moves=0)["reward_calls"] == 6
 
 
 def test_options_of_a_method():
     assert method_options("none") == {}
-    assert set(method_options("fmtt")) == {"scale", "threshold"}
+    controls = {"window", "every", "clip", "normalise", "settle", "scale", "threshold"}
+    assert set(method_options("denoiser")) == controls
+    assert set(method_options("fmtt")) == {*controls, "lookahead"}
     with pytest.raises(ValueError, match="did you mean"):
         method_options("splitt")
 
@@ -298,3 +323,99 @@ def test_seeds():
     a, b, c = (sample(method="split", seed=s).x for s in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+class Pixels(Network):
+    """Pictures of 1 x 1 pixels, which are the mixture's points."""
+
+    def __init__(self, counts=None):
+        super().__init__(counts)
+        self.event_shape = (3, 1, 1)
+
+    def velocity(self, x, t):
+        return super().velocity(x.flatten(1), t).reshape(x.shape)
+
+    def jump(self, x, s, t):
+        return super().jump(x.flatten(1), s, t).reshape(x.shape)
+
+    def given(self, prompts):
+        return Pixels(self.counts)
+
+
+@pytest.mark.parametrize("method", ["none", "fmtt", "split", "fmrg-j"])
+def test_a_start_from_a_picture(method):
+    """It is beta x + alpha z at init_time, and near 1 the picture comes back."""
+    flow, image = Pixels(), torch.tensor([0.3, -0.2, 0.5]).reshape(3, 1, 1)
+    light = steer.reward.wrap(lambda x: x.mean((1, 2, 3)))
+    late = steer.sample(
+        flow, light, None, 4, 2, method, temperature=0.5 if method in TEMPERED else None,
+        init_image=image, init_time=0.995,
+    )  # fmt: skip
+    assert (late.x - image).abs().max() < 0.06
+    early = steer.sample(flow, light, None, 4, 2, "none", init_image=image, init_time=0.2)
+    z = steer.Noise(0, particles=4, step="start").normal((3, 1, 1))
+    x = flow.jump(flow.jump(0.8 * z + 0.2 * image, 0.2, 0.6), 0.6, 1.0)
+    assert torch.allclose(early.x, x, atol=1e-5)
+
+
+def test_a_picture_for_each_prompt():
+    flow, images = Pixels(), torch.rand(2, 3, 1, 1)
+    light = steer.reward.wrap(lambda x: x.mean((1, 2, 3)))
+    both = steer.sample(flow, light, ["a", "b"], 3, 2, "none", init_image=images, batch_size=3)
+    second = steer.sample(
+        flow, light, ["b"], 3, 2, "none", init_image=images[1], position=1, batch_size=3
+    )
+    assert torch.allclose(both.x[1:], second.x)
+    with pytest.raises(ValueError, match="2 init images for 3 prompts"):
+        steer.sample(flow, light, ["a", "b", "c"], 3, 2, "none", init_image=images)
+    with pytest.raises(ValueError, match="resize the image"):
+        steer.sample(flow, light, None, 3, 2, "none", init_image=torch.rand(3, 4, 4))
+
+
+def test_a_flow_that_cannot_start_from_a_picture():
+    class OneWay(Pixels):
+        def decode(self, x):
+            return x.sigmoid()
+
+    with pytest.raises(NotImplementedError, match="OneWay has no way back"):
+        steer.sample(
+            OneWay(), lambda x: x.sum((1, 2, 3)), None, 2, 2, "none",
+            init_image=torch.rand(3, 1, 1),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["fmtt", "split", "fmrg-j", "reno"])
+def test_stop_at_a_target(method):
+    """It ends as soon as the best of every prompt is seen there, and spends no more."""
+    whole = sample(steps=8, method=method)
+    target = float(whole.trace["reward"][2].max()) - 0.5
+    seen = []
+    early = sample(steps=8, method=method, target=target, callback=lambda p: seen.append(p))
+    assert early.nfe < whole.nfe
+    stopped = seen[-2] if method != "reno" else seen[-1]
+    assert stopped.reward.max() >= target
+    assert all(p.reward.max() < target for p in seen[:-2])
+    assert seen[-1].time == 1
+    assert torch.allclose(early.rewards, reward(early.x), atol=1e-6)
+    assert early.rewards.max() >= target - 1e-4  # the jump leads where the lookahead saw
+
+
+def test_an_early_end_is_weighted_exactly():
+    """Without resampling, Ratio weights telescope whenever the run ends."""
+    flow, view = mixture(), steer.Lookahead(mixture(), reward, temperature=0.4)
+    guide = steer.Guidance(view, steer.Jump(flow, 0.5), threshold=0.0)
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    *_, last = guide.steps(x, stop=lambda population: population.time > 0.4)
+    assert last.time == 1
+    assert torch.allclose(last.log_w, reward(last.x) / 0.4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["none", "fmtt", "split", "fmrg-j", "reno"])
+def test_stop_at_a_budget(method):
+    whole = sample(Network(), reward, steps=8, method=method)
+    budget = whole.nfe * 0.6
+    for prompts in (None, ["a", "b"]):
+        part = sample(Network(), reward, prompts, steps=8, method=method, budget=budget)
+        assert 0.2 * whole.nfe < part.nfe <= budget
+    spent = sample(Network(), reward, steps=8, method=method, budget=1000.0)
+    assert torch.equal(spent.x, whole.x)

@@ -40,7 +40,7 @@ def draw_time(n: int, generator: torch.Generator, uniform: float = 0.2) -> Tenso
     return torch.where(torch.rand(n, generator=generator) < uniform, flat, bell)
 
 
-def draw_pair(n: int, generator: torch.Generator, ends: float = 0.25) -> tuple[Tensor, Tensor]:
+def draw_pair(n: int, generator: torch.Generator, ends: float = 0.35) -> tuple[Tensor, Tensor]:
     """Draw n pairs s < t, uniform on the triangle; a share `ends` has s = 0, as many t = 1."""
     pair = torch.rand(n, 2, generator=generator).sort(1).values
     s, t = pair.unbind(1)

@@ -1,0 +1,81 @@
+"""What is finished of an unfinished run: kept beside its folder, so that it can go on."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from steer.folder import write_atomically
+
+__all__ = ["Partial"]
+
+
+class Partial:
+    """The finished units of an unfinished run, in a hidden folder beside its own.
+
+    Args:
+        out: the run's folder.
+        identity: what an earlier start must have had in common for its units to count: settings,
+            prompts, files. JSON values.
+        overwrite: drop the units of an earlier start that had another identity.
+
+    Attributes:
+        folder: where the units are.
+
+    Raises:
+        FileExistsError: there are units of another identity, and `overwrite` is not set.
+    """
+
+    def __init__(self, out: Path, identity: Mapping[str, Any], overwrite: bool = False) -> None:
+        self.folder = out.parent / f".{out.name}.partial"
+        config = self.folder / "identity.json"
+        content = json.dumps(identity, indent=1)
+        other = config.exists() and config.read_text(encoding="utf-8") != content
+        if other and not overwrite:
+            raise FileExistsError(
+                f"an interrupted run with other settings, prompts or files is kept in "
+                f"{self.folder}: give its command again to finish it, choose another folder, or "
+                "say --overwrite to drop it"
+            )
+        if other:
+            self.drop()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            write_atomically(config, content.encode())
+        except OSError:
+            self.drop_if_empty()
+            raise
+
+    def _file(self, unit: str) -> Path:
+        return self.folder / f"{unit}.safetensors"
+
+    def has(self, unit: str) -> bool:
+        """Return whether a unit is finished."""
+        return self._file(unit).exists()
+
+    def add(self, unit: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Keep a finished unit: tensors, and JSON values as the file's metadata."""
+        whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        texts = {name: json.dumps(value) for name, value in notes.items()}
+        write_atomically(self._file(unit), safetensors.torch.save(whole, texts))
+
+    def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return a finished unit's tensors and notes."""
+        with safetensors.safe_open(self._file(unit), "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            notes = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
+        return tensors, notes
+
+    def drop(self) -> None:
+        """Remove the folder with all units."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def drop_if_empty(self) -> None:
+        """Remove the folder if no unit is finished."""
+        if not any(self.folder.glob("*.safetensors")):
+            self.drop()

@@ -1,0 +1,67 @@
+"""Classifier-free guidance that is mixed at run time."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from steer.flow import FlowMap
+from steer.path import Time
+
+__all__ = ["ClassifierFree"]
+
+
+class ClassifierFree(FlowMap):
+    """`u + scale (c - u)` of velocities and of jumps (Ho & Salimans 2022, arXiv 2207.12598).
+
+    c is the flow given the prompt, u the flow given the negative prompt. Every call costs two. The
+    mixed jumps are not the flow map of the mixed velocity, nor do they compose: with a scale other
+    than 1, what is said of exact weights no longer holds, except relative to the mixed jumps' own
+    law. A map that was distilled with guidance, as the embedded one was, needs none of this.
+
+    Args:
+        flow: a flow that takes prompts.
+        scale: 1 is the prompt's own flow, 0 the negative one's; above 1 leads away from it.
+        negative: the negative prompt; empty for none.
+
+    Raises:
+        ValueError: the flow takes no prompts.
+    """
+
+    evaluations = 2
+
+    def __init__(self, flow: FlowMap, scale: float, negative: str = "") -> None:
+        super().__init__()
+        if type(flow).given is FlowMap.given:
+            raise ValueError(
+                f"{type(flow).__name__} takes no prompts, so there is nothing to mix: leave cfg "
+                "and the negative prompt out"
+            )
+        self.flow, self.scale, self.negative = flow, scale, negative
+        self.path, self.event_shape = flow.path, flow.event_shape
+        self.evaluations = 2 * flow.evaluations
+        self.plain = flow.given([negative])
+
+    def _mix(self, c: Tensor, u: Tensor) -> Tensor:
+        return u + self.scale * (c - u)
+
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """Return the mixed velocity."""
+        return self._mix(self.flow.velocity(x, t), self.plain.velocity(x, t))
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return the mixed jump."""
+        return self._mix(self.flow.jump(x, s, t), self.plain.jump(x, s, t))
+
+    def given(self, prompts: Sequence[str]) -> "ClassifierFree":
+        """Bind prompts; the negative one stays."""
+        bound = ClassifierFree(self.flow, self.scale, self.negative)
+        bound.flow = self.flow.given(prompts)
+        return bound
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return the flow's images."""
+        return self.flow.decode(x)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return what decodes to the images."""
+        return self.flow.encode(images)
