@@ -10,6 +10,13 @@ CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
 
 # file -> its program, and what makes it small
 PROGRAMS = {
+    "compare": (
+        "recipes.compare:compare",
+        {
+            "methods": ["none:steps=1", "best-of-n:steps=1", "fmtt:steps=2,particles=1"],
+            "prompts": ["fox"], "seeds": 1,
+        },
+    ),
     "demo": ("recipes.sample:sample", {"steps": 2, "particles": 1, "prompt": "food"}),
     "train_clip": (
         "recipes.train_clip:train_clip",
@@ -47,6 +54,7 @@ def test_config_runs(name, tmp_path):
     program(**settings)
     made = {p.name for p in (tmp_path / "run").rglob("*") if p.is_file()}
     expected = {
+        "compare": "table.md",
         "demo": "grid.png",
         "train_clip": "open_clip_model.safetensors",
         "train_emoji": "model.safetensors",

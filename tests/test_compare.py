@@ -1,0 +1,209 @@
+"""The comparison: equal calls, whole or absent, the same after an interruption."""
+
+import contextlib
+import io
+import json
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import recipes.compare
+import steer
+from recipes.cli import main
+from recipes.compare import PROMPTS, entry, equal_calls, kind
+from recipes.figures import estimate
+from steer.sample import PROBES, plan
+
+FLOW = '''
+import torch, steer
+
+class Pixels(steer.FlowMap):
+    """A mixture of flat colours on 3x4x4 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        c = torch.tensor([[1.0, 0.2, 0.2], [0.2, 1.0, 0.2], [0.2, 0.2, 1.0]])
+        means = c[:, :, None].expand(3, 3, 16).reshape(3, 48)
+        self.mixture = steer.GaussianMixture(means, 0.3)
+        self.path, self.event_shape = self.mixture.path, (3, 4, 4)
+
+    def velocity(self, x, t):
+        return self.mixture.velocity(x.flatten(1), t).reshape(x.shape)
+
+    def jump(self, x, s, t):
+        return self.mixture.jump(x.flatten(1), s, t).reshape(x.shape)
+
+def redness(images):
+    return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+'''
+METHODS = ["none:steps=2,particles=2", "best-of-n:steps=2", "split:steps=2,particles=2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("compare")
+    (path / "toy.py").write_text(FLOW)
+    return path
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for name in folders(folder):
+        if name != "whole":
+            shutil.rmtree(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """A comparison in one go: its folder, and what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), redirect_stdout(out), redirect_stderr(err):
+        assert run(out="whole") == 0
+    return folder / "whole", out.getvalue(), err.getvalue()
+
+
+def run(*words, **options):
+    settings = {
+        "model": "toy.py:Pixels", "reward": "toy.py:redness", "seeds": 2, "out": "run",
+        "prompts": '["fox", "animal"]', "methods": json.dumps(METHODS), **options,
+    }  # fmt: skip
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items() if v is not None]
+    return main(["compare", *words, *flags])
+
+
+def refused(capsys, *parts):
+    err = capsys.readouterr().err
+    for part in parts:
+        assert part in err, err
+    assert "Traceback" not in err
+
+
+def folders(here):
+    return sorted(p.name for p in here.iterdir() if p.name not in {"toy.py", "__pycache__"})
+
+
+def test_an_entry_is_read():
+    assert entry("none") == recipes.compare.Entry("none", 4, 4)
+    assert entry("best-of-n").particles is None
+    one = entry("split:steps=8, strength=1e1,threshold=[0.2, 0.5]")
+    assert (one.steps, one.particles) == (8, 4)
+    assert one.options == {"strength": 10.0, "threshold": [0.2, 0.5]}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("fmt", ["unknown method 'fmt'", "did you mean fmtt"]),
+        ("fmtt:strenth=2", ["'fmtt'", "'strenth'", "did you mean strength"]),
+        ("none:strength=2", ["'none'", "'strength'", "Known: particles, steps"]),
+        ("fmtt:steps", ["method:key=value"]),
+        ("fmtt:steps=,scale=1", ["steps=..."]),
+        ("fmtt:steps=many", ["is no number"]),
+        ("fmtt:steps=2.5", ["whole number"]),
+        ("fmtt:steps=]", ["method:key=value"]),
+        ("fmtt:steps=0", ["steps must be at least 1"]),
+        ("best-of-n", ["compare a method that steers"]),
+    ],
+)
+def test_a_wrong_entry_is_refused_before_any_work(text, parts, here, capsys):
+    assert run(methods=json.dumps([text])) == 2
+    refused(capsys, *parts)
+    assert not {*folders(here)} & {"run", ".run.partial"}
+
+
+def test_best_of_n_has_the_calls_of_the_method_beside_it():
+    texts = ["none", "best-of-n:steps=4", "split", "fmtt:temperature=1", "best-of-n:particles=9"]
+    rows = equal_calls([entry(t) for t in texts], True)
+    split, fmtt = plan("split", 16)["nfe"] * 4 + PROBES, plan("fmtt", 16)["nfe"] * 4
+    assert [(r.method, r.particles) for r in rows] == [
+        ("none", 4), ("split", 4), ("best-of-n", split // 4), ("fmtt", 4),
+        ("best-of-n", fmtt // 4), ("best-of-n", 9),
+    ]  # fmt: skip
+    for row, beside in ((1, 2), (3, 4)):
+        assert 0 <= rows[row].calls(True) - rows[beside].calls(True) < 4
+
+
+def test_methods_of_the_same_cost_share_a_row():
+    rows = equal_calls([entry(t) for t in ("best-of-n", "fmtt", "fmtt:strength=5")], True)
+    assert [r.method for r in rows] == ["fmtt", "best-of-n", "fmtt"]
+    with pytest.raises(ValueError, match="there twice"):
+        equal_calls([entry("fmtt"), entry("fmtt:steps=16")], True)
+
+
+def test_the_packaged_prompts_are_half_specific():
+    prompts = yaml.safe_load(PROMPTS.read_text())
+    assert [kind(p) for p in prompts] == ["specific"] * 25 + ["broad"] * 25
+    assert len(set(prompts)) == 50
+    flow = steer.load("emoji")
+    assert all(flow.given([p]) for p in prompts)
+
+
+def test_the_folder_is_complete_and_its_numbers_agree(here, whole, capsys):
+    out, printed, told = whole
+    assert "network calls" in told
+    assert {p.name for p in out.iterdir()} == {
+        "table.md", "figures.json", "reward_nfe.png", "reward_diversity.png", "judge_reward.png",
+        "sheet.png", "pictures.safetensors", "config.yaml",
+    }  # fmt: skip
+    assert folders(here) == ["whole"]
+    table = (out / "table.md").read_text()
+    assert table in printed
+    figures = json.loads((out / "figures.json").read_text())
+    assert [p["kind"] for p in figures["prompts"]] == ["specific", "broad"]
+    total = 2 * plan("split", 2)["nfe"] + PROBES
+    names = ["none, 2 steps", "split, 2 steps, 2 particles", f"best of {total // 2}, 2 steps"]
+    assert list(figures["methods"]) == names
+    assert [m["nfe"] for m in figures["methods"].values()] == [2, total, total // 2 * 2]
+    for name, method in figures["methods"].items():
+        reward = torch.tensor(method["reward"])
+        assert reward.shape == (2, 2)
+        for i, part in enumerate(("specific", "broad")):
+            summary = method["summary"][part]
+            assert summary["reward"]["mean"] == pytest.approx(float(reward[i].mean()))
+            assert f"{summary['judge']['mean']:.4f}" in table
+            assert summary["diversity"]["mean"] == pytest.approx(method["diversity"][i])
+        assert method["top1"][1] == [None, None]  # no label
+        base = torch.tensor(figures["methods"][names[0]]["reward"])
+        if name != names[0]:
+            paired = estimate((reward - base).mean(1))
+            assert method["summary"]["all"]["reward - none"]["mean"] == pytest.approx(paired.mean)
+            assert method["summary"]["all"]["reward - none"]["error"] == pytest.approx(
+                paired.error
+            )
+    many = torch.tensor(figures["methods"][names[2]]["reward"])
+    assert (many > base).all()
+    pictures = load_file(out / "pictures.safetensors")
+    assert [tuple(pictures[n].shape) for n in names] == [(2, 2, k, 3, 4, 4) for k in (2, 1, 1)]
+    assert yaml.safe_load((out / "config.yaml").read_text())["methods"] == METHODS
+    assert run(out="whole") == 2
+    refused(capsys, "exists already")
+
+
+def test_an_interrupted_comparison_goes_on_and_gives_the_same(here, whole, monkeypatch, capsys):
+    real, calls = steer.sample, []
+
+    def sample(*args, **kwargs):
+        calls.append(kwargs)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steer, "sample", sample)
+        assert run() == 130
+        assert folders(here) == [".run.partial", "whole"]
+        assert run(seeds=1) == 2
+        refused(capsys, "other settings", "--overwrite")
+        before = len(calls)
+        assert run() == 0
+        assert len(calls) - before == 2 * 3 - 3  # seeds x rows, and the finished ones
+    assert folders(here) == ["run", "whole"]
+    assert (here / "run" / "table.md").read_text() == (here / "whole" / "table.md").read_text()
+    a, b = (load_file(here / d / "pictures.safetensors") for d in ("run", "whole"))
+    assert all(torch.equal(a[name], b[name]) for name in b)
