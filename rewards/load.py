@@ -26,6 +26,26 @@ _TABLE = {
     ),
     "colour": ("rewards.colour:Colour", "how near the drawing is to a named colour (name=red)"),
     "brightness": ("rewards.colour:Brightness", "mean luma, from 0 (black) to 1 (white)"),
+    "contrast": ("rewards.tone:Contrast", "standard deviation of luma, from 0 to 0.5"),
+    "saturation": ("rewards.tone:Saturation", "mean chroma of the drawing, from 0 to 1"),
+    "sharpness": ("rewards.tone:Sharpness", "RMS Laplacian of luma, from 0 to 1"),
+    "smoothness": ("rewards.tone:Smoothness", "minus the total variation, from -1 to 0"),
+    "symmetry": (
+        "rewards.form:Symmetry",
+        "how alike the halves are, from -1 to 0 (axis=vertical or horizontal)",
+    ),
+    "antisymmetry": (
+        "rewards.form:Antisymmetry",
+        "how far the halves are negatives, from 0 to 1 (axis=vertical or horizontal)",
+    ),
+    "layout": (
+        "rewards.form:Layout",
+        "share of the ink inside region=left, right, top, bottom, centre, or inside mask=FILE",
+    ),
+    "similarity": (
+        "rewards.reference:Similarity",
+        "closeness to the picture image=FILE, from -1 to 0 (by=colour or luma)",
+    ),
     "jpeg": ("rewards.jpeg:Jpeg", "minus the size as a JPEG file in kB; no gradient"),
 }
 NAMES: Mapping[str, str] = MappingProxyType({name: line for name, (_, line) in _TABLE.items()})

@@ -268,7 +268,10 @@ def test_wrapped_functions_take_what_they_ask_for():
 
 
 def test_names_are_what_exists():
-    assert set(rewards.NAMES) == {"clip", "colour", "brightness", "jpeg"}
+    assert set(rewards.NAMES) == {
+        "clip", "colour", "brightness", "jpeg", "contrast", "saturation", "sharpness",
+        "smoothness", "symmetry", "antisymmetry", "layout", "similarity",
+    }  # fmt: skip
     assert all("\n" not in line for line in rewards.NAMES.values())
 
 
