@@ -2,7 +2,8 @@
 
 Bare: one velocity, one lookahead forward and backward, one decode, one reward forward and
 backward. Steps and bare calls are interleaved in one process, at the same times and rows; the
-figure is the median of their ratios. Run it with the machine otherwise idle:
+figure is the median of their ratios. Then: four prompts in one batch against four runs. Run it
+with the machine otherwise idle:
 
     python -m benchmarks.step
 """
@@ -53,8 +54,30 @@ def measure(
     return statistics.median(ratios), low, high
 
 
+def batching(repeats: int, model: str = "emoji", spec: str = "clip") -> tuple[float, float, float]:
+    """Return the time of 4 prompts x 4 particles in one batch, over that of four runs of one.
+
+    Median and quartiles of the ratios of interleaved pairs.
+    """
+    flow, reward = steer.load(model), rewards.load(spec)
+    prompts = ["red apple", "cat", "face", "pizza"]
+
+    def seconds(groups: list[list[str]], seed: int) -> float:
+        start = time.perf_counter()
+        for group in groups:
+            steer.sample(flow, reward, group, 4, 4, temperature=0.05, seed=seed)
+        return time.perf_counter() - start
+
+    ratios = [
+        seconds([prompts], seed) / seconds([[p] for p in prompts], seed)
+        for seed in range(repeats + 1)
+    ][1:]  # the first warms up
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return statistics.median(ratios), low, high
+
+
 def main() -> None:
-    """Print the ratio for a few population sizes."""
+    """Print the ratio for a few population sizes, and what batching prompts saves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--repeats", type=int, default=8)
@@ -64,6 +87,10 @@ def main() -> None:
         measure(particles, 1)
         ratio, low, high = measure(particles, args.repeats)
         print(f"| {particles} | {ratio:.3f} ({low:.3f} to {high:.3f}) |")
+    ratio, low, high = batching(args.repeats)
+    print(
+        f"\n4 prompts x 4 particles, one batch / four runs: {ratio:.3f} ({low:.3f} to {high:.3f})"
+    )
 
 
 if __name__ == "__main__":

@@ -207,14 +207,70 @@ def test_other_settings_do_not_resume_an_interrupted_run(here, monkeypatch, caps
         ({"dtype": "float8"}, ["float8", "bfloat16"]),
         ({"device": "toaster"}, ["toaster", "--device cpu"]),
         ({"method": "none"}, ["'none'", "no temperature"]),
+        ({"method": "reno"}, ["'reno'", "no temperature", "fmtt"]),
         ({"model": "toy.py:Vectors"}, ["no picture"]),
+        ({"window": "[0.5, 0.1]"}, ["guidance window from 0.5 to 0.1"]),
+        ({"cfg": 2}, ["Pixels takes no prompts", "leave cfg"]),
+        ({"negative_prompt": "b"}, ["without cfg"]),
+        ({"init_image": "none.png"}, ["no init image none.png"]),
+        ({"init_image": "toy.py"}, ["toy.py is no picture", "PNG"]),
+        ({"init_time": 0.5}, ["init_image"]),
+        ({"method": "reno", "temperature": None, "init_image": "p.png"}, ["pure noise", "split"]),
+        ({"method": "none", "temperature": None, "target": 1}, ["cannot stop at a target"]),
+        ({"budget": 0}, ["budget must be at least 1"]),
+        ({"brake": 1}, ["'fmtt' takes no option 'brake'"]),
     ],
     ids=lambda v: str(v)[:40],
 )
 def test_bad_input_is_refused_with_its_mend(here, capsys, options, parts):
+    if options.get("init_image") == "p.png":
+        Image.new("RGB", (4, 4)).save(here / "p.png")
     assert run(**options) == 2
     refused(capsys, "error: ", *parts)
-    assert folders(here) == []
+    assert [name for name in folders(here) if name != "p.png"] == []
+
+
+def test_a_start_from_a_picture(here):
+    """A red picture with little noise stays red; half transparent ones lie on white."""
+    Image.new("RGBA", (9, 12), (255, 40, 40, 255)).save(here / "red.png")
+    near = {"init_image": "red.png", "method": "none", "temperature": None}
+    assert run(**near, init_time=0.97) == 0
+    red = [json.loads(line)["reward"] for line in (here / "run/scores.jsonl").open()]
+    assert min(red) > 0.5
+    assert run("--overwrite", **near, init_time=0.05) == 0
+    any_colour = [json.loads(line)["reward"] for line in (here / "run/scores.jsonl").open()]
+    assert min(any_colour) < 0
+    config = yaml.safe_load((here / "run/config.yaml").read_text())
+    assert config["init_image"] == "red.png"
+    assert config["init_time"] == 0.05
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "fmrg-j", "scale": 0.5, "window": "[0, 0.7]", "every": 2, "lookahead": 2},
+        {"method": "reno", "rate": 0.2, "brake": 0.5, "jumps": 2, "finish": 3},
+        {"temperature": 0.05, "clip": 3.0, "settle": "false"},
+        {"method": "fmrg-j", "target": 0.2},
+        {"temperature": 0.05, "budget": 5},
+    ],
+    ids=str,
+)
+def test_controls_reach_the_method(here, options, capsys):
+    assert run(**{"temperature": None, **options}) == 0
+    metrics = json.loads((here / "run/metrics.json").read_text())
+    assert metrics["method"] == options.get("method", "fmtt")
+    early = "target" in options or "budget" in options
+    assert ("at most" in capsys.readouterr().err) == early
+
+
+def test_classifier_free_guidance_is_counted_twice(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--prompt=fox", "--reward=brightness", "--particles=1", "--steps=1", "--out=run"]
+    words += ["--method=none", "--cfg=1.5", "--negative-prompt=cat"]
+    assert main(["sample", *words]) == 0
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["nfe_per_particle"] == 2
+    assert "x 4 NFE (2 of them unguided" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("option", LATER)

@@ -10,6 +10,13 @@ CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
 
 # file -> its program, and what makes it small
 PROGRAMS = {
+    "brute_force": (
+        "recipes.compare:compare",
+        {
+            "methods": ["none:steps=1", "best-of-n:steps=1,particles=3", "reno:steps=2"],
+            "prompts": ["fox"], "seeds": 2,
+        },
+    ),
     "compare": (
         "recipes.compare:compare",
         {
@@ -54,6 +61,7 @@ def test_config_runs(name, tmp_path):
     program(**settings)
     made = {p.name for p in (tmp_path / "run").rglob("*") if p.is_file()}
     expected = {
+        "brute_force": "reward_nfe.png",
         "compare": "table.md",
         "demo": "grid.png",
         "train_clip": "open_clip_model.safetensors",
