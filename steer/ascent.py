@@ -84,10 +84,11 @@ class _Ascent:
 class FlowMapControl(_Ascent):
     """FMRG-J: the map's own steps, each with a push up the reward of the lookahead.
 
-    `x <- X(s,t,x) + (t - s) scale |u| g / |g|`, with the unguided mean velocity
-    `u = (X(s,t,x) - x) / (t - s)` and `g = ∇ reward(X(s,1,x))`: deterministic optimal control
-    (2604.27147) with its gradient normalised to the velocity's norm. It tilts by transport cost,
-    not exponentially, and over-concentrates inside a mode (2606.02884): keep the scale small.
+    `x <- X(s,t,x) + (t - s) scale |u| g / |g|`, theory (47), with the unguided mean velocity
+    `u = (X(s,t,x) - x) / (t - s)` and `g = ∇ reward(X(s,1,x))`: deterministic optimal control,
+    theory (46) (2604.27147), with its gradient normalised to the velocity's norm. It tilts by
+    transport cost, not exponentially, and over-concentrates inside a mode (2606.02884): keep the
+    scale small.
 
     Args:
         flow: the flow map, prompts already bound.
@@ -151,10 +152,11 @@ class FlowMapControl(_Ascent):
 class NoiseAscent(_Ascent):
     """ReNO: ascent in noise space of `reward(X(0,1,x_0))`, the norm of x_0 kept.
 
-    `x_0 <- x_0 + rate |x_0| g / |g|`, then back to its norm, where the prior has its mass: the
-    limit of the penalty `|x_0|²/2 - (d - 1) log |x_0|` of the publication (2406.04312), and a
-    gradient normalised for each row instead of its clipped Nesterov momentum. The best picture on
-    the way is kept.
+    `x_0 <- x_0 + rate |x_0| g / |g|`, then back to its own norm, theory (49). The publication
+    (2406.04312) has a penalty instead, `|x_0|²/2 - (d - 1) log |x_0|`, theory (48); a strong one
+    holds the norm at `sqrt(d - 1)`, which in high dimension is nearly every row's own, so that the
+    two agree. The gradient is normalised for each row, in place of clipped Nesterov momentum. The
+    best picture on the way is kept.
 
     Args:
         flow: the flow map, prompts already bound.

@@ -11,12 +11,14 @@ __all__ = ["ClassifierFree"]
 
 
 class ClassifierFree(FlowMap):
-    """`u + scale (c - u)` of velocities and of jumps (Ho & Salimans 2022, arXiv 2207.12598).
+    """`u + scale (c - u)` of velocities and of jumps, theory (50) (Ho, Salimans 2022, 2207.12598).
 
     c is the flow given the prompt, u the flow given the negative prompt. Every call costs two. The
     mixed jumps are not the flow map of the mixed velocity, nor do they compose: with a scale other
     than 1, what is said of exact weights no longer holds, except relative to the mixed jumps' own
-    law. A map that was distilled with guidance, as the embedded one was, needs none of this.
+    law. A map that was distilled with guidance, as the embedded one was, costs one and composes;
+    re-noising keeps its marginals where the flow's velocity is that of its path, as a guided one
+    in general is not (arXiv 2408.09000), else the law is the chain's own.
 
     Args:
         flow: a flow that takes prompts.

@@ -1,6 +1,7 @@
 """Controls: wrappers around a potential that change what its gradient does, never its value.
 
-With `Ratio` weights the law that is sampled stays as it is: a control only shapes the proposal.
+With `Ratio` weights the law that is sampled stays as it is: a control only shapes the proposal,
+theory (27).
 """
 
 from collections.abc import Sequence

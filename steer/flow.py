@@ -21,17 +21,18 @@ class FlowMap(nn.Module):
     """A flow map on events of shape `event_shape`.
 
     A subclass sets `path` and `event_shape` in its `__init__` and gives `velocity` and `jump`;
-    `given`, `decode` and `log_prob` where it has them. Times are floats or tensors () or (n,).
+    `given`, `decode`, `encode` and `log_prob` where it has them. Times are floats or tensors () or
+    (n,).
 
     Attributes:
         path: the coefficients of the interpolation.
         event_shape: the shape of one x, without the batch axis.
+        evaluations: network evaluations of one velocity or jump: 1, or 2 where it mixes two.
     """
 
     path: Path
     event_shape: tuple[int, ...]
     evaluations: int = 1
-    """Network evaluations of one velocity or jump."""
 
     @abstractmethod
     def velocity(self, x: Tensor, t: Time) -> Tensor:

@@ -1,7 +1,8 @@
 """Guided sampling as sequential Monte Carlo: potential, kernel, weights, resampler.
 
 Each step proposes, weights, resamples where the effective sample size has fallen, and moves. With
-`Ratio` weights `E[exp(log_z)] = Z = E_p[exp(reward / temperature)]` for the kernel's own law p.
+`Ratio` weights, theory (23), `E[exp(log_z)] = Z = E_p[exp(reward / temperature)]` for the kernel's
+own law p, theory (37).
 """
 
 import copy
@@ -30,7 +31,7 @@ class Population:
         x: the particles, (n, *event) or (p, n, *event).
         time: where they are.
         log_w: log-weights since the last resampling, unnormalised, (n,) or (p, n).
-        log_z: the whole estimate of log Z up to here, () or (p,).
+        log_z: the whole estimate of log Z up to here, theory (37), () or (p,).
         reward: the reward as the potential sees it from here, in its own units, (n,) or (p, n);
             NaN where nothing is seen yet.
         ess: the effective sample size, () or (p,).
@@ -268,7 +269,10 @@ class _Run:
         self.x = self.kernel.move(self.x, t, self.potential, noise, self.adaptation)
 
     def finish(self) -> None:
-        """Jump to the last time at once; the weight is the ratio's, whatever the rule was."""
+        """Jump to the last time at once.
+
+        The weight is the ratio's, theory (23, 30), whatever the rule was.
+        """
         last = self.guide.times[-1]
         x = self.flow.jump(self.x, self.time, last)
         increment = self.potential(x, last) - self.potential(self.x, self.time)
@@ -277,6 +281,7 @@ class _Run:
         self.x, self.time = x, last
 
     def _resample(self, noise: Noise) -> None:
+        """Resample the prompts whose turn it is, theory (36), and bank their weight."""
         index = torch.arange(self.p * self.n, device=self.x.device).reshape(self.p, self.n)
         due = self._due()
         for i in due:

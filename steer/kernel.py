@@ -1,7 +1,7 @@
 """Kernels: transitions of the unguided process, possibly shifted by the potential's gradient.
 
 A kernel proposes `x' = m(x) + shift + sqrt(v) z` with `shift = scale (v / 2) ∇r_s(x)`; the weight
-of the shift is `log p(x'|x) - log q(x'|x) = -(|shift|² + 2 sqrt(v) shift·z) / (2 v)`.
+of the shift is `log p(x'|x) - log q(x'|x) = -(|shift|² + 2 sqrt(v) shift·z) / (2 v)`, theory (27).
 """
 
 import math
@@ -22,7 +22,7 @@ __all__ = ["Adaptation", "Jump", "Kernel", "Langevin", "Sde"]
 
 @dataclass
 class Adaptation:
-    """What the moves of a run have learned, each prompt by itself.
+    """What the moves of a run have learned, each prompt by itself: theory (34).
 
     Attributes:
         step: the Langevin step as a multiple of `alpha_t²`, (p,); None before the first move.
@@ -69,7 +69,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _clipped(shift: Tensor, bound: float) -> Tensor:
-    """Shorten the rows whose norm exceeds the bound."""
+    """Shorten the rows whose norm exceeds the bound, theory (28)."""
     return shift * like((bound / _dot(shift, shift).sqrt().clamp(min=1e-30)).clamp(max=1), shift)
 
 
@@ -81,7 +81,7 @@ def _shifted(
     clip: float | None,
     noise: Noise,
 ) -> tuple[Tensor, Tensor]:
-    """Draw from N(mean + shift, variance), with the log-ratio to N(mean, variance)."""
+    """Draw from N(mean + shift, variance), and the log-ratio to N(mean, variance): theory (27)."""
     if variance <= 0:
         return mean, torch.zeros_like(_dot(mean[:, :1], mean[:, :1]))
     z = noise.normal(mean.shape[1:]).to(mean)
@@ -96,16 +96,19 @@ def _shifted(
 
 
 class Jump(Kernel):
-    """Jump past t to `u = t + churn (1 - t)`, then re-noise back to t: exact at any step size.
+    """Jump past t to `u = t + churn (1 - t)`, then re-noise back to t: theory (25).
 
     `y = X(s,u,x)`, `k = beta_t / beta_u`, `x' = k y + sqrt(alpha_t² - k² alpha_u²) z`. With churn
     0 it is the deterministic jump, which no gradient shifts; with 1 it goes all the way to data
-    and back.
+    and back. With churn above 0 the marginals are kept, at any step size, where the flow's
+    velocity is that of its path, theory (3), as a guided one in general is not (2408.09000); else
+    the law is the chain's own.
 
     Args:
         flow: the flow map.
         churn: in [0, 1].
-        clip: the shift's norm is at most `clip sqrt(variance * dimension)`; None: no bound.
+        clip: the shift's norm is at most `clip sqrt(variance * dimension)`, theory (28); None: no
+            bound.
     """
 
     def __init__(self, flow: FlowMap, churn: float = 0.0, clip: float | None = 1.0) -> None:
@@ -130,10 +133,13 @@ class Jump(Kernel):
 class Sde(Kernel):
     """An Euler–Maruyama step of `dx = [b + eps s] dt + sqrt(2 eps) dW`, shifted by `eps ∇r dt`.
 
+    The equation is theory (20), its step theory (26).
+
     Args:
         flow: the flow map, of which it asks velocity and score.
         noise: `eps_t` as a function of the time. Default: `1 - t`.
-        clip: the shift's norm is at most `clip sqrt(variance * dimension)`; None: no bound.
+        clip: the shift's norm is at most `clip sqrt(variance * dimension)`, theory (28); None: no
+            bound.
         settle: end with the deterministic jump `X(s,1,x)` instead of a noisy last step, whose
             grain nothing would take away again. The jump keeps the marginals as the step does.
     """
@@ -172,16 +178,17 @@ class Sde(Kernel):
 
 
 class Langevin(Kernel):
-    """A deterministic jump, then Metropolis-adjusted Langevin moves at t.
+    """A deterministic jump, then Metropolis-adjusted Langevin moves at t: theory (30).
 
-    A move proposes `y = x + h (s_t + ∇r_t)(x) + sqrt(2 h) z` and accepts it by the ratio of
-    `rho_t e^{r_t}` (Roberts, Tweedie 1996). The ratio of `rho_t` is `flow.log_prob`'s where the
-    flow knows it, else the line integral of the score by Simpson's rule. A reward without
-    gradient serves as well: the proposal then follows the score alone.
+    A move proposes `y = x + h (s_t + ∇r_t)(x) + sqrt(2 h) z`, theory (31), and accepts it by the
+    ratio of `rho_t e^{r_t}`, theory (32) (Roberts, Tweedie 1996). The ratio of `rho_t` is
+    `flow.log_prob`'s where the flow knows it, else the line integral of the score by Simpson's
+    rule, theory (33). A reward without gradient serves as well: the proposal then follows the
+    score alone.
 
-    Without a step size, each prompt adapts its own: `h = c alpha_t²`, c starts at .1 and is
-    multiplied by `exp(2 (acceptance - .57))` after each move, and where Simpson's rule and the
-    trapezoid differ by more than .1 (median over particles) by `(.1 / that)^(2/3)`.
+    Without a step size, each prompt adapts its own, theory (34): `h = c alpha_t²`, c starts at .1
+    and is multiplied by `exp(2 (acceptance - .57))` after each move, and where Simpson's rule and
+    the trapezoid differ by more than .1 (median over particles) by `(.1 / that)^(2/3)`.
 
     Args:
         flow: the flow map.
@@ -277,7 +284,10 @@ class Langevin(Kernel):
     def _log_density_ratio(
         self, x: Tensor, y: Tensor, t: float, score_x: Tensor, score_y: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Return `log rho_t(y) - log rho_t(x)`, and how far Simpson is from the trapezoid."""
+        """Return `log rho_t(y) - log rho_t(x)`, theory (33), and an error estimate.
+
+        That is how far Simpson is from the trapezoid; None where the flow knows its density.
+        """
         log_x, log_y = self.flow.log_prob(x, t), self.flow.log_prob(y, t)
         if log_x is not None and log_y is not None:
             return log_y - log_x, None
@@ -288,6 +298,7 @@ class Langevin(Kernel):
 
     @staticmethod
     def _adapt(run: Adaptation, log_accept: Tensor, disagreement: Tensor | None) -> None:
+        """Set the step of the next move, theory (34)."""
         assert run.step is not None
         p = len(run.step)
         run.acceptance = log_accept.clamp(max=0).exp().reshape(p, -1).mean(1)

@@ -41,7 +41,10 @@ def _published(
     clip: float | None = None,
     normalise: float | None = None,
 ) -> Guidance:
-    """Build FMTT's scheme (2511.22688): Sde, Continuous weights; ratio weights off its terms."""
+    """Build FMTT's scheme, theory (20, 29) (2511.22688): Sde, Continuous weights.
+
+    Ratio weights off its terms.
+    """
     plain = view(flow, reward, prompts, temperature, lookahead)
     potential = controlled(
         plain, times, window=window, every=every, clip=clip, normalise=normalise
@@ -68,6 +71,7 @@ def _split(
     threshold: float | Sequence[float] = 0.5,
     lookahead: int = 1,
 ) -> Guidance:
+    """Build the split scheme, theory (30): jump, ratio weight, resample, Langevin moves."""
     return Guidance(
         Lookahead(flow, reward, prompts, temperature, lookahead),
         Langevin(flow, moves=moves),
@@ -90,6 +94,7 @@ def _control(
     window: Sequence[float] = WHOLE,
     every: int = 1,
 ) -> FlowMapControl:
+    """Build FMRG-J's control, theory (47)."""
     potential = controlled(whole_reward(flow, reward, prompts, lookahead), times, brake=brake)
     return FlowMapControl(flow, potential, times, scale, guided_times(times, window, every))
 
@@ -106,6 +111,7 @@ def _reno(
     jumps: int = 1,
     finish: int | None = None,
 ) -> NoiseAscent:
+    """Build ReNO's ascent, theory (49)."""
     potential = controlled(whole_reward(flow, reward, prompts, jumps), times, brake=brake)
     return NoiseAscent(flow, potential, len(times) - 1, rate, jumps, finish)
 
@@ -283,7 +289,7 @@ def plan(
 ) -> dict[str, int]:
     """Return what a method will cost a particle at most: network calls and reward calls.
 
-    Network calls are NFE for a flow that evaluates its network once a call
+    Network calls are NFE, theory (51), for a flow that evaluates its network once a call
     (`FlowMap.evaluations`).
 
     >>> plan("fmtt", 16)

@@ -1,7 +1,7 @@
 """A two-time network `v(x, s, t, text)` and the flow map on it, `X(s,t,x) = x + (t-s) v(x,s,t)`.
 
-On the diagonal the network is the velocity, `v(x,t,t) = b_t(x)`; off it, it is the map (Boffi et
-al. 2025, arXiv 2505.18825). One network is velocity, denoiser and map.
+On the diagonal the network is the velocity, `v(x,t,t) = b_t(x)`; off it, it is the map: theory
+(10) (Boffi et al. 2025, arXiv 2505.18825). One network is velocity, denoiser and map.
 """
 
 import copy
@@ -179,9 +179,10 @@ class TwoTimeUNet(nn.Module):
 
 
 class NetworkFlow(FlowMap):
-    """The flow map of a two-time network: `X(s,t,x) = x + (t-s) v(x,s,t)`, `b_t(x) = v(x,t,t)`.
+    """The flow map of a two-time network: `X(s,t,x) = x + (t-s) v(x,s,t)`, theory (10).
 
-    Pictures live in [-1, 1]. Without bound prompts, it is the flow of the empty prompt.
+    Its velocity is `b_t(x) = v(x,t,t)`. Pictures live in [-1, 1]. Without bound prompts, it is the
+    flow of the empty prompt.
 
     Args:
         network: the two-time network.

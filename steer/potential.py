@@ -1,8 +1,9 @@
 """Potentials: how the reward is seen from time t.
 
-`r_t(x) = g(t) R(view_t(x))`, with `R = reward(decode(.)) / temperature`, a ramp with g(0) = 0 and
-g(1) = 1, and a view of the clean sample: the flow map's lookahead, the denoiser, or x itself
-(Sabour et al. 2025, arXiv 2511.22688). Guidance samples `rho_t e^{r_t}`, hence the tilt at t = 1.
+`r_t(x) = g(t) R(view_t(x))`, theory (17), with `R = reward(decode(.)) / temperature`, a ramp with
+g(0) = 0 and g(1) = 1, and a view of the clean sample: the flow map's lookahead, the denoiser, or x
+itself (Sabour et al. 2025, arXiv 2511.22688). Guidance samples `rho_t e^{r_t}`, theory (18), hence
+the tilt at t = 1.
 """
 
 from abc import ABC, abstractmethod
@@ -41,7 +42,7 @@ class Evaluation:
     total: Tensor | None = None
 
     def rate(self, b: Tensor) -> Tensor:
-        """Return `(∂_t + b·∇) r_t`, (n,)."""
+        """Return `(∂_t + b·∇) r_t`, theory (22), (n,)."""
         if self.total is not None:
             return self.total
         if self.gradient is None or self.partial is None:
@@ -172,7 +173,7 @@ class _Viewed(Potential):
         )
 
     def _total(self, slope: Tensor) -> Tensor | None:
-        """Return the total derivative, where it is just `g'(t) R`."""
+        """Return the total derivative, where it is just `g'(t) R`: theory (22)."""
         return None
 
     def _need_gradient(self) -> None:
@@ -210,10 +211,10 @@ class _Viewed(Potential):
 
 
 class Lookahead(_Viewed):
-    """`r_t(x) = g(t) R(X(t,1,x))`, through `steps` composed jumps.
+    """`r_t(x) = g(t) R(X(t,1,x))`, theory (17), through `steps` composed jumps.
 
-    Its rate is the published `g'(t) R(X(t,1,x))`: along the flow of an exact map the lookahead
-    does not change (Sabour et al. 2025, arXiv 2511.22688, proposition 2.2).
+    Its rate is the published `g'(t) R(X(t,1,x))`, theory (22): along the flow of an exact map the
+    lookahead does not change, theory (9) (Sabour et al. 2025, arXiv 2511.22688, proposition 2.2).
 
     Args:
         flow: the flow map, prompts already bound.
@@ -236,7 +237,10 @@ class Lookahead(_Viewed):
 
 
 class Denoised(_Viewed):
-    """`r_t(x) = g(t) R(E[x_1 | x_t = x])`: blurred early, and its rate needs the gradient."""
+    """`r_t(x) = g(t) R(E[x_1 | x_t = x])`, theory (4, 17).
+
+    Blurred early, and its rate needs the gradient.
+    """
 
     def _view(self, x: Tensor, t: Tensor) -> Tensor:
         return self.flow.denoise(x, t)
@@ -246,14 +250,14 @@ class Denoised(_Viewed):
 
 
 class Naive(_Viewed):
-    """`r_t(x) = g(t) R(x)`: the reward of the noisy state itself."""
+    """`r_t(x) = g(t) R(x)`, theory (17): the reward of the noisy state itself."""
 
     def _view(self, x: Tensor, t: Tensor) -> Tensor:
         return x
 
 
 class Terminal(_Viewed):
-    """`r_t = 0` before t = 1, and `R(x)` there: plain importance sampling."""
+    """`r_t = 0` before t = 1, and `R(x)` there, theory (17): plain importance sampling."""
 
     def _view(self, x: Tensor, t: Tensor) -> Tensor:
         return x

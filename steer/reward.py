@@ -204,7 +204,7 @@ def clamp01(images: Tensor) -> Tensor:
 
 
 class LinearReward(Reward):
-    """`reward(x) = a . x` on vectors (n, d): `GaussianMixture.tilt` knows its tilt."""
+    """`reward(x) = a . x` on vectors (n, d): `GaussianMixture.tilt` has its tilt, theory (42)."""
 
     def __init__(self, a: Tensor) -> None:
         super().__init__()
@@ -217,7 +217,9 @@ class LinearReward(Reward):
 
 
 class QuadraticReward(Reward):
-    """`reward(x) = -1/2 (x - c)^T P (x - c)` on vectors (n, d); `GaussianMixture.tilt` knows it.
+    """`reward(x) = -1/2 (x - c)^T P (x - c)` on vectors (n, d).
+
+    `GaussianMixture.tilt` knows its tilt, theory (43).
 
     Args:
         centre: c, (d,).

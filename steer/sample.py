@@ -40,8 +40,8 @@ class Result:
         log_z: the estimate of log E[exp(reward / temperature)], () or (p,); None where the
             method has none.
         ess: the effective sample size, () or (p,).
-        nfe: network forward-equivalents per returned particle: a forward 1, a gradient with
-            respect to the input 1 more.
+        nfe: network forward-equivalents per returned particle, theory (51): a forward 1, a
+            gradient with respect to the input 1 more.
         temperature: what the reward was divided by, () or (p,); None where the method has none.
         best: the index of the highest reward, () or (p,).
         prompts: as given.
@@ -107,7 +107,7 @@ def sample(
     callback: Callable[[Population], None] | None = None,
     **options: Any,
 ) -> Result:
-    """Sample `q(x) ∝ p(x) exp(reward(x) / temperature)` from a flow map, by a named method.
+    """Sample `q(x) ∝ p(x) exp(reward(x) / temperature)`, theory (15), by a named method.
 
     Args:
         flow: the flow map, no prompts bound.
@@ -447,7 +447,7 @@ class _Sampling:
     def _temperature(
         self, bound: FlowMap, asked: list[str] | None, positions: range, first: int
     ) -> Tensor:
-        """Return one temperature a prompt, (p,)."""
+        """Return one temperature a prompt, (p,): as given, else theory (16)."""
         p = len(positions)
         if self.temperature is not None:
             return torch.full((p,), self.temperature, device=self.device)

@@ -21,7 +21,7 @@ __all__ = ["Counted", "CountedReward", "Counts", "SharedFlow", "SharedPotential"
 
 @dataclass
 class Counts:
-    """Network and reward calls of a run, in rows.
+    """Network and reward calls of a run, in rows: what theory (51) adds up.
 
     Attributes:
         forward: network evaluations.

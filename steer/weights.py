@@ -70,7 +70,7 @@ class Continuous(Weights):
     """`log_w += (t - s) (∂_t r + b·∇r)(x, s)`: the published dA over the step, biased O(t - s).
 
     Valid where the drift is shifted by exactly `eps ∇r`, theory (21, 29) (Sabour et al. 2025,
-    2511.22688).
+    2511.22688). The first step adds `r(x, times[0])`, where the ramp is not 0 at the start.
     """
 
     def __call__(self, step: Step) -> Tensor:
