@@ -160,6 +160,25 @@ def test_clip_without_prompts_or_weights_says_the_mend(folder, tmp_path):
         Clip(tmp_path)
 
 
+def test_clip_over_views_is_the_mean_of_its_views():
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    prompts = ["fox", "cat", "pizza"]
+    plain, two, five = Clip(), Clip(views=2), Clip(views=5)
+    expected = (plain(images, prompts) + plain(images.flip(-1), prompts)) / 2
+    assert torch.allclose(two(images, prompts), expected, atol=1e-5)
+    wide = torch.nn.functional.pad(images, (4, 4, 4, 4), mode="replicate")
+    moved = [wide[..., 4 + a : 36 + a, 4 + b : 36 + b] for a, b in ((2, 2), (-2, -2), (2, -2))]
+    expected = torch.stack([plain(x, prompts) for x in (images, images.flip(-1), *moved)]).mean(0)
+    assert torch.allclose(five(images, prompts), expected, atol=1e-5)
+    noisy = Clip(views=2, noise=0.2)
+    assert torch.equal(noisy(images, prompts), noisy(images, prompts))  # fixed for a run
+    assert (noisy(images, prompts) - two(images, prompts)).abs().min() > 1e-4
+    assert torch.allclose(noisy(images[1:], prompts[1:]), noisy(images, prompts)[1:], atol=1e-5)
+    for options, words in (({"views": 9}, "1 to 6"), ({"noise": -1.0}, "not be negative")):
+        with pytest.raises(ValueError, match=words):
+            Clip(**options)
+
+
 def test_embedded_clip_reads_pictures():
     from recipes.contrastive import retrieval
     from recipes.data.emoji import load
