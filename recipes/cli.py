@@ -20,6 +20,7 @@ __all__ = ["COMMANDS", "main", "parser"]
 COMMANDS = {
     "sample": ("recipes.sample:sample", "guided sampling into a run folder"),
     "compare": ("recipes.compare:compare", "sampling methods against each other, equal calls"),
+    "eval": ("recipes.evaluate:evaluate", "a model's figures on the emoji data"),
     "train": ("recipes.train:train", "train a flow map"),
     "models": ("recipes.lists:models", "list the models that come along"),
     "rewards": ("recipes.lists:rewards_", "list the rewards that come along"),

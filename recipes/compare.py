@@ -22,6 +22,7 @@ import steer
 from recipes.data import emoji
 from recipes.data.recolour import plain_label
 from recipes.figures import Estimate, estimate, markdown, pairwise_distance, scatter
+from recipes.measure import found
 from recipes.partial import Partial
 from recipes.sample import Dtype, _config, _device, _fingerprints, _model, _prompts
 from rewards.judge import EMBEDDED, Judge
@@ -320,14 +321,12 @@ def _run(
     return {name: t.float() for name, t in tensors.items()}, {"nfe": nfe, "seconds": seconds}
 
 
-def _top1(judge: Judge, images: Tensor, prompt: str, seed: int, captions: int = 100) -> Tensor:
+def _top1(judge: Judge, images: Tensor, prompt: str, seed: int) -> Tensor:
     """Return which pictures of a label score highest by it, of 100 labels; NaN if it is none."""
     labels = emoji.load().concepts
     if kind(prompt) == "broad" or prompt not in labels:
         return torch.full((len(images),), torch.nan, device=images.device)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
-    others = [labels[i] for i in order if labels[i] != prompt][: captions - 1]
-    return (judge.similarity(images, [prompt, *others]).argmax(1) == 0).float()
+    return found(judge, images, [prompt] * len(images), labels, seed=seed).float()
 
 
 @dataclass(frozen=True)

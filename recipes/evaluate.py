@@ -1,44 +1,38 @@
-"""The embedded model's figures: `python -m recipes.evaluate --model emoji --out outputs/evaluate`.
+"""`steer eval`: a model's figures on the emoji data.
 
-Writes `metrics.json` and captioned sheets, and prints a table: how exact the map is, how often the
-judge finds a picture's caption among 100, and how far pictures are from the training set.
+How exact the map is, how often the judge finds a picture's caption, whether words bind that were
+never seen together, how far the pictures' law is from the data's, and how far single pictures are
+from the training set. Real pictures stand beside the model's: ceilings and floors.
 """
 
 import json
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 from torch import Tensor
 
+from recipes.binding import colour_binding, style_binding
 from recipes.data.emoji import Emoji
 from recipes.data.emoji import load as load_emoji
+from recipes.figures import Estimate, estimate, pairwise_distance, rate
+from recipes.measure import draw, kid
+from recipes.sample import _model
 from recipes.sheet import contact_sheet
+from rewards.judge import Judge
 from steer.flow import FlowMap
-from steer.folder import write_atomically
-from steer.load import load
+from steer.folder import numbers, write_atomically
 from steer.metric import composition_error, lagrangian_residual, nearest_distance, retrieval_rate
 
 __all__ = ["draw", "evaluate"]
 
 STEPS = (1, 2, 4, 8)
 BROAD = ("animal", "mammal", "bird", "food", "fruit", "drink", "face", "plant", "")
-
-
-@torch.no_grad()
-def draw(flow: FlowMap, prompts: list[str], steps: int, seed: int, batch: int = 50) -> Tensor:
-    """Draw one picture a prompt by `steps` equal jumps -> images (p, 3, h, w), clamped."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(len(prompts), *flow.event_shape, generator=generator)
-    images = []
-    for start in range(0, len(prompts), batch):
-        bound = flow.given(prompts[start : start + batch])
-        x = noise[start : start + batch]
-        for k in range(steps):
-            x = bound.jump(x, k / steps, (k + 1) / steps)
-        images.append(flow.decode(x).clamp(0, 1))
-    return torch.cat(images)
 
 
 def _exactness(flow: FlowMap, emoji: Emoji, n: int) -> dict[str, Any]:
@@ -67,9 +61,12 @@ def _exactness(flow: FlowMap, emoji: Emoji, n: int) -> dict[str, Any]:
     }
 
 
-def _retrieval(flow: FlowMap, emoji: Emoji, judge: Any, repeats: int) -> dict[str, Any]:
+def _retrieval(
+    flow: FlowMap, emoji: Emoji, judge: Judge, repeats: int, out: Path
+) -> dict[str, Any]:
     """The judge's retrieval, 1 of 100 captions, for the model and for real pictures."""
-    labels, hits = emoji.concepts, {str(k): [] for k in (*STEPS, "real", "real, held out")}
+    labels = emoji.concepts
+    hits: dict[str, list[float]] = {str(k): [] for k in (*STEPS, "real", "real, held out")}
     styles = len(emoji) // len(labels)
     held = emoji.held.tolist()
     for seed in range(repeats):
@@ -79,6 +76,8 @@ def _retrieval(flow: FlowMap, emoji: Emoji, judge: Any, repeats: int) -> dict[st
         for k in STEPS:
             images = draw(flow, captions, k, seed)
             hits[str(k)].append(retrieval_rate(judge.similarity, images, captions)[0])
+            if seed == 0:
+                contact_sheet(images[:60], captions[:60], out / f"labels_{k}_step.png")
         style = torch.randint(styles, (100,), generator=generator)
         real = [i * styles + int(s) for i, s in zip(chosen, style, strict=True)]
         images = emoji.images[real]
@@ -99,25 +98,89 @@ def _retrieval(flow: FlowMap, emoji: Emoji, judge: Any, repeats: int) -> dict[st
     }
 
 
-def _distances(flow: FlowMap, emoji: Emoji, n: int) -> dict[str, float]:
-    """Median distance to the nearest training picture, pixels in [0, 1]."""
+def _distances(flow: FlowMap, emoji: Emoji, n: int, out: Path) -> dict[str, Any]:
+    """Distance to the nearest training picture, pixels in [0, 1]: medians, and who is too near.
+
+    Too near: nearer than all but 5 % of the real pictures are to the nearest other real one.
+    """
     train = emoji.images[emoji.train]
     labels = emoji.concepts
     generator = torch.Generator().manual_seed(2)
     chosen = torch.randint(len(labels), (n,), generator=generator).tolist()
     broad = [BROAD[i % len(BROAD)] for i in range(n)]
-    real = nearest_distance(train, train, exclude_self=True)
-    held = nearest_distance(emoji.images[emoji.held], train)
+    drawn = draw(flow, broad, 4, 4)
+    order = sorted(range(n), key=lambda i: BROAD.index(broad[i]))
+    contact_sheet(drawn[order], [broad[i] for i in order], out / "broad_4_step.png")
+    nearest = {
+        "label prompts": nearest_distance(draw(flow, [labels[i] for i in chosen], 4, 3), train),
+        "broad prompts": nearest_distance(drawn, train),
+        "real to nearest other real": nearest_distance(train, train, exclude_self=True),
+        "held out to nearest training": nearest_distance(emoji.images[emoji.held], train),
+    }
+    limit = nearest["real to nearest other real"].quantile(0.05)
     return {
-        "label prompts": _median(draw(flow, [labels[i] for i in chosen], 4, 3), train),
-        "broad prompts": _median(draw(flow, broad, 4, 4), train),
-        "real to nearest other real": float(real.median()),
-        "held out to nearest training": float(held.median()),
+        "nearest_training_distance": {k: float(d.median()) for k, d in nearest.items()},
+        "memorisation": {
+            "limit": float(limit),
+            "share_nearer": {k: rate(d < limit)._asdict() for k, d in nearest.items()},
+        },
     }
 
 
-def _median(images: Tensor, train: Tensor) -> float:
-    return float(nearest_distance(images, train).median())
+def _kernel_distance(
+    flow: FlowMap, emoji: Emoji, judge: Judge, real: Tensor, n: int
+) -> dict[str, Any]:
+    """KID in the judge's features: samples of training captions against training pictures.
+
+    Args:
+        flow: the model.
+        emoji: the data.
+        judge: gives the features.
+        real: its features of all emoji.
+        n: pictures for each number of steps.
+    """
+    generator = torch.Generator().manual_seed(12)
+    index = emoji.train[torch.randint(len(emoji.train), (n,), generator=generator)]
+    captions = [emoji.captions(i, generator) for i in index.tolist()]
+    train = real[emoji.train]
+    first, second = train[torch.randperm(len(train), generator=generator)].chunk(2)
+    values = {f"{k} steps": kid(train, judge.features(draw(flow, captions, k, 13))) for k in STEPS}
+    values["real to real"] = kid(first, second)
+    return {k: {"mean": mean, "spread": spread} for k, (mean, spread) in values.items()}
+
+
+def _diversity(
+    flow: FlowMap, emoji: Emoji, judge: Judge, real: Tensor, prompts: int, samples: int
+) -> dict[str, Any]:
+    """Mean distance of the judge's features between pictures of one prompt, by its breadth.
+
+    "real": all real pictures of that label, subgroup or group. Subgroups have at least 4 labels.
+    """
+    generator = torch.Generator().manual_seed(14)
+
+    def some(names: Sequence[str]) -> list[str]:
+        distinct = list(dict.fromkeys(names))
+        order = torch.randperm(len(distinct), generator=generator)[:prompts].tolist()
+        return [distinct[i] for i in order]
+
+    wide = [s for s in emoji.subgroups if emoji.subgroups.count(s) >= 4 * len({*emoji.styles})]
+    families: dict[str, tuple[list[str], list[str]]] = {
+        "labels": (emoji.labels, some(emoji.labels)),
+        "subgroups": (emoji.subgroups, some(wide)),
+        "groups": (emoji.groups, some(emoji.groups)),
+        "empty prompt": ([""] * len(emoji), [""]),
+    }
+    made = {}
+    for breadth, (words, chosen) in families.items():
+        drawn = draw(flow, [p for p in chosen for _ in range(samples)], 4, 15)
+        features = judge.features(drawn).unflatten(0, (len(chosen), samples))
+        rows = [torch.tensor([word == p for word in words]) for p in chosen]
+        made[breadth] = {
+            "model": estimate(torch.tensor([pairwise_distance(f) for f in features]))._asdict(),
+            "real": estimate(torch.tensor([pairwise_distance(real[r]) for r in rows]))._asdict(),
+            "prompts": len(chosen),
+        }
+    return made
 
 
 def evaluate(
@@ -125,57 +188,94 @@ def evaluate(
     out: Path = Path("outputs/evaluate"),
     repeats: int = 3,
     pictures: int = 96,
+    paths: int = 32,
+    bindings: int = 200,
+    kernel: int = 200,
+    breadth: int = 8,
+    samples: int = 16,
 ) -> dict[str, Any]:
     """Measure a model on the emoji data, and write figures and sheets.
 
+    Some minutes on one core. Figures of an earlier time in the folder are replaced.
+
     Args:
-        model: a name or folder for `steer.load`.
+        model: a name that `steer models` lists, a folder, or file.py:Name.
         out: folder for metrics.json and the sheets.
         repeats: draws of 100 captions for the retrieval.
-        pictures: pictures for the other figures.
+        pictures: pictures for the distances to the training set.
+        paths: paths for the errors of the map.
+        bindings: prompts that bind a colour, and as many at most that bind a style.
+        kernel: pictures for the kernel distance, for each number of steps.
+        breadth: prompts of each breadth for the diversity.
+        samples: pictures of each.
     """
-    from rewards.judge import Judge
-
-    flow, emoji, began = load(model), load_emoji(), time.perf_counter()
-    metrics = {
-        "model": str(model),
-        **_exactness(flow, emoji, pictures),
-        "retrieval_1_of_100": _retrieval(flow, emoji, Judge(), repeats),
-        "nearest_training_distance": _distances(flow, emoji, pictures),
-    }
-    labels = emoji.concepts
-    generator = torch.Generator().manual_seed(5)
-    some = [labels[i] for i in torch.randperm(len(labels), generator=generator)[:60].tolist()]
-    for k in STEPS:
-        contact_sheet(draw(flow, some, k, 6), some, out / f"labels_{k}_step.png")
-    broad = [p for p in BROAD for _ in range(12)]
-    contact_sheet(draw(flow, broad, 4, 7), broad, out / "broad_4_step.png")
+    sizes = {
+        "repeats": repeats, "pictures": pictures, "paths": paths, "bindings": bindings,
+        "kernel": kernel, "breadth": breadth, "samples": samples,
+    }  # fmt: skip
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    flow, emoji, judge = _model(model, None, None), load_emoji(), Judge()
+    with torch.no_grad():
+        shape = flow.decode(torch.zeros(1, *flow.event_shape)).shape[1:]
+    if shape != emoji.images.shape[1:]:
+        raise ValueError(
+            f"model {model!r} decodes to shape {tuple(shape)}: the emoji, which it is measured "
+            f"on, have {tuple(emoji.images.shape[1:])}"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    real = judge.features(emoji.images)
+    parts: list[Callable[[], dict[str, Any]]] = [
+        lambda: _exactness(flow, emoji, paths),
+        lambda: {"retrieval_1_of_100": _retrieval(flow, emoji, judge, repeats, out)},
+        lambda: {"style_binding": style_binding(flow, emoji, judge, bindings)},
+        lambda: {"colour_binding": colour_binding(flow, emoji, judge, bindings)},
+        lambda: {"kernel_distance": _kernel_distance(flow, emoji, judge, real, kernel)},
+        lambda: {"diversity": _diversity(flow, emoji, judge, real, breadth, samples)},
+        lambda: _distances(flow, emoji, pictures, out),
+    ]
+    metrics: dict[str, Any] = {"model": str(model), "sizes": sizes}
+    for measure in track(parts, "measuring", console=Console(stderr=True)):
+        metrics |= measure()
     metrics["seconds"] = time.perf_counter() - began
-    write_atomically(out / "metrics.json", json.dumps(metrics, indent=1).encode())
+    write_atomically(out / "metrics.json", json.dumps(numbers(metrics), indent=1).encode())
     _show(metrics)
     return metrics
 
 
 def _show(metrics: dict[str, Any]) -> None:
     """Print the figures as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("figure", "at", "value", title=f"model {metrics['model']}")
     retrieval = metrics["retrieval_1_of_100"]
-    for k, rate in retrieval["rate"].items():
+    for k, share in retrieval["rate"].items():
         name = f"{k} steps" if k.isdigit() else k
         error = retrieval["standard_error"][k]
         ratio = retrieval["relative_to_real"].get(k)
         beside = f"  ({ratio:.0%} of real)" if ratio is not None else ""
-        table.add_row("retrieval, 1 of 100", name, f"{rate:.3f} ± {error:.3f}{beside}")
+        table.add_row("retrieval, 1 of 100", name, f"{share:.3f} ± {error:.3f}{beside}")
+    for figure in ("style_binding", "colour_binding"):
+        for who, shares in metrics[figure].items():
+            for what, share in shares.items():
+                if what != "pictures":
+                    row = f"{who}: {what}"
+                    table.add_row(figure.replace("_", " "), row, str(Estimate(**share)))
+    for at, value in metrics["kernel_distance"].items():
+        spread = f"{value['mean']:.4f} (spread {value['spread']:.4f})"
+        table.add_row("kernel distance (KID)", at, spread)
+    for breadth, values in metrics["diversity"].items():
+        for who in ("model", "real"):
+            table.add_row("diversity", f"{breadth}: {who}", str(Estimate(**values[who])))
+    for what, value in metrics["nearest_training_distance"].items():
+        table.add_row("nearest training picture", what, f"{value:.3f}")
+    for what, share in metrics["memorisation"]["share_nearer"].items():
+        table.add_row("nearer than 95% of real ones", what, str(Estimate(**share)))
     for at, value in metrics["composition_error"].items():
         table.add_row("composition error", at, f"{value:.3f}")
     for start, values in metrics["lagrangian_residual"].items():
         for t, value in values.items():
             table.add_row("Lagrangian residual", f"{start} at {t}", f"{value:.3f}")
-    for what, value in metrics["nearest_training_distance"].items():
-        table.add_row("nearest training picture", what, f"{value:.3f}")
     Console().print(table)
 
 

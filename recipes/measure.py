@@ -1,0 +1,86 @@
+"""What there is to measure of a model's pictures: drawn by prompts, asked of the judge."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rewards.judge import Judge
+from steer.flow import FlowMap
+
+__all__ = ["draw", "found", "kid"]
+
+
+@torch.no_grad()
+def draw(flow: FlowMap, prompts: Sequence[str], steps: int, seed: int, batch: int = 50) -> Tensor:
+    """Draw one picture a prompt by `steps` equal jumps -> images (p, 3, h, w), clamped."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(prompts), *flow.event_shape, generator=generator)
+    images = []
+    for start in range(0, len(prompts), batch):
+        bound = flow.given(prompts[start : start + batch])
+        x = noise[start : start + batch]
+        for k in range(steps):
+            x = bound.jump(x, k / steps, (k + 1) / steps)
+        images.append(flow.decode(x).clamp(0, 1))
+    return torch.cat(images)
+
+
+def found(
+    judge: Judge,
+    images: Tensor,
+    names: Sequence[str],
+    among: Sequence[str],
+    captions: int = 100,
+    seed: int = 0,
+) -> Tensor:
+    """Return which pictures score highest by their own name, of `captions` names, bool (n,).
+
+    Args:
+        judge: what scores.
+        images: (n, 3, h, w).
+        names: each picture's own, one of `among`.
+        among: where the others are drawn from, the same for each picture.
+        captions: how many names stand to choose from; all where there are fewer.
+        seed: draws the others.
+    """
+    distinct = list(dict.fromkeys(among))
+    generator = torch.Generator().manual_seed(seed)
+    order = [distinct[i] for i in torch.randperm(len(distinct), generator=generator).tolist()]
+    scores = judge.similarity(images, order)
+    own = torch.tensor([order.index(name) for name in names], device=scores.device)
+    # the first ones, and its own in place of the last where it is not among them
+    place = torch.arange(len(order), device=scores.device)
+    others = place < captions - (own >= captions).long()[:, None]
+    allowed = others | (place == own[:, None])
+    return scores.masked_fill(~allowed, -torch.inf).argmax(1) == own
+
+
+def kid(real: Tensor, drawn: Tensor, subset: int = 100, subsets: int = 50) -> tuple[float, float]:
+    """Return the kernel distance of two sets of features (n, d), (m, d), and its spread.
+
+    KID (Bińkowski et al., 1801.01401): the squared maximum mean discrepancy under a cubic kernel,
+    without bias, as a mean and standard deviation over random subsets. It depends on the features:
+    compare it within one judge, and with real pictures against real ones.
+
+    Args:
+        real: features of real pictures.
+        drawn: features of the model's.
+        subset: rows of a subset; fewer where there are fewer.
+        subsets: how many.
+    """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance`")
+        torch.manual_seed(0)
+        metric = KernelInceptionDistance(
+            nn.Identity(),
+            subsets,
+            min(subset, len(real), len(drawn)),  # they are features already
+        )
+        metric.update(real, real=True)
+        metric.update(drawn, real=False)
+        mean, spread = metric.compute()
+    return float(mean), float(spread)
