@@ -24,7 +24,7 @@ PROGRAMS = {
             "prompts": ["fox"], "seeds": 1,
         },
     ),
-    "demo": ("recipes.sample:sample", {"steps": 2, "particles": 1, "prompt": "food"}),
+    "demo": ("recipes.sample:sample", {"steps": 2, "particles": 1}),
     "train_clip": (
         "recipes.train_clip:train_clip",
         {"steps": 2, "batch_size": 4, "vision_width": 32, "vision_layers": 1, "text_width": 32},
