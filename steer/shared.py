@@ -39,9 +39,10 @@ class Counts:
 def _count_backward(y: Tensor, counts: Counts, name: str, each: int = 1) -> None:
     """Add y's rows to a count, `each` times, when a gradient passes through y."""
     if y.requires_grad:
+        rows = each * len(y)  # not y itself, whose graph the hook would keep alive
 
         def add(gradient: Tensor) -> None:
-            setattr(counts, name, getattr(counts, name) + each * len(y))
+            setattr(counts, name, getattr(counts, name) + rows)
 
         y.register_hook(add)
 

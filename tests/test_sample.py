@@ -419,3 +419,23 @@ def test_stop_at_a_budget(method):
         assert 0.2 * whole.nfe < part.nfe <= budget
     spent = sample(Network(), reward, steps=8, method=method, budget=1000.0)
     assert torch.equal(spent.x, whole.x)
+
+
+def test_counting_keeps_no_graph_alive():
+    """What was differentiated is freed at once, not when the garbage collector comes by."""
+    import gc
+    import weakref
+
+    from steer.shared import Counted, Counts
+
+    gc.disable()
+    try:
+        flow, x = Counted(mixture(), Counts()), torch.zeros(2, 3, requires_grad=True)
+        y = flow.velocity(x, 0.5)
+        kept = weakref.ref(y)
+        torch.autograd.grad(y.sum(), x)
+        del y
+        assert kept() is None
+        assert flow.counts.backward == 2
+    finally:
+        gc.enable()
