@@ -1,7 +1,8 @@
 """Every embedded reward at work: unguided beside guided, same noise, and what it gained.
 
-Four broad prompts with eight seeds each, 4 jumps unguided against `fmrg-j` (8 steps; `split` for a
-reward without gradient). The judge says how much of the prompt is still in the picture.
+Four broad prompts with eight seeds each, 8 jumps unguided against `fmrg-j` in as many steps
+(`split` for a reward without gradient). The judge says how much of the prompt is still in the
+picture.
 
     python -m benchmarks.gallery --out docs/gallery
 """
@@ -48,7 +49,7 @@ def measure(
 ) -> tuple[dict[str, Any], steer.Result, steer.Result]:
     """Return what a reward gained, and the pictures without and with it."""
     reward = rewards.load(spec)
-    plain = steer.sample(flow, reward, PROMPTS, SEEDS, 4, "none")
+    plain = steer.sample(flow, reward, PROMPTS, SEEDS, steps, "none")
     method = "fmrg-j" if reward.differentiable else "split"
     began = time.perf_counter()
     guided = steer.sample(flow, reward, PROMPTS, SEEDS, steps, method)

@@ -180,7 +180,6 @@ def hacks(
     starts = {
         "unguided samples": draw(flow, [""] * n, 4, 9),
         "samples of another concept": draw(flow, targets[1:] + targets[:1], 4, 9),
-        "noise": torch.rand(n, 3, 32, 32, generator=g),
     }
     out: dict[str, Any] = {"the real pictures' median CLIP": height}
     shown = {}
@@ -210,14 +209,14 @@ def main() -> None:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--clip", default=None)
     parser.add_argument("--judge", default=None)
-    parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--pictures", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("outputs/judge"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     flow, clip, judge = steer.load(args.model), Clip(args.clip), Judge(args.judge)
     scorers = {"clip": similarity(clip), "judge": judge.similarity}
-    figures: dict[str, Any] = {"retrieval, 1 of 100": retrievals(scorers, 3 * args.pictures)}
-    figures["calibration"], kinds = calibration(flow, clip, judge, args.pictures)
+    figures: dict[str, Any] = {"retrieval, 1 of 100": retrievals(scorers, 5 * args.pictures)}
+    figures["calibration"], kinds = calibration(flow, clip, judge, 2 * args.pictures)
     figures["hacked pictures"], shown, targets = hacks(flow, clip, judge, args.pictures)
     for title, rows in figures.items():
         print(f"\n{title}")

@@ -27,7 +27,7 @@ from steer.folder import refuse_existing, save_result, write_atomically
 from steer.guidance import Population
 from steer.methods import TABLE, method_options
 from steer.reward import WeightedSum, term_scores
-from steer.sample import PROBES, Result, check, plan
+from steer.sample import PROBES, Result, check, joined_trace, plan
 
 __all__ = ["sample"]
 
@@ -140,6 +140,8 @@ def sample(
     if negative_prompt is not None and cfg is None:
         raise ValueError("negative_prompt leads nowhere without cfg: give cfg, for instance 2")
     if cfg is not None:
+        if prompts is None:
+            raise ValueError("cfg leads towards a prompt, and there is none: give one, or no cfg")
         flow = steer.ClassifierFree(flow, cfg, negative_prompt or "")
     with torch.no_grad():
         shape = flow.decode(torch.zeros(1, *flow.event_shape, device=_device(flow))).shape
@@ -285,14 +287,19 @@ def _device(flow: steer.FlowMap) -> torch.device:
 
 
 def _fingerprints(*names: str) -> dict[str, Any]:
-    """Return what tells whether the code and the weights are still those of an earlier start."""
-    files = [path for name in names for path in re.findall(r"[^\s:+*]+\.py", name)]
-    files += [name for name in names if Path(name).is_file()]
-    files += [
-        str(p) for name in names if Path(name).is_dir() for p in sorted(Path(name).iterdir())
-    ]
+    """Return what tells whether the code and the weights are still those of an earlier start.
+
+    Files and folders that the names mention, and the models and rewards that come along.
+    """
+    words = [w for name in names for w in [name, *re.split(r"[=,+*]", name)]]
+    files = [path for name in names for path in re.findall(r"[^\s:+*=,]+\.py", name)]
+    files += [w.strip() for w in words if w.strip() and Path(w.strip()).is_file()]
+    zoos = [Path(package.__file__).with_name("zoo") for package in (steer, rewards)]  # type: ignore[type-var, arg-type]
+    folders = [Path(name) for name in names if Path(name).is_dir()] + zoos
+    files += [str(p) for f in folders for p in sorted(f.rglob("*.safetensors"))]
+    files += [str(p) for f in folders for p in sorted(f.rglob("*.json"))]
     prints: dict[str, Any] = {"flowsteer": steer.__version__, "torch": str(torch.__version__)}
-    for file in files:
+    for file in dict.fromkeys(files):
         if Path(file).is_file():
             prints[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     return prints
@@ -374,9 +381,9 @@ class _Partial:
             with safetensors.safe_open(self._file(group), "pt") as file:
                 parts.append({k: file.get_tensor(k) for k in file.keys()})  # noqa: SIM118
                 notes.append(file.metadata())
-        join: Callable[[str], Tensor] = lambda k: torch.cat(  # noqa: E731
-            [part[k] for part in parts], 1 if "/trace/" in k else 0
-        )
+        join: Callable[[str], Tensor] = lambda k: (  # noqa: E731
+            joined_trace if "/trace/" in k else torch.cat
+        )([part[k] for part in parts])
         whole = {k: parts[0][k] if prompts is None else join(k) for k in parts[0]}
         made = []
         for kind in ("guided", "plain"):
@@ -385,9 +392,17 @@ class _Partial:
                 for k, v in notes[0].items()
                 if k.startswith(f"{kind}/")
             }
-            costs = [json.loads(n[f"{kind}/costs"]) for n in notes]
-            values["costs"] = {k: sum(c[k] for c in costs) / len(costs) for k in costs[0]}
-            values["costs"]["seconds"] = sum(c["seconds"] for c in costs)
+            costs = [
+                {"nfe": json.loads(n[f"{kind}/nfe"]), **json.loads(n[f"{kind}/costs"])}
+                for n in notes
+            ]
+            sizes = [part[f"{kind}/rewards"].numel() for part in parts]
+            mean = {
+                k: sum(size * c[k] for size, c in zip(sizes, costs, strict=True)) / sum(sizes)
+                for k in costs[0]
+            }
+            values["nfe"] = mean.pop("nfe")
+            values["costs"] = mean | {"seconds": sum(c["seconds"] for c in costs)}
             values["prompts"], values["reward_prompts"] = prompts, asked
             values["trace"] = {}
             for k, v in whole.items():

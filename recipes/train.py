@@ -98,7 +98,12 @@ def train(
         if stage == "velocity":
             flow = NetworkFlow(TwoTimeUNet(words, channels, blocks, width=width))
             if start is not None:
-                flow = load(start).train().requires_grad_(True)
+                fresh, flow = flow, load(start).train().requires_grad_(True)
+                if flow.network.config != fresh.network.config:
+                    raise ValueError(
+                        f"the velocity in {start} has another network or other words than this "
+                        "run's settings: give the channels, blocks and width that it was made with"
+                    )
             objective: Any = FlowMatching()
             rate, decay, steps = 1.0, average, velocity_steps
         else:
@@ -162,9 +167,9 @@ def _same_settings(out: Path, settings: dict[str, Any]) -> None:
         write_atomically(file, json.dumps(settings, indent=1).encode())
         return
     before = json.loads(file.read_text())
-    changed = [k for k, v in settings.items() if k in before and before[k] != v]
+    changed = [k for k, v in settings.items() if before.get(k) != v]
     if changed:
-        was = ", ".join(f"{k}: {before[k]} -> {settings[k]}" for k in changed)
+        was = ", ".join(f"{k}: {before.get(k)} -> {settings[k]}" for k in changed)
         raise ValueError(
             f"{out} was begun with other settings ({was}): give another `out`, the same settings, "
             f"or delete {file} to go on with the new ones"

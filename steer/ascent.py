@@ -5,6 +5,7 @@ exponential tilt, and they have no log Z. What keeps their pictures believable i
 picture is one of its outputs) and the brakes: a small step, a window, a height at which to stop.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -12,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from steer.control import direction, row_norm
 from steer.flow import FlowMap
-from steer.guidance import Population, Stop, lead_shape, not_finite
+from steer.guidance import Population, Stop, check_times, lead_shape, not_finite
 from steer.path import like
 from steer.potential import Lookahead, Potential
 from steer.reward import Reward
@@ -38,12 +40,6 @@ def whole_reward(
 ) -> Potential:
     """Return the reward of the lookahead, neither ramped nor divided: `reward(X(t,1,x))`."""
     return Lookahead(flow, reward, prompts, 1.0, steps, ramp=torch.ones_like)
-
-
-def _length(x: Tensor) -> Tensor:
-    """Return the norm of each row, at least in float32, never zero."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return x.to(dtype).flatten(1).norm(dim=1).clamp(min=1e-30)
 
 
 class _Ascent:
@@ -97,6 +93,10 @@ class FlowMapControl(_Ascent):
         scale: the push as a multiple of the velocity.
         guided: the times at which to push. Default: at the start of every step.
         batch_size: the most rows in one network call; None: all at once.
+
+    Raises:
+        ValueError: times that do not increase within [0, 1], a time of `guided` that is none of
+            them, or a negative scale.
     """
 
     def __init__(
@@ -109,8 +109,15 @@ class FlowMapControl(_Ascent):
         batch_size: int | None = None,
     ) -> None:
         super().__init__(potential, flow, batch_size)
+        check_times(times)
+        if not scale >= 0:
+            raise ValueError(f"scale must not be negative, got {scale}: it would lead downwards")
         self.times, self.scale = list(times), scale
-        self.guided = self.times[:-1] if guided is None else list(guided)
+        begun = self.times[:-1]
+        wanted = begun if guided is None else guided
+        self.guided = [s for s in begun if any(abs(s - t) < 1e-9 for t in wanted)]
+        if len(self.guided) < len(wanted):
+            raise ValueError(f"cannot push at {list(wanted)}: the steps begin at {begun}")
 
     def steps(
         self, x0: Tensor, seed: int = 0, *, position: int = 0, stop: Stop | None = None
@@ -120,6 +127,9 @@ class FlowMapControl(_Ascent):
         The population's reward is seen from where the next step pushes, and at t = 1; elsewhere
         it is NaN. Where `stop` says so, one jump to t = 1 ends the run.
         """
+        yield from copy.copy(self)._steps(x0, position, stop)  # a run's state is its own
+
+    def _steps(self, x0: Tensor, position: int, stop: Stop | None) -> Iterator[Population]:
         self._begin(x0, position)
         self.count = len(self.times) - 1
         x = x0.detach().reshape(self.p * self.n, *self.flow.event_shape)
@@ -140,8 +150,8 @@ class FlowMapControl(_Ascent):
         y = self.shared.jump(x, s, t)
         if s not in self.guided:
             return y
-        gradient = self.seen.gradient(x, s)[1]
-        return y + like(self.scale * _length(y - x) / _length(gradient), x) * gradient
+        push = direction(self.seen.gradient(x, s)[1])
+        return y + like(self.scale * row_norm(y - x), x) * push
 
     def _reward(self, x: Tensor, t: float) -> Tensor:
         if t < 1 and t not in self.guided:
@@ -166,6 +176,9 @@ class NoiseAscent(_Ascent):
         jumps: how many composed jumps make the picture that is ascended.
         finish: how many make the picture that is returned, if not those.
         batch_size: the most rows in one network call; None: all at once.
+
+    Raises:
+        ValueError: a rate that is not above zero, or less than one iteration or jump.
     """
 
     def __init__(
@@ -179,6 +192,12 @@ class NoiseAscent(_Ascent):
         batch_size: int | None = None,
     ) -> None:
         super().__init__(potential, flow, batch_size)
+        if not rate > 0:
+            raise ValueError(f"rate must be above zero, got {rate}: it is a share of the norm")
+        counts = {"iterations": iterations, "jumps": jumps, "finish": finish}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
         self.iterations, self.rate, self.jumps, self.finish = iterations, rate, jumps, finish
 
     def steps(
@@ -188,10 +207,13 @@ class NoiseAscent(_Ascent):
 
         The last of the `iterations` looks moves nothing: its reward only counts for the best.
         """
+        yield from copy.copy(self)._steps(x0, position, stop)
+
+    def _steps(self, x0: Tensor, position: int, stop: Stop | None) -> Iterator[Population]:
         self._begin(x0, position)
         self.count = self.iterations
         x = x0.detach().reshape(self.p * self.n, *self.flow.event_shape)
-        norm = _length(x)
+        norm = row_norm(x)
         best, height = x, torch.full_like(norm, -torch.inf)
         for k in range(self.iterations):
             with torch.no_grad():
@@ -207,12 +229,12 @@ class NoiseAscent(_Ascent):
                 break
             yield population
         with torch.no_grad():
-            jumps = self.finish or self.jumps
+            jumps = self.jumps if self.finish is None else self.finish
             for i in range(jumps):
                 best = self.shared.jump(best, i / jumps, (i + 1) / jumps)
             yield self._population(best, 1.0, self.seen.evaluate(best, 1.0).reward)
 
     def _step(self, x: Tensor, gradient: Tensor, norm: Tensor, k: int) -> Tensor:
         rate = self.rate * 0.5 * (1 + math.cos(math.pi * k / self.iterations))
-        y = x + like(rate * norm / _length(gradient), x) * gradient
-        return y * like(norm / _length(y), x)
+        y = x + like(rate * norm, x) * direction(gradient)
+        return direction(y) * like(norm, x)

@@ -41,10 +41,16 @@ class _Wrapper(Potential):
         return gradient
 
 
-def _norm(gradient: Tensor) -> Tensor:
+def row_norm(x: Tensor) -> Tensor:
     """Return the norm of each row, at least in float32, never zero."""
-    dtype = torch.promote_types(gradient.dtype, torch.float32)
-    return gradient.to(dtype).flatten(1).norm(dim=1).clamp(min=1e-30)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.to(dtype).flatten(1).norm(dim=1).clamp(min=1e-30)
+
+
+def direction(x: Tensor) -> Tensor:
+    """Return each row over its norm, in the dtype of x; a zero row stays zero."""
+    norm = row_norm(x)
+    return (x.to(norm.dtype) / like(norm, x.to(norm.dtype))).to(x.dtype)
 
 
 class Clipped(_Wrapper):
@@ -60,7 +66,7 @@ class Clipped(_Wrapper):
         self.bound = _positive("bound", bound)
 
     def _changed(self, gradient: Tensor, seen: Evaluation) -> Tensor:
-        return gradient * like((self.bound / _norm(gradient)).clamp(max=1), gradient)
+        return gradient * like((self.bound / row_norm(gradient)).clamp(max=1), gradient)
 
 
 class Normalised(_Wrapper):
@@ -76,7 +82,7 @@ class Normalised(_Wrapper):
         self.length = _positive("length", length)
 
     def _changed(self, gradient: Tensor, seen: Evaluation) -> Tensor:
-        return gradient * like(self.length / _norm(gradient), gradient)
+        return self.length * direction(gradient)
 
 
 class Braked(_Wrapper):
@@ -198,7 +204,23 @@ def controlled(
     for wrapper, value in wrappers:
         if value is not None:
             potential = wrapper(potential, value)
-    at = guided_times(times, window, every)
+    at = some_guided(times, window, every)
     if at != list(times[:-1]):
         potential = Windowed(potential, times=at)
     return potential
+
+
+def some_guided(times: Sequence[float], window: Sequence[float], every: int) -> list[float]:
+    """Return `guided_times`, of which there must be one.
+
+    Raises:
+        ValueError: no step begins inside the window.
+    """
+    at = guided_times(times, window, every)
+    if not at:
+        begun = ", ".join(f"{t:.3g}" for t in times[:-1])
+        raise ValueError(
+            f"no step begins inside the guidance window from {window[0]} to {window[1]}, so "
+            f"nothing would be guided: the steps begin at {begun}"
+        )
+    return at

@@ -20,7 +20,7 @@ from steer.resampler import Resampler, ess, log_mean_exp, systematic
 from steer.shared import SharedFlow, SharedPotential
 from steer.weights import Continuous, Ratio, Step, Weights
 
-__all__ = ["Guidance", "Population", "Stop", "lead_shape", "not_finite"]
+__all__ = ["Guidance", "Population", "Stop", "check_times", "lead_shape", "not_finite"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,13 @@ class Population:
 
 Stop = Callable[[Population], bool]
 """Says, after a step, whether the run shall end."""
+
+
+def check_times(times: Sequence[float]) -> None:
+    """Raise a ValueError unless times increase within [0, 1], at least two of them."""
+    ts = list(times)
+    if len(ts) < 2 or ts[0] < 0 or ts[-1] > 1 or any(a >= b for a, b in pairwise(ts)):
+        raise ValueError(f"times must increase within [0, 1], at least two of them; got {ts}")
 
 
 def lead_shape(x0: Tensor, event_shape: Sequence[int]) -> tuple[int, ...]:
@@ -141,8 +148,7 @@ class Guidance:
 
     def _check(self) -> None:
         ts = self.times
-        if len(ts) < 2 or ts[0] < 0 or ts[-1] > 1 or any(a >= b for a, b in pairwise(ts)):
-            raise ValueError(f"times must increase within [0, 1], at least two of them; got {ts}")
+        check_times(ts)
         if isinstance(self.threshold, tuple):
             strange = [t for t in self.threshold if all(abs(t - s) > 1e-9 for s in ts[1:-1])]
             if strange:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from steer.ascent import FlowMapControl, NoiseAscent, Sampler, whole_reward
-from steer.control import controlled, guided_times
+from steer.control import controlled, guided_times, some_guided
 from steer.flow import FlowMap
 from steer.guidance import Guidance
 from steer.kernel import Langevin, Sde
@@ -19,7 +19,7 @@ from steer.potential import Denoised, Lookahead, Naive, Potential
 from steer.reward import Reward
 from steer.weights import Continuous, Ratio
 
-__all__ = ["METHODS", "TABLE", "Method", "method_options", "plan", "step_times"]
+__all__ = ["METHODS", "TABLE", "Method", "affordable", "method_options", "plan", "step_times"]
 
 WHOLE = (0.0, 1.0)
 
@@ -96,7 +96,7 @@ def _control(
 ) -> FlowMapControl:
     """Build FMRG-J's control, theory (47)."""
     potential = controlled(whole_reward(flow, reward, prompts, lookahead), times, brake=brake)
-    return FlowMapControl(flow, potential, times, scale, guided_times(times, window, every))
+    return FlowMapControl(flow, potential, times, scale, some_guided(times, window, every))
 
 
 def _reno(
@@ -200,7 +200,9 @@ def _control_cost(times: Times, gradients: bool, options: Options) -> tuple[int,
 def _reno_cost(times: Times, gradients: bool, options: Options) -> tuple[int, int]:
     """A look and its gradient an iteration, the last without; the picture."""
     iterations, jumps = len(times) - 1, options["jumps"]
-    return (2 * iterations - 1) * jumps + (options["finish"] or jumps), iterations + 1
+    return (2 * iterations - 1) * jumps + (
+        jumps if options["finish"] is None else options["finish"]
+    ), iterations + 1
 
 
 TABLE: dict[str, Method] = {
@@ -298,3 +300,52 @@ def plan(
     known = method_options(method)
     calls, rewards = TABLE[method].cost(step_times(steps, start), differentiable, known | options)
     return {"nfe": calls, "reward_calls": rewards}
+
+
+def affordable(
+    method: str,
+    steps: int,
+    budget: float,
+    differentiable: bool = True,
+    start: float = 0.0,
+    **options: Any,
+) -> int | None:
+    """Return after how many steps a run must end to cost at most `budget`; None: it costs less.
+
+    A run that ends after k steps jumps to t = 1: it costs what those k times and 1 cost.
+
+    >>> affordable("none", 16, 5), affordable("none", 4, 5)
+    (4, None)
+
+    Args:
+        method: its name.
+        steps: of the whole run.
+        budget: network calls a particle.
+        differentiable: whether the reward has gradients.
+        start: where the run begins.
+        **options: the method's own.
+
+    Raises:
+        ValueError: not even one step and the end fit; the message says what would.
+    """
+    chosen, times = TABLE[method], step_times(steps, start)
+    settings = method_options(method) | options
+
+    def cost(until: Times) -> int:
+        return chosen.cost(until, differentiable, settings)[0]
+
+    def spent(k: int) -> int:
+        if chosen.from_noise:  # k looks, all with their gradient, and the picture
+            return cost(times[: k + 1]) + settings["jumps"]
+        return cost([*times[: k + 1], 1.0])
+
+    if cost(times) <= budget:
+        return None
+    fitting = [k for k in range(1, steps) if spent(k) <= budget]
+    if not fitting:
+        least = min(spent(1), cost(times)) if steps > 1 else cost(times)
+        raise ValueError(
+            f"a budget of {budget:g} NFE a particle is too small: method {method!r} needs at "
+            f"least {least} for its first step and the end"
+        )
+    return fitting[-1]

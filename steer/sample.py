@@ -14,7 +14,7 @@ from steer.ascent import Sampler
 from steer.flow import FlowMap, flat_prompts
 from steer.guidance import Guidance, Population, Stop
 from steer.kernel import Jump
-from steer.methods import METHODS, TABLE, method_options, plan, step_times
+from steer.methods import METHODS, TABLE, affordable, method_options, plan, step_times
 from steer.noise import Noise
 from steer.path import Time
 from steer.potential import Evaluation, Potential
@@ -124,10 +124,11 @@ def sample(
         init_image: start from a picture in [0, 1], (3, h, w), or one for each prompt,
             (p, 3, h, w), with the noise of `init_time`.
         init_time: where such a start is: 0 is pure noise, near 1 little changes. Default: .5.
-        target: stop as soon as every prompt's best particle is seen at this reward; one jump to
-            t = 1 ends the run, its weight included.
-        budget: stop in the same way before a particle has cost more NFE than this, as far as the
-            last step tells; setting the temperature is not counted.
+        target: stop a prompt as soon as its best particle is seen at this reward; one jump to
+            t = 1 ends the run, its weight included. A step after which the method does not look
+            (`fmrg-j` outside its window) ends nothing.
+        budget: stop in the same way so that a particle costs at most this many NFE; setting the
+            temperature is not counted.
         batch_size: the most rows in one network call. Default: all for a flow without
             parameters, else 64. It never changes the noise.
         position: the place of the first prompt in a longer list, of which this call does a part.
@@ -158,11 +159,17 @@ def sample(
     given = None
     if init_image is not None:
         given = _encoded(flow, init_image, p), 0.5 if init_time is None else float(init_time)
+    most_steps = None
+    if budget is not None:
+        most_steps = affordable(
+            method, steps, budget / flow.evaluations, reward.differentiable,
+            0.0 if given is None else given[1], **options,
+        )  # fmt: skip
     run = _Sampling(
         flow, reward, particles, steps, method, temperature, strength or 3.0, seed, batch_size,
-        callback, options, given, target, budget,
+        callback, options, given, target, most_steps,
     )  # fmt: skip
-    group = max(1, batch_size // particles)
+    group = max(1, batch_size // particles) if target is None else 1  # each ends by itself
     start = time.perf_counter()
     parts = []
     for a in range(0, p, group):
@@ -176,7 +183,7 @@ def sample(
             )
         )
     joined = {
-        key: _joined_trace([part[key] for part in parts])
+        key: joined_trace([part[key] for part in parts])
         if key in _TRACES
         else torch.cat([part[key] for part in parts])
         for key in parts[0]
@@ -203,14 +210,14 @@ def sample(
             "reward_calls": run.counts.reward / rows,
             "reward_gradients": run.counts.reward_gradient / rows,
             "temperature_nfe_per_prompt": run.probe_counts.forward / p,
-            "temperature_reward_calls_per_prompt": run.probe_counts.forward / p,
+            "temperature_reward_calls_per_prompt": run.probe_counts.reward / p,
             "seconds": time.perf_counter() - start,
         },
         trace={name: joined[key] for key, name in _TRACES.items()},
     )
 
 
-def _joined_trace(parts: list[Tensor]) -> Tensor:
+def joined_trace(parts: list[Tensor]) -> Tensor:
     """Join traces (steps, p) of batches of prompts; those that stopped early keep their last."""
     steps = max(map(len, parts))
     return torch.cat([torch.cat([t, t[-1:].expand(steps - len(t), -1)]) for t in parts], 1)
@@ -219,9 +226,15 @@ def _joined_trace(parts: list[Tensor]) -> Tensor:
 def _encoded(flow: FlowMap, image: Tensor, prompts: int) -> Tensor:
     """Return the x of one picture, or of one for each prompt, (1 or p, *event)."""
     images = image[None] if image.ndim == 3 else image
+    if not images.is_floating_point() or float(images.min()) < 0 or float(images.max()) > 1:
+        raise ValueError(
+            f"an init image of {images.dtype} from {float(images.min()):g} to "
+            f"{float(images.max()):g}: pictures are floats in [0, 1], so divide bytes by 255"
+        )
     if len(images) not in {1, prompts}:
         raise ValueError(f"{len(images)} init images for {prompts} prompts: give one, or one each")
-    x = flow.encode(images)
+    some = next(iter(flow.parameters()), None)
+    x = flow.encode(images if some is None else images.to(some.device))
     if tuple(x.shape[1:]) != tuple(flow.event_shape):
         raise ValueError(
             f"an init image of shape {tuple(images.shape[1:])}, which the model takes for x of "
@@ -286,16 +299,28 @@ def check(
             f"method {method!r} looks at no reward on the way, so it cannot stop at a target: "
             "take a method that steers"
         )
-    if budget is not None and not budget >= 1:
-        raise ValueError(f"budget must be at least 1 NFE a particle, got {budget}")
-    plan(method, steps, reward.differentiable, init_time or 0.0, **options)  # windows and the like
+    if target is not None and not math.isfinite(target):
+        raise ValueError(f"target must be a finite reward, got {target}")
+    if chosen.build is not None and not chosen.tempered and (temperature or strength):
+        tempered = ", ".join(name for name, m in TABLE.items() if m.tempered)
+        raise ValueError(
+            f"method {method!r} has no temperature: it climbs as far as its own options say "
+            f"({', '.join(known)}); leave temperature and strength out, or take one of {tempered}"
+        )
     if chosen.gradient and not reward.differentiable:
         free = [name for name, m in TABLE.items() if not m.gradient]
         raise ValueError(
             f"method {method!r} needs the reward's gradient, and the reward is declared not "
             f"differentiable: take one of {', '.join(free)}, or a differentiable reward"
         )
-    _asked(reward_prompts, [prompts] if isinstance(prompts, str) else prompts)
+    asked = _asked(reward_prompts, [prompts] if isinstance(prompts, str) else prompts)
+    start = 0.0 if init_image is None else 0.5 if init_time is None else init_time
+    if chosen.build is not None:  # its parts check their numbers
+        chosen.build(flow, reward, asked, 1.0, step_times(steps, start), **options)
+    if budget is not None:
+        affordable(
+            method, steps, budget / flow.evaluations, reward.differentiable, start, **options
+        )
 
 
 def _asked(
@@ -329,9 +354,9 @@ class _Sampling:
         options: Mapping[str, Any],
         given: tuple[Tensor, float] | None,
         target: float | None,
-        budget: float | None,
+        most_steps: int | None,
     ) -> None:
-        self.given, self.target, self.budget = given, target, budget
+        self.given, self.target, self.most_steps = given, target, most_steps
         self.flow, self.particles, self.method = flow, particles, method
         self.temperature, self.strength, self.seed = temperature, strength, seed
         self.batch_size, self.callback, self.options = batch_size, callback, options
@@ -361,7 +386,7 @@ class _Sampling:
             guide = build(flow, self.reward, asked, temperature, self.times, **self.options)
         guide.batch_size = self.batch_size
         history = []
-        stop = self._stop(len(positions) * self.particles)
+        stop = self._stop()
         for population in guide.steps(start, self.seed, position=positions.start, stop=stop):
             last = population
             history.append((last.ess, last.log_z, last.reward.mean(-1)))
@@ -390,20 +415,18 @@ class _Sampling:
             out |= {"log_z": last.log_z, "temperature": temperature}
         return out
 
-    def _stop(self, rows: int) -> Stop | None:
+    def _stop(self) -> Stop | None:
         """Return what says, after a step, whether target or budget end the run."""
-        if self.target is None and self.budget is None:
+        if self.target is None and self.most_steps is None:
             return None
-        begun = before = self.counts.forward + self.counts.backward
+        steps = 0
 
         def stop(population: Population) -> bool:
-            nonlocal before
-            now = self.counts.forward + self.counts.backward
-            step, before = now - before, now
-            target, budget = self.target, self.budget
-            reached = target is not None and bool((population.reward.amax(-1) >= target).all())
-            end = self.flow.evaluations
-            return reached or (budget is not None and (now - begun + step) / rows + end > budget)
+            nonlocal steps
+            steps += 1
+            if self.target is not None and bool((population.reward.amax(-1) >= self.target).all()):
+                return True
+            return self.most_steps is not None and steps >= self.most_steps
 
         return stop
 
@@ -464,7 +487,8 @@ class _Sampling:
             1,
         ).flatten(0, 1)
         images = self._decode(flow, jumped)
-        rewards = self._score(images, asked, self.plain_reward, positions)
+        counted = CountedReward(self.plain_reward, self.probe_counts)
+        rewards = self._score(images, asked, counted, positions)
         spread = rewards.reshape(p, PROBES).std(1)
         largest = rewards.reshape(p, PROBES).abs().amax(1)
         flat = (spread <= 1e-6 * largest).nonzero().flatten().tolist()

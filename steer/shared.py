@@ -39,7 +39,7 @@ class Counts:
 def _count_backward(y: Tensor, counts: Counts, name: str, each: int = 1) -> None:
     """Add y's rows to a count, `each` times, when a gradient passes through y."""
     if y.requires_grad:
-        rows = each * len(y)  # not y itself, whose graph the hook would keep alive
+        rows = each * y.shape[:1].numel()  # not y itself, whose graph the hook would keep alive
 
         def add(gradient: Tensor) -> None:
             setattr(counts, name, getattr(counts, name) + rows)

@@ -130,3 +130,39 @@ def test_a_start_of_another_shape():
     flow = mixture()
     with pytest.raises(ValueError, match=r"a start of shape \(6, 2\)"):
         last(NoiseAscent(flow, whole_reward(flow, curved, None), 2), torch.zeros(6, 2))
+
+
+def test_two_runs_of_one_sampler_do_not_meet():
+    flow = mixture()
+    sampler = FlowMapControl(flow, whole_reward(flow, curved, None), [0.0, 0.5, 1.0])
+    a, b = sampler.steps(start(4)), sampler.steps(start(6, 2))
+    shapes = [(next(a).x.shape, next(b).x.shape) for _ in range(2)]
+    assert shapes == [((4, 3), (2, 6, 3))] * 2
+
+
+def test_half_precision_and_no_gradient_stay_finite():
+    flat = steer.reward.wrap(lambda x: 0 * x.sum(1))
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert torch.equal(
+            steer.control.direction(torch.zeros(2, 3, dtype=dtype)), torch.zeros(2, 3, dtype=dtype)
+        )
+        x = torch.tensor([[1e-4, 0, 0]], dtype=dtype)
+        assert float(steer.control.direction(x).norm()) == pytest.approx(1, rel=1e-2)
+    flow = mixture()
+    done = last(FlowMapControl(flow, whole_reward(flow, flat, None), [0.0, 0.5, 1.0]), start())
+    assert torch.isfinite(done.x).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda f, p: FlowMapControl(f, p, [0.5, 0.1]), "times must increase"),
+        (lambda f, p: FlowMapControl(f, p, [0, 0.5, 1], guided=[0.3]), r"cannot push at \[0.3\]"),
+        (lambda f, p: NoiseAscent(f, p, 0), "iterations must be at least 1"),
+        (lambda f, p: NoiseAscent(f, p, 2, jumps=0), "jumps must be at least 1"),
+    ],
+)
+def test_numbers_are_checked_at_the_door(make, words):
+    flow = mixture()
+    with pytest.raises(ValueError, match=words):
+        make(flow, whole_reward(flow, curved, None))

@@ -217,7 +217,7 @@ def test_other_settings_do_not_resume_an_interrupted_run(here, monkeypatch, caps
         ({"init_time": 0.5}, ["init_image"]),
         ({"method": "reno", "temperature": None, "init_image": "p.png"}, ["pure noise", "split"]),
         ({"method": "none", "temperature": None, "target": 1}, ["cannot stop at a target"]),
-        ({"budget": 0}, ["budget must be at least 1"]),
+        ({"budget": 1}, ["a budget of 1 NFE a particle is too small", "at least"]),
         ({"brake": 1}, ["'fmtt' takes no option 'brake'"]),
     ],
     ids=lambda v: str(v)[:40],
@@ -258,10 +258,44 @@ def test_a_start_from_a_picture(here):
 )
 def test_controls_reach_the_method(here, options, capsys):
     assert run(**{"temperature": None, **options}) == 0
+    settings = {k: yaml.safe_load(str(v)) for k, v in options.items()}
+    reward = rewards.load("toy.py:redness")
+    flow = recipes.sample._model("toy.py:Pixels", None, None)
+    expected = steer.sample(flow, reward, ["a", "b"], 3, 3, **settings)
+    scores = [json.loads(line)["reward"] for line in (here / "run/scores.jsonl").open()]
+    assert scores == pytest.approx(expected.rewards.flatten().tolist(), abs=1e-5)
     metrics = json.loads((here / "run/metrics.json").read_text())
     assert metrics["method"] == options.get("method", "fmtt")
     early = "target" in options or "budget" in options
     assert ("at most" in capsys.readouterr().err) == early
+
+
+def test_groups_that_stop_at_different_times_are_joined(here):
+    """Two groups of prompts, the second smaller: traces are filled up, costs are means."""
+    flow = recipes.sample._model("toy.py:Pixels", None, None)
+    reward = rewards.load("toy.py:redness")
+    settings = {"method": "fmrg-j", "target": 0.3}
+    expected = steer.sample(flow, reward, ["a", "b", "c"], 32, 6, **settings)
+    prompt = '["a", "b", "c"]'
+    assert run(prompt=prompt, temperature=None, particles=32, steps=6, **settings) == 0
+    metrics = json.loads((here / "run/metrics.json").read_text())
+    assert metrics["nfe_per_particle"] == pytest.approx(expected.nfe)
+    assert metrics["reward_calls"] == pytest.approx(expected.costs["reward_calls"])
+    scores = [json.loads(line)["reward"] for line in (here / "run/scores.jsonl").open()]
+    assert scores == pytest.approx(expected.rewards.flatten().tolist(), abs=1e-5)
+
+
+def test_other_weights_do_not_resume_an_interrupted_run(tmp_path):
+    from recipes.sample import _fingerprints
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    spec = f"0.5*clip + similarity:image={tmp_path / 'a.png'},by=luma"
+    before = _fingerprints("emoji", spec)
+    assert any("zoo/emoji/model.safetensors" in name for name in before)
+    assert any("zoo/clip" in name for name in before)
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
+    after = _fingerprints("emoji", spec)
+    assert {k for k in before if before[k] != after[k]} == {str(tmp_path / "a.png")}
 
 
 def test_classifier_free_guidance_is_counted_twice(tmp_path, monkeypatch, capsys):
@@ -378,8 +412,9 @@ def test_plan_is_what_is_counted(here):
     for method in steer.METHODS:
         for steps in (1, 4):
             plan = steer.sample.__globals__["plan"](method, steps)
+            climbs = method in {"fmrg-j", "reno"}
             result = steer.sample(
-                flow, reward, "a", particles=2, steps=steps, method=method, temperature=1.0
+                flow, reward, "a", 2, steps, method, temperature=None if climbs else 1.0
             )
             assert result.nfe == plan["nfe"], method
             assert result.costs["reward_calls"] == plan["reward_calls"], method

@@ -21,6 +21,8 @@ def blind(differentiable=False):
 
 
 def sample(*args, particles=5, steps=3, temperature=0.5, **options):
+    if options.get("method") in {"fmrg-j", "reno"}:
+        temperature = None
     return steer.sample(
         *(args or (mixture(), reward)),
         particles=particles,
@@ -128,7 +130,8 @@ def test_published_schemes_have_it_in_the_limit(method):
 @pytest.mark.parametrize("method", ["fmtt", "denoiser", "naive", "split", "fmrg-j", "reno"])
 def test_methods_raise_the_reward(method):
     plain = steer.sample(*TILTED, None, 256, 4, "none").rewards
-    steered = steer.sample(*TILTED, None, 256, 8, method, 0.5).rewards
+    temperature = 0.5 if method in TEMPERED else None
+    steered = steer.sample(*TILTED, None, 256, 8, method, temperature).rewards
     assert steered.mean() > plain.mean() + 4 * plain.std() / 16
 
 
@@ -185,7 +188,18 @@ def test_a_flat_reward_has_no_temperature():
         ({"init_image": torch.zeros(3), "init_time": 1.0}, r"init_time must be in \[0, 1\)"),
         ({"method": "reno", "init_image": torch.zeros(3)}, "begins with pure noise"),
         ({"method": "none", "target": 1.0}, "cannot stop at a target"),
-        ({"budget": 0.0}, "budget must be at least 1 NFE"),
+        ({"budget": 3.0}, "a budget of 3 NFE a particle is too small.* at least 5"),
+        ({"method": "none", "target": float("nan")}, "cannot stop at a target"),
+        ({"target": float("nan")}, "target must be a finite reward"),
+        ({"method": "reno", "rate": -1.0}, "rate must be above zero"),
+        ({"method": "reno", "finish": 0}, "finish must be at least 1"),
+        ({"method": "fmrg-j", "scale": -0.1}, "scale must not be negative"),
+        (
+            {"method": "fmrg-j", "window": (0.4, 0.5)},
+            r"nothing would be guided: .* 0, 0.333, 0.66",
+        ),
+        ({"method": "split", "moves": -1}, "moves must not be negative"),
+        ({"init_image": torch.full((3,), 255, dtype=torch.uint8)}, "divide bytes by 255"),
     ],
 )
 def test_errors_at_the_door(options, words):
@@ -345,7 +359,7 @@ class Pixels(Network):
 @pytest.mark.parametrize("method", ["none", "fmtt", "split", "fmrg-j"])
 def test_a_start_from_a_picture(method):
     """It is beta x + alpha z at init_time, and near 1 the picture comes back."""
-    flow, image = Pixels(), torch.tensor([0.3, -0.2, 0.5]).reshape(3, 1, 1)
+    flow, image = Pixels(), torch.tensor([0.3, 0.1, 0.5]).reshape(3, 1, 1)
     light = steer.reward.wrap(lambda x: x.mean((1, 2, 3)))
     late = steer.sample(
         flow, light, None, 4, 2, method, temperature=0.5 if method in TEMPERED else None,
@@ -410,15 +424,41 @@ def test_an_early_end_is_weighted_exactly():
     assert torch.allclose(last.log_w, reward(last.x) / 0.4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["none", "fmtt", "split", "fmrg-j", "reno"])
-def test_stop_at_a_budget(method):
-    whole = sample(Network(), reward, steps=8, method=method)
-    budget = whole.nfe * 0.6
-    for prompts in (None, ["a", "b"]):
-        part = sample(Network(), reward, prompts, steps=8, method=method, budget=budget)
-        assert 0.2 * whole.nfe < part.nfe <= budget
-    spent = sample(Network(), reward, steps=8, method=method, budget=1000.0)
+BUDGETS = [
+    ("none", {}), ("fmtt", {}), ("fmtt", {"settle": False}), ("denoiser", {}), ("split", {}),
+    ("fmrg-j", {}), ("fmrg-j", {"window": (0.5, 0.8), "lookahead": 3}), ("reno", {}),
+    ("reno", {"jumps": 2, "finish": 7}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "options"), BUDGETS, ids=str)
+def test_stop_at_a_budget(method, options):
+    """It is never exceeded, and as many steps are made as fit."""
+    whole = sample(Network(), reward, steps=8, method=method, **options)
+    last = 0.0
+    for share in (0.45, 0.7, 0.95):
+        budget = share * whole.nfe
+        part = sample(Network(), reward, steps=8, method=method, budget=budget, **options)
+        listed = sample(
+            Network(), reward, ["a", "b"], steps=8, method=method, budget=budget, batch_size=5,
+            **options,
+        )  # fmt: skip
+        assert listed.nfe == part.nfe
+        assert last <= part.nfe <= budget
+        last = part.nfe
+    assert last > 0.55 * whole.nfe
+    spent = sample(Network(), reward, steps=8, method=method, budget=whole.nfe, **options)
     assert torch.equal(spent.x, whole.x)
+
+
+def test_prompts_reach_their_target_by_themselves():
+    """What one prompt has reached does not hang on the others, nor on micro-batches."""
+    flow, target = mixture(), float(sample(steps=8, method="fmrg-j").trace["reward"][2]) + 0.1
+    both = sample(flow, reward, ["a", "b"], steps=8, method="fmrg-j", target=target)
+    one = sample(flow, reward, ["b"], steps=8, method="fmrg-j", target=target, position=1)
+    assert torch.allclose(both.x[1:], one.x, atol=1e-5)
+    small = sample(flow, reward, ["a", "b"], steps=8, method="fmrg-j", target=target, batch_size=5)
+    assert torch.allclose(small.x, both.x, atol=1e-5)
 
 
 def test_counting_keeps_no_graph_alive():
