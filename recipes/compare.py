@@ -33,7 +33,7 @@ from steer.sample import PROBES, check, method_options, plan
 
 __all__ = ["ENTRIES", "Entry", "compare", "entry", "equal_calls", "kind"]
 
-ENTRIES = ("none:steps=4", "best-of-n:steps=4", "fmtt:steps=16", "split:steps=16")
+ENTRIES = ("none:steps=4", "best-of-n:steps=4", "fmrg-j:steps=16", "reno:steps=24")
 """What is compared where nothing else is asked for."""
 
 PROMPTS = Path(emoji.__file__).with_name("prompts.yaml")
@@ -186,8 +186,8 @@ def compare(
         methods: a list of `method:key=value,...`, with steps (none, best-of-n: default 4; the
             others: 16), particles (default 4), temperature or strength, and the method's own
             options. best-of-n without particles gets a row beside each method that steers, with
-            as many candidates as the same network calls buy. Default: none, best-of-n, fmtt,
-            split.
+            as many candidates as the same network calls buy. Default: none, best-of-n,
+            fmrg-j, reno.
         seeds: how many pictures a prompt, from seed 0 on.
         device: where to compute. Default: where the model is loaded, the CPU.
         dtype: the network's. Default: float32 on a CPU.
