@@ -1,18 +1,14 @@
 """`steer sample`: guided sampling into a run folder, resumable over prompts."""
 
 import hashlib
-import json
 import math
 import platform
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
-import safetensors.torch
 import torch
 import yaml
 from rich.console import Console
@@ -22,8 +18,9 @@ from torchvision.transforms.functional import to_tensor
 
 import rewards
 import steer
+from recipes.partial import Partial
 from steer.flow import flat_prompts
-from steer.folder import refuse_existing, save_result, write_atomically
+from steer.folder import refuse_existing, save_result
 from steer.guidance import Population
 from steer.methods import TABLE, method_options
 from steer.reward import WeightedSum, term_scores
@@ -179,8 +176,9 @@ def sample(
         f"calls, {count * (particles * (cost['reward_calls'] + 1) + probes)} reward calls"
     )
     files = _fingerprints(model, reward, *([] if init_image is None else [str(init_image)]))
-    identity = {"prompts": prompts, "files": files, "settings": settings}
-    partial = _Partial(out, identity, overwrite)
+    same = {k: v for k, v in settings.items() if k != "overwrite"}
+    identity = {"prompts": prompts, "files": files, "settings": same}
+    partial = _Groups(out, identity, overwrite)
     size = max(1, 64 // particles)
     groups = range(0, count, size)
     columns = (
@@ -203,12 +201,12 @@ def sample(
                 progress.update(task, completed=done * steps)
                 chosen = None if prompts is None else prompts[a : a + size]
                 questions = asked[a : a + size] if isinstance(asked, list) else asked
-                if partial.has(a):
+                if partial.has(_name(a)):
                     continue
                 shared = {**run, "reward_prompts": questions, "position": a}
                 result = steer.sample(flow, judge, chosen, callback=show, **guided, **shared)
                 plain = steer.sample(flow, judge, chosen, method="none", **shared)
-                partial.add(a, result, plain, _terms(judge, result, chosen, questions))
+                partial.keep(a, result, plain, _terms(judge, result, chosen, questions))
             progress.update(task, completed=len(groups) * steps)
         result, plain, terms = partial.joined(list(groups), prompts, asked)
         save_result(
@@ -328,59 +326,30 @@ def _config(settings: dict[str, Any]) -> str:
     return header + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
 
 
-class _Partial:
-    """The finished groups of an unfinished run, beside its folder."""
+class _Groups(Partial):
+    """The finished groups of prompts of an unfinished run."""
 
-    def __init__(self, out: Path, identity: dict[str, Any], overwrite: bool) -> None:
-        self.folder = out.parent / f".{out.name}.partial"
-        config = self.folder / "identity.json"
-        identity["settings"] = {k: v for k, v in identity["settings"].items() if k != "overwrite"}
-        content = json.dumps(identity, indent=1)
-        other = config.exists() and config.read_text(encoding="utf-8") != content
-        if other and overwrite:
-            self.drop()
-        elif other:
-            raise FileExistsError(
-                f"an interrupted run with other settings, prompts or files is kept in "
-                f"{self.folder}: give its command again to finish it, choose another folder, or "
-                "say --overwrite to drop it"
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            write_atomically(config, content.encode())
-        except OSError:
-            self.drop_if_empty()
-            raise
-
-    def _file(self, group: int) -> Path:
-        return self.folder / f"{group:06d}.safetensors"
-
-    def has(self, group: int) -> bool:
-        return self._file(group).exists()
-
-    def add(self, group: int, result: Result, plain: Result, terms: dict[str, Tensor]) -> None:
-        tensors, notes = {}, {}
+    def keep(self, group: int, result: Result, plain: Result, terms: dict[str, Tensor]) -> None:
+        """Add a group's results, guided and unguided."""
+        tensors: dict[str, Tensor] = {f"terms/{k}": v for k, v in terms.items()}
+        notes: dict[str, Any] = {}
         for kind, r in (("guided", result), ("plain", plain)):
             for f in fields(r):
                 value = getattr(r, f.name)
                 if isinstance(value, Tensor):
-                    tensors[f"{kind}/{f.name}"] = value.contiguous()
+                    tensors[f"{kind}/{f.name}"] = value
                 elif f.name == "trace":
-                    tensors |= {f"{kind}/trace/{k}": v.contiguous() for k, v in value.items()}
+                    tensors |= {f"{kind}/trace/{k}": v for k, v in value.items()}
                 else:
-                    notes[f"{kind}/{f.name}"] = json.dumps(value)
-        tensors |= {f"terms/{k}": v.contiguous() for k, v in terms.items()}
-        write_atomically(self._file(group), safetensors.torch.save(tensors, notes))
+                    notes[f"{kind}/{f.name}"] = value
+        self.add(_name(group), tensors, notes)
 
     def joined(
         self, groups: list[int], prompts: list[str] | None, asked: str | list[str] | None
     ) -> tuple[Result, Result, dict[str, Tensor]]:
         """Put all groups together again."""
-        parts, notes = [], []
-        for group in groups:
-            with safetensors.safe_open(self._file(group), "pt") as file:
-                parts.append({k: file.get_tensor(k) for k in file.keys()})  # noqa: SIM118
-                notes.append(file.metadata())
+        units = [self.read(_name(group)) for group in groups]
+        parts, notes = [tensors for tensors, _ in units], [n for _, n in units]
         join: Callable[[str], Tensor] = lambda k: (  # noqa: E731
             joined_trace if "/trace/" in k else torch.cat
         )([part[k] for part in parts])
@@ -388,14 +357,11 @@ class _Partial:
         made = []
         for kind in ("guided", "plain"):
             values: dict[str, Any] = {
-                k.removeprefix(f"{kind}/"): json.loads(v)
+                k.removeprefix(f"{kind}/"): v
                 for k, v in notes[0].items()
                 if k.startswith(f"{kind}/")
             }
-            costs = [
-                {"nfe": json.loads(n[f"{kind}/nfe"]), **json.loads(n[f"{kind}/costs"])}
-                for n in notes
-            ]
+            costs = [{"nfe": n[f"{kind}/nfe"], **n[f"{kind}/costs"]} for n in notes]
             sizes = [part[f"{kind}/rewards"].numel() for part in parts]
             mean = {
                 k: sum(size * c[k] for size, c in zip(sizes, costs, strict=True)) / sum(sizes)
@@ -415,9 +381,6 @@ class _Partial:
         terms = {k.removeprefix("terms/"): v for k, v in whole.items() if k.startswith("terms/")}
         return made[0], made[1], terms
 
-    def drop(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
 
-    def drop_if_empty(self) -> None:
-        if not any(self.folder.glob("*.safetensors")):
-            self.drop()
+def _name(group: int) -> str:
+    return f"{group:06d}"
