@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rewards.names import hint
 from steer.reward import Reward, clamp01
 
 __all__ = ["Brightness", "Colour"]
@@ -51,18 +52,14 @@ class Colour(Reward):
 
 def _rgb(name: str) -> tuple[int, int, int]:
     """Return a colour's bytes."""
-    import difflib
-
     from PIL import ImageColor
 
     try:
         return ImageColor.getrgb(name)[:3]
     except ValueError:
-        near = difflib.get_close_matches(name, ImageColor.colormap, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(
-            f"unknown colour {name!r}: {hint}Give a CSS name such as red, green, royalblue, or "
-            "#rrggbb"
+            f"unknown colour {name!r}: {hint(name, ImageColor.colormap)}Give a CSS name such as "
+            "red, green, royalblue, or #rrggbb"
         ) from None
 
 

@@ -1,6 +1,5 @@
 """From a text to a reward: names, options, weighted sums, files and dotted paths."""
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 from torch import nn
 
+from rewards.names import hint
 from steer.reward import Reward, wrap
 
 __all__ = ["NAMES", "from_file", "load"]
@@ -153,11 +153,9 @@ def _find(name: str) -> Any:
                 f"a file as file.py:Name, or one of {', '.join([*_TABLE, *others])}"
             ) from error
     known = [*_TABLE, *others]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise ValueError(
-        f"unknown reward {name!r}: {hint}Known: {', '.join(sorted(known))}; or give file.py:Name "
-        "or pkg.mod.Name"
+        f"unknown reward {name!r}: {hint(name, known)}Known: {', '.join(sorted(known))}; or give "
+        "file.py:Name or pkg.mod.Name"
     )
 
 
@@ -179,9 +177,9 @@ def from_file(file: Path, name: str) -> Any:
     spec.loader.exec_module(module)
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
-        near = difflib.get_close_matches(name, public, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"{file} defines no {name!r}: {hint}It has {', '.join(public)}")
+        raise ValueError(
+            f"{file} defines no {name!r}: {hint(name, public)}It has {', '.join(public)}"
+        )
     return getattr(module, name)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional as F
 
+from rewards.names import unknown
 from rewards.pixels import PixelReward, luma, read, rms
-from steer.names import unknown
 
 __all__ = ["Similarity"]
 
