@@ -435,7 +435,6 @@ BUDGETS = [
 def test_stop_at_a_budget(method, options):
     """It is never exceeded, and as many steps are made as fit."""
     whole = sample(Network(), reward, particles=2, steps=6, method=method, **options)
-    few = {"particles": 2, "steps": 6, "method": method, **options}
     last = 0.0
     for share in (0.5, 0.9):
         budget = share * whole.nfe
