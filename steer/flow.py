@@ -28,11 +28,13 @@ class FlowMap(nn.Module):
         path: the coefficients of the interpolation.
         event_shape: the shape of one x, without the batch axis.
         evaluations: network evaluations of one velocity or jump: 1, or 2 where it mixes two.
+        name: what people call it; adapters note it as their base.
     """
 
     path: Path
     event_shape: tuple[int, ...]
     evaluations: int = 1
+    name: str = ""
 
     @abstractmethod
     def velocity(self, x: Tensor, t: Time) -> Tensor:

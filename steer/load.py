@@ -13,6 +13,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from steer.flow import FlowMap
+from steer.lora import load_adapters
 from steer.network import NetworkFlow, TwoTimeUNet
 
 __all__ = ["MODELS", "load", "save"]
@@ -33,26 +35,21 @@ def load(
     lora_scale: float = 1.0,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-) -> NetworkFlow:
+) -> FlowMap:
     """Load a flow map by its name in `MODELS` or by its folder, in evaluation mode.
 
     Args:
         name: "emoji", or a folder that holds config.json and model.safetensors.
-        lora: a folder of adapters; this version has none and refuses it.
-        lora_scale: their scale.
+        lora: a folder of adapters, as `steer finetune` or peft writes them.
+        lora_scale: what their update is multiplied by: 0 is the base, 1 what was tuned.
         device: where to put it; the CPU by default.
         dtype: of its parameters; float32 by default.
 
     Raises:
-        ValueError: an unknown name (with the nearest ones), a file that is not what it should be.
-        FileNotFoundError: a folder without one of the two files.
-        NotImplementedError: `lora` was given.
+        ValueError: an unknown name (with the nearest ones), a file that is not what it should be,
+            adapters that were made for another base.
+        FileNotFoundError: a folder without one of its two files.
     """
-    if lora is not None:
-        raise NotImplementedError(
-            f"lora={os.fspath(lora)!r}: adapters are not supported by this version yet; "
-            "leave lora out"
-        )
     folder = _folder(name)
     config = _read_config(folder / "config.json")
     try:
@@ -70,7 +67,9 @@ def load(
             f"{folder / 'model.safetensors'} does not fit config.json beside it: {error}\n"
             "take both files from the same save"
         ) from None
-    return flow.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
+    flow.name = os.fspath(name)
+    flow = flow.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
+    return flow if lora is None else load_adapters(flow, lora, lora_scale)
 
 
 def save(

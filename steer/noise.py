@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Noise", "generator"]
+__all__ = ["Draws", "Noise", "generator"]
 
 
 def generator(*key: int | str) -> torch.Generator:
@@ -84,19 +84,77 @@ class Noise:
 
     def _draw(self, kind: Callable[..., Tensor], event: tuple[int, ...]) -> Tensor:
         draw, self._draws = self._draws, self._draws + 1
-        block = max(1, 1024 // math.prod(event))
-        blocks = range(math.ceil(self.particles / block))
         rows = [
-            torch.cat(
-                [
-                    kind(
-                        (block, *event),
-                        generator=generator(self.seed, prompt, self.step, draw, b),
-                        dtype=self.dtype,
-                    )
-                    for b in blocks
-                ]
-            )[: self.particles]
+            _rows(
+                kind, event, (self.seed, prompt, self.step, draw), (0, self.particles), self.dtype
+            )
             for prompt in self.prompts
         ]
         return torch.cat(rows).to(self.device)
+
+
+class Draws:
+    """Normals and uniforms for some rows of a training step's batch.
+
+    A row's draws are a function of (seed, step, row, draw), whatever the other rows of this call
+    are: micro-batches and processes never change them.
+
+    Args:
+        seed: the run's seed.
+        step: the optimizer step.
+        rows: the first of these rows in the step's whole batch, and one past the last.
+        device: where the draws are moved to.
+        dtype: their dtype. Default: torch's default.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        step: int,
+        rows: tuple[int, int],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.seed, self.step, self.rows, self.device = seed, step, rows, device
+        self.dtype = dtype or torch.get_default_dtype()
+        self._draws = 0
+
+    def __len__(self) -> int:
+        return self.rows[1] - self.rows[0]
+
+    def normal(self, event_shape: Sequence[int]) -> Tensor:
+        """Draw standard normals, (n, *event)."""
+        return self._draw(torch.randn, tuple(event_shape))
+
+    def uniform(self, shape: Sequence[int] = ()) -> Tensor:
+        """Draw uniforms on [0, 1), (n, *shape)."""
+        return self._draw(torch.rand, tuple(shape))
+
+    def choice(self, count: int) -> int:
+        """Draw one of `count` numbers, the same for all rows of the step."""
+        self._draws += 1
+        source = generator(self.seed, self.step, self._draws, "choice")
+        return int(torch.randint(count, (), generator=source))
+
+    def _draw(self, kind: Callable[..., Tensor], event: tuple[int, ...]) -> Tensor:
+        self._draws += 1
+        key = (self.seed, self.step, self._draws, "rows")
+        return _rows(kind, event, key, self.rows, self.dtype).to(self.device)
+
+
+def _rows(
+    kind: Callable[..., Tensor],
+    event: tuple[int, ...],
+    key: tuple[int | str, ...],
+    rows: tuple[int, int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Draw rows first to last of an endless table, in whole blocks, (last - first, *event)."""
+    block = max(1, 1024 // math.prod(event))
+    first, last = rows[0] // block, math.ceil(rows[1] / block)
+    blocks = [
+        kind((block, *event), generator=generator(*key, b), dtype=dtype)
+        for b in range(first, last)
+    ]
+    return torch.cat(blocks)[rows[0] - first * block : rows[1] - first * block]

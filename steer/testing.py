@@ -8,11 +8,12 @@ from steer.testing import FlowMapContract
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steer.flow import FlowMap
+from steer.path import Time, as_time, like
 
-__all__ = ["FlowMapContract"]
+__all__ = ["Corrected", "FlowMapContract"]
 
 
 class FlowMapContract:
@@ -128,3 +129,44 @@ class FlowMapContract:
             up, down = (flow.lookahead(x + d * h * v, 0.4).square().sum() for d in (1, -1))
         slope, along = float((up - down) / (2 * h)), float((gradient * v).sum())
         assert abs(slope - along) <= 1e-2 * abs(slope) + 1e-4
+
+
+class Corrected(FlowMap):
+    """A closed-form flow and a network's correction: `v = v_b(x,s,t) + network([x, s, t])`.
+
+    A tiny model whose base is exact where the network's last layer is zero, as it is at first: for
+    proofs about training. Time features are s, t and t - s as they are.
+
+    Args:
+        base: a flow on vectors (d,).
+        width: of the two hidden layers.
+        seed: fixes the hidden layers.
+    """
+
+    name = "corrected"
+
+    def __init__(self, base: FlowMap, width: int = 64, seed: int = 0) -> None:
+        super().__init__()
+        (d,) = base.event_shape
+        self.base, self.path, self.event_shape = base, base.path, base.event_shape
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = nn.Sequential(
+                nn.Linear(d + 3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+                nn.Linear(width, d),
+            )  # fmt: skip
+        for p in self.network[-1].parameters():
+            nn.init.zeros_(p)
+
+    def _correction(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        s, t = (as_time(u).to(x).expand(len(x)) for u in (s, t))
+        return self.network(torch.cat([x, torch.stack([s, t, t - s], 1)], 1))
+
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """Return `b_t(x)`, corrected."""
+        return self.base.velocity(x, t) + self._correction(x, t, t)
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return `X(s,t,x)`, corrected: exactly x where s = t."""
+        gap = as_time(t).to(x) - as_time(s).to(x)
+        return self.base.jump(x, s, t) + like(gap, x) * self._correction(x, s, t)
