@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steer.flow import FlowMap
+from steer.noise import generator
 from steer.path import Time, as_time, like
 
 __all__ = ["Corrected", "FlowMapContract"]
@@ -156,7 +157,7 @@ class Corrected(FlowMap):
                 nn.Linear(width, d),
             )  # fmt: skip
         for p in self.network[-1].parameters():
-            nn.init.zeros_(p)
+            p.data.zero_()
 
     def _correction(self, x: Tensor, s: Time, t: Time) -> Tensor:
         s, t = (as_time(u).to(x).expand(len(x)) for u in (s, t))
