@@ -151,11 +151,13 @@ class Corrected(FlowMap):
         (d,) = base.event_shape
         self.base, self.path, self.event_shape = base, base.path, base.event_shape
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
             self.network = nn.Sequential(
                 nn.Linear(d + 3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                 nn.Linear(width, d),
             )  # fmt: skip
+        source = generator(seed, "corrected")
+        for p in self.network.parameters():
+            p.data = torch.randn(p.shape, generator=source) * p[0].numel() ** -0.5
         for p in self.network[-1].parameters():
             p.data.zero_()
 
