@@ -50,6 +50,8 @@ class Batch:
         draws: normals and uniforms for the rows.
         prompts: p prompts, or None.
         asked: what the reward is asked, p texts, where that differs.
+        unbound: the base without prompts, where an objective samples by itself.
+        epochs: how often each of these prompts has been seen before, p numbers.
     """
 
     student: FlowMap
@@ -60,6 +62,8 @@ class Batch:
     draws: Draws
     prompts: Sequence[str] | None = None
     asked: Sequence[str] | None = None
+    unbound: FlowMap | None = None
+    epochs: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.draws)

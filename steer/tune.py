@@ -1,0 +1,346 @@
+"""Lightning tuning of a flow map's adapters by a reward: running average, counts, exact resume.
+
+Student and teacher are one network, its adapters on and off. Everything that is drawn in step k is
+a function of (seed, k, row), so micro-batches, processes and restarts change nothing but rounding.
+Import it by name: `import steer` does not load Lightning.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from steer.flow import FlowMap
+from steer.lora import Adapted, fingerprint
+from steer.noise import Draws, generator
+from steer.objectives.reward import Batch, Objective
+from steer.path import Time
+from steer.reward import Reward
+from steer.shared import CountedReward, Counts
+
+__all__ = ["AVERAGE", "Metered", "Prompts", "RewardTuning", "TuningCounts"]
+
+AVERAGE = "average"
+"""The adapters that hold the running average."""
+
+
+@dataclass
+class TuningCounts(Counts):
+    """What tuning has cost, in rows of one network call each.
+
+    Attributes:
+        weights: network gradients with respect to the adapters.
+        again: calls that were recomputed in the backward pass.
+        learning: whether the loss's own backward pass is under way.
+    """
+
+    weights: int = 0
+    again: int = 0
+    learning: bool = False
+
+    @property
+    def nfe(self) -> int:
+        """Network forward-equivalents, theory (51), a gradient with respect to weights 1 more."""
+        return self.forward + self.backward + self.weights + self.again
+
+
+class Metered(FlowMap):
+    """A flow with adapters whose calls, gradients and recomputations are counted."""
+
+    def __init__(self, flow: Adapted, counts: TuningCounts, trained: bool = False) -> None:
+        super().__init__()
+        self.flow, self.counts, self.trained = flow, counts, trained
+        self.path, self.event_shape = flow.path, flow.event_shape
+        self.evaluations, self.name = flow.evaluations, flow.name
+
+    def _count(self, x: Tensor, y: Tensor) -> Tensor:
+        counts, rows = self.counts, self.evaluations * len(x)
+        counts.forward += rows
+        if y.requires_grad:
+            to_input, to_weights = x.requires_grad, self.trained
+            again = self.flow.checkpoint
+
+            def add(gradient: Tensor) -> None:
+                counts.backward += rows * to_input
+                counts.weights += rows * (to_weights and counts.learning)
+                counts.again += rows * again
+
+            y.register_hook(add)
+        return y
+
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """Return the flow's velocity."""
+        return self._count(x, self.flow.velocity(x, t))
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return the flow's jump."""
+        return self._count(x, self.flow.jump(x, s, t))
+
+    def given(self, prompts: Sequence[str]) -> "Metered":
+        """Bind prompts; the calls go to the same counts."""
+        return Metered(self.flow.given(prompts), self.counts, self.trained)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return the flow's images."""
+        return self.flow.decode(x)
+
+
+class Prompts:
+    """Which prompts a step has: every one is seen once before any is seen twice.
+
+    Args:
+        prompts: all of them; None for a flow without prompts.
+        asked: what the reward is asked for each, where that differs.
+        seed: fixes the order.
+    """
+
+    def __init__(
+        self, prompts: Sequence[str] | None, asked: Sequence[str] | None = None, seed: int = 0
+    ) -> None:
+        if prompts is not None and not len(prompts):
+            raise ValueError("the list of prompts is empty: give at least one, or None for none")
+        if asked is not None and len(asked) != len(prompts or ()):
+            raise ValueError(
+                f"{len(asked)} reward prompts for {len(prompts or ())} prompts: give one for each"
+            )
+        self.prompts = None if prompts is None else list(prompts)
+        self.asked = None if asked is None else list(asked)
+        self.seed = seed
+
+    def epochs(self, first: int, last: int) -> list[int]:
+        """Return how often each of the prompts at these places has come before."""
+        return [k // len(self.prompts or [""]) for k in range(first, last)]
+
+    def __call__(self, first: int, last: int) -> tuple[list[str] | None, list[str] | None]:
+        """Return the prompts at places first to last of the endless list, and what is asked."""
+        if self.prompts is None:
+            return None, None
+        n = len(self.prompts)
+        orders = {
+            epoch: torch.randperm(n, generator=generator(self.seed, epoch, "order")).tolist()
+            for epoch in range(first // n, (last - 1) // n + 1)
+        }
+        chosen = [orders[k // n][k % n] for k in range(first, last)]
+        asked = None if self.asked is None else [self.asked[i] for i in chosen]
+        return [self.prompts[i] for i in chosen], asked
+
+
+class RewardTuning(L.LightningModule):
+    """Tune the adapters of a flow by an objective, keeping their running average.
+
+    Args:
+        tuned: the flow with adapters; they are changed in place.
+        objective: what the reward does to them.
+        reward: in its own units.
+        prompts: the prompts of each step.
+        steps: length of the run.
+        batch_size: rows of an optimizer step, over all processes and micro-batches.
+        micro_batch: rows of one call on one process.
+        temperature: what the reward is divided by.
+        learning_rate: of AdamW.
+        warm: steps of linear warm-up; the rate is constant after it.
+        average: decay of the running average (shorter at the start).
+        seed: with the step and the row, it fixes all that is drawn.
+
+    Raises:
+        ValueError: sizes that do not divide, or an objective that needs a gradient that the reward
+            does not have.
+    """
+
+    strict_loading = False  # checkpoints hold the adapters alone
+
+    def __init__(
+        self,
+        tuned: Adapted,
+        objective: Objective,
+        reward: Reward,
+        prompts: Prompts,
+        *,
+        steps: int,
+        batch_size: int,
+        micro_batch: int,
+        temperature: float,
+        learning_rate: float = 1e-3,
+        warm: int = 20,
+        average: float = 0.98,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        group = objective.group
+        if objective.differentiable and not reward.differentiable:
+            raise ValueError(
+                f"objective {type(objective).__name__.lower()!r} needs the reward's gradient, and "
+                "the reward is declared not differentiable: take nft or grpo, which need values "
+                "alone, or a differentiable reward"
+            )
+        if micro_batch % group:
+            raise ValueError(
+                f"{micro_batch} rows a call do not hold whole groups of {group} rows a prompt, "
+                f"which this objective compares: make it a multiple of {group}"
+            )
+        for p in tuned.adapters().values():
+            p.requires_grad_(True)
+        if not tuned.adapters(AVERAGE):
+            tuned.add(AVERAGE)
+        self.tuned, self.objective = tuned, objective
+        self.counts = TuningCounts()
+        self._reward = [CountedReward(reward, self.counts)]  # in a list: not a part of the module
+        self.prompts, self.steps, self.seed = prompts, steps, seed
+        self.batch_size, self.micro_batch = batch_size, micro_batch
+        self.temperature, self.decay = temperature, average
+        self.learning_rate, self.warm = learning_rate, warm
+        self.last: dict[str, float] = {}
+        self._terms: list[dict[str, Tensor]] = []
+        self._micro = 0
+        self._hash: str | None = None
+
+    @property
+    def reward(self) -> Reward:
+        """The reward, counted."""
+        return self._reward[0]
+
+    def loader(self) -> DataLoader:
+        """Return a loader that only counts: what a step draws is a function of its number."""
+        return DataLoader(range(self.steps * self.accumulate()), batch_size=None)  # type: ignore[arg-type]
+
+    def accumulate(self, processes: int | None = None) -> int:
+        """Return how many micro-batches an optimizer step takes on each process."""
+        count = processes or (self.trainer.world_size if self._trainer is not None else 1)
+        if self.batch_size % (self.micro_batch * count):
+            raise ValueError(
+                f"a batch of {self.batch_size} rows does not split into calls of "
+                f"{self.micro_batch} rows on {count} processes: make it a multiple of "
+                f"{self.micro_batch * count}"
+            )
+        return self.batch_size // (self.micro_batch * count)
+
+    def batch(self, step: int, first: int, last: int) -> Batch:
+        """Return rows first to last of a step's batch, its flows bound to their prompts."""
+        flow, group = self.tuned, self.objective.group
+        draws = Draws(self.seed, step, (first, last), device=self.device, dtype=self.dtype_of())
+        start = step * self.batch_size
+        places = (start + first) // group, (start + last) // group
+        names, asked = self.prompts(*places)
+
+        def bound(view: Adapted, trained: bool = False) -> Metered:
+            view = view if names is None else view.given(names)
+            return Metered(view, self.counts, trained)
+
+        return Batch(
+            bound(flow, True), bound(flow.base), bound(flow.at(1.0, AVERAGE)), self.reward,
+            self.temperature, draws, names, asked, Metered(flow.base, self.counts),
+            None if names is None else self.prompts.epochs(*places),
+        )  # fmt: skip
+
+    def dtype_of(self) -> torch.dtype:
+        """Return what noise is drawn in: float64 for a flow of doubles, else float32."""
+        kinds = {p.dtype for p in self.tuned.flow.parameters()}
+        return torch.float64 if kinds == {torch.float64} else torch.float32
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        """Return the loss of the micro-batch that is this process's turn."""
+        m = self.micro_batch
+        first = (self._micro * self.trainer.world_size + self.trainer.global_rank) * m
+        self._micro += 1
+        terms = self.objective(self.batch(self.global_step, first, first + m))
+        if not bool(torch.isfinite(terms["loss"])):
+            raise FloatingPointError(
+                f"the loss of step {self.global_step} is {float(terms['loss'].detach())}: lower "
+                "learning_rate, raise the temperature or a brake; the last checkpoint is whole"
+            )
+        self._terms.append({name: value.detach().float() for name, value in terms.items()})
+        return terms["loss"]
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Count weight gradients from here on."""
+        self.counts.learning = True
+
+    def on_after_backward(self) -> None:
+        """Stop counting weight gradients."""
+        self.counts.learning = False
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the step's terms, their mean over its micro-batches and processes."""
+        gradients = [p.grad for p in self.tuned.adapters().values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        names = list(self._terms[0])
+        values = torch.stack([torch.stack([t[n] for n in names]) for t in self._terms]).mean(0)
+        values = self.trainer.strategy.reduce(values, reduce_op="mean")
+        self.last = dict(zip(names, values.tolist(), strict=True)) | {"gradient": float(norm)}
+        self._terms, self._micro = [], 0
+        self.log_dict({f"train/{k}": v for k, v in self.last.items()}, batch_size=1)
+        self.log("reward", self.last.get("reward", float("nan")), prog_bar=True, logger=False)
+        self.log("nfe", float(self.counts.nfe), batch_size=1)
+        self.log("reward_calls", float(self.counts.reward), batch_size=1)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step, then move the running average towards the new adapters.
+
+        Here and not at the batch's end, where checkpoints are written before it would move.
+        """
+        k = self.global_step + 1
+        super().optimizer_step(*args, **kwargs)
+        decay = min(self.decay, (1 + k) / (10 + k))
+        new: list[Tensor] = list(self.tuned.adapters().values())
+        with torch.no_grad():
+            old: list[Tensor] = list(self.tuned.adapters(AVERAGE).values())
+            torch._foreach_lerp_(old, new, 1 - decay)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW without decay, a linear warm-up, then a constant rate."""
+        optimizer = torch.optim.AdamW(
+            self.tuned.adapters().values(),
+            lr=self.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda k: min(1.0, (k + 1) / max(1, self.warm))
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_fit_start(self) -> None:
+        """Move the reward, which is not a part of the module, to where the flow is."""
+        self.reward.to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the adapters, the objective's memory, the counts and the generators: no base."""
+        state = checkpoint["state_dict"]
+        kept = {k: v for k, v in state.items() if "lora_" in k or k.startswith("objective.")}
+        checkpoint["state_dict"] = kept
+        checkpoint["base"] = {"name": self.tuned.name, "sha256": self._base()}
+        checkpoint["counts"] = asdict(self.counts)
+        checkpoint["generators"] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            checkpoint["generators"]["cuda"] = torch.cuda.get_rng_state_all()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another base, else take up where it was.
+
+        Raises:
+            ValueError: it was made on other weights.
+        """
+        theirs = checkpoint["base"]
+        if theirs["sha256"] != self._base():
+            raise ValueError(
+                f"the checkpoint was made on {theirs['name']!r} with weights "
+                f"{theirs['sha256'][:12]}, and this base, {self.tuned.name!r}, has others "
+                f"({self._base()[:12]}): go on with the same base, or choose another folder"
+            )
+        for name, value in checkpoint["counts"].items():
+            setattr(self.counts, name, value)
+        torch.set_rng_state(checkpoint["generators"]["cpu"].cpu())
+        if torch.cuda.is_available() and "cuda" in checkpoint["generators"]:
+            torch.cuda.set_rng_state_all(checkpoint["generators"]["cuda"])
+
+    def _base(self) -> str:
+        if self._hash is None:
+            self._hash = fingerprint(self.tuned)
+        return self._hash
