@@ -1,11 +1,11 @@
-"""`steer models | rewards | methods`: what there is, a line each."""
+"""`steer models | rewards | methods | objectives`: what there is, a line each."""
 
 from collections.abc import Mapping
 
 import rewards
 import steer
 
-__all__ = ["methods", "models", "rewards_"]
+__all__ = ["methods", "models", "objectives", "rewards_"]
 
 
 def _print(names: Mapping[str, str]) -> None:
@@ -31,3 +31,8 @@ def rewards_() -> None:
 def methods() -> None:
     """List the sampling methods."""
     _print(steer.METHODS)
+
+
+def objectives() -> None:
+    """List the tuning objectives."""
+    _print(steer.OBJECTIVES)

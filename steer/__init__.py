@@ -9,11 +9,14 @@ from steer.ascent import FlowMapControl, NoiseAscent
 from steer.cfg import ClassifierFree
 from steer.control import Braked, Clipped, Normalised, Windowed
 from steer.exact import GaussianMixture
+from steer.finetune import finetune
 from steer.flow import FlowMap
 from steer.guidance import Guidance, Population
 from steer.kernel import Jump, Kernel, Langevin, Sde
 from steer.load import MODELS, load
+from steer.lora import Adapted
 from steer.noise import Noise
+from steer.objectives.names import OBJECTIVES
 from steer.path import Cosine, Linear, Path, VariancePreserving
 from steer.potential import Denoised, Lookahead, Naive, Potential, Terminal
 from steer.resampler import multinomial, residual, stratified, systematic
@@ -26,6 +29,8 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "MODELS",
+    "OBJECTIVES",
+    "Adapted",
     "Braked",
     "ClassifierFree",
     "Clipped",
@@ -58,6 +63,7 @@ __all__ = [
     "VariancePreserving",
     "Weights",
     "Windowed",
+    "finetune",
     "load",
     "multinomial",
     "residual",

@@ -103,7 +103,7 @@ def term_scores(
 
 def name_of(reward: Reward) -> str:
     """Return what people call a reward."""
-    source = getattr(reward, "f", reward)
+    source = reward if "__name__" in vars(reward) else getattr(reward, "f", reward)
     return getattr(source, "__name__", type(source).__name__)
 
 
