@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 
 from steer.flow import FlowMap
-from steer.lora import load_adapters
+from steer.folder import write_atomically
+from steer.lora import Adapted, load_adapters
 from steer.network import NetworkFlow, TwoTimeUNet
 
 __all__ = ["MODELS", "load", "save"]
@@ -45,6 +46,10 @@ def load(
         device: where to put it; the CPU by default.
         dtype: of its parameters; float32 by default.
 
+    Returns:
+        The flow, its parameters frozen; with `lora` a `steer.lora.Adapted`, whose `base` is the
+        flow without them and whose `at(scale)` is any scale of them.
+
     Raises:
         ValueError: an unknown name (with the nearest ones), a file that is not what it should be,
             adapters that were made for another base.
@@ -73,7 +78,7 @@ def load(
 
 
 def save(
-    flow: NetworkFlow, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32
+    flow: FlowMap, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32
 ) -> None:
     """Write a model's folder; each file appears whole or not at all.
 
@@ -81,23 +86,25 @@ def save(
         flow: the model.
         folder: made where it is missing.
         dtype: of the stored weights.
+
+    Raises:
+        TypeError: a flow with adapters, or one of another kind.
     """
+    if isinstance(flow, Adapted):
+        raise TypeError(
+            "this flow has adapters: steer.lora.save_adapters(flow, folder) writes those alone, "
+            "save(steer.lora.merged(flow), folder) the whole model"
+        )
+    if not isinstance(flow, NetworkFlow):
+        raise TypeError(f"a {type(flow).__name__} has no folder format: save its weights yourself")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         k: v.detach().to("cpu", dtype).contiguous() for k, v in flow.network.state_dict().items()
     }
     text = json.dumps({"format": FORMAT, **flow.network.config}, ensure_ascii=False, indent=1)
-    for name, data in [
-        ("model.safetensors", safetensors.torch.save(state)),
-        ("config.json", text.encode()),
-    ]:
-        partial = folder / f".{name}.{os.getpid()}.partial"
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, folder / name)
-        finally:
-            partial.unlink(missing_ok=True)
+    write_atomically(folder / "model.safetensors", safetensors.torch.save(state))
+    write_atomically(folder / "config.json", text.encode())
 
 
 def _folder(name: str | os.PathLike[str]) -> Path:

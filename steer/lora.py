@@ -8,7 +8,9 @@ no second copy of the network. peft does the layers; `import steer` does not loa
 import copy
 import hashlib
 import json
+import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from steer.flow import FlowMap
 from steer.noise import generator
@@ -30,6 +33,9 @@ __all__ = [
     "fingerprint",
     "load_adapters",
     "merged",
+    "pack",
+    "plain_config",
+    "read_config",
     "read_metadata",
     "save_adapters",
 ]
@@ -45,7 +51,11 @@ class Adapted(FlowMap):
 
     A view: `at` and `given` return others on the same tensors. Each call switches the adapters and
     switches them back, and a checkpointed call does so again when it is recomputed in the
-    backward pass, so that views of different scales can share one graph.
+    backward pass, so that views of different scales can share one graph. A network's own
+    checkpointing does not: leave it off, and use this one.
+
+    Moves to another dtype keep the adapters in float32 or better. Moving this flow and moving the
+    flow that it was made from are two things: tensors are shared until one of them is moved.
 
     Args:
         flow: a flow whose layers have adapters, see `adapt`.
@@ -54,6 +64,9 @@ class Adapted(FlowMap):
         scale: what their update is multiplied by.
         checkpoint: whether to recompute each call in the backward pass instead of keeping its
             activations (Chen et al. 2016, arXiv 1604.06174).
+
+    Raises:
+        ValueError: a scale that is not finite.
     """
 
     def __init__(
@@ -66,6 +79,7 @@ class Adapted(FlowMap):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        _finite(scale)
         self.flow, self.layers = flow, tuple(layers)
         self.adapter, self.scale, self.checkpoint = adapter, scale, checkpoint
         self.path, self.event_shape = flow.path, flow.event_shape
@@ -79,7 +93,15 @@ class Adapted(FlowMap):
         return view
 
     def at(self, scale: float = 1.0, adapter: str | None = None) -> "Adapted":
-        """Return the same flow at another scale, or with another of its adapters."""
+        """Return the same flow at another scale, or with another of its adapters.
+
+        Raises:
+            ValueError: it has no such adapters, or the scale is not finite.
+        """
+        _finite(scale)
+        known = list(self.flow.peft_config)  # type: ignore[arg-type]
+        if adapter is not None and adapter not in known:
+            raise ValueError(f"no adapters named {adapter!r}: there are {', '.join(known)}")
         return self._view(scale=scale, adapter=self.adapter if adapter is None else adapter)
 
     @property
@@ -88,45 +110,66 @@ class Adapted(FlowMap):
         return self.at(0.0)
 
     def adapters(self, adapter: str | None = None) -> dict[str, nn.Parameter]:
-        """Return the adapters' parameters by their name in the flow."""
-        mark = f".{self.adapter if adapter is None else adapter}."
-        return {
-            name: p for name, p in self.flow.named_parameters() if "lora_" in name and mark in name
-        }
+        """Return the adapters' parameters by their name in the flow; none where it has no such."""
+        chosen = self.adapter if adapter is None else adapter
+        named = self.flow.named_parameters()
+        return {name: p for name, p in named if _plain(name, chosen) is not None}
 
     def add(self, adapter: str, trainable: bool = False) -> None:
-        """Add a second set of adapters, a copy of this view's: an average, or an old policy."""
+        """Add a second set of adapters, a copy of this view's: an average, or an old policy.
+
+        Every view has it, `at(adapter=...)` shows it.
+
+        Args:
+            adapter: its name.
+            trainable: whether its parameters ask for gradients; the others stay as they are.
+
+        Raises:
+            ValueError: there is one of that name.
+        """
         from peft import inject_adapter_in_model
 
-        config = self.flow.peft_config[self.adapter]  # type: ignore[index]
-        own = self.adapters()
-        trained = {name: p.requires_grad for name, p in own.items()}
+        config: dict[str, Any] = self.flow.peft_config  # type: ignore[assignment]
+        if adapter in config:
+            raise ValueError(f"there are adapters named {adapter!r} already: choose another name")
+        before = {name: p.requires_grad for name, p in self.flow.named_parameters()}
+        active = [layer._active_adapter for layer in self.layers]
         with warnings.catch_warnings():  # a second set is what we want
             warnings.simplefilter("ignore")
             with torch.random.fork_rng(devices=[]):
-                inject_adapter_in_model(config, self.flow, adapter)  # type: ignore[arg-type]
-        new = list(self.adapters(adapter).values())
+                inject_adapter_in_model(copy.deepcopy(config[self.adapter]), self.flow, adapter)
         with torch.no_grad():
-            for p, q in zip(new, own.values(), strict=True):
+            pairs = zip(self.adapters(adapter).values(), self.adapters().values(), strict=True)
+            for p, q in pairs:
                 p.data = q.detach().clone()
-                p.requires_grad_(trainable)
-        for name, p in own.items():
-            p.requires_grad_(trained[name])
+        for name, p in self.flow.named_parameters():
+            p.requires_grad_(before.get(name, trainable))
+        for layer, names in zip(self.layers, active, strict=True):
+            layer._active_adapter = names
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Adapted":
+        """Move all tensors, but keep the adapters in float32 at least: small steps count there."""
+        kept = [(p, p.data) for name, p in self.flow.named_parameters() if ".lora_" in name]
+        super()._apply(fn, recurse)
+        for p, values in kept:
+            p.data = values.to(p.device, _at_least_single(p.dtype))
+            if p.grad is not None:
+                p.grad = p.grad.to(p.dtype)
+        return self
 
     @contextmanager
     def _switched(self) -> Iterator[None]:
-        before = [(layer._disable_adapters, layer._active_adapter) for layer in self.layers]
-        scaling = [layer.scaling.get(self.adapter) for layer in self.layers]
+        name = self.adapter
+        before = [(m._disable_adapters, m._active_adapter, m.scaling[name]) for m in self.layers]
         try:
-            for layer, own in zip(self.layers, scaling, strict=True):
-                layer._disable_adapters = self.scale == 0
-                layer._active_adapter = [self.adapter]
-                layer.scaling[self.adapter] = self.scale * own
+            for layer in self.layers:
+                layer._disable_adapters, layer._active_adapter = self.scale == 0, [name]
+                layer.set_scale(name, self.scale)  # times alpha / r, whatever it was before
             yield
         finally:
-            for layer, state, own in zip(self.layers, before, scaling, strict=True):
-                layer._disable_adapters, layer._active_adapter = state
-                layer.scaling[self.adapter] = own
+            for layer, (off, active, scaling) in zip(self.layers, before, strict=True):
+                layer._disable_adapters, layer._active_adapter = off, active
+                layer.scaling[name] = scaling
 
     def _call(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         def run(x: Tensor) -> Tensor:
@@ -135,7 +178,7 @@ class Adapted(FlowMap):
 
         if not (self.checkpoint and torch.is_grad_enabled()):
             return run(x)
-        return torch.utils.checkpoint.checkpoint(run, x, use_reentrant=False)
+        return recomputed(run, x, use_reentrant=False)
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Return the velocity at this scale, (n, *event)."""
@@ -146,8 +189,9 @@ class Adapted(FlowMap):
         return self._call(lambda x: self.flow.jump(x, s, t), x)
 
     def given(self, prompts: Sequence[str]) -> "Adapted":
-        """Bind prompts."""
-        return self._view(flow=self.flow.given(prompts))
+        """Bind prompts; itself, where the flow takes none."""
+        bound = self.flow.given(prompts)
+        return self if bound is self.flow else self._view(flow=bound)
 
     def decode(self, x: Tensor) -> Tensor:
         """Return the flow's images."""
@@ -156,6 +200,28 @@ class Adapted(FlowMap):
     def encode(self, images: Tensor) -> Tensor:
         """Return what decodes to the images."""
         return self.flow.encode(images)
+
+
+def _finite(scale: float) -> None:
+    if not math.isfinite(scale):
+        raise ValueError(
+            f"the adapters' scale must be finite, got {scale}: 0 is the base, 1 tuned"
+        )
+
+
+def _plain(name: str, adapter: str) -> str | None:
+    """Return an adapter's parameter's name as peft's files have it; None if it is another's.
+
+    >>> _plain("head.lora_A.default.weight", "default")
+    'head.lora_A.weight'
+    >>> _plain("up.head.lora_A.default.weight", "up")
+    """
+    found = re.fullmatch(rf"(.*\.lora_\w+)\.{re.escape(adapter)}(\..*)?", name)
+    return found and found[1] + (found[2] or "")
+
+
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _sharing(flow: FlowMap) -> FlowMap:
@@ -172,28 +238,35 @@ def _sharing(flow: FlowMap) -> FlowMap:
 
 def _targets(flow: nn.Module) -> list[str]:
     """Name the linear layers and convolutions."""
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return [name for name, m in flow.named_modules() if isinstance(m, kinds)]
 
 
-def _inject(flow: FlowMap, config: Any, targets: Sequence[str]) -> Adapted:
+def _inject(flow: FlowMap, config: Any) -> Adapted:
+    """Put adapters on new modules of the flow's tensors.
+
+    Raises:
+        ValueError: the flow has adapters already, or none of the named layers.
+    """
     from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    if any(isinstance(m, BaseTunerLayer) for m in flow.modules()):
+        raise ValueError(
+            "the flow has adapters already: take the flow that they were put on, or add them to "
+            "its weights first with steer.lora.merged"
+        )
     twin = _sharing(flow)
+    modes = {name: m.training for name, m in twin.named_modules()}
     with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
         inject_adapter_in_model(config, twin, DEFAULT)
-    layers = [m for m in twin.modules() if isinstance(m, BaseTunerLayer)]
-    if not layers:
-        raise ValueError(
-            f"no layer of {type(flow).__name__} is named by {list(targets)}: give some of "
-            f"{', '.join(_targets(flow)[:12])} ..."
-        )
     twin.requires_grad_(False)
-    tuned = Adapted(twin, layers)
-    for p in tuned.adapters().values():  # the adapters' own precision, whatever the base has
-        p.data = p.data.float()
+    tuned = Adapted(twin, [m for m in twin.modules() if isinstance(m, BaseTunerLayer)])
     tuned.train(flow.training)
+    for name, m in twin.named_modules():
+        m.training = modes.get(name.replace(".base_layer", ""), flow.training)
+    for p in tuned.adapters().values():
+        p.data = p.data.to(_at_least_single(p.dtype))
     return tuned
 
 
@@ -208,6 +281,9 @@ def adapt(
 ) -> Adapted:
     """Put new adapters on a flow; the result shares the flow's tensors, and not its modules.
 
+    The adapters are in float32 (float64 for a flow of doubles), and ask for no gradient until a
+    trainer does: `for p in tuned.adapters().values(): p.requires_grad_()`.
+
     Args:
         flow: any flow with linear layers or convolutions; it stays as it is.
         rank: r.
@@ -218,7 +294,7 @@ def adapt(
         seed: fixes A; B is zero.
 
     Raises:
-        ValueError: the flow has no such layer, or a rank below one.
+        ValueError: the flow has no such layer or has adapters already, or a rank below one.
     """
     from peft import LoraConfig
 
@@ -230,26 +306,26 @@ def adapt(
             f"{type(flow).__name__} has no linear layer or convolution to put adapters on: tune a "
             "flow that is a network"
         )
-    chosen = known if targets is None else list(targets)
+    for target in targets or ():
+        if not any(name == target or name.endswith(f".{target}") for name in known):
+            raise ValueError(
+                f"no linear layer or convolution of {type(flow).__name__} is named {target!r}: "
+                f"there are {', '.join(known[:12])}{' ...' if len(known) > 12 else ''}; the end "
+                "of a name stands for all that end so"
+            )
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]
-        target_modules=chosen,
+        target_modules=list(targets or known),
         lora_dropout=dropout,
         base_model_name_or_path=flow.name or None,
     )
-    try:
-        tuned = _inject(flow, config, chosen)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}: the layers of {type(flow).__name__} that can have adapters are "
-            f"{', '.join(known[:12])}{' ...' if len(known) > 12 else ''}"
-        ) from None
+    tuned = _inject(flow, config)
     for name, p in tuned.adapters().items():  # as peft draws them, but from our own seed
-        if "lora_A" in name:
-            source = generator(seed, name)
+        if ".lora_A." in name:
             bound = p[0].numel() ** -0.5
-            p.data = (2 * torch.rand(p.shape, generator=source) - 1).mul_(bound).to(p.device)
+            values = torch.rand(p.shape, generator=generator(seed, name), dtype=p.dtype)
+            p.data = (2 * values - 1).mul_(bound).to(p.device)
     return tuned
 
 
@@ -289,29 +365,49 @@ def save_adapters(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    mark = f".{tuned.adapter}."
     state = {
-        PREFIX + name.replace(mark, "."): p.detach().to("cpu").contiguous()
+        f"{PREFIX}{_plain(name, tuned.adapter)}": p.detach().to("cpu").contiguous()
         for name, p in tuned.adapters().items()
     }
-    notes = {
-        "base": tuned.name,
-        "base_sha256": fingerprint(tuned),
-        "flowsteer": steer.__version__,
-        **(metadata or {}),
-    }
-    texts = {"format": "pt"} | {
-        k: v if isinstance(v, str) else json.dumps(v) for k, v in notes.items()
-    }
+    notes = {"base": tuned.name, "flowsteer": steer.__version__, **(metadata or {})}
+    if "base_sha256" not in notes:
+        notes["base_sha256"] = fingerprint(tuned)
     config = tuned.flow.peft_config[tuned.adapter].to_dict()  # type: ignore[index,union-attr]
     config["inference_mode"] = True
+    write_atomically(folder / WEIGHTS, pack(state, notes))
+    write_atomically(folder / CONFIG, plain_config(config))
+
+
+def pack(state: dict[str, Tensor], notes: dict[str, Any]) -> bytes:
+    """Return a safetensors file: tensors, and notes (JSON values) that `read_metadata` reads."""
+    texts = {"format": "pt"}
+    for name, value in notes.items():
+        own = isinstance(value, str) and _parsed(value) is value
+        texts[name] = value if own else json.dumps(value, ensure_ascii=False)
+    return safetensors.torch.save(state, texts)
+
+
+def plain_config(config: dict[str, Any]) -> bytes:
+    """Return peft's configuration as JSON, sets as sorted lists."""
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-    write_atomically(folder / WEIGHTS, safetensors.torch.save(state, texts))
-    write_atomically(folder / CONFIG, json.dumps(plain, indent=1, default=str).encode())
+    return json.dumps(plain, indent=1, default=str).encode()
+
+
+def _parsed(text: str) -> Any:
+    """Return what a text is as JSON, and itself where it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what a folder of adapters says of itself; empty where peft alone wrote it."""
+    """Return what a folder of adapters says of itself: little where peft alone wrote it.
+
+    Raises:
+        FileNotFoundError: it has no file of adapters.
+        ValueError: that file is truncated.
+    """
     try:
         with safetensors.safe_open(_present(Path(folder) / WEIGHTS), "pt") as file:
             texts = file.metadata() or {}
@@ -319,13 +415,32 @@ def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(
             f"{Path(folder) / WEIGHTS} is truncated or corrupt ({error}): copy it again"
         ) from None
-    notes: dict[str, Any] = {}
-    for name, text in texts.items():
-        try:
-            notes[name] = json.loads(text)
-        except json.JSONDecodeError:
-            notes[name] = text
-    return notes
+    return {name: _parsed(text) for name, text in texts.items()}
+
+
+def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return peft's configuration of a folder of adapters.
+
+    Raises:
+        FileNotFoundError: it has none.
+        ValueError: it is no configuration of a LoRA, or of a kind that has more than A and B.
+    """
+    file = _present(Path(folder) / CONFIG)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        kind = found.get("peft_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is no LoRA's configuration: {error}") from None
+    if kind != "LORA":
+        raise ValueError(f"{file} is no LoRA's configuration: its peft_type is {kind!r}")
+    more = [k for k in ("use_dora", "modules_to_save", "lora_bias") if found.get(k)]
+    more += ["bias"] if found.get("bias", "none") != "none" else []
+    if more:
+        raise ValueError(
+            f"{file} sets {', '.join(more)}: only the plain update B A x can be scaled to zero, "
+            "so train without"
+        )
+    return found
 
 
 def load_adapters(
@@ -365,29 +480,22 @@ def load_adapters(
             f"weights {str(own)[:12]}: load the base that they were made for, or tune again on "
             "this one"
         )
-    text = _present(folder / CONFIG).read_text(encoding="utf-8")
+    found = read_config(folder)
+    known = LoraConfig.__dataclass_fields__
     try:
-        found = json.loads(text)
-        if found.get("peft_type") != "LORA":
-            raise ValueError(f"peft_type is {found.get('peft_type')!r}, and LORA is what we read")
-        known = LoraConfig.__dataclass_fields__
         config = LoraConfig(**{k: v for k, v in found.items() if k in known and k != "peft_type"})
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / CONFIG} is no LoRA's configuration: {error}") from None
+        tuned = _inject(flow, config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the adapters in {folder} do not fit this base: {error}") from None
     state = {
         name.removeprefix(PREFIX): p
         for name, p in safetensors.torch.load_file(folder / WEIGHTS).items()
     }
-    try:
-        tuned = _inject(flow, config, sorted(config.target_modules or []))
-    except ValueError as error:
-        raise ValueError(f"the adapters in {folder} do not fit this base: {error}") from None
-    mark = f".{DEFAULT}."
-    own_state = {name.replace(mark, "."): p for name, p in tuned.adapters().items()}
+    own_state = {str(_plain(name, DEFAULT)): p for name, p in tuned.adapters().items()}
     missing, unknown = own_state.keys() - state.keys(), state.keys() - own_state.keys()
     wrong = [n for n in own_state.keys() & state.keys() if own_state[n].shape != state[n].shape]
     if missing or unknown or wrong:
-        example = next(iter([*unknown, *missing, *wrong]))
+        example = min([*unknown, *missing, *wrong])
         raise ValueError(
             f"the adapters in {folder} do not fit this base: {len(unknown)} are for layers that "
             f"it does not have, {len(missing)} of its own are missing, {len(wrong)} have another "
@@ -401,7 +509,10 @@ def load_adapters(
 
 
 def merged(tuned: Adapted) -> FlowMap:
-    """Return a plain flow with the adapters added to its weights, at the view's scale: a copy."""
+    """Return a plain flow with the adapters added to its weights, at the view's scale: a copy.
+
+    It has no name of its own yet: `steer.load.save` makes it a model's folder.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     flow = copy.deepcopy(tuned.flow)
@@ -411,11 +522,11 @@ def merged(tuned: Adapted) -> FlowMap:
             plain: Any = layer.get_base_layer()
             with torch.no_grad():
                 update = layer.get_delta_weight(tuned.adapter)  # type: ignore[attr-defined]
-                plain.weight.add_((tuned.scale * update).to(plain.weight))
+                plain.weight.copy_(plain.weight + tuned.scale * update)  # rounded once
             parent, _, leaf = name.rpartition(".")
             setattr(flow.get_submodule(parent), leaf, plain)
-    if hasattr(flow, "peft_config"):
-        del flow.peft_config
+    del flow.peft_config
+    flow.name = ""
     return flow
 
 

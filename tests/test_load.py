@@ -5,6 +5,7 @@ import torch
 
 from steer import load as load_model
 from steer.load import save
+from steer.lora import adapt, save_adapters
 from steer.network import NetworkFlow, TwoTimeUNet
 
 
@@ -73,12 +74,30 @@ def test_a_wrong_configuration_is_an_error_that_says_so(saved):
         load_model(folder)
 
 
-def test_adapters_and_plain_files_are_refused(saved):
-    _, folder = saved
-    with pytest.raises(NotImplementedError, match="adapters are not supported"):
-        load_model(folder, lora="some/folder")
+def test_plain_files_are_refused(saved):
     with pytest.raises(ValueError, match="is a file: give the folder"):
-        load_model(folder / "config.json")
+        load_model(saved[1] / "config.json")
+
+
+def test_adapters_are_put_on_the_model(saved, tmp_path):
+    folder = saved[1]
+    tuned = adapt(load_model(folder))
+    for p in tuned.adapters().values():
+        p.data += 0.1
+    save_adapters(tuned, tmp_path / "lora")
+    x = torch.randn(2, 3, 8, 8)
+    loaded = load_model(folder, lora=tmp_path / "lora", lora_scale=0.5, dtype=torch.float64)
+    assert (loaded.scale, loaded.training, loaded.name) == (0.5, False, str(folder))
+    assert {p.dtype for p in loaded.parameters()} == {torch.float64}
+    torch.testing.assert_close(loaded.jump(x, 0.0, 1.0), tuned.at(0.5).jump(x, 0.0, 1.0))
+    assert torch.equal(load_model(folder, tmp_path / "lora", 0).velocity(x, 0.5),
+                       load_model(folder).velocity(x, 0.5))  # fmt: skip
+    with pytest.raises(FileNotFoundError, match=r"no folder of adapters at some/folder"):
+        load_model(folder, lora="some/folder")
+    with pytest.raises(ValueError, match=r"were made for .*model' with weights .*'emoji'"):
+        load_model("emoji", lora=tmp_path / "lora")
+    with pytest.raises(ValueError, match="scale must be finite, got inf"):
+        load_model(folder, lora=tmp_path / "lora", lora_scale=float("inf"))
 
 
 def test_a_full_disk_leaves_the_old_weights_whole(saved, tmp_path):
