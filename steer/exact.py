@@ -134,10 +134,21 @@ class GaussianMixture(FlowMap):
         return self._posterior(x, *self.path(t))[2].logsumexp(0)
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Return `X(s,t,x)`, (n, d), within 1e-4, with gradients."""
+        """Return `X(s,t,x)`, (n, d), within 1e-4, with gradients; exact for a single Gaussian."""
+        if len(self.means) == 1:
+            return self._stretch(x, as_time(s), as_time(t))
         if self._steps is None:
             self._steps = self._calibrate()
         return self._integrate(x, as_time(s), as_time(t), self._steps)
+
+    def _stretch(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """Return `beta_t m + (C_t / C_s)^½ (x - beta_s m)`, of a single Gaussian N(m, S)."""
+        (a_s, b_s), (a_t, b_t) = self.path(s), self.path(t)
+        variances, mean = self.variances.to(x), self.means.to(x)
+        before = like(a_s**2, x) + like(b_s**2, x) * variances
+        after = like(a_t**2, x) + like(b_t**2, x) * variances
+        z = self._rotate((x - like(b_s, x) * mean)[None])[0]
+        return like(b_t, x) * mean + self._rotate_back((z * (after / before).sqrt())[None])[0]
 
     def _integrate(self, x: Tensor, s: Tensor, t: Tensor, steps: int) -> Tensor:
         """Integrate `dy/dphi = E[cos(phi) x_1 - sin(phi) x_0 | y]`, `y = x / |(alpha, beta)|`.

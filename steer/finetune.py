@@ -41,7 +41,7 @@ class Settings:
         alpha: their update is scaled by alpha / rank. Default: 2 rank.
         targets: names of the adapted layers, or the ends of their names. Default: all linear
             layers and convolutions.
-        learning_rate: of AdamW.
+        learning_rate: of AdamW; after the warm-up it follows a cosine to zero.
         warm: steps of linear warm-up.
         batch_size: rows of an optimizer step, over all processes and micro-batches.
         micro_batch: rows of one call on one process. Default: a process's whole share.
@@ -68,7 +68,7 @@ class Settings:
     rank: int = 16
     alpha: float | None = None
     targets: list[str] | None = None
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     warm: int = 20
     batch_size: int = 16
     micro_batch: int | None = None
@@ -236,11 +236,11 @@ def finetune(
         "reward": name_of(reward), "prompts": prompts, "reward_prompts": reward_prompts,
         "temperature": temperature, "seed": seed, "base": flow.name,
         "base_sha256": fingerprint(flow),
-        "settings": {k: v for k, v in asdict(chosen).items() if k not in RUNTIME},
+        "steps": steps, "settings": {k: v for k, v in asdict(chosen).items() if k not in RUNTIME},
     }  # fmt: skip
     if folder is not None:
         _claim(folder, identity, overwrite)
-        if (folder / "finished.json").exists() and _finished(folder) >= steps:
+        if (folder / "finished.json").exists():
             print(f"{folder} is finished")
             return load_adapters(flow, folder)
     tuned = adapt(flow, chosen.rank, chosen.alpha, targets=chosen.targets, seed=seed)
@@ -485,8 +485,3 @@ def _claim(out: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) < 60 else text[:57] + "..."
-
-
-def _finished(out: Path) -> int:
-    ended = json.loads((out / "finished.json").read_text())
-    return ended["steps"]

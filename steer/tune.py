@@ -21,6 +21,7 @@ from steer.objectives.reward import Batch, Objective
 from steer.path import Time
 from steer.reward import Reward
 from steer.shared import CountedReward, Counts
+from steer.train import warm_cosine
 
 __all__ = ["AVERAGE", "Metered", "Prompts", "RewardTuning", "TuningCounts"]
 
@@ -142,7 +143,7 @@ class RewardTuning(L.LightningModule):
         micro_batch: rows of one call on one process.
         temperature: what the reward is divided by.
         learning_rate: of AdamW.
-        warm: steps of linear warm-up; the rate is constant after it.
+        warm: steps of linear warm-up; the rate then follows a cosine to zero.
         average: decay of the running average (shorter at the start).
         seed: with the step and the row, it fixes all that is drawn.
 
@@ -291,20 +292,15 @@ class RewardTuning(L.LightningModule):
             torch._foreach_lerp_(old, new, 1 - decay)
 
     def configure_optimizers(self) -> Any:
-        """AdamW without decay, a linear warm-up, then a constant rate."""
+        """AdamW without decay of weights, `warm` steps up, then a cosine to zero."""
         optimizer = torch.optim.AdamW(
             self.tuned.adapters().values(),
             lr=self.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=0.0,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda k: min(1.0, (k + 1) / max(1, self.warm))
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        schedule = warm_cosine(optimizer, self.steps, max(1, self.warm))
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_fit_start(self) -> None:
         """Move the reward, which is not a part of the module, to where the flow is."""

@@ -5,17 +5,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from steer.names import unknown
+from steer.objectives.adjoint import Adjoint
 from steer.objectives.amortise import Amortise
 from steer.objectives.direct import Direct, Draft
+from steer.objectives.policy import GRPO, NFT
 from steer.objectives.reward import Objective
 from steer.objectives.tilt import Transport
+from steer.objectives.value import Value
 
 __all__ = ["OBJECTIVES", "TABLE", "build", "name_of", "options_of"]
 
 TABLE: dict[str, tuple[type[Objective], str]] = {
     "direct": (Direct, "ascent of the reward through one jump, or several, with brakes"),
     "transport": (Transport, "the transport tilt: reward against control energy (2609.27033)"),
+    "value": (
+        Value,
+        "the exponential tilt by weighted posterior draws (Meta Flow Maps, 2601.14430)",
+    ),
     "amortise": (Amortise, "guidance paid once: regress the map on a guided population"),
+    "nft": (NFT, "no gradient: forward-process contrast on the map (2509.16117, 2607.15273)"),
+    "grpo": (GRPO, "no gradient: group-relative, anchored stochastic jumps (2607.00535)"),
+    "adjoint": (Adjoint, "baseline: adjoint matching on a memoryless rollout (2409.08861)"),
     "draft": (Draft, "baseline: truncated backpropagation through a rollout (2309.17400)"),
 }
 """Name -> its class, and one line."""
