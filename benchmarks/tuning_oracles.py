@@ -1,9 +1,9 @@
 """Tuning objectives against closed forms, on tiny networks: `python -m benchmarks.tuning_oracles`.
 
 The transport toy (arXiv 2609.27033): base N(0, 1), linear path, reward
-`exp(-(y - 4.75)² / (2 2.25²))`, R = 7 reward. Mean reward .142 for the base, .367 for the exponential
-tilt, .617 for the transport optimum, whose objective `E[R - ½∫|u|² dt]` is 2.351; guidance by the
-base's lookahead reaches .460 and 2.109.
+`exp(-(y - 4.75)² / (2 2.25²))`, R = 7 reward. Mean reward .142 for the base, .367 for the
+exponential tilt, .617 for the transport optimum, whose objective `E[R - ½∫|u|² dt]` is 2.351;
+guidance by the base's lookahead reaches .460 and 2.109.
 """
 
 import argparse

@@ -32,7 +32,8 @@ __all__ = [
 
 def squared(x: Tensor) -> Tensor:
     """Return `|x|²` of each row, (n,), summed over the event."""
-    return x.float().square().flatten(1).sum(1)
+    x = x if x.dtype == torch.float64 else x.float()
+    return x.square().flatten(1).sum(1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,175 @@
+"""Tuning on toys whose base is exact: reward gained against reward calls.
+
+`python -m benchmarks.tuning_toys --free` sets the objectives that need no gradient of the reward
+beside `Direct(jumps=(1,), anchor=1)` on two toys:
+
+- `bump`: the published one on the line (arXiv 2609.27033), N(0, 1), a linear path, reward
+  `exp(-(y - 4.75)² / (2 2.25²))`, temperature 1/7;
+- `slope`: two Gaussians in the plane and a linear reward, temperature 1.
+
+The objectives have different optima: `Direct` moves each sample at a transport cost, the others
+are held by a divergence. What is compared is the mean reward of plain samples over the base's.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+import steer
+from steer.lora import Adapted, adapt
+from steer.noise import Draws
+from steer.objectives.direct import Direct
+from steer.objectives.policy import GRPO, NFT
+from steer.objectives.reward import Batch, Objective
+from steer.path import Time, like
+from steer.reward import Reward, wrap
+from steer.testing import Corrected
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A base in closed form, a reward on it, and a temperature."""
+
+    base: steer.FlowMap
+    reward: Reward
+    temperature: float
+
+
+class StandardNormal(steer.FlowMap):
+    """The flow map of N(0, 1) data on the line: `X(s,t,x) = x c_t / c_s`, `c² = alpha² + beta²`.
+
+    As `GaussianMixture` has it, without its integration.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path, self.event_shape = steer.Linear(), (1,)
+
+    def velocity(self, x: torch.Tensor, t: Time) -> torch.Tensor:
+        """Return `x c'_t / c_t`."""
+        alpha, beta = self.path(t)
+        return like((beta - alpha) / (alpha**2 + beta**2), x) * x
+
+    def jump(self, x: torch.Tensor, s: Time, t: Time) -> torch.Tensor:
+        """Return `x c_t / c_s`."""
+        (alpha_s, beta_s), (alpha_t, beta_t) = self.path(s), self.path(t)
+        return like(torch.hypot(alpha_t, beta_t) / torch.hypot(alpha_s, beta_s), x) * x
+
+
+def bump() -> Toy:
+    """Return the published toy on the line: E r is .1421, under the exponential tilt .3669."""
+    flow = StandardNormal()
+    f = wrap(lambda x: torch.exp(-((x[:, 0] - 4.75) ** 2) / (2 * 2.25**2)))
+    return Toy(flow, f, 1 / 7)
+
+
+def slope() -> Toy:
+    """Return two Gaussians in the plane with a linear reward across them."""
+    flow = steer.GaussianMixture(torch.tensor([[-1.5, 0.0], [1.5, 0.5]]), 0.3)
+    return Toy(flow, steer.LinearReward(torch.tensor([0.8, 0.4])), 1.0)
+
+
+TOYS: dict[str, Callable[[], Toy]] = {"bump": bump, "slope": slope}
+GRADIENT: Callable[[], Objective] = lambda: Direct(jumps=(1,), anchor=1.0)  # noqa: E731
+FREE: dict[str, Callable[[], Objective]] = {"nft": NFT, "grpo": GRPO}
+
+
+def tune(
+    toy: Toy,
+    objective: Objective,
+    steps: int,
+    rows: int = 32,
+    *,
+    lr: float = 3e-3,
+    decay: float = 0.98,
+    every: int = 0,
+    seed: int = 0,
+) -> tuple[Adapted, list[tuple[int, float]]]:
+    """Tune a network on the toy's base; return it, and (reward calls, gain) along the way.
+
+    AdamW on the adapters, and their running average; a reward call is one sample rewarded. The
+    gain is that of the average's one-jump samples, with the noise of the base's.
+
+    Args:
+        toy: what is tuned on what.
+        objective: by which rule.
+        steps: optimizer steps.
+        rows: samples of a batch, all of one prompt.
+        lr: the learning rate.
+        decay: of the running average, at most; it starts lower.
+        every: measure the gain every so many steps; 0: at the end.
+        seed: fixes the adapters and the noise.
+    """
+    student = adapt(Corrected(toy.base, seed=seed), rank=16, seed=seed)
+    student.add("average")
+    average = student.at(adapter="average")
+    parameters = list(student.adapters().values())
+    slow = list(student.adapters("average").values())
+    for p in parameters:
+        p.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+    curve = []
+    for step in range(steps):
+        batch = Batch(
+            student, student.base, average, toy.reward, toy.temperature,
+            Draws(seed, step, (0, rows)),
+        )  # fmt: skip
+        optimizer.zero_grad()
+        objective(batch)["loss"].backward()
+        optimizer.step()
+        now = min(decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for p, q in zip(slow, parameters, strict=True):
+                p.lerp_(q, 1 - now)
+        if (step + 1) % (every or steps) == 0:
+            curve.append(((step + 1) * rows, gain(toy, average)))
+    return student, curve
+
+
+@torch.no_grad()
+def gain(toy: Toy, flow: steer.FlowMap, jumps: int = 1, n: int = 4096) -> float:
+    """Return how much more reward the flow's samples have than the base's of the same noise."""
+    x_0 = torch.randn(n, *flow.event_shape, generator=torch.Generator().manual_seed(7))
+    x = x_0
+    for k in range(jumps):
+        x = flow.jump(x, k / jumps, (k + 1) / jumps)
+    return float((toy.reward(x) - toy.reward(toy.base.jump(x_0, 0.0, 1.0))).mean())
+
+
+def table(steps: int = 200, seeds: Sequence[int] = (0, 1, 2)) -> list[str]:
+    """Run everything, and return the lines: `Direct` gets `steps`, the others ten times that."""
+    lines = [
+        "| toy | objective | reward calls | gain | share | calls to 80 % | gain in 4 jumps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, make in TOYS.items():
+        toy = make()
+        goal = None
+        for rule, build in {"direct": GRADIENT, **FREE}.items():
+            length = steps if goal is None else 10 * steps
+            runs = [tune(toy, build(), length, every=length // 20, seed=s) for s in seeds]
+            curve = [
+                (points[0][0], sum(g for _, g in points) / len(seeds))
+                for points in zip(*(c for _, c in runs), strict=True)
+            ]
+            calls, last = curve[-1]
+            goal = last if goal is None else goal
+            reached = next((str(c) for c, g in curve if g >= 0.8 * goal), "never")
+            four = sum(gain(toy, s.at(adapter="average"), 4) for s, _ in runs) / len(seeds)
+            lines.append(
+                f"| {name} | {rule} | {calls} | {last:.3f} | {last / goal:.0%} | {reached} | "
+                f"{four:.3f} |"
+            )
+    return lines
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--free", action="store_true", help="the objectives without gradients")
+    parser.add_argument("--steps", type=int, default=200, help="of the gradient's run")
+    arguments = parser.parse_args()
+    if not arguments.free:
+        parser.error("say what to measure: --free")
+    print("\n".join(table(arguments.steps)))
