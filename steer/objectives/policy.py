@@ -16,10 +16,13 @@ from steer.flow import FlowMap
 from steer.objectives.reward import Batch, Objective, consistency, distil, draw_pair_of, squared
 from steer.path import like
 
-__all__ = ["GRPO", "NFT", "advantages", "mean_flow_velocity"]
+__all__ = ["GRPO", "NFT", "advantages", "derivative"]
 
 LATEST = 0.98
 """No state later than this is trained: some paths have an infinite velocity at t = 1."""
+
+KNOTS = (0.1, 0.7)
+"""Where a rollout's knots are: earlier a transition has no signal, later hardly any noise."""
 
 
 def advantages(value: Tensor, group: int) -> tuple[Tensor, Tensor]:
@@ -48,14 +51,14 @@ def advantages(value: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return (centred / sigma).flatten(), sigma
 
 
-def mean_flow_velocity(
+def derivative(
     flow: FlowMap, x: Tensor, s: Tensor, t: Tensor, v: Tensor, step: float = 0.01
-) -> tuple[Tensor, Tensor]:
-    """Return `u = (X(s,t,x) - x) / (t-s)` and `(t-s) d`, so that `V = u - (t-s) d`.
+) -> Tensor:
+    """Return `d = ∂_s u + ∇u·v` of the mean velocity `u = (X(s,t,x) - x) / (t-s)`, (n, *event).
 
     With `X(s,t,x) = x + (t-s) u(x,s,t)`, the Eulerian equation `∂_s X + ∇X·b_s = 0` reads
 
-        b - u + (t-s) (∂_s u + ∇u·b) = 0,   so   b = u - (t-s) d,   d = ∂_s u + ∇u·b:
+        b - u + (t-s) (∂_s u + ∇u·b) = 0,   so   b = u - (t-s) d   at v = b_s(x):
 
     the MeanFlow identity (Geng et al. 2025, arXiv 2505.13447) with noise at t = 0, where it is
     the start of the interval that moves. d is a difference along `x + h v` at `s + h`: central,
@@ -65,18 +68,17 @@ def mean_flow_velocity(
         flow: a flow map.
         x: points at s, (n, *event).
         s: starts, (n,).
-        t: ends, (n,), at least three steps after s.
-        v: the direction, b_s(x), (n, *event).
+        t: ends, (n,), at least two steps after s.
+        v: the direction, (n, *event).
         step: half the span of the difference, in time.
     """
 
-    def u(x: Tensor, s: Tensor) -> Tensor:
-        return (flow.jump(x, s, t) - x) / like(t - s, x)
+    def u(at: Tensor) -> Tensor:
+        y = x + like(at - s, x) * v
+        return (flow.jump(y, at, t) - y) / like(t - at, x)
 
     low, high = (s - step).clamp(min=0), s + step
-    up = u(x + like(high - s, x) * v, high)
-    down = u(x + like(low - s, x) * v, low)
-    return u(x, s), like((t - s) / (high - low), x) * (up - down)
+    return (u(high) - u(low)) / like(high - low, x)
 
 
 class NFT(Objective):
@@ -86,18 +88,24 @@ class NFT(Objective):
     1)` its optimality. In the forward process `x_s = alpha x_0' + beta x_1`, with fresh noise,
     `v = alpha' x_0' + beta' x_1`, and
 
-        loss = r |V⁺ - v|² + (1-r) |V⁻ - v|² + brake |V_θ - V_b|²,
-        V^± = (1 ∓ β) V_old ± β V_θ,   V_θ = u_θ(x_s,s,t) - (t-s) sg[d_old],
+        loss = r |V⁺ - v|² + (1-r) |V⁻ - v|² + brake |V_θ - v_b|²,
+        V^± = (1 ∓ β) v_old ± β V_θ,
 
-    means over the event, with `d` the derivative of u along the old policy's velocity
-    (MeanFlowNFT, 2026, arXiv 2607.15273), see `mean_flow_velocity`; V_old and V_θ share it, so
-    their difference is that of u. A share of the steps is on the diagonal, s = t, where V is the
-    velocity and the loss plain DiffusionNFT. Neither sampler nor likelihood enters.
+    means over the event. On a share of the steps s = t and `V_θ = v_θ(x_s)`: plain DiffusionNFT.
+    On the others it is the velocity that the map's jumps s -> t imply (MeanFlowNFT, 2026, arXiv
+    2607.15273, by the identity at `derivative`), taken as what has changed since the base:
 
-    With `δ = V_θ - V_old` the loss is `β² |δ|² - 2 β (2r-1) δ·(v - V_old)` and a constant, so for
+        V_θ = v_b + (u_θ - u_b) - (t-s) sg[d_old - d_b],   u = (X(s,t,x_s) - x_s) / (t-s),
+
+    with d_old and d_b along v_old and v_b. At step 0 it is v_b exactly, however well the base
+    keeps the identity. Against v_old and not against u_old the jumps also follow the velocity:
+    the published form, which shares d between `V_θ` and `V_old`, lets them drift apart (on a toy
+    its one-jump samples ran past the reward's peak). Neither sampler nor likelihood enters.
+
+    With `δ = V_θ - v_old` the loss is `β² |δ|² - 2 β (2r-1) δ·(v - v_old)` and a constant, so for
     a fixed old policy the optimum is
 
-        β δ = E[(2r-1) (v - V_old) | x_s] = Cov(A, v | x_s) / clip
+        β δ = E[(2r-1) (v - v_old) | x_s] = Cov(A, v | x_s) / clip
 
     where no advantage is clipped: the first-order change of the velocity under the tilt
     `exp(eps A)`, `eps = 1 / (β clip)`. A small β is thus a large step, 2 deviations of the reward
@@ -171,7 +179,7 @@ class NFT(Objective):
         return {"loss": loss, **out}
 
     def _velocities(self, batch: Batch, x_1: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return V_θ, V_old, V_b, each less the same `(t-s) d`, and v less that too."""
+        """Return V_θ, V_old, V_b and v at random states of the forward process."""
         if batch.draws.choice(1000) < 1000 * self.diagonal:
             s = LATEST * batch.draws.uniform()
             x, v = _forward(batch, x_1, s)
@@ -184,18 +192,19 @@ class NFT(Objective):
         t = torch.maximum(t, s + 4 * step)
         x, v = _forward(batch, x_1, s)
         with torch.no_grad():
-            along = batch.average.velocity(x, s)
-            old, turn = mean_flow_velocity(batch.average, x, s, t, along, step)
-            base = (batch.base.jump(x, s, t) - x) / like(t - s, x)
-        student = (batch.student.jump(x, s, t) - x) / like(t - s, x)
-        return student, old, base, v + turn
+            old, base = batch.average.velocity(x, s), batch.base.velocity(x, s)
+            turn_old = derivative(batch.average, x, s, t, old, step)
+            turn_base = derivative(batch.base, x, s, t, base, step)
+            plain = batch.base.jump(x, s, t)
+        shift = (batch.student.jump(x, s, t) - plain) / like(t - s, x)  # u_θ - u_b
+        return base + shift - like(t - s, x) * (turn_old - turn_base), old, base, v
 
 
 class GRPO(Objective):
     """Group-relative policy optimisation of the map: Flow-Map GRPO (2026, arXiv 2607.00535).
 
     The policy is an anchored stochastic composition of jumps: from x_s to the anchor
-    `y = X_θ(s,u,x_s)`, `u = t + churn (1-t)`, and back to t with fresh noise,
+    `y = X_θ(s,u,x_s)`, `u = t + churn (1-t)`, and back to t with fresh noise, as `steer.Jump`,
 
         x_t = k y + sqrt(v) z,   k = beta_t / beta_u,   v = alpha_t² - k² alpha_u²,
 
@@ -215,14 +224,16 @@ class GRPO(Objective):
     one has its variances fixed, and cannot choose x_0. The published weight, .04 on normalised
     advantages, is `kl = .04 sigma`.
 
-    Only jumps that a noise follows are trained, never the last one, nor the velocity; the knots
-    are drawn anew for each batch, so that a jump from any time is trained in some. The part
-    `consistency` carries what they learned to the others. (Self-distillation would not do: its
-    teacher is the velocity, which learns nothing here.)
+    Only jumps that a noise follows are trained: never the last one, nor the velocity. The knots
+    and the churn are drawn anew for each batch, so that jumps between all times are trained in
+    some; with churn 1 alone, only jumps to the data are, and several composed jumps gain less.
+    The part `consistency` carries what was learned to the other jumps. (Self-distillation would
+    undo it: its teacher is the velocity, which learns nothing here.)
 
     Args:
         steps: jumps of a rollout, at least 2.
-        churn: how far beyond t the anchor is: 1 all the way to the data.
+        churn: how far beyond t the anchor is, 1 all the way to the data: for each jump one of
+            these, at random.
         kl: strength of the brake, in units of the temperature.
         trained: how many transitions have a gradient, chosen at random; None: all.
         consistency: weight of the map's consistency, theory (7), between random times.
@@ -234,7 +245,7 @@ class GRPO(Objective):
     def __init__(
         self,
         steps: int = 4,
-        churn: float = 1.0,
+        churn: Sequence[float] = (0.25, 0.5, 1.0),
         kl: float = 0.1,
         trained: int | None = None,
         consistency: float = 0.0,
@@ -246,17 +257,17 @@ class GRPO(Objective):
                 f"steps must be at least 2, got {steps}: the last jump is deterministic, and "
                 "only a jump before it has a likelihood"
             )
-        if not 0 < churn <= 1:
+        if not churn or min(churn) <= 0 or max(churn) > 1:
             raise ValueError(
-                f"churn must be above 0 and at most 1, got {churn}: without noise there is no "
-                "likelihood to follow"
+                f"churn must be numbers above 0 and at most 1, got {list(churn)}: without noise "
+                "there is no likelihood to follow"
             )
         if trained is not None and not 1 <= trained <= steps - 1:
             raise ValueError(
                 f"trained must be between 1 and steps - 1 = {steps - 1}, got {trained}"
             )
         _brakes(kl=kl, consistency=consistency)
-        self.steps, self.churn, self.kl = steps, churn, kl
+        self.steps, self.churn, self.kl = steps, list(churn), kl
         self.trained, self.consistency, self.group = trained, consistency, _group(group)
 
     def knots(self, batch: Batch) -> list[float]:
@@ -264,7 +275,7 @@ class GRPO(Objective):
 
         They keep away from both ends, where a transition has no signal, or no noise.
         """
-        low, high = 0.05, 0.95
+        low, high = KNOTS
         width = (high - low) / (self.steps - 1)
         draw = [batch.draws.choice(1000) / 1000 for _ in range(self.steps - 1)]
         return [0.0, *(low + (k + c) * width for k, c in enumerate(draw)), 1.0]
@@ -277,7 +288,7 @@ class GRPO(Objective):
             x = batch.noise()
             d = x[0].numel()
             for s, t in pairwise(times[:-1]):
-                u = t + self.churn * (1 - t)
+                u = t + self.churn[batch.draws.choice(len(self.churn))] * (1 - t)
                 (alpha_t, beta_t), (alpha_u, beta_u) = batch.student.path(t), batch.student.path(u)
                 k = float(beta_t / beta_u)
                 variance = float(alpha_t) ** 2 - k**2 * float(alpha_u) ** 2
