@@ -1,13 +1,13 @@
 """What there is to measure of a model's pictures: drawn by prompts, asked of the judge."""
 
-import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rewards.judge import Judge
 from steer.flow import FlowMap
+from steer.instruments import kid
 
 __all__ = ["draw", "found", "kid"]
 
@@ -55,32 +55,3 @@ def found(
     others = place < captions - (own >= captions).long()[:, None]
     allowed = others | (place == own[:, None])
     return scores.masked_fill(~allowed, -torch.inf).argmax(1) == own
-
-
-def kid(real: Tensor, drawn: Tensor, subset: int = 100, subsets: int = 50) -> tuple[float, float]:
-    """Return the kernel distance of two sets of features (n, d), (m, d), and its spread.
-
-    KID (Bińkowski et al., 1801.01401): the squared maximum mean discrepancy under a cubic kernel,
-    without bias, as a mean and standard deviation over random subsets. It depends on the features:
-    compare it within one judge, and with real pictures against real ones.
-
-    Args:
-        real: features of real pictures.
-        drawn: features of the model's.
-        subset: rows of a subset; fewer where there are fewer.
-        subsets: how many.
-    """
-    from torchmetrics.image.kid import KernelInceptionDistance
-
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance`")
-        torch.manual_seed(0)
-        metric = KernelInceptionDistance(
-            nn.Identity(),
-            subsets,
-            min(subset, len(real), len(drawn)),  # they are features already
-        )
-        metric.update(real, real=True)
-        metric.update(drawn, real=False)
-        mean, spread = metric.compute()
-    return float(mean), float(spread)

@@ -5,18 +5,16 @@ on the base's pictures and the tuned pictures of the same prompts and the same n
 picture has its pair: plain statistics of pixels, diversity within a prompt, kernel distance to
 the base's pictures, a judge and rewards that were held out, and how far the velocity drifted.
 
->>> grey, white = torch.full((8, 3, 8, 8), 0.5), torch.ones(8, 3, 8, 8)
->>> grey[::2] = 0.6
->>> for alarm in (instruments := Instruments(grey, ["a", "b"])).alarms(instruments.read(white)):
-...     print(alarm.name)
-brightness
-diversity
+>>> grey = torch.linspace(0.4, 0.6, 8)[:, None, None, None].expand(8, 3, 16, 16)
+>>> instruments = Instruments(grey, ["a cat", "a dog"])
+>>> [alarm.name for alarm in instruments.alarms(instruments.read(torch.ones_like(grey)))]
+['brightness', 'diversity']
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +38,8 @@ __all__ = [
     "velocity_distance",
 ]
 
-BINS = 32
-"""Of the histogram of luminance: its entropy is at most 5 bits."""
+BINS = 16
+"""Of the histogram of luminance: its entropy is at most 4 bits. More of them see faint grain."""
 
 EDGE = 0.2
 """Luminance that changes by more than this over two pixels is an edge."""
@@ -52,10 +50,30 @@ OUTSIDE = 0.02
 PIXELS = 2**22
 """As many pixels are measured at once."""
 
-Features = Callable[[Tensor], Tensor]
+SPREAD = {
+    "brightness": 0.1,
+    "saturation": 0.1,
+    "entropy": 0.5,
+    "edge_density": 0.1,
+    "high_frequency": 0.03,
+    "clipped": 0.1,
+}
+"""A spread of the base's pictures below this counts as this: pictures of one prompt are alike, and
+a few of them would raise an alarm at nothing. 24 prompts of the emoji model have a little more."""
 
+RISES = {"high_frequency", "clipped"}
+"""Statistics of which a fall is no harm: there is less grain."""
 
-# ------------------------------------------------------------------ what one picture looks like
+TEXTURE = {"entropy", "edge_density", "high_frequency"}
+"""Statistics that an honest run moves too: clearer drawings have more edges and detail."""
+
+HELD_OUT = "held_out/"
+"""What the names of held-out rewards begin with in a reading."""
+
+ADVICE = (
+    "the reward may be hacked; look at the pictures, go back to an earlier checkpoint, lower the "
+    "learning rate or the strength, or hold the flow nearer to its base"
+)
 
 
 def image_statistics(images: Tensor) -> dict[str, Tensor]:
@@ -67,7 +85,7 @@ def image_statistics(images: Tensor) -> dict[str, Tensor]:
     - `brightness`: `mean_p y_p`.
     - `saturation`: `mean_p (max - min) / max` over the channels of each pixel, as in HSV; 0 where
       the pixel is black.
-    - `entropy`: `-sum_b q_b log2 q_b` bits, q the histogram of y in 32 equal bins: 0 to 5.
+    - `entropy`: `-sum_b q_b log2 q_b` bits, q the histogram of y in 16 equal bins: 0 to 4.
     - `edge_density`: share of pixels with `|grad y| > .2`, grad being Sobel's over 4 (a step from
       black to white has 1 at the two pixels beside it), a neighbour beyond the border being the
       pixel itself.
@@ -152,15 +170,12 @@ def _check(images: Tensor) -> None:
         )
 
 
-# ------------------------------------------------------------------ sets of pictures
-
-
 def pooled_pixels(images: Tensor) -> Tensor:
     """Return the pictures (n, 3, h, w) averaged over an 8 x 8 grid -> (n, 192) in [0, 1]."""
     return F.adaptive_avg_pool2d(images.detach().float().clamp(0, 1), 8).flatten(1)
 
 
-def features_of(judge: object) -> Features:
+def features_of(judge: object) -> Callable[[Tensor], Tensor]:
     """Return what turns pictures (n, 3, h, w) into features (n, d) for distances.
 
     That is the method `features(images)` where the judge has one, as `rewards.judge.Judge` does;
@@ -257,9 +272,6 @@ def _mmd(a: Tensor, b: Tensor, paired: bool) -> Tensor:
     return (others(a, a) + others(b, b) - 2 * cross).cpu()
 
 
-# ------------------------------------------------------------------ drift
-
-
 class Drift(NamedTuple):
     """How far a flow is from its base, relative to the base's own; 0 is the base itself.
 
@@ -317,9 +329,6 @@ def velocity_distance(
     return Drift(math.sqrt(apart / moved), math.sqrt(jump / length))
 
 
-# ------------------------------------------------------------------ readings
-
-
 class Paired(NamedTuple):
     """What was read of the tuned pictures, beside the same of the base's.
 
@@ -342,21 +351,6 @@ class Paired(NamedTuple):
     def moved(self, errors: float) -> bool:
         """Return whether the change is more than so many of its standard errors."""
         return self.change_error is None or abs(self.change) > errors * self.change_error
-
-    @property
-    def shift(self) -> float:
-        """The change in standard deviations of the base's pictures; infinite where they have none.
-
-        >>> Paired(0.9, 0.0, 0.5, 0.2, 0.4, 0.0).shift
-        2.0
-        """
-        if self.change == 0:
-            return 0.0
-        return (
-            math.copysign(math.inf, self.change)
-            if not self.spread
-            else (self.change / self.spread)
-        )
 
 
 def _paired(new: Tensor, old: Tensor) -> Paired:
@@ -427,33 +421,206 @@ class Alarm:
 class Thresholds:
     """When a reading raises an alarm. `math.inf` switches a rule off (0 for `diversity`).
 
-    All but `diversity` are rises or falls of the paired mean, and must also be more than `errors`
-    of its standard errors, so that few pictures raise none by chance.
+    All but `diversity` are of the paired mean, which must also have changed by more than
+    `errors`, or `score_errors`, of its standard errors, so that few pictures raise none by chance.
 
-    Attributes:
-        shift: a picture statistic's change either way, in standard deviations over the base's
-            pictures.
-        grain: a rise of `high_frequency` or `clipped`, likewise.
-        diversity: what share of the base's diversity is left.
-        judge: the judge's fall, relative to its mean over the base's pictures.
-        held_out: a held-out reward's fall while the reward rose, in standard deviations over the
-            base's pictures.
-        errors: standard errors.
+    The defaults lie between what hacked and honest runs did, measured on the emoji model with 24
+    prompts x 4 pictures (in deviations; adapters of rank 16, one jump):
+
+    - `clip:views=4,noise=0.2` with the pictures held near the base's, 60 steps: judge +7.6 %, all
+      statistics within .13, diversity .91. `fmrg-j` beside 16 unguided steps, 3 seeds: judge
+      +6.6 to +7.9 %, `high_frequency` +.61 to +.70, `entropy` +.5, `edge_density` +.28, brightness
+      and saturation within .12, `clipped` at most +.18, diversity .88.
+    - `brightness`: with the judge at -1.6 %, brightness +.60 and `clipped` +1.05; at -3.1 %, +.78
+      and +1.40, `entropy` -1.1.
+    - `clip` with nothing that holds it: the judge never fell in 70 steps (+6.5 %), but at step 40
+      `high_frequency` was +1.25, diversity .77, and at step 50 +1.75 and .70.
+
+    Pictures of 16 jumps beside those of one have another grain (`entropy` -.7, `edge_density` +.4,
+    `high_frequency` +.7): compare what was drawn by the same number of steps.
+
+    Args:
+        shift: a change of `brightness` or `saturation` either way, or a rise of `clipped`, in
+            standard deviations over the base's pictures.
+        texture: likewise a change of `entropy` or `edge_density`, or a rise of `high_frequency`.
+        diversity: the share of the base's diversity that must be left.
+        judge: a fall of the judge, relative to its mean over the base's pictures.
+        held_out: a fall of a held-out reward while the reward rose, in standard deviations over
+            the base's pictures.
+        errors: of the picture statistics.
+        score_errors: of judge and rewards.
 
     Raises:
         ValueError: one of them is negative.
     """
 
     shift: float = 0.5
-    grain: float = 0.25
-    diversity: float = 0.8
+    texture: float = 1.0
+    diversity: float = 0.75
     judge: float = 0.03
     held_out: float = 0.25
     errors: float = 4.0
+    score_errors: float = 2.0
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            if not getattr(self, each.name) >= 0:
+            value = getattr(self, each.name)
+            if not value >= 0:
+                raise ValueError(f"thresholds must not be negative, got {each.name}={value}")
+
+
+class Instruments:
+    """Compare tuned pictures with the base's own of the same prompts and the same noise.
+
+    It is built once, on the base's pictures, and keeps their numbers, not the pictures. How either
+    were drawn is the caller's; only the pairs matter: row i of both came of the same noise, by the
+    same number of steps.
+
+    Args:
+        images: the base's, (p * n, 3, h, w), prompt-major, not clamped.
+        prompts: p, what the reward, the judge and the held-out rewards are asked.
+        reward: what is being tuned for. Without it no held-out reward raises an alarm.
+        judge: what says whether the pictures became better; nothing is tuned by it. Its
+            `features(images)`, where it has them, serve diversity and kernel distance.
+        held_out: name -> other rewards, that nothing is tuned by.
+        thresholds: of the alarms.
+
+    Raises:
+        ValueError: no pictures (n, 3, h, w), values that are not finite, or rows that do not
+            split evenly over the prompts.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        reward: Reward | Callable[..., Tensor] | None = None,
+        *,
+        judge: Reward | Callable[..., Tensor] | None = None,
+        held_out: Mapping[str, Reward | Callable[..., Tensor]] | None = None,
+        thresholds: Thresholds | None = None,
+    ) -> None:
+        _check(images)
+        self.prompts, self.rows = list(prompts), flat_prompts(prompts, len(images))
+        self.thresholds = Thresholds() if thresholds is None else thresholds
+        scorers = {"reward": reward, "judge": judge}
+        scorers |= {HELD_OUT + name: f for name, f in (held_out or {}).items()}
+        self._scorers = {name: wrap(f) for name, f in scorers.items() if f is not None}
+        self._features = features_of(judge)
+        self._shape = images.shape
+        self._base, self._base_features = self._measure(images)
+
+    @torch.no_grad()
+    def _measure(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return every number of these pictures, (n,) or (p,), and their features; on the CPU."""
+        rows = max(1, PIXELS // images[0, 0].numel())
+        parts = images.detach().split(rows)
+        values = {
+            name: torch.cat(
+                [
+                    score(scorer, part, self.rows[i * rows : i * rows + len(part)]).float().cpu()
+                    for i, part in enumerate(parts)
+                ]
+            )
+            for name, scorer in self._scorers.items()
+        }
+        for name, scores in values.items():
+            if not bool(torch.isfinite(scores).all()):
+                row = int((~torch.isfinite(scores)).nonzero()[0])
                 raise ValueError(
-                    f"thresholds must not be negative, got {each.name}={getattr(self, each.name)}"
+                    f"{name} is {float(scores[row])} for picture {row} ({self.rows[row]!r}): it "
+                    "must be finite for every picture; guard its logarithms and divisions"
                 )
+        features = torch.cat([self._features(part).float().cpu() for part in parts])
+        if len(images) > len(self.prompts):
+            values["diversity"] = diversity(features, len(self.prompts))
+        return values | {k: v.cpu() for k, v in image_statistics(images).items()}, features
+
+    def read(self, images: Tensor, drift: Drift | None = None) -> Reading:
+        """Compare pictures with the base's.
+
+        Args:
+            images: (p * n, 3, h, w), of the same noise and prompts, prompt-major, not clamped.
+            drift: of `velocity_distance`, to be kept with the rest.
+
+        Raises:
+            ValueError: another number or size of pictures than the base's, or values that are
+                not finite.
+        """
+        if images.shape != self._shape:
+            raise ValueError(
+                f"pictures are {tuple(images.shape)}, the base's were {tuple(self._shape)}: draw "
+                "them of the same noise for the same prompts, or build the instruments anew"
+            )
+        _check(images)
+        values, features = self._measure(images)
+        many = len(features) > 1
+        return Reading(
+            {name: _paired(value, self._base[name]) for name, value in values.items()},
+            kid(self._base_features, features, paired=True) if many else (0.0, 0.0),
+            drift,
+        )
+
+    def alarms(self, reading: Reading) -> list[Alarm]:
+        """Return what in a reading is a sign of hacking, none if all is well."""
+        values, limits = reading.values, self.thresholds
+        found = [_statistic(name, values[name], limits) for name in SPREAD]
+        if "diversity" in values:
+            found.append(_collapse(values["diversity"], limits))
+        if "judge" in values:
+            found.append(_judged(values["judge"], limits))
+        reward = values.get("reward")
+        if reward is not None and reward.change > 0 and reward.moved(limits.score_errors):
+            found += [
+                _forsaken(name, value, reward, limits)
+                for name, value in values.items()
+                if name.startswith(HELD_OUT)
+            ]
+        return [alarm for alarm in found if alarm is not None]
+
+
+def _statistic(name: str, value: Paired, limits: Thresholds) -> Alarm | None:
+    shift = value.change / max(value.spread, SPREAD[name])
+    limit = limits.texture if name in TEXTURE else limits.shift
+    size = shift if name in RISES else abs(shift)
+    if size <= limit or not value.moved(limits.errors):
+        return None
+    went = "rose" if shift > 0 else "fell"
+    return Alarm(
+        name,
+        f"mean {name.replace('_', ' ')} {went} from {value.base:.3g} to {value.mean:.3g}, "
+        f"{shift:+.2f} deviations of the base's pictures (limit {limit:g}): {ADVICE}",
+    )
+
+
+def _collapse(value: Paired, limits: Thresholds) -> Alarm | None:
+    if value.mean >= limits.diversity * value.base:
+        return None
+    return Alarm(
+        "diversity",
+        f"the pictures of a prompt are {1 - value.mean / value.base:.0%} less diverse than the "
+        f"base's ({value.mean:.3g}, before {value.base:.3g}; limit "
+        f"{1 - limits.diversity:.0%}): they become one picture; {ADVICE}",
+    )
+
+
+def _judged(value: Paired, limits: Thresholds) -> Alarm | None:
+    fall = -value.change
+    if fall <= limits.judge * abs(value.base) or not value.moved(limits.score_errors):
+        return None
+    return Alarm(
+        "judge",
+        f"the judge, which nothing is tuned by, fell from {value.base:.3g} to {value.mean:.3g} "
+        f"(limit {limits.judge:.0%}): {ADVICE}",
+    )
+
+
+def _forsaken(name: str, value: Paired, reward: Paired, limits: Thresholds) -> Alarm | None:
+    fall = -value.change
+    if fall <= limits.held_out * value.spread or not value.moved(limits.score_errors):
+        return None
+    return Alarm(
+        name,
+        f"{name.removeprefix(HELD_OUT)}, held out, fell from {value.base:.3g} to {value.mean:.3g} "
+        f"while the reward rose from {reward.base:.3g} to {reward.mean:.3g}: {ADVICE}",
+    )
