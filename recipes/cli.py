@@ -22,15 +22,16 @@ COMMANDS = {
     "compare": ("recipes.compare:compare", "sampling methods against each other, equal calls"),
     "eval": ("recipes.evaluate:evaluate", "a model's figures on the emoji data"),
     "train": ("recipes.train:train", "train a flow map"),
+    "export": ("recipes.export:export", "adapters for peft, for diffusers, or merged; the hub"),
+    "finetune": ("recipes.finetune:finetune", "tune a LoRA on a model by rewards"),
     "models": ("recipes.lists:models", "list the models that come along"),
     "rewards": ("recipes.lists:rewards_", "list the rewards that come along"),
     "methods": ("recipes.lists:methods", "list the sampling methods"),
+    "objectives": ("recipes.lists:objectives", "list the tuning objectives"),
 }
 """Command -> its function, and one line."""
 
 LATER = {
-    "lora": "adapters",
-    "lora-scale": "adapters",
     "height": "other sizes than the model's own",
     "width": "other sizes than the model's own",
 }
@@ -57,8 +58,8 @@ def _flags(words: Sequence[str]) -> list[str]:
         name, equals, value = word.partition("=")
         if word.startswith("--"):
             word = "--" + name[2:].replace("-", "_") + equals + value
-        if word == "--overwrite" and after.startswith("--"):
-            word = "--overwrite=true"
+        if word in {"--overwrite", "--private"} and after.startswith("--"):
+            word += "=true"
         out.append(word)
     return out
 
@@ -96,7 +97,7 @@ def _os_error(error: OSError) -> str:
             "half-written is left; make room and run the same command again, finished prompts are "
             "kept"
         )
-    if isinstance(error, FileExistsError | FileNotFoundError) and error.errno is None:
+    if error.errno is None:
         return str(error)
     return f"{error.strerror}: {error.filename}" if error.filename else str(error)
 

@@ -24,7 +24,15 @@ from recipes.data.recolour import plain_label
 from recipes.figures import Estimate, estimate, markdown, pairwise_distance, scatter
 from recipes.measure import found
 from recipes.partial import Partial
-from recipes.sample import Dtype, _config, _device, _fingerprints, _model, _prompts
+from recipes.sample import (
+    Dtype,
+    _adapter_files,
+    _config,
+    _device,
+    _fingerprints,
+    _model,
+    _prompts,
+)
 from rewards.judge import EMBEDDED, Judge
 from steer.folder import captioned_grid, numbers, refuse_existing, whole_folder
 from steer.methods import TABLE
@@ -162,6 +170,8 @@ def kind(prompt: str) -> str:
 
 def compare(
     model: str = "emoji",
+    lora: Path | None = None,
+    lora_scale: float | None = None,
     reward: str = "clip",
     prompts: str | list[str] | None = None,
     prompts_file: Path | None = None,
@@ -180,6 +190,8 @@ def compare(
 
     Args:
         model: a name that `steer models` lists, a folder, or file.py:Name.
+        lora: a folder of adapters that were made for this model.
+        lora_scale: what their update is multiplied by (default 1): 0 is the model without them.
         reward: a name that `steer rewards` lists, a weighted sum of such, or file.py:Name.
         prompts: what to draw. Default: 25 prompts that name a concept, 25 that leave it open.
         prompts_file: a text file with a prompt a line, instead.
@@ -209,7 +221,7 @@ def compare(
     entries = [entry(text) for text in ([given] if isinstance(given, str) else given)]
     if not entries:
         raise ValueError("the list of methods is empty: give at least one, or leave it out")
-    flow = _model(model, device, dtype)
+    flow = _model(model, device, dtype, lora, lora_scale)
     scorer = rewards.load(reward).to(_device(flow))
     for one in entries:
         check(flow, scorer, chosen, one.particles or 1, one.steps, one.method, **one.options)
@@ -218,7 +230,7 @@ def compare(
 
     identity = {
         "prompts": chosen,
-        "files": _fingerprints(model, reward, str(EMBEDDED)),
+        "files": _fingerprints(model, reward, str(EMBEDDED), *_adapter_files(lora)),
         "settings": {k: v for k, v in settings.items() if k != "overwrite"},
     }
     partial = Partial(out, identity, overwrite)

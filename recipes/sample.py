@@ -22,6 +22,7 @@ from recipes.partial import Partial
 from steer.flow import flat_prompts
 from steer.folder import refuse_existing, save_result
 from steer.guidance import Population
+from steer.lora import CONFIG, WEIGHTS, load_adapters
 from steer.methods import TABLE, method_options
 from steer.reward import WeightedSum, term_scores
 from steer.sample import PROBES, Result, check, joined_trace, plan
@@ -33,6 +34,8 @@ Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
 def sample(
     model: str = "emoji",
+    lora: Path | None = None,
+    lora_scale: float | None = None,
     reward: str = "clip",
     prompt: str | list[str] | None = None,
     prompts_file: Path | None = None,
@@ -76,6 +79,8 @@ def sample(
 
     Args:
         model: a name that `steer models` lists, a folder, or file.py:Name.
+        lora: a folder of adapters that were made for this model.
+        lora_scale: what their update is multiplied by (default 1): 0 is the model without them.
         reward: a name that `steer rewards` lists, a weighted sum of such, or file.py:Name.
         prompt: what to draw; a list for several.
         prompts_file: a text file with a prompt a line, instead.
@@ -133,7 +138,7 @@ def sample(
         "every": every, "clip": clip, "normalise": normalise, "settle": settle,
     }  # fmt: skip
     options = {k: v for k, v in given.items() if v is not None}
-    flow = _model(model, device, dtype)
+    flow = _model(model, device, dtype, lora, lora_scale)
     if negative_prompt is not None and cfg is None:
         raise ValueError("negative_prompt leads nowhere without cfg: give cfg, for instance 2")
     if cfg is not None:
@@ -175,7 +180,8 @@ def sample(
         f"{count * (particles * (calls + plain_calls) + flow.evaluations * probes)} network "
         f"calls, {count * (particles * (cost['reward_calls'] + 1) + probes)} reward calls"
     )
-    files = _fingerprints(model, reward, *([] if init_image is None else [str(init_image)]))
+    pictures = [] if init_image is None else [str(init_image)]
+    files = _fingerprints(model, reward, *pictures, *_adapter_files(lora))
     same = {k: v for k, v in settings.items() if k != "overwrite"}
     identity = {"prompts": prompts, "files": files, "settings": same}
     partial = _Groups(out, identity, overwrite)
@@ -257,9 +263,19 @@ def _picture(file: Path, size: Sequence[int]) -> Tensor:
     return to_tensor(fitted)
 
 
-def _model(model: str, device: str | None, dtype: str | None) -> steer.FlowMap:
-    """Load a model by name, folder or file.py:Name."""
+def _model(
+    model: str,
+    device: str | None,
+    dtype: str | None,
+    lora: Path | None = None,
+    lora_scale: float | None = None,
+) -> steer.FlowMap:
+    """Load a model by name, folder or file.py:Name, and adapters on it."""
     kind = None if dtype is None else getattr(torch, dtype)
+    if lora is None and lora_scale is not None:
+        raise ValueError(
+            "lora_scale has nothing to scale: give --lora FOLDER, or leave --lora-scale out"
+        )
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -275,8 +291,20 @@ def _model(model: str, device: str | None, dtype: str | None) -> steer.FlowMap:
         flow = made() if isinstance(made, type) or not isinstance(made, steer.FlowMap) else made
         if not isinstance(flow, steer.FlowMap):
             raise TypeError(f"{model} gives a {type(flow).__name__}: expected a steer.FlowMap")
-        return flow.to(device=device, dtype=kind)
-    return steer.load(model, device=device, dtype=kind)
+        flow = flow.to(device=device, dtype=kind)
+        flow.name = flow.name or model
+    else:
+        flow = steer.load(model, device=device, dtype=kind)
+    return (
+        flow
+        if lora is None
+        else load_adapters(flow, lora, 1 if lora_scale is None else lora_scale)
+    )
+
+
+def _adapter_files(lora: Path | None) -> list[str]:
+    """Name the files that say which adapters a run had."""
+    return [] if lora is None else [str(lora / name) for name in (CONFIG, WEIGHTS)]
 
 
 def _device(flow: steer.FlowMap) -> torch.device:

@@ -458,8 +458,6 @@ def load_adapters(
         FileNotFoundError: the folder lacks one of its two files.
         ValueError: the adapters are for another base, do not fit it, or are not whole.
     """
-    from peft import LoraConfig
-
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -481,6 +479,8 @@ def load_adapters(
             "this one"
         )
     found = read_config(folder)
+    from peft import LoraConfig  # seconds: not before what it is for is there
+
     known = LoraConfig.__dataclass_fields__
     try:
         config = LoraConfig(**{k: v for k, v in found.items() if k in known and k != "peft_type"})

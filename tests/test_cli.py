@@ -14,6 +14,7 @@ import recipes.sample
 import rewards
 import steer
 from recipes.cli import COMMANDS, LATER, main
+from steer.lora import adapt, save_adapters
 
 FLOW = '''
 import torch, steer
@@ -33,6 +34,20 @@ class Pixels(steer.FlowMap):
 
     def jump(self, x, s, t):
         return self.mixture.jump(x.flatten(1), s, t).reshape(x.shape)
+
+class Net(Pixels):
+    """The same with a layer, to put adapters on."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 3, 1)
+        torch.nn.init.zeros_(self.layer.weight), torch.nn.init.zeros_(self.layer.bias)
+
+    def velocity(self, x, t):
+        return super().velocity(x, t) + self.layer(x)
+
+    def jump(self, x, s, t):
+        return super().jump(x, s, t) + (t - s) * self.layer(x)
 
 def Vectors():
     return steer.GaussianMixture(torch.zeros(1, 2), 1.0)
@@ -219,6 +234,8 @@ def test_other_settings_do_not_resume_an_interrupted_run(here, monkeypatch, caps
         ({"method": "none", "temperature": None, "target": 1}, ["cannot stop at a target"]),
         ({"budget": 1}, ["a budget of 1 NFE a particle is too small", "at least"]),
         ({"brake": 1}, ["'fmtt' takes no option 'brake'"]),
+        ({"lora": "none"}, ["no folder of adapters at none"]),
+        ({"lora_scale": 0.5}, ["lora_scale has nothing to scale", "--lora FOLDER"]),
     ],
     ids=lambda v: str(v)[:40],
 )
@@ -296,6 +313,66 @@ def test_other_weights_do_not_resume_an_interrupted_run(tmp_path):
     Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
     after = _fingerprints("emoji", spec)
     assert {k for k in before if before[k] != after[k]} == {str(tmp_path / "a.png")}
+
+
+@pytest.fixture
+def tuned(here):
+    """Adapters for toy.py:Net, in the folder "lora"."""
+    tuned = adapt(recipes.sample._model("toy.py:Net", None, None), rank=1)
+    for p in tuned.adapters().values():
+        p.data += 0.5
+        p.data[0] *= 2  # more red than green and blue
+    save_adapters(tuned, "lora")
+    return tuned
+
+
+@pytest.mark.parametrize("method", ["fmtt", "none"])
+def test_adapters_are_sampled_at_their_scale(here, tuned, method):
+    options = {"method": method, "temperature": 0.05 if method == "fmtt" else None}
+    assert run(model="toy.py:Net", lora="lora", lora_scale=0.7, **options) == 0
+    config = yaml.safe_load((here / "run/config.yaml").read_text())
+    assert (config["lora"], config["lora_scale"]) == ("lora", 0.7)
+    reward = rewards.load("toy.py:redness")
+    expected = steer.sample(tuned.at(0.7), reward, ["a", "b"], 3, 3, **options)
+    scores = [json.loads(line)["reward"] for line in (here / "run/scores.jsonl").open()]
+    assert scores == pytest.approx(expected.rewards.flatten().tolist(), abs=1e-5)
+    base = steer.sample(tuned.base, reward, ["a", "b"], 3, 3, **options)
+    assert float((base.rewards - expected.rewards).abs().max()) > 0.01
+    assert run("--config", "run/config.yaml", model=None, out="again", prompt=None, reward=None,
+               steps=None, particles=None, temperature=None) == 0  # fmt: skip
+    assert (here / "again/scores.jsonl").read_text() == (here / "run/scores.jsonl").read_text()
+
+
+def test_guidance_stands_beside_the_unguided_tuned_map(here, tuned, monkeypatch):
+    """Both rows of the grid are the tuned map's."""
+    kept = {}
+    monkeypatch.setattr(
+        recipes.sample, "save_result", lambda result, out, *a, **k: kept.update(k, guided=result)
+    )
+    assert run(model="toy.py:Net", lora="lora") == 0
+    plain = steer.sample(tuned, rewards.load("toy.py:redness"), ["a", "b"], 3, 3, "none")
+    torch.testing.assert_close(kept["unguided"].x, plain.x)
+    assert float(kept["guided"].rewards.mean()) > float(plain.rewards.mean())
+
+
+def test_other_adapters_do_not_resume_an_interrupted_run(here, tuned, monkeypatch, capsys):
+    real, calls = steer.sample, []
+
+    def second(*args, **kwargs):
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    settings = {"model": "toy.py:Net", "lora": "lora", "particles": 32, "prompt": '["a","b","c"]'}
+    with monkeypatch.context() as m:
+        m.setattr(steer, "sample", second)
+        assert run(**settings) == 130
+    next(iter(tuned.adapters().values())).data += 0.5
+    save_adapters(tuned, "lora")
+    assert run(**settings) == 2
+    refused(capsys, "other settings, prompts or files", "--overwrite")
+    assert run("--overwrite", **settings) == 0
 
 
 def test_classifier_free_guidance_is_counted_twice(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,217 @@
+"""`steer export`: adapters as a clean folder, as diffusers' file, or added to the weights."""
+
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+from rich.console import Console
+from torch import Tensor
+
+import steer
+from recipes.sample import _model
+from steer.card import PICTURES, card
+from steer.folder import refuse_existing, whole_folder, write_atomically
+from steer.load import save
+from steer.lora import (
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    Adapted,
+    merged,
+    pack,
+    plain_config,
+    read_config,
+    read_metadata,
+)
+
+__all__ = ["diffusers_file", "export", "push_folder"]
+
+DIFFUSERS = "pytorch_lora_weights.safetensors"
+"""The name that diffusers looks for."""
+
+Format = Literal["peft", "diffusers", "merged"]
+
+
+def export(
+    lora: Path,
+    out: Path,
+    format: Format = "peft",
+    scale: float | None = None,
+    model: str | None = None,
+    component: str | None = None,
+    inside: str | None = None,
+    push: str | None = None,
+    private: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Write adapters as others read them, with a model card; and put them on a hub if asked to.
+
+    The folder appears whole or not at all.
+
+    Args:
+        lora: a folder of adapters, as `steer finetune` or peft writes them.
+        out: the folder to write.
+        format: peft, a clean folder for `steer --lora` and peft; diffusers, the file that
+            `pipe.load_lora_weights` reads, for models that are a diffusers pipeline's denoiser;
+            merged, a whole model for `steer --model`.
+        scale: make this scale of the adapters the new scale 1.
+        model: the base, for merged. Default: the one that the adapters name.
+        component: what the pipeline calls its denoiser (diffusers): transformer, the default, or
+            unet.
+        inside: the attribute of the model that is this denoiser (diffusers). Default: the first
+            part of the layers' names, where all share it.
+        push: a hub repository, user/name, that the folder is uploaded to.
+        private: make that repository a private one.
+        overwrite: replace the folder if it exists.
+
+    Returns:
+        The folder.
+    """
+    refuse_existing(out, overwrite)
+    own = {"model": ("merged", model), "component": ("diffusers", component)}
+    for option, (whose, value) in {**own, "inside": ("diffusers", inside)}.items():
+        if value is not None and format != whose:
+            raise ValueError(f"{option} is for format {whose}, not {format}: leave it out")
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale must be above zero and finite, got {scale}: 0 is the base itself")
+    if private and push is None:
+        raise ValueError("private is for push: give --push user/name, or leave it out")
+    if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
+        raise ValueError(f"push takes a hub repository, user/name, and got {push!r}")
+    factor = 1.0 if scale is None else scale
+    notes, config = read_metadata(lora), read_config(lora)
+    notes.pop("format", None)
+    if notes.get("scale"):
+        notes["scale"] /= factor
+    with whole_folder(out, overwrite) as scratch:
+        if format == "peft":
+            _write_peft(lora, scratch, config, notes, factor)
+        elif format == "diffusers":
+            data = diffusers_file(lora, component or "transformer", inside, factor, notes)
+            write_atomically(scratch / DIFFUSERS, data)
+        else:
+            base = model or str(notes.get("base") or "")
+            if not base:
+                raise ValueError(f"{lora} does not name its base: give it with --model")
+            save(merged(_adapted(base, lora, factor)), scratch)
+        pictures = [name for name in PICTURES if (lora / name).is_file()]
+        for name in pictures:
+            shutil.copyfile(lora / name, scratch / name)
+        whole = format == "merged"
+        text = card(
+            notes, out.name, repository=push, form=format, pictures=pictures,
+            rank=None if whole else config["r"],
+            alpha=None if whole else config["lora_alpha"] * factor,
+        )  # fmt: skip
+        write_atomically(scratch / "README.md", text.encode())
+    console = Console(stderr=True)
+    console.print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
+    if format == "diffusers" and notes.get("base") in steer.MODELS:
+        console.print(
+            f"{notes['base']} is no diffusers pipeline: the file fits a denoiser whose layers are "
+            "named as this model's are; steer itself reads the peft format"
+        )
+    if push is not None:
+        console.print(f"pushed to {push_folder(out, push, private)}")
+    return out
+
+
+def _adapted(base: str, lora: Path, scale: float) -> Adapted:
+    flow = _model(base, None, None, lora, scale)
+    assert isinstance(flow, Adapted)
+    return flow
+
+
+def _write_peft(
+    lora: Path, folder: Path, config: dict[str, Any], notes: dict[str, Any], scale: float
+) -> None:
+    """Write the adapters' two files anew, the scale in alpha."""
+    patterns = {k: v * scale for k, v in (config.get("alpha_pattern") or {}).items()}
+    scaled = {**config, "lora_alpha": config["lora_alpha"] * scale, "alpha_pattern": patterns}
+    state = safetensors.torch.load_file(lora / WEIGHTS)
+    write_atomically(folder / WEIGHTS, pack(state, notes))
+    write_atomically(folder / CONFIG, plain_config(scaled))
+
+
+def diffusers_file(
+    lora: Path,
+    component: str = "transformer",
+    inside: str | None = None,
+    scale: float = 1.0,
+    notes: dict[str, Any] | None = None,
+) -> bytes:
+    """Return a folder's adapters as the file that diffusers' `load_lora_weights` reads.
+
+    The names are `component.layer.lora_A.weight`. B is multiplied by `scale alpha / r` and alpha
+    is r, in the header's `lora_adapter_metadata` too: so those who read no header are right as
+    well (diffusers reads it from 0.35 on, others never).
+
+    Args:
+        lora: the folder.
+        component: what the pipeline calls its denoiser.
+        inside: the attribute of the model that is this denoiser. Default: the first part of the
+            layers' names, where all share it.
+        scale: of the adapters, to be their new scale 1.
+        notes: for the file's header, beside diffusers' own.
+
+    Raises:
+        ValueError: a layer is not inside.
+    """
+    from peft.utils.other import get_pattern_key
+
+    config = read_config(lora)
+    state = {
+        name.removeprefix(PREFIX): p
+        for name, p in safetensors.torch.load_file(lora / WEIGHTS).items()
+    }
+    if inside is None:
+        heads = {name.partition(".")[0] for name in state}
+        inside = heads.pop() if len(heads) == 1 else ""
+    lead = f"{inside}." if inside else ""
+    renamed: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    for name, p in sorted(state.items()):
+        layer, _, rest = name.rpartition(".lora_")
+        if not layer.startswith(lead):
+            raise ValueError(f"layer {layer!r} is not inside {inside!r}: give another --inside")
+        short = layer.removeprefix(lead)
+        rank = len(state[f"{layer}.lora_A.weight"])
+        if rest.startswith("B."):
+            patterns: dict[str, float] = config.get("alpha_pattern") or {}
+            alpha = patterns.get(get_pattern_key(list(patterns), layer), config["lora_alpha"])
+            p = p * (scale * alpha / (rank**0.5 if config.get("use_rslora") else rank))
+        renamed[f"{component}.{short}.lora_{rest}"] = p
+        ranks[short] = rank
+    common = max(ranks.values(), key=list(ranks.values()).count)
+    others = {f"^{short}": rank for short, rank in ranks.items() if rank != common}
+    header = {
+        "peft_type": "LORA", "r": common, "lora_alpha": common, "rank_pattern": others,
+        "alpha_pattern": others, "target_modules": sorted(ranks), "lora_dropout": 0.0,
+        "bias": "none", "use_rslora": False, "inference_mode": True,
+    }  # fmt: skip
+    prefixed = {f"{component}.{key}": value for key, value in header.items()}
+    return pack(renamed, {**(notes or {}), "lora_adapter_metadata": prefixed})
+
+
+def push_folder(folder: Path, repository: str, private: bool = False) -> str:
+    """Upload a folder to a model hub, and return where it is.
+
+    Raises:
+        ConnectionError: it cannot be reached, or does not let us in.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    try:
+        hub.create_repo(repository, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Add adapters")
+    except Exception as error:  # the hub's own, its connection's, and no login: one mend
+        raise ConnectionError(
+            f"{folder} is whole, but could not be pushed to {repository} "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}): log in with "
+            f"`hf auth login`, be online, and give `hf upload {repository} {folder}`"
+        ) from error
+    return f"https://huggingface.co/{repository}"
