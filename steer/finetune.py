@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -338,7 +339,17 @@ def _run(
     )
     last = None if out is None else out / "checkpoints" / "last.ckpt"
     resumed = last is not None and last.exists()
-    trainer.fit(module, module.loader(), ckpt_path=last if resumed else None, weights_only=True)
+    with warnings.catch_warnings():
+        for known in (
+            "Found .* in eval mode",  # so that nothing is dropped out
+            "You're resuming from a checkpoint that ended before the epoch",  # batches are keyed
+            "Checkpoint directory .* exists",  # it is the run's own
+            "The '.*' does not have many workers",  # the loader only counts
+        ):
+            warnings.filterwarnings("ignore", known)
+        trainer.fit(
+            module, module.loader(), ckpt_path=last if resumed else None, weights_only=True
+        )
     if out is not None and trainer.is_global_zero:
         done = module.global_step
         saver.save(done)
@@ -436,7 +447,7 @@ def _loggers(out: Path, chosen: Settings) -> list[Any]:
     """CSV always, TensorBoard where it is installed, Weights & Biases where it is asked for."""
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-    loggers: list[Any] = [CSVLogger(out, name="log", version="")]
+    loggers: list[Any] = [CSVLogger(out, name="log")]
     if importlib.util.find_spec("tensorboard") or importlib.util.find_spec("tensorboardX"):
         loggers.append(TensorBoardLogger(out, name="tensorboard", version=""))
     if chosen.wandb:

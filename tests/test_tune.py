@@ -81,9 +81,12 @@ def test_every_objective_takes_steps_on_the_adapters_alone(flow, objective):
     assert not torch.equal(tuned.jump(x, 0.0, 1.0), flow.jump(x, 0.0, 1.0))
 
 
-@pytest.mark.parametrize("objective", TABLE)
+@pytest.mark.parametrize("objective", sorted(set(TABLE) - {"value", "grpo"}))
 def test_losses_do_not_depend_on_micro_batches(flow, objective):
-    """Rows 0 to 8 at once, or in two calls: the same loss, where it is a mean over rows."""
+    """Rows 0 to 16 at once, or in two calls: the loss is a mean over rows.
+
+    Not so for grpo, whose advantages share one deviation, nor for value, which remembers.
+    """
     rule = build(objective)
     tuned = adapt(flow, 2)
     module = RewardTuning(
@@ -238,7 +241,7 @@ if __name__ == "__main__":
             [sys.executable, script, out, str(n)], env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        lines = (out / "log" / "metrics.csv").read_text().splitlines()
+        lines = (out / "log" / "version_0" / "metrics.csv").read_text().splitlines()
         column = lines[0].split(",").index("train/loss")
         curves.append(
             [float(line.split(",")[column]) for line in lines[1:] if line.split(",")[column]]
@@ -314,9 +317,9 @@ def test_temperature_comes_from_the_spread(flow):
 
 def test_errors_say_what_to_do(flow, tmp_path):
     cases = [
-        ({"objective": "dirct"}, ValueError, "did you mean 'direct'"),
+        ({"objective": "dirct"}, ValueError, "did you mean direct"),
         ({"options": {"ancor": 1}}, ValueError, "takes no option 'ancor'"),
-        ({"rankk": 3}, ValueError, "did you mean 'rank'"),
+        ({"rankk": 3}, ValueError, "did you mean rank"),
         ({"rank": 0}, ValueError, "rank must be at least 1"),
         ({"steps": 0}, ValueError, "steps must be at least 1"),
         ({"batch_size": 6, "micro_batch": 4}, ValueError, "multiple of 4"),
