@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -21,6 +22,7 @@ COMMANDS = {
     "sample": ("recipes.sample:sample", "guided sampling into a run folder"),
     "compare": ("recipes.compare:compare", "sampling methods against each other, equal calls"),
     "eval": ("recipes.evaluate:evaluate", "a model's figures on the emoji data"),
+    "eval --lora": ("recipes.tuned:evaluate_tuned", "tuned against base and guidance"),
     "train": ("recipes.train:train", "train a flow map"),
     "export": ("recipes.export:export", "adapters for peft, for diffusers, or merged; the hub"),
     "finetune": ("recipes.finetune:finetune", "tune a LoRA on a model by rewards"),
@@ -52,16 +54,35 @@ def parser(command: str) -> ArgumentParser:
 
 
 def _flags(words: Sequence[str]) -> list[str]:
-    """Take `--prompts-file` for `--prompts_file`, and a bare `--overwrite` for true."""
+    """Take `--prompts-file` for `--prompts_file`, and a bare `--overwrite` for true.
+
+    `--lora` given more than once is a list.
+    """
     out = []
+    repeated = sum(word.partition("=")[0] == "--lora" for word in words) > 1
     for word, after in zip(words, [*words[1:], "--"], strict=False):
         name, equals, value = word.partition("=")
         if word.startswith("--"):
             word = "--" + name[2:].replace("-", "_") + equals + value
+        if repeated and re.match(r"--lora(=|$)", word):
+            word = "--lora+" + word[len("--lora") :]
         if word in {"--overwrite", "--private"} and after.startswith("--"):
             word += "=true"
         out.append(word)
     return out
+
+
+def _variant(command: str, words: Sequence[str]) -> str:
+    """Return `eval --lora` for an `eval` that names adapters, by an option or in its YAML."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        file = Path(value or after)
+        named = name.split(".")[0].rstrip("+") == "--lora"
+        if name == "--config" and file.is_file():
+            named = bool(re.search(r"^lora:", file.read_text(encoding="utf-8"), re.MULTILINE))
+        if named and f"{command} --lora" in COMMANDS:
+            return f"{command} --lora"
+    return command
 
 
 def _usage() -> str:
@@ -117,6 +138,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return 0
         if command not in COMMANDS:
             raise unknown("command", command, COMMANDS)
+        command = _variant(command, rest)
         made = parser(command)
         try:
             options = made.parse_args(_flags(rest))
