@@ -447,7 +447,7 @@ def _loggers(out: Path, chosen: Settings) -> list[Any]:
     """CSV always, TensorBoard where it is installed, Weights & Biases where it is asked for."""
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-    loggers: list[Any] = [CSVLogger(out, name="log")]
+    loggers: list[Any] = [CSVLogger(out, name="log", flush_logs_every_n_steps=10)]
     if importlib.util.find_spec("tensorboard") or importlib.util.find_spec("tensorboardX"):
         loggers.append(TensorBoardLogger(out, name="tensorboard", version=""))
     if chosen.wandb:

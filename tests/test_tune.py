@@ -324,7 +324,7 @@ def test_errors_say_what_to_do(flow, tmp_path):
         ({"steps": 0}, ValueError, "steps must be at least 1"),
         ({"batch_size": 6, "micro_batch": 4}, ValueError, "multiple of 4"),
         ({"objective": "nft", "batch_size": 6}, ValueError, "multiple of 4"),
-        ({"targets": ["attention"]}, ValueError, "layers of NetworkFlow"),
+        ({"targets": ["attention"]}, ValueError, "no linear layer or convolution of NetworkFlow"),
     ]
     for changes, error, message in cases:
         with pytest.raises(error, match=message):
