@@ -86,6 +86,8 @@ def export(
     notes.pop("format", None)
     if notes.get("scale"):
         notes["scale"] /= factor
+    if scale is not None:
+        notes["baked_scale"] = notes.get("baked_scale", 1) * scale
     with whole_folder(out, overwrite) as scratch:
         if format == "peft":
             _write_peft(lora, scratch, config, notes, factor)

@@ -52,8 +52,8 @@ def card(
     Args:
         metadata: what the adapters' file says of itself: base, base_sha256, reward, objective,
             options, prompts, prompt_count, temperature, steps, batch, seed, scale (recommended),
-            figures ({name: {"base": x, "tuned": y}}), settings, licence. What is missing is left
-            out.
+            figures ({name: {"base": x, "tuned": y}}), settings, versions, licence, and baked_scale
+            (the share of what was tuned that is scale 1 now). What is missing is left out.
         where: the folder, as it is written in the lines that load it.
         repository: where a model hub has it, user/name.
         form: a key of `FORMS`.
@@ -124,7 +124,7 @@ def _summary(base: str, form: str, metadata: Mapping[str, Any]) -> str:
     if metadata.get("base_sha256"):
         base_text += f", weights {_code(metadata['base_sha256'])} (SHA-256, rounded to bfloat16)"
     if metadata.get("reward"):
-        text += f" They were tuned by the reward {_code(metadata['reward'])}"
+        text += f" Tuned by the reward {_code(metadata['reward'])}"
         if metadata.get("objective"):
             text += f" with the objective {_code(metadata['objective'])}"
         text += "."
@@ -148,7 +148,7 @@ def _use(where: str, repository: str | None, form: str, metadata: Mapping[str, A
             f"pipe.set_adapters('reward', {number})",
             f"pictures = pipe({quoted['prompt']}).images",
         ]
-        return f"{_block(python, 'python')}\n\n{_advice(scale)}"
+        return f"{_block(python, 'python')}\n\n{_advice(scale, metadata)}"
     loaded = f"{quoted['base']}, lora={quoted['where']}, lora_scale={number}"
     model = ["--model", base, "--lora", where, "--lora-scale", str(number)]
     if form == "merged":
@@ -164,21 +164,23 @@ def _use(where: str, repository: str | None, form: str, metadata: Mapping[str, A
     if repository is not None:
         fetched = ["hf", "download", repository, "--local-dir", where]
         blocks.insert(0, _block([shlex.join(fetched)]))
-    return "\n\n".join([*blocks, *([] if form == "merged" else [_advice(scale)])])
+    return "\n\n".join([*blocks, *([] if form == "merged" else [_advice(scale, metadata)])])
 
 
 def _block(lines: Sequence[str], language: str = "") -> str:
     return "\n".join([f"```{language}", *(" ".join(line.split()) for line in lines), "```"])
 
 
-def _advice(scale: Any) -> str:
+def _advice(scale: Any, metadata: Mapping[str, Any]) -> str:
     """Say which scale is recommended, and why."""
+    share = metadata.get("baked_scale", 1)
+    one = "what was tuned" if share == 1 else f"{_number(share)} of what was tuned"
     law = (
-        "At scale 0 the model is the base bit for bit, at 1 what was tuned; between them less "
-        "reward buys more of the base's own diversity."
+        f"At scale 0 the model is the base bit for bit, at 1 {one}; between them less reward buys "
+        "more of the base's own diversity."
     )
     if scale is None:
-        return f"Recommended scale: 1, as it was tuned; no other was measured. {law}"
+        return f"Recommended scale: 1; no other was measured. {law}"
     if scale == 0:
         return (
             f"**Recommended scale: 0, which is the base**: every scale that was measured raised "

@@ -33,7 +33,8 @@ class ClassifierFree(FlowMap):
 
     def __init__(self, flow: FlowMap, scale: float, negative: str = "") -> None:
         super().__init__()
-        if type(flow).given is FlowMap.given:
+        self.plain = flow.given([negative])
+        if self.plain is flow:
             raise ValueError(
                 f"{type(flow).__name__} takes no prompts, so there is nothing to mix: leave cfg "
                 "and the negative prompt out"
@@ -41,7 +42,6 @@ class ClassifierFree(FlowMap):
         self.flow, self.scale, self.negative = flow, scale, negative
         self.path, self.event_shape = flow.path, flow.event_shape
         self.evaluations = 2 * flow.evaluations
-        self.plain = flow.given([negative])
 
     def _mix(self, c: Tensor, u: Tensor) -> Tensor:
         return u + self.scale * (c - u)

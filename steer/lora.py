@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -242,13 +243,7 @@ def _targets(flow: nn.Module) -> list[str]:
     return [name for name, m in flow.named_modules() if isinstance(m, kinds)]
 
 
-def _inject(flow: FlowMap, config: Any) -> Adapted:
-    """Put adapters on new modules of the flow's tensors.
-
-    Raises:
-        ValueError: the flow has adapters already, or none of the named layers.
-    """
-    from peft import inject_adapter_in_model
+def _refuse_adapted(flow: FlowMap) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if any(isinstance(m, BaseTunerLayer) for m in flow.modules()):
@@ -256,6 +251,13 @@ def _inject(flow: FlowMap, config: Any) -> Adapted:
             "the flow has adapters already: take the flow that they were put on, or add them to "
             "its weights first with steer.lora.merged"
         )
+
+
+def _inject(flow: FlowMap, config: Any) -> Adapted:
+    """Put adapters on new modules of the flow's tensors."""
+    from peft import inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     twin = _sharing(flow)
     modes = {name: m.training for name, m in twin.named_modules()}
     with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
@@ -300,6 +302,7 @@ def adapt(
 
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
+    _refuse_adapted(flow)
     known = _targets(flow)
     if not known:
         raise ValueError(
@@ -352,8 +355,8 @@ def save_adapters(
 ) -> None:
     """Write a folder that `steer.load(base, lora=folder)` and peft read: adapters alone.
 
-    The file's metadata say which base it is for: its name, the version of this package, and the
-    hash of its weights. Each file appears whole or not at all.
+    The file's metadata say which base it is for: its name and the hash of its weights, and the
+    versions of what wrote it. Each file appears whole or not at all.
 
     Args:
         tuned: the flow; the adapters of its view are written.
@@ -369,7 +372,12 @@ def save_adapters(
         f"{PREFIX}{_plain(name, tuned.adapter)}": p.detach().to("cpu").contiguous()
         for name, p in tuned.adapters().items()
     }
-    notes = {"base": tuned.name, "flowsteer": steer.__version__, **(metadata or {})}
+    notes = {
+        "base": tuned.name,
+        "flowsteer": steer.__version__,
+        "versions": {name: version(name) for name in ("torch", "peft")},
+        **(metadata or {}),
+    }
     if "base_sha256" not in notes:
         notes["base_sha256"] = fingerprint(tuned)
     config = tuned.flow.peft_config[tuned.adapter].to_dict()  # type: ignore[index,union-attr]
@@ -456,7 +464,8 @@ def load_adapters(
 
     Raises:
         FileNotFoundError: the folder lacks one of its two files.
-        ValueError: the adapters are for another base, do not fit it, or are not whole.
+        ValueError: the adapters are for another base, do not fit it, or are not whole; the flow
+            has adapters already.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -479,6 +488,7 @@ def load_adapters(
             "this one"
         )
     found = read_config(folder)
+    _refuse_adapted(flow)
     from peft import LoraConfig  # seconds: not before what it is for is there
 
     known = LoraConfig.__dataclass_fields__

@@ -227,6 +227,7 @@ def test_other_settings_do_not_resume_an_interrupted_run(here, monkeypatch, caps
         ({"window": "[0.5, 0.1]"}, ["guidance window from 0.5 to 0.1"]),
         ({"cfg": 2}, ["Pixels takes no prompts", "leave cfg"]),
         ({"negative_prompt": "b"}, ["without cfg"]),
+        ({"model": "toy.py:Net", "cfg": 2}, ["Net takes no prompts"]),
         ({"init_image": "none.png"}, ["no init image none.png"]),
         ({"init_image": "toy.py"}, ["toy.py is no picture", "PNG"]),
         ({"init_time": 0.5}, ["init_image"]),

@@ -16,6 +16,9 @@ import steer
 from recipes.cli import main
 from recipes.compare import PROMPTS, entry, equal_calls, kind
 from recipes.figures import estimate
+from recipes.sample import _model
+from rewards import load
+from steer.lora import adapt, save_adapters
 from steer.sample import PROBES, plan
 
 FLOW = '''
@@ -36,6 +39,17 @@ class Pixels(steer.FlowMap):
 
     def jump(self, x, s, t):
         return self.mixture.jump(x.flatten(1), s, t).reshape(x.shape)
+
+class Net(Pixels):
+    """The same with a layer, to put adapters on."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 3, 1)
+        torch.nn.init.zeros_(self.layer.weight), torch.nn.init.zeros_(self.layer.bias)
+
+    def jump(self, x, s, t):
+        return super().jump(x, s, t) + (t - s) * self.layer(x)
 
 def redness(images):
     return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
@@ -183,6 +197,28 @@ def test_the_folder_is_complete_and_its_numbers_agree(here, whole, capsys):
     assert yaml.safe_load((out / "config.yaml").read_text())["methods"] == METHODS
     assert run(out="whole") == 2
     refused(capsys, "exists already")
+
+
+def test_adapters_are_compared_at_their_scale(here, capsys):
+    tuned = adapt(_model("toy.py:Net", None, None), rank=1)
+    for p in tuned.adapters().values():
+        p.data += 0.5
+        p.data[0] *= 2
+    save_adapters(tuned, "lora")
+    settings = {"model": "toy.py:Net", "methods": '["none:steps=1,particles=2"]', "seeds": 1}
+    assert run(**settings, lora="lora", lora_scale=0.5) == 0
+    (row,) = json.loads((here / "run/figures.json").read_text())["methods"].values()
+    expected = steer.sample(
+        tuned.at(0.5), load("toy.py:redness"), ["fox", "animal"], 2, 1, "none", seed=0
+    )
+    assert torch.tensor(row["reward"])[:, 0].tolist() == pytest.approx(
+        expected.rewards.mean(1).tolist(), abs=1e-5
+    )
+    config = yaml.safe_load((here / "run/config.yaml").read_text())
+    assert (config["lora"], config["lora_scale"]) == ("lora", 0.5)
+    capsys.readouterr()
+    assert run(**settings, lora_scale=0.5, out="other") == 2
+    refused(capsys, "lora_scale has nothing to scale")
 
 
 def test_an_interrupted_comparison_goes_on_and_gives_the_same(here, whole, monkeypatch, capsys):

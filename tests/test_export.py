@@ -92,6 +92,7 @@ def test_a_scale_is_put_into_alpha(made, root):
     text = front(Path.cwd() / "out")[1]
     assert "alpha 3.5" in text
     assert "lora_scale=1.0" in text
+    assert "at 1 0.7 of what was tuned" in text
 
 
 def test_merged_is_a_model(made, root):
@@ -314,7 +315,7 @@ def test_the_card_says_what_it_is(made, root, tmp_path):
         "![base and tuned, same seeds](grid.png)", "0.5\\*clip + brightness", "direct",
         "jumps 2", "Prompts: 200 (`a fox`, `a 'red' | apple`, ...)", "0.01235", "300",
         "Recommended scale: 0.7", "| reward | 0.25 | 0.375 |", "| judge | 1 ± 0.1 | – |",
-        "rank 3, alpha 5", f"flowsteer {steer.__version__}", read_metadata(folder)["base_sha256"],
+        "rank 3, alpha 5", f"flowsteer {steer.__version__}, torch ", read_metadata(folder)["base_sha256"],
         "Effective batch (pictures a step): 16", "licence",
     ):  # fmt: skip
         assert part in text, part

@@ -352,6 +352,8 @@ def test_adapters_come_back_bit_for_bit(flow, saved):
         assert torch.equal(p, q)
     same(load_adapters(flow, folder, 0.5), tuned.at(0.5))
     same(load_adapters(flow, folder, 0.0), flow)
+    with pytest.raises(ValueError, match="has adapters already"):
+        load_adapters(tuned, folder)
     assert not any(p.requires_grad for p in loaded.parameters())
     assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]
     assert all("lora_" in k for k in safetensors.torch.load_file(folder / WEIGHTS))
