@@ -9,6 +9,11 @@ from jsonargparse import ArgumentParser
 CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
 
 # file -> its program, and what makes it small
+TUNED = {
+    "steps": 2, "batch_size": 8, "rank": 2, "check_every": 2, "check_samples": 2, "sweep": [1.0],
+    "sweep_steps": [1], "progress": False, "accelerator": "cpu", "check_prompts": ["owl", "fox"],
+    "reward": "colour:name=red", "judge": None,
+}  # fmt: skip
 PROGRAMS = {
     "brute_force": (
         "recipes.compare:compare",
@@ -25,6 +30,13 @@ PROGRAMS = {
         },
     ),
     "demo": ("recipes.sample:sample", {"steps": 2, "particles": 1}),
+    **dict.fromkeys(
+        (
+            "finetune", "finetune_amortise", "finetune_draft", "finetune_grpo", "finetune_nft",
+            "finetune_transport",
+        ),
+        ("recipes.finetune:finetune", TUNED),
+    ),
     "train_clip": (
         "recipes.train_clip:train_clip",
         {"steps": 2, "batch_size": 4, "vision_width": 32, "vision_layers": 1, "text_width": 32},
@@ -67,5 +79,5 @@ def test_config_runs(name, tmp_path):
         "train_clip": "open_clip_model.safetensors",
         "train_emoji": "model.safetensors",
         "train_judge": "model.safetensors",
-    }[name]
+    }.get(name, "front.png")
     assert expected in made
