@@ -66,7 +66,7 @@ def main() -> None:
             steer.finetune(
                 steer.load("emoji"), named(run.pop("reward")),
                 read_prompts(DATA / "tune.txt").prompts, judge=Judge(), seed=seed, out=out,
-                check_prompts=held[::2], check_every=10, early_stop=0, sweep=[], progress=False,
+                check_prompts=held[::2], early_stop=0, sweep=[], progress=False,
                 **run,
             )  # fmt: skip
             lines = (out / "readings.jsonl").read_text(encoding="utf-8").splitlines()
