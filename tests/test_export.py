@@ -315,7 +315,8 @@ def test_the_card_says_what_it_is(made, root, tmp_path):
         "![base and tuned, same seeds](grid.png)", "0.5\\*clip + brightness", "direct",
         "jumps 2", "Prompts: 200 (`a fox`, `a 'red' | apple`, ...)", "0.01235", "300",
         "Recommended scale: 0.7", "| reward | 0.25 | 0.375 |", "| judge | 1 ± 0.1 | – |",
-        "rank 3, alpha 5", f"flowsteer {steer.__version__}, torch ", read_metadata(folder)["base_sha256"],
+        "rank 3, alpha 5", f"flowsteer {steer.__version__}, torch ",
+        read_metadata(folder)["base_sha256"],
         "Effective batch (pictures a step): 16", "licence",
     ):  # fmt: skip
         assert part in text, part
