@@ -240,7 +240,8 @@ def finetune(
         "steps": steps, "settings": {k: v for k, v in asdict(chosen).items() if k not in RUNTIME},
     }  # fmt: skip
     if folder is not None:
-        _claim(folder, identity, overwrite)
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # Lightning starts the others after this
+            _claim(folder, identity, overwrite)
         if (folder / "finished.json").exists():
             print(f"{folder} is finished")
             return load_adapters(flow, folder)
@@ -332,11 +333,13 @@ def _run(
     )
     m, devices = chosen.micro, chosen.devices
     trainable = sum(p.numel() for p in tuned.adapters().values())
-    print(
+    line = (
         f"effective batch {chosen.batch_size} = {m} rows a call x {accumulate} accumulated x "
         f"{devices} process{'es' if devices > 1 else ''}; {steps} steps, temperature "
         f"{temperature:.4g}, {trainable:,} trained parameters, objective {identity['objective']}"
     )
+    if trainer.is_global_zero:
+        print(line)
     last = None if out is None else out / "checkpoints" / "last.ckpt"
     resumed = last is not None and last.exists()
     with warnings.catch_warnings():

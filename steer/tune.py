@@ -269,6 +269,12 @@ class RewardTuning(L.LightningModule):
         """Log the step's terms, their mean over its micro-batches and processes."""
         gradients = [p.grad for p in self.tuned.adapters().values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        if not bool(torch.isfinite(norm)):
+            raise FloatingPointError(
+                f"the gradient of step {self.global_step} is not finite, though the loss is: look "
+                "at the reward's square roots, logarithms and divisions at flat pictures; the "
+                "last checkpoint is whole"
+            )
         names = list(self._terms[0])
         values = torch.stack([torch.stack([t[n] for n in names]) for t in self._terms]).mean(0)
         values = self.trainer.strategy.reduce(values, reduce_op="mean")

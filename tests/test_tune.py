@@ -353,13 +353,21 @@ def test_errors_say_what_to_do(flow, tmp_path):
         steer.finetune(flow, lambda x: x.mean(), PROMPTS, temperature=1.0, **QUICK)
 
 
-def test_black_box_without_gradient_is_found_out(flow):
-    """A reward that claims a gradient and has none fails at the first step, by name."""
-    with pytest.raises((ValueError, RuntimeError), match="grad"):
+@pytest.mark.parametrize("options", [{}, {"normalise": 1.0}])
+def test_a_reward_without_the_gradient_it_declares_is_found_out(flow, options):
+    with pytest.raises(ValueError, match=r"carry no gradient .* nft or grpo"):
         steer.finetune(
-            flow, lambda x: x.detach().mean((1, 2, 3)), PROMPTS, temperature=1.0,
-            options={"normalise": 1.0}, **QUICK,
+            flow, lambda x: x.detach().mean((1, 2, 3)), PROMPTS, temperature=1.0, options=options,
+            **QUICK,
         )  # fmt: skip
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(flow):
+    def flat(images):
+        return (images - images.detach()).square().sum((1, 2, 3)).sqrt()  # sqrt at zero
+
+    with pytest.raises(FloatingPointError, match=r"(gradient|loss) of step 0 is"):
+        steer.finetune(flow, flat, PROMPTS, temperature=1.0, **QUICK)
 
 
 def test_the_batch_refuses_what_is_not_finite(flow):

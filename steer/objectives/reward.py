@@ -15,7 +15,7 @@ from steer.flow import FlowMap, flat_prompts
 from steer.noise import Draws
 from steer.objectives.consistency import lagrangian_loss
 from steer.path import Time, like
-from steer.reward import Reward, score
+from steer.reward import Reward, name_of, score
 
 __all__ = [
     "Batch",
@@ -89,16 +89,25 @@ class Batch:
 
         Raises:
             FloatingPointError: a reward that is not finite.
+            ValueError: a reward without the gradient that it declares.
         """
         asked = self.prompts if self.asked is None else self.asked
         texts = None if asked is None else flat_prompts(asked, len(x))
         values = score(self.reward, self.student.decode(x), texts)
+        asked_gradient = torch.is_grad_enabled() and x.requires_grad
+        if asked_gradient and self.reward.differentiable and not values.requires_grad:
+            raise ValueError(
+                f"reward {name_of(self.reward)!r} says that it is differentiable, and its scores "
+                "carry no gradient to the images: keep to tensor operations (no PIL, numpy, "
+                "detach or no_grad), or declare it with rewards.wrap(f, differentiable=False) and "
+                "take an objective that needs none, nft or grpo"
+            )
         finite = torch.isfinite(values)
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0])
             whose = "" if texts is None else f" of prompt {texts[row]!r}"
             raise FloatingPointError(
-                f"the reward is {float(values[row])} in row {row}{whose}: a reward must be finite "
+                f"the reward is {float(values[row].detach())} in row {row}{whose}: a reward must be finite "
                 "on every picture that the model can draw; look at the reward, or at the run's "
                 "last sheet for what it was asked about"
             )
