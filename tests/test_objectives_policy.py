@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import steer
-from benchmarks.tuning_toys import GRADIENT, bump, gain, slope, tune
+from benchmarks.tuning_toys import GRADIENT, StandardNormal, Toy, bump, gain, slope, tune
 from steer.lora import adapt
 from steer.noise import Draws
 from steer.objectives.direct import Direct
@@ -124,7 +124,7 @@ def test_a_reward_of_noise_moves_nothing_on_average(build):
     along = -gradient(Direct(jumps=(1,), anchor=0.0), batch_of(LinearReward([1.0, 0.0])))
     along = along / along.norm()
     slopes = []
-    for step in range(48):
+    for step in range(24):
         coin = torch.Generator().manual_seed(step)
         batch = batch_of(lambda x, g=coin: torch.randn(len(x), generator=g), step)
         slopes.append(float(gradient(build(), batch) @ along))
@@ -139,7 +139,7 @@ def test_the_first_step_is_uphill(build):
     reward = LinearReward(torch.tensor([1.0, -0.5]))
     along = -gradient(Direct(jumps=(1,), anchor=0.0), batch_of(reward, rows=1024))
     slopes = torch.tensor(
-        [float(-gradient(build(), batch_of(reward, step)) @ along) for step in range(48)]
+        [float(-gradient(build(), batch_of(reward, step)) @ along) for step in range(24)]
     )
     assert slopes.mean() > 10 * slopes.std() / len(slopes) ** 0.5
 
@@ -216,6 +216,13 @@ def test_wrong_options_are_refused(build, message):
 # ------------------------------------------------------------------ short runs
 
 
+def test_the_toy_on_the_line_is_its_mixture():
+    flow, x = StandardNormal(), torch.linspace(-2, 2, 9)[:, None]
+    exact = steer.GaussianMixture(torch.zeros(1, 1), 1.0)
+    torch.testing.assert_close(flow.velocity(x, 0.3), exact.velocity(x, 0.3))
+    torch.testing.assert_close(flow.jump(x, 0.2, 0.9), exact.jump(x, 0.2, 0.9), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("build", [NFT, GRPO], ids=["nft", "grpo"])
 def test_a_short_run_gains_what_the_gradient_gains(build):
     """The published toy on the line: ten times the calls of `Direct`'s gain of .25 at its rest."""
@@ -239,8 +246,6 @@ def test_gain_against_reward_calls(build, toy):
 def test_nft_rests_at_the_exponential_tilt():
     """A linear reward of Gaussian data: at kl = 1, the mean moves by `a` times the variance."""
     flow = steer.GaussianMixture(torch.zeros(1, 1), 1.0)
-    from benchmarks.tuning_toys import StandardNormal, Toy
-
     toy = Toy(StandardNormal(), LinearReward(torch.tensor([1.0])), 1.0)
     _, curve = tune(toy, NFT(kl=1.0), 800, 64, every=20)
     late = torch.tensor([g for _, g in curve[20:]])
