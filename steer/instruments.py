@@ -427,14 +427,18 @@ class Thresholds:
     The defaults lie between what hacked and honest runs did, measured on the emoji model with 24
     prompts x 4 pictures (in deviations; adapters of rank 16, one jump):
 
-    - `clip:views=4,noise=0.2` with the pictures held near the base's, 60 steps: judge +7.6 %, all
-      statistics within .13, diversity .91. `fmrg-j` beside 16 unguided steps, 3 seeds: judge
-      +6.6 to +7.9 %, `high_frequency` +.61 to +.70, `entropy` +.5, `edge_density` +.28, brightness
-      and saturation within .12, `clipped` at most +.18, diversity .88.
-    - `brightness`: with the judge at -1.6 %, brightness +.60 and `clipped` +1.05; at -3.1 %, +.78
-      and +1.40, `entropy` -1.1.
-    - `clip` with nothing that holds it: the judge never fell in 70 steps (+6.5 %), but at step 40
-      `high_frequency` was +1.25, diversity .77, and at step 50 +1.75 and .70.
+    - Honest, no alarm. `clip:views=4,noise=0.2` with the pictures held near the base's, 2 seeds,
+      at most 60 steps: judge up to +7.6 %; in the first, all statistics within .13 and diversity
+      .91. `fmrg-j` beside 16 unguided steps, 3 seeds: judge +6.6 to +7.9 %, `high_frequency` +.61
+      to +.70, `entropy` +.5, `edge_density` to +.28, brightness and saturation within .12,
+      `clipped` at most +.18, diversity .88.
+    - `brightness`, 2 seeds: `clipped` alarms from +.7 on, with the judge at -.7 and -.2 %,
+      `brightness` with it at -1.6 (+.60) and -.8 %. With it at -3.1 %, they are +1.40 and +.78,
+      and `entropy` -1.1.
+    - `clip` with nothing that holds it, 2 seeds, 70 steps: the judge never fell (+6.3 %). One
+      alarms at step 40 with `high_frequency` +1.25, the other at step 50 with diversity .75.
+    - `clip` climbed in the pixels alone, 1 seed: the judge never fell (+5.7 %), `high_frequency`
+      alarms from +1.06 on, the sixth step of length 1.
 
     Pictures of 16 jumps beside those of one have another grain (`entropy` -.7, `edge_density` +.4,
     `high_frequency` +.7): compare what was drawn by the same number of steps.
