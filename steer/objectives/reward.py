@@ -107,9 +107,9 @@ class Batch:
             row = int((~finite).nonzero()[0])
             whose = "" if texts is None else f" of prompt {texts[row]!r}"
             raise FloatingPointError(
-                f"the reward is {float(values[row].detach())} in row {row}{whose}: a reward must be "
-                "finite on every picture that the model can draw; look at the reward, or at the run's "
-                "last sheet for what it was asked about"
+                f"the reward is {float(values[row].detach())} in row {row}{whose}: a reward must "
+                "be finite on every picture that the model can draw; look at the reward, or at "
+                "the run's last sheet for what it was asked about"
             )
         return (values if values.dtype == torch.float64 else values.float()) / self.temperature
 
