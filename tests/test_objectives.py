@@ -258,11 +258,20 @@ def test_consistency_is_zero_on_a_flow_map_and_not_elsewhere():
     assert consistency(bad, x.float(), s, u, t).min() > 1e-6
 
 
-def test_self_distillation_is_small_on_a_flow_map():
+def test_self_distillation_is_small_on_a_flow_map_and_not_elsewhere():
     s, t, h = (torch.tensor([v, v]) for v in (0.1, 0.9, 0.05))
     x = torch.tensor([[0.3], [-1.0]], dtype=torch.float64)
-    good = Shifted(NORMAL, 1.0, 1.0)
-    assert self_distillation(good, good, x, (s, t), h).max() < 1e-7
+
+    class Torn(Shifted):
+        """Its jumps know nothing of its velocity's drift."""
+
+        def jump(self, x, s, t):
+            return self.base.jump(x, s, t)
+
+    good, bad = Shifted(NORMAL, 1.0, 1.0), Torn(NORMAL, 1.0, 1.0)
+    assert self_distillation(good, NORMAL, x, (s, t), h).max() < 1e-7
+    assert self_distillation(bad, NORMAL, x, (s, t), h).min() > 1e-4
+    assert self_distillation(bad, bad, x, (s, t), h).max() == 0  # what the base has stays
 
 
 @pytest.mark.parametrize("brake", ["anchor", "data", "noise"])

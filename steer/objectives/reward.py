@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from steer.flow import FlowMap, flat_prompts
 from steer.noise import Draws
-from steer.objectives.consistency import lagrangian_loss
+from steer.objectives.consistency import lagrangian_target
 from steer.path import Time, like
 from steer.reward import Reward, name_of, score
 
@@ -186,24 +186,32 @@ def consistency(student: FlowMap, x: Tensor, s: Tensor, u: Tensor, t: Tensor) ->
 
 def self_distillation(
     student: FlowMap,
-    target: FlowMap,
+    base: FlowMap,
     x: Tensor,
     pair: tuple[Tensor, Tensor],
     h: Tensor,
 ) -> Tensor:
-    """Return theory (14) with the map's own velocity as the teacher, (n,).
+    """Return theory (63), averaged over the event, (n,): the map follows its own velocity.
 
-    The map follows its diagonal (Boffi et al. 2025, arXiv 2505.18825): what was learned of the
-    velocity moves to every jump. The diagonal itself has no gradient here.
+    `|X_θ(s,t,x) - X*_θ - (X_b(s,t,x) - X*_b)|² / (t-s)²`, with X* the map at t - h carried on by
+    one Heun step of the flow's own velocity, theory (13), without gradient. Of a base that is a
+    true map this is self-distillation (Boffi et al. 2025, arXiv 2505.18825), theory (14) with the
+    student as its own teacher. A learned base is not: its jumps and its velocity differ, and that
+    difference is left as it is, so that at step 0 nothing moves, and later only what was learned.
 
     Args:
         student: the tuned flow.
-        target: the flow that is trusted: itself, or its running average.
+        base: the flow without adapters.
         x: points at s, (n, *event).
         pair: s and t, (n,) each.
-        h: steps of the discrete Lagrangian rule, (n,).
+        h: Heun steps, (n,).
     """
-    return lagrangian_loss(student, target, target.velocity, x, pair, h)
+    s, t = pair
+    with torch.no_grad():
+        goal = lagrangian_target(student, student.velocity, x, s, t, h)
+        goal += base.jump(x, s, t) - lagrangian_target(base, base.velocity, x, s, t, h)
+    gap = like((t - s).clamp(min=1e-3), x)
+    return squared((student.jump(x, s, t) - goal) / gap) / x[0].numel()
 
 
 def distil(batch: Batch, x: Callable[[Tensor], Tensor], low: float, high: float) -> Tensor:
@@ -219,7 +227,7 @@ def distil(batch: Batch, x: Callable[[Tensor], Tensor], low: float, high: float)
     h = low + (high - low) * batch.draws.uniform()
     with torch.no_grad():
         at = x(s)
-    return self_distillation(batch.student, batch.student, at, (s, t), h).mean()
+    return self_distillation(batch.student, batch.base, at, (s, t), h).mean()
 
 
 def draw_pair_of(draws: Draws, ends: float = 0.35) -> tuple[Tensor, Tensor]:
