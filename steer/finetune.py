@@ -22,12 +22,13 @@ from torch import Tensor
 
 from steer.flow import FlowMap, flat_prompts
 from steer.lora import Adapted, adapt, fingerprint, load_adapters, save_adapters
-from steer.noise import Noise
+from steer.noise import Noise, noise_dtype
 from steer.objectives import names as objectives
 from steer.objectives.reward import Objective
 from steer.reward import Reward, name_of, score, wrap
 
 if TYPE_CHECKING:
+    from steer.tune import RewardTuning
     from steer.watch import Panel
 
 __all__ = ["Settings", "finetune", "spread"]
@@ -137,7 +138,7 @@ def spread(
     """
     chosen = None if prompts is None else list(prompts)[:most]
     n = 128 if chosen is None else 8
-    noise = Noise(seed, range(len(chosen or [""])), n, step="spread")
+    noise = Noise(seed, range(len(chosen or [""])), n, step="spread", dtype=noise_dtype(flow))
     x = noise.normal(flow.event_shape)
     some = next(iter(flow.parameters()), None)
     bound = flow if chosen is None else flow.given(chosen)
@@ -230,12 +231,22 @@ def finetune(
         raise TypeError(f"prompts are a list: write prompts=[{prompts!r}]")
     prompts = None if prompts is None else list(prompts)
     folder = None if out is None else Path(out)
-    if temperature is None:
+    if temperature is None and (temperature := _earlier(folder, "temperature", overwrite)) is None:
         temperature = spread(flow, reward, prompts, reward_prompts, seed) / (strength or 3.0)
+    from steer.tune import Prompts, RewardTuning
+
+    tuned = adapt(flow, chosen.rank, chosen.alpha, targets=chosen.targets, seed=seed)
+    tuned.checkpoint = chosen.checkpointing
+    module = RewardTuning(
+        tuned, rule, reward, Prompts(prompts, reward_prompts, seed), steps=steps,
+        batch_size=chosen.batch_size, micro_batch=chosen.micro, temperature=temperature,
+        learning_rate=chosen.learning_rate, warm=chosen.warm, average=chosen.average, seed=seed,
+    )  # fmt: skip
+    module.accumulate(chosen.devices)  # what does not fit is refused before a folder is made
     identity = {
         "objective": objectives.name_of(rule), "options": objectives.options_of(rule),
         "reward": name_of(reward), "prompts": prompts, "reward_prompts": reward_prompts,
-        "temperature": temperature, "seed": seed, "base": flow.name,
+        "temperature": temperature, "strength": strength, "seed": seed, "base": flow.name,
         "base_sha256": fingerprint(flow),
         "steps": steps, "settings": {k: v for k, v in asdict(chosen).items() if k not in RUNTIME},
     }  # fmt: skip
@@ -245,41 +256,26 @@ def finetune(
         if (folder / "finished.json").exists():
             print(f"{folder} is finished")
             return load_adapters(flow, folder)
-    tuned = adapt(flow, chosen.rank, chosen.alpha, targets=chosen.targets, seed=seed)
-    tuned = _run(
-        tuned, rule, reward, prompts, reward_prompts, steps, temperature, judge, held_out or {},
-        seed, folder, chosen, identity,
-    )  # fmt: skip
+    _run(module, reward, judge, held_out or {}, folder, chosen, identity)
     return tuned.eval().requires_grad_(False)
 
 
 def _run(
-    tuned: Adapted,
-    rule: Objective,
+    module: "RewardTuning",
     reward: Reward,
-    prompts: list[str] | None,
-    asked: Sequence[str] | None,
-    steps: int,
-    temperature: float,
     judge: Reward | None,
     held_out: Mapping[str, Reward],
-    seed: int,
     out: Path | None,
     chosen: Settings,
     identity: Mapping[str, Any],
-) -> Adapted:
+) -> None:
     import lightning as L
     from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
-    from steer.tune import Prompts, RewardTuning
     from steer.watch import Panel, SaveAdapters, Watch
 
-    tuned.checkpoint = chosen.checkpointing
-    module = RewardTuning(
-        tuned, rule, reward, Prompts(prompts, asked, seed), steps=steps,
-        batch_size=chosen.batch_size, micro_batch=chosen.micro, temperature=temperature,
-        learning_rate=chosen.learning_rate, warm=chosen.warm, average=chosen.average, seed=seed,
-    )  # fmt: skip
+    tuned, steps, temperature = module.tuned, module.steps, module.temperature
+    prompts, asked, seed = module.prompts.prompts, module.prompts.asked, module.seed
     accumulate = module.accumulate(chosen.devices)
     metadata = {
         "reward": name_of(reward), "objective": identity["objective"],
@@ -370,7 +366,6 @@ def _run(
 
         write_atomically(out / "finished.json", json.dumps(ended, indent=1).encode())
         _card(out)
-    return tuned
 
 
 def _card(out: Path) -> None:
@@ -435,7 +430,9 @@ def front_figures(front: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, flo
 def _has_pictures(tuned: Adapted) -> bool:
     with torch.no_grad():
         some = next(iter(tuned.flow.parameters()))
-        shape = tuned.decode(torch.zeros(1, *tuned.event_shape, device=some.device)).shape
+        shape = tuned.decode(
+            torch.zeros(1, *tuned.event_shape, device=some.device, dtype=noise_dtype(tuned))
+        ).shape
     return len(shape) == 4 and shape[1] == 3
 
 
@@ -494,6 +491,14 @@ def _claim(out: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
             f"{out} holds a run that was begun otherwise ({was}): choose another folder, give the "
             "same arguments to go on with it, or say overwrite to drop it"
         )
+
+
+def _earlier(out: Path | None, name: str, overwrite: bool) -> Any:
+    """Return what the run in this folder was begun with, None where there is none to go on."""
+    file = None if out is None or overwrite else out / "run.json"
+    if file is None or not file.exists():
+        return None
+    return json.loads(file.read_text(encoding="utf-8")).get(name)
 
 
 def _short(value: Any) -> str:

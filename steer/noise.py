@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Draws", "Noise", "generator"]
+__all__ = ["Draws", "Noise", "generator", "noise_dtype"]
 
 
 def generator(*key: int | str) -> torch.Generator:
@@ -91,6 +91,12 @@ class Noise:
             for prompt in self.prompts
         ]
         return torch.cat(rows).to(self.device)
+
+
+def noise_dtype(flow: nn.Module) -> torch.dtype:
+    """Return what noise is drawn in: float64 for a network of doubles, else float32."""
+    kinds = {p.dtype for name, p in flow.named_parameters() if "lora_" not in name}
+    return torch.float64 if kinds == {torch.float64} else torch.float32
 
 
 class Draws:

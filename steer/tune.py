@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from steer.flow import FlowMap
 from steer.lora import Adapted, fingerprint
-from steer.noise import Draws, generator
+from steer.noise import Draws, generator, noise_dtype
 from steer.objectives.reward import Batch, Objective
 from steer.path import Time
 from steer.reward import Reward
@@ -223,7 +223,9 @@ class RewardTuning(L.LightningModule):
     def batch(self, step: int, first: int, last: int) -> Batch:
         """Return rows first to last of a step's batch, its flows bound to their prompts."""
         flow, group = self.tuned, self.objective.group
-        draws = Draws(self.seed, step, (first, last), device=self.device, dtype=self.dtype_of())
+        draws = Draws(
+            self.seed, step, (first, last), device=self.device, dtype=noise_dtype(self.tuned)
+        )
         start = step * self.batch_size
         places = (start + first) // group, (start + last) // group
         names, asked = self.prompts(*places)
@@ -237,11 +239,6 @@ class RewardTuning(L.LightningModule):
             self.temperature, draws, names, asked, Metered(flow.base, self.counts),
             None if names is None else self.prompts.epochs(*places),
         )  # fmt: skip
-
-    def dtype_of(self) -> torch.dtype:
-        """Return what noise is drawn in: float64 for a flow of doubles, else float32."""
-        kinds = {p.dtype for p in self.tuned.flow.parameters()}
-        return torch.float64 if kinds == {torch.float64} else torch.float32
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         """Return the loss of the micro-batch that is this process's turn."""

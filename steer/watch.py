@@ -17,7 +17,7 @@ from steer.flow import FlowMap
 from steer.folder import Row, captioned_grid, write_atomically
 from steer.instruments import Alarm, Drift, Instruments, Reading, velocity_distance
 from steer.lora import Adapted, save_adapters
-from steer.noise import Noise
+from steer.noise import Noise, noise_dtype
 from steer.reward import Reward
 
 __all__ = ["Panel", "SaveAdapters", "Watch"]
@@ -57,7 +57,7 @@ class Panel:
         self.asked = list(asked or self.prompts or [""])
         self.reward, self.judge, self.held_out = reward, judge, dict(held_out or {})
         p = 1 if prompts is None else len(prompts)
-        noise = Noise(seed, range(p), samples, step="panel")
+        noise = Noise(seed, range(p), samples, step="panel", dtype=noise_dtype(tuned))
         self.x_0 = noise.normal(tuned.event_shape)
         self._instruments: dict[int, Instruments] = {}
         self.base: dict[int, Tensor] = {}

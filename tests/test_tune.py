@@ -374,3 +374,18 @@ def test_the_batch_refuses_what_is_not_finite(flow):
     batch = Batch(flow, flow, flow, wrap(lambda x: x.sum((1, 2, 3)) / 0), 1.0, Draws(0, 0, (0, 2)))
     with pytest.raises(FloatingPointError, match="the reward is"):
         batch.score(batch.noise())
+
+
+def test_what_is_refused_leaves_no_folder(flow, tmp_path):
+    """The corrected command starts in the same folder."""
+    with pytest.raises(ValueError, match="multiple of"):
+        tune(flow, tmp_path / "run", 1, batch_size=6, micro_batch=4)
+    assert not (tmp_path / "run").exists()
+    tune(flow, tmp_path / "run", 1)
+
+
+def test_a_flow_of_doubles_is_tuned_in_doubles():
+    flow = tiny().double()
+    tuned = steer.finetune(flow, redness, PROMPTS, steps=1, **QUICK | {"check_every": 1})
+    x = torch.randn(2, *flow.event_shape, dtype=torch.float64)
+    assert tuned.jump(x, 0.0, 1.0).dtype == torch.float64
