@@ -134,7 +134,7 @@ def tune(
 
 
 @torch.no_grad()
-def gain(toy: Toy, flow: steer.FlowMap, jumps: int = 1, n: int = 4096) -> float:
+def gain(toy: Toy, flow: steer.FlowMap, jumps: int = 1, n: int = 1024) -> float:
     """Return how much more reward the flow's samples have than the base's of the same noise."""
     x_0 = torch.randn(n, *flow.event_shape, generator=torch.Generator().manual_seed(7))
     x = x_0
