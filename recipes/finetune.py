@@ -29,7 +29,6 @@ def finetune(
     held_out: list[str] = [],  # noqa: B006
     check_prompts: str | list[str] | None = None,
     seed: int = 0,
-    device: str | None = None,
     out: Path = Path("runs/tuned"),
     overwrite: bool = False,
     **settings: Any,
@@ -54,7 +53,6 @@ def finetune(
         check_prompts: a file or a list of prompts for the checks. Default: 16 of the 50 that come
             along and are not tuned on.
         seed: keys all randomness.
-        device: where to compute. Default: a GPU where there is one.
         out: the run's folder.
         overwrite: drop an earlier run in the folder.
         **settings: how the run is run.
@@ -67,8 +65,6 @@ def finetune(
         every = read_prompts(DATA / "held_out.txt").prompts
         checks = every[:: len(every) // 16][:16] if prompts is None else None
     known = asdict(chosen) | {"check_prompts": checks}
-    if device is not None:
-        known["accelerator"] = "cpu" if device == "cpu" else "gpu"
     return steer.finetune(
         _model(model, None, None), named(reward), names, objective, steps, temperature, strength,
         _judge(judge), seed, out, options=options,

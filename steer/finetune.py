@@ -21,10 +21,20 @@ import torch
 from torch import Tensor
 
 from steer.flow import FlowMap, flat_prompts
-from steer.lora import Adapted, adapt, fingerprint, load_adapters, save_adapters
+from steer.lora import (
+    WEIGHTS,
+    Adapted,
+    adapt,
+    fingerprint,
+    load_adapters,
+    rejoin,
+    save_adapters,
+)
 from steer.noise import Noise, noise_dtype
 from steer.objectives import names as objectives
+from steer.objectives.policy import GRPO, NFT
 from steer.objectives.reward import Objective
+from steer.objectives.value import Value
 from steer.reward import Reward, name_of, score, wrap
 
 if TYPE_CHECKING:
@@ -60,7 +70,7 @@ class Settings:
         sweep_steps: for each of these numbers of jumps.
         precision: Lightning's; "auto" is bf16-mixed where the hardware has bf16, else 32-true.
         devices: processes.
-        strategy: Lightning's: auto, ddp, fsdp.
+        strategy: Lightning's: auto or ddp.
         accelerator: Lightning's: auto, cpu, gpu.
         checkpointing: recompute activations in the backward pass instead of keeping them.
         wandb: also log to Weights & Biases, in this project.
@@ -100,6 +110,15 @@ class Settings:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, got {self.micro_batch}")
+        if any(k < 1 for k in self.sweep_steps):
+            raise ValueError(f"sweep_steps must be at least 1 each, got {self.sweep_steps}")
+        if any(name in self.strategy for name in ("fsdp", "deepspeed")):
+            raise ValueError(
+                f"strategy {self.strategy!r} splits the weights over processes, which checks and "
+                "adapter files cannot take yet: use auto or ddp, where each process holds the base"
+            )
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above zero, got {getattr(self, name)}")
@@ -189,7 +208,7 @@ def finetune(
         seed: keys all that is drawn.
         out: the run's folder; `steer.load(base, lora=out)` and peft read it. None: no files. A run
             that stopped goes on when it is called again with the same arguments; a finished one
-            is loaded.
+            is loaded. A reward is known by its name: give functions names of their own.
         options: the objective's own, where it is given by name.
         held_out: name -> rewards that are not tuned for, read at checks.
         reward_prompts: what the reward is asked for each prompt, where that differs.
@@ -247,21 +266,25 @@ def finetune(
         "objective": objectives.name_of(rule), "options": objectives.options_of(rule),
         "reward": name_of(reward), "prompts": prompts, "reward_prompts": reward_prompts,
         "temperature": temperature, "strength": strength, "seed": seed, "base": flow.name,
+        "calls": [chosen.micro, chosen.devices] if type(rule) in PER_CALL else None,
         "base_sha256": fingerprint(flow),
         "steps": steps, "settings": {k: v for k, v in asdict(chosen).items() if k not in RUNTIME},
     }  # fmt: skip
     if folder is not None:
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # Lightning starts the others after this
+        from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+        if not getattr(rank_zero_only, "rank", 0):  # the first process, whoever started them
             _claim(folder, identity, overwrite)
         if (folder / "finished.json").exists():
             print(f"{folder} is finished")
             return load_adapters(flow, folder)
-    _run(module, reward, judge, held_out or {}, folder, chosen, identity)
+    _run(module, flow, reward, judge, held_out or {}, folder, chosen, identity)
     return tuned.eval().requires_grad_(False)
 
 
 def _run(
     module: "RewardTuning",
+    flow: FlowMap,
     reward: Reward,
     judge: Reward | None,
     held_out: Mapping[str, Reward],
@@ -282,6 +305,7 @@ def _run(
         "options": identity["options"], "prompts": (prompts or [])[:8],
         "prompt_count": len(prompts or []), "temperature": temperature, "seed": seed,
         "batch": chosen.batch_size, "settings": identity["settings"],
+        "base_sha256": identity["base_sha256"],
     }  # fmt: skip
     watch: Watch | None = None
     callbacks: list[L.Callback] = []
@@ -316,7 +340,7 @@ def _run(
         accelerator=chosen.accelerator,
         devices=chosen.devices,
         strategy=chosen.strategy,
-        precision=_precision(chosen.precision),  # type: ignore[arg-type]
+        precision=_precision(chosen),  # type: ignore[arg-type]
         accumulate_grad_batches=accumulate,
         gradient_clip_val=chosen.clip,
         use_distributed_sampler=False,
@@ -349,15 +373,16 @@ def _run(
         trainer.fit(
             module, module.loader(), ckpt_path=last if resumed else None, weights_only=True
         )
+    rejoin(tuned, flow)  # Lightning has moved it to the CPU
     if out is not None and trainer.is_global_zero:
         done = module.global_step
         saver.save(done)
-        ended = {"steps": steps, "done": done, "nfe": module.counts.nfe} | {
-            "reward_calls": module.counts.reward,
+        ended = {"steps": steps, "done": done, "nfe": module.nfe} | {
+            "reward_calls": module.reward_calls,
             "stopped": watch.stopped if watch is not None else "",
             "watch_seconds": watch.seconds if watch is not None else 0.0,
         }
-        if watch is not None and chosen.sweep:
+        if watch is not None and chosen.sweep and chosen.sweep_steps:
             front = sweep(watch.panel, chosen.sweep, chosen.sweep_steps, out)
             metadata["scale"] = recommended(front)
             metadata["figures"] = front_figures(front)
@@ -412,8 +437,8 @@ def recommended(front: Sequence[Mapping[str, Any]]) -> float:
     """
     fewest = min(entry["steps"] for entry in front)
     quiet = [e for e in front if e["steps"] == fewest and not e["alarms"]]
-    if not quiet:
-        return 0.0
+    if not quiet:  # the base, or the nearest to it
+        return min(entry["scale"] for entry in front)
     return max(quiet, key=lambda e: e.get("judge", e["scale"]))["scale"]
 
 
@@ -423,8 +448,11 @@ def front_figures(front: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, flo
 
     fewest = min(entry["steps"] for entry in front)
     best = recommended(front)
-    (entry,) = [e for e in front if e["steps"] == fewest and e["scale"] == best]
-    return figures(entry)
+    return figures(next(e for e in front if e["steps"] == fewest and e["scale"] == best))
+
+
+PER_CALL = (NFT, GRPO, Value)
+"""Objectives whose loss depends, a little, on which rows are in one call."""
 
 
 def _has_pictures(tuned: Adapted) -> bool:
@@ -436,10 +464,11 @@ def _has_pictures(tuned: Adapted) -> bool:
     return len(shape) == 4 and shape[1] == 3
 
 
-def _precision(name: str) -> str:
-    if name != "auto":
-        return name
-    has_bf16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+def _precision(chosen: Settings) -> str:
+    if chosen.precision != "auto":
+        return chosen.precision
+    on_gpu = chosen.accelerator != "cpu" and torch.cuda.is_available()
+    has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
@@ -485,6 +514,10 @@ def _claim(out: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
         return
     before, now = json.loads(file.read_text(encoding="utf-8")), json.loads(content)
     changed = [k for k in now if before.get(k) != now[k]]
+    kept = ("checkpoints/last.ckpt", "finished.json", WEIGHTS)
+    if changed and not any((out / name).exists() for name in kept):  # it never got anywhere
+        shutil.rmtree(out)
+        return _claim(out, identity, overwrite)
     if changed:
         was = "; ".join(f"{k}: {_short(before.get(k))} -> {_short(now[k])}" for k in changed)
         raise FileExistsError(

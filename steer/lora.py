@@ -38,6 +38,7 @@ __all__ = [
     "plain_config",
     "read_config",
     "read_metadata",
+    "rejoin",
     "save_adapters",
 ]
 
@@ -235,6 +236,21 @@ def _sharing(flow: FlowMap) -> FlowMap:
             nn.Parameter(same, requires_grad=False) if isinstance(tensor, nn.Parameter) else same
         )
     return copy.deepcopy(flow, memo)
+
+
+def rejoin(tuned: Adapted, flow: FlowMap) -> None:
+    """Put a tuned flow back on its base's tensors and device, where something moved it away.
+
+    Args:
+        tuned: adapters on a twin of `flow`.
+        flow: the base.
+    """
+    own = dict(flow.named_parameters()) | dict(flow.named_buffers())
+    some = next(iter(flow.parameters()))
+    twins = [*tuned.flow.named_parameters(), *tuned.flow.named_buffers()]
+    for name, tensor in twins:
+        base = own.get(name.replace("base_layer.", ""))
+        tensor.data = tensor.data.to(some.device) if base is None else base.data
 
 
 def _targets(flow: nn.Module) -> list[str]:

@@ -205,6 +205,16 @@ class RewardTuning(L.LightningModule):
         """The reward, counted."""
         return self._reward[0]
 
+    @property
+    def nfe(self) -> int:
+        """What the run has cost so far, over all processes, each of which does as much."""
+        return self.counts.nfe * (1 if self._trainer is None else self.trainer.world_size)
+
+    @property
+    def reward_calls(self) -> int:
+        """How often the reward was asked by the objective, over all processes."""
+        return self.counts.reward * (1 if self._trainer is None else self.trainer.world_size)
+
     def loader(self) -> DataLoader:
         """Return a loader that only counts: what a step draws is a function of its number."""
         return DataLoader(range(self.steps * self.accumulate()), batch_size=None)  # type: ignore[arg-type]
@@ -278,7 +288,7 @@ class RewardTuning(L.LightningModule):
         self.last = dict(zip(names, values.tolist(), strict=True)) | {"gradient": float(norm)}
         self._terms, self._micro = [], 0
         step = self.global_step + 1
-        costs = {"nfe": float(self.counts.nfe), "reward_calls": float(self.counts.reward)}
+        costs = {"nfe": float(self.nfe), "reward_calls": float(self.reward_calls)}
         for logger in self.trainer.loggers:  # a tenth of what self.log costs
             logger.log_metrics({f"train/{k}": v for k, v in self.last.items()} | costs, step)
         self.log("reward", self.last.get("reward", math.nan), prog_bar=True, logger=False)

@@ -81,12 +81,16 @@ class Panel:
             bound = flow if self.prompts is None else flow.given(some)
             for k in range(steps):
                 x = bound.jump(x, k / steps, (k + 1) / steps)
-            parts.append(flow.decode(x).float().cpu())
+            parts.append(flow.decode(x).float())
         return torch.cat(parts)
 
     def instruments(self, steps: int = 1) -> Instruments:
         """Return the instruments, built on the base's pictures by so many steps."""
         if steps not in self._instruments:
+            device = next(iter(self.tuned.flow.parameters())).device
+            for reward in (self.reward, self.judge, *self.held_out.values()):
+                if reward is not None:
+                    reward.to(device)
             self.base[steps] = self.draw(0.0, steps)
             self._instruments[steps] = Instruments(
                 self.base[steps], self.asked, self.reward, judge=self.judge, held_out=self.held_out
@@ -172,6 +176,13 @@ class Watch(L.Callback):
         """Look once before the first step: the tuned pictures are the base's."""
         if not self.readings:
             self.check(trainer, module)
+        if self.stopped:  # a run that was stopped by alarms is not taken up
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        """Look at the last weights, where the run does not end at a check."""
+        if self.readings and self.readings[-1]["step"] < trainer.global_step:
+            self.check(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         """Look after every so many optimizer steps."""
@@ -190,14 +201,15 @@ class Watch(L.Callback):
             trainer.should_stop = True
 
     def _check(self, trainer: L.Trainer, module: Any) -> None:
-        training = module.training
-        module.eval()
+        modes = [(m, m.training) for m in self.panel.tuned.modules()]
+        self.panel.tuned.eval()
         reading, alarms, images = self.panel.read(1.0, self.steps, drift=True)
-        module.train(training)
+        for part, training in modes:  # each its own: a frozen network stays in evaluation mode
+            part.training = training
         numbers = reading.as_dict()
         step = trainer.global_step
         entry = {
-            "step": step, "nfe": module.counts.nfe, "reward_calls": module.counts.reward,
+            "step": step, "nfe": module.nfe, "reward_calls": module.reward_calls,
             "alarms": [str(a) for a in alarms], **numbers,
         }  # fmt: skip
         self.readings.append(entry)
@@ -218,7 +230,7 @@ class Watch(L.Callback):
         name = "judge" if "judge" in entry else "reward"
         if name == "reward" and alarms:
             return
-        if self.best is None or entry[name] > self.best[name]:
+        if self.best is None or name == "reward" or entry[name] > self.best[name]:
             self.best = entry
             if self.out is not None:
                 known = {**self.metadata, "steps": entry["step"], "figures": figures(entry)}
@@ -257,12 +269,14 @@ class SaveAdapters(L.Callback):
         self, tuned: Adapted, out: Path, every: int, metadata: Mapping[str, Any] | None = None
     ) -> None:
         self.tuned, self.out, self.every = tuned, out, every
-        self.metadata = dict(metadata or {})
+        self.metadata, self.saved = dict(metadata or {}), 0
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        """Write every so many steps."""
-        if trainer.is_global_zero and trainer.global_step % self.every == 0:
-            self.save(trainer.global_step)
+        """Write every so many optimizer steps, once each."""
+        k = trainer.global_step
+        if trainer.is_global_zero and k % self.every == 0 and k != self.saved:
+            self.saved = k
+            self.save(k)
 
     def save(self, step: int) -> None:
         """Write now."""

@@ -13,7 +13,7 @@ import torch
 import steer
 from steer.finetune import Settings, spread
 from steer.load import load, save
-from steer.lora import adapt, fingerprint, load_adapters
+from steer.lora import adapt, fingerprint, load_adapters, rejoin
 from steer.network import NetworkFlow, TwoTimeUNet
 from steer.noise import Draws
 from steer.objectives.direct import Direct
@@ -81,11 +81,11 @@ def test_every_objective_takes_steps_on_the_adapters_alone(flow, objective):
     assert not torch.equal(tuned.jump(x, 0.0, 1.0), flow.jump(x, 0.0, 1.0))
 
 
-@pytest.mark.parametrize("objective", sorted(set(TABLE) - {"value", "grpo"}))
+@pytest.mark.parametrize("objective", sorted(set(TABLE) - {"value", "grpo", "nft"}))
 def test_losses_do_not_depend_on_micro_batches(flow, objective):
     """Rows 0 to 16 at once, or in two calls: the loss is a mean over rows.
 
-    Not so for grpo, whose advantages share one deviation, nor for value, which remembers.
+    Not so for nft and grpo, whose advantages share one deviation, nor for value, which remembers.
     """
     rule = build(objective)
     tuned = adapt(flow, 2)
@@ -93,6 +93,9 @@ def test_losses_do_not_depend_on_micro_batches(flow, objective):
         tuned, rule, wrap(redness), Prompts(PROMPTS), steps=9, batch_size=16, micro_batch=16,
         temperature=0.1,
     )  # fmt: skip
+    with torch.no_grad():  # student and base differ
+        for k, p in enumerate(tuned.adapters().values()):
+            p.copy_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(k)))
     whole = rule(module.batch(3, 0, 16))["loss"]
     halves = [rule(module.batch(3, a, a + 8))["loss"] for a in (0, 8)]
     assert torch.allclose(whole, sum(halves) / 2, rtol=1e-4, atol=1e-5)
@@ -389,3 +392,109 @@ def test_a_flow_of_doubles_is_tuned_in_doubles():
     tuned = steer.finetune(flow, redness, PROMPTS, steps=1, **QUICK | {"check_every": 1})
     x = torch.randn(2, *flow.event_shape, dtype=torch.float64)
     assert tuned.jump(x, 0.0, 1.0).dtype == torch.float64
+
+
+def test_checks_leave_the_modes_and_adapters_are_written_once_a_step(flow, tmp_path, monkeypatch):
+    from steer import watch
+
+    seen, written = [], []
+    step, save = RewardTuning.training_step, watch.SaveAdapters.save
+    monkeypatch.setattr(
+        RewardTuning, "training_step",
+        lambda self, *a: seen.append(self.tuned.flow.network.training) or step(self, *a),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        watch.SaveAdapters, "save", lambda self, k: written.append(k) or save(self, k)
+    )
+    tune(flow, tmp_path / "run", 4, micro_batch=1, check_every=1, sweep=[])
+    assert not any(seen)
+    assert written == [2, 4, 4]  # and the last one with the run's end
+
+
+def test_a_front_of_alarms_recommends_the_least(flow):
+    from steer.finetune import front_figures, recommended
+
+    front = [
+        {"scale": s, "steps": 1, "alarms": ["x"], "reward": s, "reward/base": 0.0}
+        for s in (1.0, 0.5)
+    ]
+    assert recommended(front) == 0.5
+    assert front_figures(front) == {"reward": {"base": 0.0, "tuned": 0.5}}
+
+
+CHECKED = {"check_every": 2, "check_samples": 4, "check_prompts": ["cat", "owl"], "sweep": []}
+
+
+def readings(folder):
+    lines = (folder / "readings.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def spoiled(images):
+    """A judge that likes everything but what is tuned for."""
+    return 1 - 20 * redness(images)
+
+
+def test_alarms_end_a_run_and_the_judges_best_is_kept(model, tmp_path):
+    steer.finetune(
+        load(model), redness, PROMPTS, "direct", 40, temperature=0.01, judge=wrap(spoiled),
+        out=tmp_path / "run", **QUICK | CHECKED | {"early_stop": 2, "learning_rate": 1e-2},
+    )  # fmt: skip
+    seen = readings(tmp_path / "run")
+    ended = json.loads((tmp_path / "run" / "finished.json").read_text())
+    assert ended["done"] == seen[-1]["step"] < 40
+    assert seen[-1]["alarms"]
+    assert seen[-2]["alarms"]
+    assert "judge" in ended["stopped"]
+    best = max(seen, key=lambda e: e["judge"])
+    from steer.lora import read_metadata
+
+    assert read_metadata(tmp_path / "run" / "best")["steps"] == best["step"] < seen[-1]["step"]
+    assert seen[0]["step"] == 0 == seen[0]["reward/change"]  # step 0 is the base, bit for bit
+
+
+def test_a_watched_run_resumes_exactly(model, tmp_path, monkeypatch):
+    """The same readings and adapters as a run that never stopped, the last weights read too."""
+    extra = QUICK | CHECKED | {"early_stop": 0}
+    tune(load(model), tmp_path / "whole", 7, **extra)
+    step = RewardTuning.training_step
+
+    def cut(self, batch, index):
+        if self.global_step == 5:
+            raise RuntimeError("power cut")
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardTuning, "training_step", cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            tune(load(model), tmp_path / "cut", 7, **extra)
+    tune(load(model), tmp_path / "cut", 7, **extra)
+    whole, again = (readings(tmp_path / name) for name in ("whole", "cut"))
+    assert whole == again
+    assert [e["step"] for e in whole] == [0, 2, 4, 6, 7]
+    a, b = (steer.load(model, lora=tmp_path / name) for name in ("whole", "cut"))
+    assert same(state(a), state(b))
+
+
+def test_a_run_that_never_got_anywhere_is_replaced(model, tmp_path):
+    with pytest.raises(FloatingPointError):
+        steer.finetune(
+            load(model), lambda x: x.mean((1, 2, 3)) * torch.nan, PROMPTS, temperature=1.0,
+            out=tmp_path / "run", **QUICK,
+        )  # fmt: skip
+    tune(load(model), tmp_path / "run", 1)
+    with pytest.raises(FileExistsError, match="begun otherwise"):
+        tune(load(model), tmp_path / "run", 2)
+
+
+def test_a_flow_that_was_moved_comes_back(flow):
+    tuned = adapt(flow, 2)
+    for p in tuned.flow.parameters():  # as Lightning does at the end of a run on a GPU
+        p.data = p.data.clone()
+    rejoin(tuned, flow)
+    assert tuned.flow.network.stem.weight.data_ptr() == flow.network.stem.weight.data_ptr()
+
+
+def test_strategies_that_split_weights_are_refused(flow):
+    with pytest.raises(ValueError, match="use auto or ddp"):
+        tune(flow, strategy="fsdp")

@@ -40,7 +40,8 @@ class Amortise(Objective):
         method: one of `steer.METHODS`.
         particles: draws of each prompt in a round.
         guide_steps: steps of the method.
-        visits: a prompt's batches between two rounds; None: one round for the whole run.
+        visits: a prompt's batches between two rounds, or steps without prompts; None: one round
+            for the whole run.
         distil: weight of the self-distillation, for weighted populations.
         group: rows of each prompt in a batch.
         step: shortest and longest Heun step of the self-distillation.
@@ -127,7 +128,7 @@ class Amortise(Objective):
         places = batch.draws.uniform().cpu().reshape(p, -1)
         noise, data = [], []
         for i in range(p):
-            visit = 0 if batch.epochs is None else batch.epochs[i]
+            visit = batch.draws.step if batch.epochs is None else batch.epochs[i]
             turn = 0 if self.visits is None else visit // self.visits
             drawn = self.population(batch, i, turn)
             share = drawn["log_w"].softmax(0).cumsum(0)

@@ -77,7 +77,8 @@ class Direct(Objective):
         super().__init__()
         if not jumps or min(jumps) < 1:
             raise ValueError(f"jumps must be numbers of at least 1, got {list(jumps)}")
-        for name, weight in {"anchor": anchor, "data": data, "noise": noise}.items():
+        brakes = {"anchor": anchor, "data": data, "noise": noise, "consistency": consistency}
+        for name, weight in brakes.items():
             if weight < 0:
                 raise ValueError(f"{name} must not be negative, got {weight}: it is a brake")
         if reference not in ("base", "average"):
@@ -143,6 +144,8 @@ class Draft(Objective):
         super().__init__()
         if not 1 <= last <= steps:
             raise ValueError(f"last must be between 1 and steps = {steps}, got {last}")
+        if anchor < 0:
+            raise ValueError(f"anchor must not be negative, got {anchor}: it is a brake")
         self.steps, self.last, self.anchor = steps, last, anchor
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

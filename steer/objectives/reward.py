@@ -93,7 +93,9 @@ class Batch:
         """
         asked = self.prompts if self.asked is None else self.asked
         texts = None if asked is None else flat_prompts(asked, len(x))
-        values = score(self.reward, self.student.decode(x), texts)
+        with torch.autocast(x.device.type, enabled=False):  # decode and reward in full precision
+            x = x if x.dtype == torch.float64 else x.float()
+            values = score(self.reward, self.student.decode(x), texts)
         asked_gradient = torch.is_grad_enabled() and x.requires_grad
         if asked_gradient and self.reward.differentiable and not values.requires_grad:
             raise ValueError(

@@ -198,7 +198,7 @@ class Value(Objective):
             raise ValueError(f"ends must be in (0, .5), got {ends}: t is uniform on [e, 1 - e]")
         if distil < 0:
             raise ValueError(f"distil must not be negative, got {distil}; 0 tunes no jumps")
-        self.differentiable = gradient
+        self.gradient = self.differentiable = gradient
         self.draws, self.steps, self.policy, self.clip = draws, steps, policy, clip
         self.distil, self.step, self.ends = distil, tuple(step), ends
         unseen = torch.full((SLOTS,), torch.nan, dtype=torch.float64)
