@@ -18,6 +18,7 @@ import steer
 from steer.lora import adapt
 from steer.noise import Draws
 from steer.objectives.adjoint import Adjoint
+from steer.objectives.amortise import Amortise
 from steer.objectives.reward import Batch, Objective
 from steer.objectives.value import Value
 from steer.testing import Corrected
@@ -27,6 +28,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "value, 4 draws": lambda: Value(draws=4),
     "value, student's points": lambda: Value(draws=2, policy="student"),
     "value, no gradient": lambda: Value(gradient=False, draws=1),
+    "amortise": lambda: Amortise(particles=4096, group=256, guide_steps=8),
     "adjoint": lambda: Adjoint(steps=16, subset=8),
 }
 
@@ -57,7 +59,8 @@ def train(
     optimiser = torch.optim.AdamW(own.values(), lr=3e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for step in range(steps):
-        batch = Batch(tuned, tuned.base, average, reward(), 1.0, Draws(seed, step, (0, n)))
+        rows = Draws(seed, step, (0, n))
+        batch = Batch(tuned, tuned.base, average, reward(), 1.0, rows, unbound=tuned.base)
         optimiser.zero_grad()
         objective(batch)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(own.values(), 1.0)
