@@ -74,7 +74,7 @@ def _flags(words: Sequence[str]) -> list[str]:
 
 def _variant(command: str, words: Sequence[str]) -> str:
     """Return `eval --lora` for an `eval` that names adapters, by an option or in its YAML."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words[1:], ""], strict=False):
         name, _, value = word.partition("=")
         file = Path(value or after)
         named = name.split(".")[0].rstrip("+") == "--lora"
