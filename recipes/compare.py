@@ -14,7 +14,6 @@ import torch
 import yaml
 from jsonargparse import get_loader
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 import rewards
@@ -247,20 +246,8 @@ def compare(
         f"{sum(work.values())} network calls"
         + (f", {sum(work[unit.name] for unit in done)} of them done already" if done else "")
     )
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-    )
     try:
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("", total=sum(work.values()))
-            for unit in units:
-                progress.update(task, description=unit.row.label)
-                if not partial.has(unit.name):
-                    partial.add(unit.name, *_run(unit, flow, scorer, judge, chosen))
-                progress.update(task, advance=work[unit.name])
+        partial.fill(units, work, lambda u: _run(u, flow, scorer, judge, chosen), console)
         gathered = [_gather(partial, units, i, seeds) for i in range(len(rows))]
         with whole_folder(out, overwrite) as scratch:
             _write(scratch, rows, chosen, gathered, _config(settings))

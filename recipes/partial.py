@@ -2,12 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from steer.folder import write_atomically
@@ -63,6 +65,35 @@ class Partial:
         whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         texts = {name: json.dumps(value) for name, value in notes.items()}
         write_atomically(self._file(unit), safetensors.torch.save(whole, texts))
+
+    def fill(
+        self,
+        units: Sequence[Any],
+        work: Mapping[str, int],
+        run: Callable[[Any], tuple[Mapping[str, Tensor], Mapping[str, Any]]],
+        console: Console,
+    ) -> None:
+        """Run the units that are not finished yet, with a progress bar of the whole work.
+
+        Args:
+            units: in order; each has a `name`, and a `row` with a `label`.
+            work: name -> network calls.
+            run: unit -> its tensors and notes.
+            console: where the bar is shown.
+        """
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("", total=sum(work.values()))
+            for unit in units:
+                progress.update(task, description=unit.row.label)
+                if not self.has(unit.name):
+                    self.add(unit.name, *run(unit))
+                progress.update(task, advance=work[unit.name])
 
     def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return a finished unit's tensors and notes."""

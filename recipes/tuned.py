@@ -8,7 +8,6 @@ from typing import Any
 import safetensors.torch
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 import rewards
@@ -233,20 +232,8 @@ def evaluate_tuned(
         f"x {particles} pictures x {seeds} seeds: {sum(work.values())} network calls"
         + (f", {done} of them done already" if done else "")
     )
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-    )
     try:
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("", total=sum(work.values()))
-            for unit in units:
-                progress.update(task, description=unit.row.label)
-                if not partial.has(unit.name):
-                    partial.add(unit.name, *bench.run(unit))
-                progress.update(task, advance=work[unit.name])
+        partial.fill(units, work, bench.run, console)
         measured = {
             row.label: _gather(partial, [u for u in units if u.index == i])
             for i, row in enumerate(rows)

@@ -5,7 +5,6 @@ instruments on, and at the end draw the front of reward against drift by a sweep
 scale. A run that stopped goes on from its last checkpoint when it is called again.
 """
 
-import importlib
 import importlib.util
 import json
 import math
@@ -25,7 +24,6 @@ from steer.lora import (
     WEIGHTS,
     Adapted,
     adapt,
-    fingerprint,
     load_adapters,
     rejoin,
     save_adapters,
@@ -267,7 +265,7 @@ def finetune(
         "reward": name_of(reward), "prompts": prompts, "reward_prompts": reward_prompts,
         "temperature": temperature, "strength": strength, "seed": seed, "base": flow.name,
         "calls": [chosen.micro, chosen.devices] if type(rule) in PER_CALL else None,
-        "base_sha256": fingerprint(flow),
+        "base_sha256": module.base_sha256,
         "steps": steps, "settings": {k: v for k, v in asdict(chosen).items() if k not in RUNTIME},
     }  # fmt: skip
     if folder is not None:

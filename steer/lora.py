@@ -355,10 +355,12 @@ def fingerprint(flow: FlowMap) -> str:
     """
     inner = flow.flow if isinstance(flow, Adapted) else flow
     digest = hashlib.sha256()
-    for name, p in sorted(inner.state_dict().items()):
+    named = {name.replace("base_layer.", ""): p for name, p in inner.state_dict().items()}
+    for name in sorted(named):  # the order of the base's own names
         if "lora_" in name:
             continue
-        digest.update(f"{name.replace('base_layer.', '')} {tuple(p.shape)}".encode())
+        p = named[name]
+        digest.update(f"{name} {tuple(p.shape)}".encode())
         values = p.detach().to("cpu")
         if values.is_floating_point():
             values = values.to(torch.bfloat16).view(torch.int16)

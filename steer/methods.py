@@ -1,7 +1,7 @@
 """The sampling methods by name: what each is built of, and what it costs."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -19,7 +19,16 @@ from steer.potential import Denoised, Lookahead, Naive, Potential
 from steer.reward import Reward
 from steer.weights import Continuous, Ratio
 
-__all__ = ["METHODS", "TABLE", "Method", "affordable", "method_options", "plan", "step_times"]
+__all__ = [
+    "METHODS",
+    "TABLE",
+    "Method",
+    "affordable",
+    "check_options",
+    "method_options",
+    "plan",
+    "step_times",
+]
 
 WHOLE = (0.0, 1.0)
 
@@ -256,6 +265,15 @@ TABLE: dict[str, Method] = {
 }
 METHODS: Mapping[str, str] = MappingProxyType({name: m.line for name, m in TABLE.items()})
 """Name -> one line."""
+
+
+def check_options(method: str, options: Iterable[str]) -> None:
+    """Raise a ValueError for an unknown method, or an option that it does not take."""
+    known = method_options(method)
+    for name in options:
+        if name not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"method {method!r} takes no option {name!r}: {takes}")
 
 
 def method_options(method: str) -> dict[str, Any]:

@@ -14,7 +14,15 @@ from steer.ascent import Sampler
 from steer.flow import FlowMap, flat_prompts
 from steer.guidance import Guidance, Population, Stop
 from steer.kernel import Jump
-from steer.methods import METHODS, TABLE, affordable, method_options, plan, step_times
+from steer.methods import (
+    METHODS,
+    TABLE,
+    affordable,
+    check_options,
+    method_options,
+    plan,
+    step_times,
+)
 from steer.noise import Noise
 from steer.path import Time
 from steer.potential import Evaluation, Potential
@@ -263,11 +271,8 @@ def check(
     **options: Any,
 ) -> None:
     """Fail at the door: raise the ValueErrors that `sample` documents, before any work."""
+    check_options(method, options)
     known = method_options(method)
-    for name in options:
-        if name not in known:
-            takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise ValueError(f"method {method!r} takes no option {name!r}: {takes}")
     if prompts is not None and len(prompts) == 0:
         raise ValueError("the list of prompts is empty: give at least one, or None for no prompt")
     size = 1 if batch_size is None else batch_size

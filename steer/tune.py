@@ -1,13 +1,14 @@
 """Lightning tuning of a flow map's adapters by a reward: running average, counts, exact resume.
 
 Student and teacher are one network, its adapters on and off. Everything that is drawn in step k is
-a function of (seed, k, row), so micro-batches, processes and restarts change nothing but rounding.
+a function of (seed, k, row): the draws know nothing of micro-batches, processes and restarts.
 Import it by name: `import steer` does not load Lightning.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import lightning as L
@@ -195,15 +196,18 @@ class RewardTuning(L.LightningModule):
         self.batch_size, self.micro_batch = batch_size, micro_batch
         self.temperature, self.decay = temperature, average
         self.learning_rate, self.warm = learning_rate, warm
-        self.last: dict[str, float] = {}
         self._terms: list[dict[str, Tensor]] = []
         self._micro = 0
-        self._hash: str | None = None
 
     @property
     def reward(self) -> Reward:
         """The reward, counted."""
         return self._reward[0]
+
+    @cached_property
+    def base_sha256(self) -> str:
+        """The hash of the base's weights, which never change."""
+        return fingerprint(self.tuned)
 
     @property
     def nfe(self) -> int:
@@ -285,13 +289,13 @@ class RewardTuning(L.LightningModule):
         names = list(self._terms[0])
         values = torch.stack([torch.stack([t[n] for n in names]) for t in self._terms]).mean(0)
         values = self.trainer.strategy.reduce(values, reduce_op="mean")
-        self.last = dict(zip(names, values.tolist(), strict=True)) | {"gradient": float(norm)}
+        terms = dict(zip(names, values.tolist(), strict=True)) | {"gradient": float(norm)}
         self._terms, self._micro = [], 0
         step = self.global_step + 1
         costs = {"nfe": float(self.nfe), "reward_calls": float(self.reward_calls)}
         for logger in self.trainer.loggers:  # a tenth of what self.log costs
-            logger.log_metrics({f"train/{k}": v for k, v in self.last.items()} | costs, step)
-        self.log("reward", self.last.get("reward", math.nan), prog_bar=True, logger=False)
+            logger.log_metrics({f"train/{k}": v for k, v in terms.items()} | costs, step)
+        self.log("reward", terms.get("reward", math.nan), prog_bar=True, logger=False)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take a step, then move the running average towards the new adapters.
@@ -326,7 +330,7 @@ class RewardTuning(L.LightningModule):
         state = checkpoint["state_dict"]
         kept = {k: v for k, v in state.items() if "lora_" in k or k.startswith("objective.")}
         checkpoint["state_dict"] = kept
-        checkpoint["base"] = {"name": self.tuned.name, "sha256": self._base()}
+        checkpoint["base"] = {"name": self.tuned.name, "sha256": self.base_sha256}
         checkpoint["counts"] = asdict(self.counts)
         checkpoint["generators"] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
@@ -339,19 +343,14 @@ class RewardTuning(L.LightningModule):
             ValueError: it was made on other weights.
         """
         theirs = checkpoint["base"]
-        if theirs["sha256"] != self._base():
+        if theirs["sha256"] != self.base_sha256:
             raise ValueError(
                 f"the checkpoint was made on {theirs['name']!r} with weights "
                 f"{theirs['sha256'][:12]}, and this base, {self.tuned.name!r}, has others "
-                f"({self._base()[:12]}): go on with the same base, or choose another folder"
+                f"({self.base_sha256[:12]}): go on with the same base, or choose another folder"
             )
         for name, value in checkpoint["counts"].items():
             setattr(self.counts, name, value)
         torch.set_rng_state(checkpoint["generators"]["cpu"].cpu())
         if torch.cuda.is_available() and "cuda" in checkpoint["generators"]:
             torch.cuda.set_rng_state_all(checkpoint["generators"]["cuda"])
-
-    def _base(self) -> str:
-        if self._hash is None:
-            self._hash = fingerprint(self.tuned)
-        return self._hash

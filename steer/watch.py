@@ -13,7 +13,6 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from steer.flow import FlowMap
 from steer.folder import Row, captioned_grid, write_atomically
 from steer.instruments import Alarm, Drift, Instruments, Reading, velocity_distance
 from steer.lora import Adapted, save_adapters
@@ -62,10 +61,10 @@ class Panel:
         self._instruments: dict[int, Instruments] = {}
         self.base: dict[int, Tensor] = {}
 
-    def bound(self, scale: float = 1.0) -> FlowMap:
-        """Return the flow at a scale of its adapters, the prompts bound."""
-        flow = self.tuned.at(scale)
-        return flow if self.prompts is None else flow.given(self.prompts)
+    @property
+    def device(self) -> torch.device:
+        """Where the flow is now."""
+        return next(iter(self.tuned.parameters())).device
 
     @torch.no_grad()
     def draw(self, scale: float = 1.0, steps: int = 1) -> Tensor:
@@ -73,11 +72,10 @@ class Panel:
         flow, n = self.tuned.at(scale), self.samples
         group = max(1, ROWS // n)  # prompts of one call
         names = self.prompts or [""]
-        device = next(iter(self.tuned.flow.parameters())).device
         parts = []
         for a in range(0, len(names), group):
             some = names[a : a + group]
-            x = self.x_0[a * n : (a + len(some)) * n].to(device)
+            x = self.x_0[a * n : (a + len(some)) * n].to(self.device)
             bound = flow if self.prompts is None else flow.given(some)
             for k in range(steps):
                 x = bound.jump(x, k / steps, (k + 1) / steps)
@@ -87,10 +85,9 @@ class Panel:
     def instruments(self, steps: int = 1) -> Instruments:
         """Return the instruments, built on the base's pictures by so many steps."""
         if steps not in self._instruments:
-            device = next(iter(self.tuned.flow.parameters())).device
             for reward in (self.reward, self.judge, *self.held_out.values()):
                 if reward is not None:
-                    reward.to(device)
+                    reward.to(self.device)
             self.base[steps] = self.draw(0.0, steps)
             self._instruments[steps] = Instruments(
                 self.base[steps], self.asked, self.reward, judge=self.judge, held_out=self.held_out
@@ -114,7 +111,7 @@ class Panel:
         else:
             names = self.prompts[:prompts]
             flow, base = flow.given(names), base.given(names)
-        return velocity_distance(flow, base, x.to(next(iter(self.tuned.parameters())).device))
+        return velocity_distance(flow, base, x.to(self.device))
 
     def sheet(self, images: Tensor, steps: int, shown: int = 8) -> list[Row]:
         """Return the rows of a sheet: the base's pictures of a prompt, the tuned ones below."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from steer.noise import Noise
 from steer.objectives.consistency import velocity_loss
 from steer.objectives.reward import Batch, Objective, distil, squared
-from steer.path import like
+from steer.objectives.value import interpolate
 
 __all__ = ["Amortise", "Population"]
 
@@ -63,14 +63,9 @@ class Amortise(Objective):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        from steer.methods import TABLE, method_options
+        from steer.methods import TABLE, check_options
 
-        known = method_options(method)
-        for name in options or {}:
-            if name not in known:
-                raise ValueError(
-                    f"method {method!r} takes no option {name!r}: it takes {', '.join(known)}"
-                )
+        check_options(method, options or {})
         if particles < group:
             raise ValueError(
                 f"{particles} particles for {group} rows of a prompt: draw at least as many"
@@ -154,10 +149,6 @@ class Amortise(Objective):
     def _law(self, batch: Batch, x_1: Tensor) -> dict[str, Tensor]:
         noise, t = batch.noise(), batch.draws.uniform()
         tilt = velocity_loss(batch.student, noise, x_1, t).mean()
-
-        def at(s: Tensor) -> Tensor:
-            alpha, beta = batch.student.path(s)
-            return like(alpha, x_1) * noise + like(beta, x_1) * x_1
-
-        off = distil(batch, at, *self.step)
+        path = batch.student.path
+        off = distil(batch, lambda s: interpolate(path, noise, x_1, s), *self.step)
         return {"loss": tilt + self.distil * off, "tilt": tilt.detach(), "off": off.detach()}

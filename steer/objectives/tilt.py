@@ -1,8 +1,6 @@
-"""Objectives with a law as their optimum: the transport tilt, and the exponential one.
+"""The transport tilt: `max E[R(x_1) - ½ ∫ |u|² dt]`, theory (46).
 
-Transport (WTF): `max E[R(x_1) - ½ ∫ |u|² dt]`, theory (46), whose control is the gradient of a
-deterministic value. Exponential: `p exp(R)`, theory (15), whose velocity is a conditional mean
-under the tilt, so that weighted draws of x_1 regress it.
+Its control is the gradient of a deterministic value, so two jumps of the map estimate it.
 """
 
 import torch
