@@ -7,7 +7,9 @@ tensor([-2.5000, -2.5000])
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,8 +21,12 @@ __all__ = [
     "Reward",
     "WeightedSum",
     "clamp01",
+    "leaves",
     "name_of",
     "score",
+    "shared",
+    "sharing",
+    "term_gradients",
     "term_scores",
     "wrap",
 ]
@@ -34,9 +40,16 @@ class Reward(nn.Module):
 
     Attributes:
         differentiable: whether the scores carry a gradient to the images.
+        terms: what a reward is composed of, with weights where it is a weighted sum; itself alone
+            where it is not composed.
     """
 
     differentiable: bool = True
+
+    @property
+    def terms(self) -> "list[tuple[float, Reward]]":
+        """What the reward is composed of: (weight, reward), one pair for one that is not."""
+        return [(1.0, self)]
 
     @abstractmethod
     def forward(
@@ -48,10 +61,10 @@ class Reward(nn.Module):
         """Score images (n, 3, h, w), with one prompt per row where there are any -> (n,)."""
 
     def __add__(self, other: "Reward") -> "WeightedSum":
-        return WeightedSum([*_terms(self), *_terms(other)])
+        return WeightedSum([*_summands(self), *_summands(other)])
 
     def __mul__(self, weight: float) -> "WeightedSum":
-        return WeightedSum([(weight * w, reward) for w, reward in _terms(self)])
+        return WeightedSum([(weight * w, reward) for w, reward in _summands(self)])
 
     __rmul__ = __mul__
 
@@ -65,6 +78,11 @@ class WeightedSum(Reward):
         self.rewards = nn.ModuleList(reward for _, reward in terms)
         self.differentiable = all(reward.differentiable for _, reward in terms)
 
+    @property
+    def terms(self) -> list[tuple[float, Reward]]:
+        """The summands with their weights."""
+        return list(zip(self.weights, self.rewards, strict=True))  # type: ignore[arg-type]
+
     def forward(
         self,
         images: Tensor,
@@ -72,33 +90,122 @@ class WeightedSum(Reward):
         metadata: Sequence[Any] | None = None,
     ) -> Tensor:
         """Return the weighted sum of the terms' scores, (n,)."""
-        scores = [w * score(r, images, prompts, metadata) for w, r in _terms(self)]
+        with sharing():
+            scores = [w * score(r, images, prompts, metadata) for w, r in self.terms]
         return torch.stack(scores).sum(0)
 
 
-def _terms(reward: Reward) -> list[tuple[float, Reward]]:
-    if not isinstance(reward, WeightedSum):
-        return [(1.0, reward)]
-    return [(w, r) for w, r in zip(reward.weights, reward.rewards, strict=True)]  # type: ignore[misc]
+def _summands(reward: Reward) -> list[tuple[float, Reward]]:
+    return reward.terms if isinstance(reward, WeightedSum) else [(1.0, reward)]
+
+
+_SHARED: ContextVar[dict[Any, Any] | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Let the rewards called within share what they compute of the same images: see `shared`."""
+    if _SHARED.get() is not None:
+        yield
+        return
+    token = _SHARED.set({})
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def shared(owner: Any, images: Tensor, make: Callable[[], Tensor]) -> Tensor:
+    """Return `make()`, computed once per owner and images within one `sharing()`.
+
+    Two rewards on one backbone ask it for the features of the same pictures; a sum of them
+    encodes the pictures once. Outside of `sharing` nothing is remembered.
+
+    Args:
+        owner: what computes, say the backbone.
+        images: what it computes on, the very tensor.
+        make: the computation.
+    """
+    memory = _SHARED.get()
+    if memory is None:
+        return make()
+    version = 0 if images.is_inference() else images._version
+    key = id(owner), id(images), version, torch.is_grad_enabled()
+    if key not in memory:
+        memory[key] = owner, images, make()  # owner and images live on, so their ids stay theirs
+    return memory[key][2]
+
+
+def leaves(reward: Reward) -> list[Reward]:
+    """Return the rewards that a composed one ends in, from left to right."""
+    if [r for _, r in reward.terms] == [reward]:
+        return [reward]
+    return [leaf for _, term in reward.terms for leaf in leaves(term)]
 
 
 def term_scores(
     reward: Reward, images: Tensor, prompts: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """Score each term of a weighted sum by itself, unweighted: name -> (n,).
+    """Score each reward that a composed one ends in, by itself, unweighted: name -> (n,).
 
     >>> light, dark = wrap(lambda x: x.mean((1, 2, 3))), wrap(lambda x: -x.mean((1, 2, 3)))
     >>> {k: v.item() for k, v in term_scores(light + dark, torch.ones(1, 3, 2, 2)).items()}
     {'<lambda>': 1.0, '<lambda> 2': -1.0}
     """
-    out: dict[str, Tensor] = {}
-    for _, term in _terms(reward):
-        name = title = name_of(term)
+    with sharing():
+        return {
+            name: score(term, images, prompts) for name, term in _titled(leaves(reward)).items()
+        }
+
+
+def _titled(rewards: Sequence[Reward]) -> dict[str, Reward]:
+    """Give each a name of its own: the second of a name is 'name 2'."""
+    out: dict[str, Reward] = {}
+    for reward in rewards:
+        name = title = name_of(reward)
         count = 2
         while title in out:
             title, count = f"{name} {count}", count + 1
-        out[title] = score(term, images, prompts)
+        out[title] = reward
     return out
+
+
+def term_gradients(
+    reward: Reward, images: Tensor, prompts: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """Return what each leaf contributes to the gradient: name -> norm a row, (n,).
+
+    `|d total / d s_i * d s_i / d images|` with s_i the leaf's score: for a weighted sum,
+    `w_i |d s_i / d images|`. Leaves without a gradient are left out.
+
+    >>> light = wrap(lambda x: x.mean((1, 2, 3)))
+    >>> term_gradients(2.0 * light, torch.ones(1, 3, 2, 2))["<lambda>"] * 12**0.5
+    tensor([2.])
+    """
+    out = {}
+    for name, leaf in _titled(leaves(reward)).items():
+        if not leaf.differentiable:
+            continue
+        x = images.detach().requires_grad_()
+        with torch.enable_grad():
+            total = _only(reward, leaf, x, prompts)
+            (gradient,) = torch.autograd.grad(total.sum(), x, allow_unused=True)
+        out[name] = (
+            torch.zeros_like(total) if gradient is None else gradient.flatten(1).norm(dim=1)
+        )
+    return out
+
+
+def _only(reward: Reward, leaf: Reward, images: Tensor, prompts: Sequence[str] | None) -> Tensor:
+    """Score by the whole reward, the gradient through one leaf alone."""
+    others = [r for r in leaves(reward) if r is not leaf]
+    hooks = [r.register_forward_hook(lambda module, args, scores: scores.detach()) for r in others]
+    try:
+        total = score(reward, images, prompts)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total if total.requires_grad else total + 0 * images.flatten(1).sum(1)
 
 
 def name_of(reward: Reward) -> str:
