@@ -1,10 +1,13 @@
 """Where a reward's weights come from: a folder of one's own, the hub's cache, the hub."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Source", "fetch", "home", "local"]
+from torch import Tensor
+
+__all__ = ["Source", "fetch", "fetch_url", "home", "local", "state"]
 
 
 @dataclass(frozen=True)
@@ -82,3 +85,80 @@ def fetch(source: Source, reward: str, option: str = "model") -> Path:
             f"hub ({type(error).__name__}: {reason}). Download {files}{size} from {source.page} "
             f"into {home() / source.repo}, or say where they are: {reward}:{option}=PATH"
         ) from error
+
+
+def fetch_url(url: str, reward: str, option: str) -> Path:
+    """Return a weights file that torchvision publishes, downloaded where it is missing.
+
+    It is looked for in torch's own cache, `$TORCH_HOME/hub/checkpoints` (`~/.cache/torch` where
+    that is not set), and in `home()`.
+
+    Args:
+        url: where it is published.
+        reward: the reward's name, for the message.
+        option: its option that takes a path instead.
+
+    Raises:
+        ValueError: it is not here and cannot be had; the message says what to download and where
+            to put it.
+    """
+    from torch import hub
+
+    name = url.rsplit("/", 1)[-1]
+    cached = Path(hub.get_dir()) / "checkpoints" / name
+    for path in (cached, home() / name):
+        if path.is_file():
+            return path
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        prefix = re.search(r"-([0-9a-f]{8,})\.\w+$", name)
+        hub.download_url_to_file(url, str(cached), prefix[1] if prefix else None, progress=False)
+    except Exception as error:
+        raise ValueError(
+            f"the weights of {reward!r} are not here, and {name} cannot be downloaded "
+            f"({type(error).__name__}: {error}). Download {url} and put it at {cached}, or say "
+            f"where it is: {reward}:{option}=FILE"
+        ) from error
+    return cached
+
+
+def state(path: str | Path, reward: str, option: str) -> dict[str, Tensor]:
+    """Read a file of weights, safetensors or what `torch.save` wrote of tensors alone.
+
+    Args:
+        path: the file.
+        reward: the reward's name, for the messages.
+        option: its option that named the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no such file.
+    """
+    import safetensors.torch
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no file {str(path)!r}: {reward}:{option}= takes a .safetensors or .pth file of "
+            "weights"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise ValueError(
+            f"cannot read the weights {str(path)!r} ({type(error).__name__}: {reason}): "
+            f"{reward}:{option}= takes a .safetensors file, or a .pth file of tensors alone, "
+            "torch.save(model.state_dict(), FILE)"
+        ) from error
+    if isinstance(found, dict):
+        found = found.get("state_dict", found)
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(
+            f"{str(path)!r} holds no weights by name: {reward}:{option}= takes what "
+            "torch.save(model.state_dict(), FILE) writes"
+        )
+    return found

@@ -33,6 +33,8 @@ class Preprocess(nn.Module):
         interpolation: "bicubic" or "bilinear".
         fit: one of `FITS`.
         fill: the grey of what "pad" adds, 0 black to 1 white.
+        fitted: the size that pictures are fitted to, where the network's is cut out of its
+            centre; None: the network's own.
 
     Raises:
         ValueError: an unknown interpolation or fit.
@@ -46,14 +48,15 @@ class Preprocess(nn.Module):
         interpolation: str = "bicubic",
         fit: str = "crop",
         fill: float = 0.0,
+        fitted: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if interpolation not in {"bicubic", "bilinear"}:
             raise unknown("interpolation", interpolation, ["bicubic", "bilinear"])
         if fit not in FITS:
             raise unknown("fit", fit, FITS)
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        self.size, self.interpolation, self.fit = (height, width), interpolation, fit
+        self.size, self.interpolation, self.fit = _pair(size), interpolation, fit
+        self.fitted = self.size if fitted is None else _pair(fitted)
         self.fill = fill
         self.register_buffer("mean", torch.tensor(list(mean))[:, None, None], False)
         self.register_buffer("std", torch.tensor(list(std))[:, None, None], False)
@@ -86,17 +89,25 @@ class Preprocess(nn.Module):
         side = target.get("shortest_edge")
         shape = side if side is not None else (target["height"], target["width"])
         name = {2: "bilinear", 3: "bicubic"}.get(int(processor.resample), str(processor.resample))
-        return cls(
-            shape, processor.image_mean, processor.image_std, name, "crop" if cropped else "squash"
-        )
+        shorter = size.get("shortest_edge") if target is crop else None
+        fit = "crop" if cropped else "squash"
+        return cls(shape, processor.image_mean, processor.image_std, name, fit, fitted=shorter)
 
     def resized(self, images: Tensor) -> Tensor:
         """Bring images (n, 3, h, w) in [0, 1] to the network's size, still in [0, 1]."""
         x = clamp01(images)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        if x.shape[-2:] == self.size:
+        x = self._fit(x)
+        height, width = self.size
+        if self.fitted == self.size:
             return x
-        (h, w), (height, width) = x.shape[-2:], self.size
+        top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
+        return x[..., top : top + height, left : left + width]
+
+    def _fit(self, x: Tensor) -> Tensor:
+        (h, w), (height, width) = x.shape[-2:], self.fitted
+        if (h, w) == (height, width):
+            return x
         if self.fit == "squash":
             return self._resize(x, (height, width))
         choose = max if self.fit == "crop" else min
@@ -119,3 +130,8 @@ class Preprocess(nn.Module):
         """Preprocess images (n, 3, h, w) in [0, 1]."""
         x = self.resized(images)
         return (x - self.mean.to(x)) / self.std.to(x)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    return height, width
