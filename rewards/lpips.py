@@ -23,7 +23,7 @@ SOURCE = Source(
     licence="heads BSD-2-Clause; trunk: see torchvision's page",
     size="233 MB (alex), 528 MB (vgg), 5 MB (squeeze)",
 )
-"""The default trunk is torchvision's file; torchmetrics ships the heads of the first repository."""
+"""The default trunk is a file of torchvision; torchmetrics ships the heads of this repository."""
 
 NETS = {
     "alex": ("alexnet", "AlexNet_Weights", 31),
