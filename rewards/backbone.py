@@ -6,7 +6,7 @@ in computation. It is moved as a whole: `reward.to(...)` moves it for all who sh
 
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,9 +29,11 @@ __all__ = [
     "OpenClip",
     "Transformers",
     "checkpointed",
+    "fill",
     "folder_of",
     "once",
     "open_clip_backbone",
+    "pretrained",
     "stamp",
 ]
 
@@ -60,6 +62,9 @@ class Backbone(nn.Module):
     Raises:
         ValueError: an unknown dtype.
     """
+
+    texts = TEXTS
+    """Prompts whose features are kept."""
 
     def __init__(
         self,
@@ -129,7 +134,7 @@ class Backbone(nn.Module):
             features = features.to(torch.promote_types(features.dtype, torch.float32))
             known = self._texts | dict(zip(new, features.cpu(), strict=True))
             rows = torch.stack([known[text] for text in texts])
-            self._texts = dict(list(known.items())[-TEXTS:])
+            self._texts = dict(list(known.items())[-self.texts :])
         else:
             rows = torch.stack([self._texts[text] for text in texts])
         wide = torch.promote_types(self.dtype, torch.float32)
@@ -187,6 +192,10 @@ class Transformers(Backbone):
         tokenizer: texts -> the arguments of `get_text_features`.
         preprocess: from pictures in [0, 1] to `pixel_values`.
         **execution: see `Backbone`.
+
+    Attributes:
+        scale: what the model was trained to multiply the cosine with, `exp(logit_scale)`.
+        bias: what it was trained to add.
     """
 
     def __init__(
@@ -196,8 +205,12 @@ class Transformers(Backbone):
         preprocess: Preprocess,
         **execution: Any,
     ) -> None:
+        # read before they are rounded to another dtype
+        scale, bias = (getattr(model, name, None) for name in ("logit_scale", "logit_bias"))
         super().__init__(model, preprocess, **execution)
         self.tokenizer = tokenizer
+        self.scale = 1.0 if scale is None else _number(scale, torch.exp)
+        self.bias = 0.0 if bias is None else _number(bias)
 
     @property
     def tower(self) -> nn.Module:
@@ -215,6 +228,10 @@ class Transformers(Backbone):
         tokens = {k: v.to(self.device) for k, v in self.tokenizer(list(texts)).items()}
         out = self.model.get_text_features(**tokens)  # type: ignore[operator]
         return F.normalize(getattr(out, "pooler_output", out), dim=-1)
+
+
+def _number(x: Tensor, f: Callable[[Tensor], Tensor] = torch.clone) -> float:
+    return float(f(x.detach().double()))
 
 
 class Cosine(Reward):
@@ -308,13 +325,100 @@ def folder_of(
     return fetch(Source(text, default.files), reward, option)
 
 
-def open_clip_backbone(name: str, pretrained: str | None = None, **execution: Any) -> OpenClip:
+def fill(model: nn.Module, weights: Mapping[str, Tensor], where: str | Path, reward: str) -> None:
+    """Put weights into a module: none missing, none left over.
+
+    Args:
+        model: the module.
+        weights: by the names of its `state_dict`.
+        where: where they come from, for the message.
+        reward: whose they are, for the message.
+
+    Raises:
+        ValueError: they are of another layout; the message has the first keys.
+    """
+    own = model.state_dict()
+    _refuse_misfits(
+        missing=[k for k in own if k not in weights],
+        unexpected=[k for k in weights if k not in own],
+        shapes=[
+            (k, tuple(weights[k].shape), tuple(own[k].shape))
+            for k in own
+            if k in weights and weights[k].shape != own[k].shape
+        ],
+        where=where,
+        reward=reward,
+    )
+    model.load_state_dict(dict(weights))
+
+
+def pretrained(kind: Any, folder: str | Path, reward: str) -> Any:
+    """Return a model of transformers with a folder's weights: none missing, none left over.
+
+    Args:
+        kind: the model's class.
+        folder: holds config.json and model.safetensors.
+        reward: whose it is, for the message.
+
+    Raises:
+        ValueError: it cannot be read, or is of another layout; the message has the first keys.
+    """
+    try:
+        model, info = kind.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise ValueError(
+            f"cannot load the {kind.__name__} in {str(folder)!r} for {reward!r} "
+            f"({type(error).__name__}: {reason}). It must hold config.json and model.safetensors, "
+            "as the model's page has them"
+        ) from error
+    _refuse_misfits(
+        missing=sorted(info["missing_keys"]),
+        unexpected=sorted(info["unexpected_keys"]),
+        shapes=[(k, tuple(a), tuple(b)) for k, a, b in sorted(info["mismatched_keys"])],
+        where=folder,
+        reward=reward,
+    )
+    return model
+
+
+def _refuse_misfits(
+    missing: list[str],
+    unexpected: list[str],
+    shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]],
+    where: str | Path,
+    reward: str,
+) -> None:
+    """Raise where any list has something in it; name the first three of each."""
+    found = []
+    for title, keys in (("missing", missing), ("not expected", unexpected)):
+        if keys:
+            found.append(f"{title} {len(keys)}: {', '.join(keys[:3])}")
+    if shapes:
+        sizes = ", ".join(f"{k} {a} for {b}" for k, a, b in shapes[:3])
+        found.append(f"of another shape {len(shapes)}: {sizes}")
+    if found:
+        raise ValueError(
+            f"the weights in {str(where)!r} are of another layout than {reward!r} expects "
+            f"({'; '.join(found)}). Give the file that its page publishes, unchanged"
+        )
+
+
+def open_clip_backbone(
+    name: str, pretrained: str | None = None, *, reward: str = "clip", **execution: Any
+) -> OpenClip:
     """Return an open_clip model, loaded once per name, weights and execution.
 
     Args:
         name: a folder with open_clip_config.json and weights, `hf-hub:org/name`, or an
             architecture of `open_clip.list_models()`.
         pretrained: the tag or file of an architecture's weights.
+        reward: whose it is, for the message.
         **execution: see `Backbone`.
 
     Raises:
@@ -332,7 +436,7 @@ def open_clip_backbone(name: str, pretrained: str | None = None, **execution: An
         elif name.startswith("hf-hub:"):
             repo = name.removeprefix("hf-hub:")
             needed = ("open_clip_config.json", "open_clip_model.safetensors")
-            folder = fetch(Source(repo, needed), "clip")
+            folder = fetch(Source(repo, needed), reward)
             found = f"local-dir:{folder}"
         try:
             model = open_clip.create_model(found, pretrained=pretrained, require_pretrained=True)

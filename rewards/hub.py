@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from torch import Tensor
 
@@ -88,7 +89,7 @@ def fetch(source: Source, reward: str, option: str = "model") -> Path:
 
 
 def fetch_url(url: str, reward: str, option: str) -> Path:
-    """Return a weights file that torchvision publishes, downloaded where it is missing.
+    """Return a file of weights that has an address of its own, downloaded where it is missing.
 
     It is looked for in torch's own cache, `$TORCH_HOME/hub/checkpoints` (`~/.cache/torch` where
     that is not set), and in `home()`.
@@ -104,7 +105,7 @@ def fetch_url(url: str, reward: str, option: str) -> Path:
     """
     from torch import hub
 
-    name = url.rsplit("/", 1)[-1]
+    name = unquote(url.rsplit("/", 1)[-1])
     cached = Path(hub.get_dir()) / "checkpoints" / name
     for path in (cached, home() / name):
         if path.is_file():
