@@ -34,6 +34,7 @@ from recipes.sample import (
 )
 from rewards.judge import EMBEDDED, Judge
 from steer.folder import captioned_grid, numbers, refuse_existing, whole_folder
+from steer.learn import learn
 from steer.methods import TABLE
 from steer.names import unknown
 from steer.sample import PROBES, check, method_options, plan
@@ -222,6 +223,7 @@ def compare(
         raise ValueError("the list of methods is empty: give at least one, or leave it out")
     flow = _model(model, device, dtype, lora, lora_scale)
     scorer = rewards.load(reward).to(_device(flow))
+    learn(flow, scorer, chosen)
     for one in entries:
         check(flow, scorer, chosen, one.particles or 1, one.steps, one.method, **one.options)
     rows = equal_calls(entries, scorer.differentiable)

@@ -22,9 +22,10 @@ from recipes.partial import Partial
 from steer.flow import flat_prompts
 from steer.folder import refuse_existing, save_result
 from steer.guidance import Population
+from steer.learn import learn
 from steer.lora import CONFIG, WEIGHTS, load_adapters
 from steer.methods import TABLE, method_options
-from steer.reward import WeightedSum, term_scores
+from steer.reward import leaves, term_gradients, term_scores
 from steer.sample import PROBES, Result, check, joined_trace, plan
 
 __all__ = ["sample"]
@@ -194,6 +195,8 @@ def sample(
         TimeRemainingColumn(),
         TextColumn("{task.fields[reward]}"),
     )
+    # once, from the whole list: what is learnt must not depend on which prompts are left to do
+    learn(flow, judge, prompts, [asked] * count if isinstance(asked, str) else asked, seed)
     try:
         with Progress(*columns, console=console) as progress:
             task = progress.add_task(method, total=len(groups) * steps, reward="")
@@ -221,7 +224,8 @@ def sample(
             overwrite,
             unguided=plain,
             keep=keep,
-            terms=terms,
+            terms=_part(terms, "terms/"),
+            gradients=_part(terms, "gradients/"),
             files={"config.yaml": _config(settings)},
         )
     finally:
@@ -334,16 +338,22 @@ def _fingerprints(*names: str) -> dict[str, Any]:
 def _terms(
     reward: steer.Reward, result: Result, prompts: list[str] | None, asked: str | list[str] | None
 ) -> dict[str, Tensor]:
-    """Score each term of a weighted sum by itself, in its own units."""
-    if not isinstance(reward, WeightedSum) or result.images is None:
+    """Score each term of a composed reward by itself, and take its share of the gradient.
+
+    `terms/NAME` is in the term's own units, `gradients/NAME` a norm a picture.
+    """
+    if len(leaves(reward)) < 2 or result.images is None:
         return {}
     questions = prompts if asked is None else asked
     questions = [questions] if isinstance(questions, str) else questions
     images = result.images.flatten(0, -4)
     rows = None if questions is None else flat_prompts(questions, len(images))
     with torch.no_grad():
-        scores = term_scores(reward, images, rows)
-    return {name: s.reshape(result.rewards.shape) for name, s in scores.items()}
+        found = {f"terms/{k}": v for k, v in term_scores(reward, images, rows).items()}
+    if reward.differentiable:
+        shares = term_gradients(reward, images, rows)
+        found |= {f"gradients/{k}": v for k, v in shares.items()}
+    return {name: s.reshape(result.rewards.shape) for name, s in found.items()}
 
 
 def _config(settings: dict[str, Any]) -> str:
@@ -359,7 +369,7 @@ class _Groups(Partial):
 
     def keep(self, group: int, result: Result, plain: Result, terms: dict[str, Tensor]) -> None:
         """Add a group's results, guided and unguided."""
-        tensors: dict[str, Tensor] = {f"terms/{k}": v for k, v in terms.items()}
+        tensors: dict[str, Tensor] = dict(terms)
         notes: dict[str, Any] = {}
         for kind, r in (("guided", result), ("plain", plain)):
             for f in fields(r):
@@ -406,8 +416,12 @@ class _Groups(Partial):
                 elif k.startswith(f"{kind}/"):
                     values[head] = v
             made.append(Result(**values))
-        terms = {k.removeprefix("terms/"): v for k, v in whole.items() if k.startswith("terms/")}
-        return made[0], made[1], terms
+        kinds = ("terms/", "gradients/")
+        return made[0], made[1], {k: v for k, v in whole.items() if k.startswith(kinds)}
+
+
+def _part(named: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    return {k.removeprefix(kind): v for k, v in named.items() if k.startswith(kind)}
 
 
 def _name(group: int) -> str:

@@ -184,7 +184,8 @@ class Normalised(_Composed):
     and `steer.sample` do both: the former learns on, the latter learns from one-jump samples of
     its prompts and then leaves it. Until the first `update()` it is the bare reward.
 
-    The statistics are buffers: they are saved, and a run that goes on goes on with them.
+    The statistics are a buffer (updates, mean, mean square), kept in float64: a tuning run saves
+    it in its checkpoints and goes on with it.
 
     Args:
         reward: what is normalised.
@@ -206,26 +207,27 @@ class Normalised(_Composed):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay, self.centre = float(decay), centre
-        zeros = torch.zeros((), dtype=torch.float64)
-        for name in ("updates", "mean", "square"):
-            self.register_buffer(name, zeros.clone())
+        self.register_buffer("statistics", torch.zeros(3, dtype=torch.float64))
         self.register_buffer("noted", torch.zeros(3, dtype=torch.float64), False)
-        self.updates: Tensor
-        self.mean: Tensor
-        self.square: Tensor
+        self.statistics: Tensor
         self.noted: Tensor
 
     @property
     def learned(self) -> bool:
         """Whether there are statistics yet."""
-        return bool(self.updates > 0)
+        return bool(self.statistics[0] > 0)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, (); 0 before there are statistics."""
+        return self.statistics[1]
 
     @property
     def std(self) -> Tensor:
         """The standard deviation, (); 1 before there are statistics."""
         if not self.learned:
             return torch.ones_like(self.mean)
-        return (self.square - self.mean.square()).clamp(min=0).sqrt()
+        return (self.statistics[2] - self.mean.square()).clamp(min=0).sqrt()
 
     def join(self, scores: Tensor) -> Tensor:
         """Return the normalised scores, (1, n) -> (n,), and take note of them in training."""
@@ -248,18 +250,18 @@ class Normalised(_Composed):
         """
         noted = self.noted if reduce is None else reduce(self.noted)
         self.noted = torch.zeros_like(self.noted)
-        count, total, square = noted.unbind()
+        count = noted[0]
         if not count > 0:
             return
-        old = min(self.decay, float(self.updates / (self.updates + 1)))
-        self.mean = old * self.mean.to(total) + (1 - old) * total / count
-        self.square = old * self.square.to(square) + (1 - old) * square / count
-        self.updates = self.updates + 1
+        updates = self.statistics[0]
+        old = torch.clamp(updates / (updates + 1), max=self.decay)
+        new = torch.stack([torch.ones_like(count), noted[1] / count, noted[2] / count])
+        self.statistics = old * self.statistics.to(new) + (1 - old) * new
+        self.statistics[0] = updates + 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Normalised":
         super()._apply(fn, recurse)
-        for name in ("updates", "mean", "square", "noted"):  # they stay in float64
-            setattr(self, name, getattr(self, name).double())
+        self.statistics, self.noted = self.statistics.double(), self.noted.double()
         return self
 
 

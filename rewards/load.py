@@ -1,4 +1,4 @@
-"""From a text to a reward: names, options, weighted sums, files and dotted paths."""
+"""From a text to a reward: names, options, sums and functions, files, dotted paths, servers."""
 
 import importlib
 import importlib.util
@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 from torch import nn
 
-from rewards.names import hint
+from rewards.names import hint, unknown
 from steer.reward import Reward, wrap
 
-__all__ = ["NAMES", "from_file", "load"]
+__all__ = ["FUNCTIONS", "NAMES", "from_file", "load"]
 
 _TABLE = {
     "clip": (
@@ -47,12 +47,28 @@ _TABLE = {
         "closeness to the picture image=FILE, from -1 to 0 (by=colour or luma)",
     ),
     "jpeg": ("rewards.jpeg:Jpeg", "minus the size as a JPEG file in kB; no gradient"),
+    "remote": ("rewards.remote:Remote", "what a server of rewards says (url=http://HOST:PORT)"),
 }
 NAMES: Mapping[str, str] = MappingProxyType({name: line for name, (_, line) in _TABLE.items()})
 """Name -> one line."""
 
 GROUP = "flowsteer.rewards"
 """The entry-point group in which other packages offer rewards."""
+
+_FUNCTIONS = {
+    "min": ("rewards.algebra:Minimum", "the least of some rewards (smooth=WIDTH)"),
+    "product": ("rewards.algebra:Product", "log of the chance that all accept (at=, width=)"),
+    "capped": ("rewards.algebra:Capped", "a reward that is content with a target (at=, soft=)"),
+    "ensemble": ("rewards.algebra:Ensemble", "the mean less the disagreement (penalty=)"),
+    "normalised": ("rewards.algebra:Normalised", "scaled by what the run has seen (decay=)"),
+    "augmented": (
+        "rewards.augment:Augmented",
+        "the mean over random crops, flips and noise (views=, crop=, flip=, noise=, seed=)",
+    ),
+    "batched": ("rewards.algebra:Batched", "in micro-batches, for memory (size=)"),
+}
+FUNCTIONS: Mapping[str, str] = MappingProxyType({k: line for k, (_, line) in _FUNCTIONS.items()})
+"""What makes a reward of rewards, as in `min(clip, 2*brightness)`: name -> one line."""
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _MINUS = rf"(?:\s-\s|-\s*(?={_NUMBER}\s*\*))"
@@ -61,6 +77,8 @@ _TERM = re.compile(
     rf"\s*(?P<name>[^\s+*-].*?)\s*(?=\+|{_MINUS}|$)",
     re.DOTALL,
 )
+_CALL = re.compile(r"(?P<function>\w*)\s*\((?P<inside>.*)\)", re.DOTALL)
+_URL = re.compile(r"https?://\S+")
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)(?::(?P<options>.*))?")
 
 
@@ -70,8 +88,9 @@ def load(spec: str, **options: Any) -> Reward:
     Args:
         spec: a name of `NAMES` ("clip"), with options after a colon ("colour:name=red"), a
             function or class in a file ("file.py:Name") or a module ("pkg.mod.Name"), an entry
-            point of another package (group `flowsteer.rewards`), or a weighted sum of such
-            ("0.7*clip + 0.3*colour:name=red - 0.1*jpeg").
+            point of another package (group `flowsteer.rewards`), a server's URL
+            ("http://127.0.0.1:8000"), a weighted sum of such ("0.7*clip + 0.3*colour:name=red -
+            0.1*jpeg"), or one of `FUNCTIONS` of such ("capped(min(clip, brightness), at=0.3)").
         options: more options, for a single reward.
 
     Raises:
@@ -94,20 +113,40 @@ def load(spec: str, **options: Any) -> Reward:
 
 def _terms(spec: str) -> Iterable[tuple[float, str]]:
     """Split a sum at each '+', and at each '-' with spaces around it or a weight behind it."""
-    place = 0
+    place, seen = 0, _masked(spec)
     while place < max(1, len(spec.rstrip())):
-        match = _TERM.match(spec, place)
+        match = _TERM.match(seen, place)
         if match is None:
             raise ValueError(
                 f"cannot read the reward {spec!r}: write a name, or a sum such as "
                 "'0.7*clip + 0.3*colour:name=red'"
             )
-        yield (-1 if match["sign"] == "-" else 1) * float(match["weight"] or 1), match["name"]
+        a, b = match.span("name")
+        yield (-1 if match["sign"] == "-" else 1) * float(match["weight"] or 1), spec[a:b]
         place = match.end()
 
 
+def _masked(text: str) -> str:
+    """Put x for all that is inside brackets, so that it is not taken for something outside."""
+    out, depth = [], 0
+    for letter in text:
+        depth -= letter in ")]"
+        out.append("x" if depth > 0 else letter)
+        depth += letter in "(["
+        if depth < 0:
+            return text  # not balanced: no brackets of ours
+    return text if depth else "".join(out)
+
+
 def _one(text: str, options: Mapping[str, Any]) -> Reward:
-    """Make one reward of 'name:key=value,key=value'."""
+    """Make one reward of 'name:key=value,key=value', a URL, a file, or a function of rewards."""
+    call = _CALL.fullmatch(text)
+    if call is not None and _masked(text).count("(") == 1:
+        return _apply(call["function"], call["inside"], options, text)
+    if "(" in text and text.split("(")[0].strip() in _FUNCTIONS:
+        raise ValueError(f"cannot read the reward {text!r}: a bracket is not closed")
+    if _URL.fullmatch(text):
+        return _make(_find("remote"), "remote", {"url": text, **options})
     match = _FILE.fullmatch(text)
     if match is not None:
         found = from_file(Path(match["file"]), match["name"])
@@ -118,10 +157,63 @@ def _one(text: str, options: Mapping[str, Any]) -> Reward:
     return _make(found, name, {**_options(written, name), **options})
 
 
+def _apply(function: str, inside: str, options: Mapping[str, Any], text: str) -> Reward:
+    """Make the reward of 'function(reward, reward, key=value)', or of a sum in brackets."""
+    if not function and not options:
+        return load(inside)
+    if function not in _FUNCTIONS:
+        raise unknown("function of rewards", function, _FUNCTIONS)
+    module, attribute = _FUNCTIONS[function][0].split(":")
+    made = getattr(importlib.import_module(module), attribute)
+    parameters = inspect.signature(made).parameters.values()
+    own = [p.name for p in parameters if p.name not in {"reward", "rewards"}]
+    rewards, written, seen, place = [], [], _masked(inside), 0
+    for piece in seen.split(","):
+        part = inside[place : place + len(piece)]
+        place += len(piece) + 1
+        key = part.partition("=")[0].strip()
+        if "=" in part and key in own:
+            written.append(part.strip())
+        elif re.fullmatch(r"\s*\w+=.*", part, re.DOTALL) and rewards and ":" in rewards[-1]:
+            rewards[-1] += "," + part  # an option of the reward before it
+        elif re.fullmatch(rf"\s*-?{_NUMBER}\s*", part) or re.fullmatch(r"\s*\w+=.*", part):
+            raise ValueError(
+                f"cannot read {part.strip()!r} in {text!r}: {function} has the options "
+                f"{', '.join(own)}, written {own[0]}=..."
+            )
+        else:
+            rewards.append(part)
+    given = {**_options(",".join(written), function), **options}
+    single = "rewards" not in {p.name for p in parameters}
+    if single and len(rewards) != 1:
+        raise ValueError(f"{function}(...) takes one reward, and {text!r} has {len(rewards)}")
+    missing = [
+        p.name
+        for p in parameters
+        if p.name in own and p.default is p.empty and p.name not in given
+    ]
+    if missing:
+        raise ValueError(f"{function}(...) needs {missing[0]}=...: {text!r} leaves it out")
+    return _called(made, function, *(load(part) for part in rewards), **given)
+
+
+def _called(made: Any, name: str, /, *args: Any, **options: Any) -> Any:
+    """Call a constructor; a value of a wrong type is the user's mistake, not a fault inside."""
+    try:
+        return made(*args, **options)
+    except TypeError as error:
+        raise ValueError(f"{name!r} cannot take {options}: {error}") from error
+
+
 def _options(written: str | None, name: str) -> dict[str, Any]:
     """Read 'key=value,key=value'; the values are YAML scalars."""
     out = {}
-    for pair in filter(None, (written or "").split(",")):
+    place, text = 0, written or ""
+    for piece in _masked(text).split(","):
+        pair = text[place : place + len(piece)]
+        place += len(piece) + 1
+        if not pair:
+            continue
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"option {pair!r} of reward {name!r}: write key=value")
@@ -153,6 +245,12 @@ def _find(name: str) -> Any:
                 f"a file as file.py:Name, or one of {', '.join([*_TABLE, *others])}"
             ) from error
     known = [*_TABLE, *others]
+    if name.lower() in _TABLE:
+        return _find(name.lower())
+    if name in _FUNCTIONS:
+        raise ValueError(
+            f"{name!r} makes a reward of rewards: write {name}(clip), or {name}(clip, brightness)"
+        )
     raise ValueError(
         f"unknown reward {name!r}: {hint(name, known)}Known: {', '.join(sorted(known))}; or give "
         "file.py:Name or pkg.mod.Name"
@@ -203,7 +301,7 @@ def _make(found: Any, name: str, options: dict[str, Any]) -> Reward:
             raise ValueError(
                 f"reward {name!r} needs the option {missing[0]!r}: write {name}:{missing[0]}=..."
             )
-        found = found(**options)
+        found = _called(found, name, **options)
     elif options:
         raise ValueError(f"reward {name!r} is no class, so it takes no options: leave them out")
     return wrap(found)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from steer.flow import FlowMap, flat_prompts
+from steer.flow import FlowMap
+from steer.learn import learn, one_jump_scores
 from steer.lora import (
     WEIGHTS,
     Adapted,
@@ -28,12 +29,12 @@ from steer.lora import (
     rejoin,
     save_adapters,
 )
-from steer.noise import Noise, noise_dtype
+from steer.noise import noise_dtype
 from steer.objectives import names as objectives
 from steer.objectives.policy import GRPO, NFT
 from steer.objectives.reward import Objective
 from steer.objectives.value import Value
-from steer.reward import Reward, name_of, score, wrap
+from steer.reward import Reward, name_of, wrap
 
 if TYPE_CHECKING:
     from steer.tune import RewardTuning
@@ -153,15 +154,7 @@ def spread(
     Raises:
         ValueError: the reward is the same for all samples.
     """
-    chosen = None if prompts is None else list(prompts)[:most]
-    n = 128 if chosen is None else 8
-    noise = Noise(seed, range(len(chosen or [""])), n, step="spread", dtype=noise_dtype(flow))
-    x = noise.normal(flow.event_shape)
-    some = next(iter(flow.parameters()), None)
-    bound = flow if chosen is None else flow.given(chosen)
-    y = bound.lookahead(x if some is None else x.to(some.device), 0.0)
-    texts = None if chosen is None else flat_prompts(list(asked or chosen)[:most], len(y))
-    values = score(reward, flow.decode(y), texts).double().reshape(-1, n)
+    values = one_jump_scores(flow, reward, prompts, asked, seed, most)
     deviation = float(values.var(1).mean().sqrt())
     if not deviation > 1e-8:
         raise ValueError(
@@ -248,6 +241,7 @@ def finetune(
         raise TypeError(f"prompts are a list: write prompts=[{prompts!r}]")
     prompts = None if prompts is None else list(prompts)
     folder = None if out is None else Path(out)
+    learn(flow, reward, prompts, reward_prompts, seed)
     if temperature is None and (temperature := _earlier(folder, "temperature", overwrite)) is None:
         temperature = spread(flow, reward, prompts, reward_prompts, seed) / (strength or 3.0)
     from steer.tune import Prompts, RewardTuning

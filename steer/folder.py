@@ -181,6 +181,7 @@ def save_result(
     unguided: "Result | None" = None,
     keep: str = "all",
     terms: dict[str, Tensor] | None = None,
+    gradients: dict[str, Tensor] | None = None,
     files: dict[str, str] | None = None,
 ) -> Path:
     """Write a result as a run folder.
@@ -192,6 +193,7 @@ def save_result(
         unguided: the same seeds without guidance, drawn beside it in the grid.
         keep: "all" particles or the "best" of each prompt go to `images/`.
         terms: the reward's terms by name, shaped as its rewards, for `scores.jsonl`.
+        gradients: likewise, the norm of what each term adds to the reward's gradient.
         files: further text files by name.
 
     Raises:
@@ -232,6 +234,7 @@ def save_result(
                     "image": name if kept else None,
                     "reward": float(rewards[i, j]),
                     "terms": {k: float(rows(v)[i, j]) for k, v in (terms or {}).items()},
+                    "gradients": {k: float(rows(v)[i, j]) for k, v in (gradients or {}).items()},
                     "log_w": float(log_w[i, j]),
                     "best": j == int(best[i]),
                 }

@@ -21,6 +21,7 @@ __all__ = [
     "Reward",
     "WeightedSum",
     "clamp01",
+    "learners",
     "leaves",
     "name_of",
     "score",
@@ -180,7 +181,7 @@ def term_gradients(
 
     >>> light = wrap(lambda x: x.mean((1, 2, 3)))
     >>> term_gradients(2.0 * light, torch.ones(1, 3, 2, 2))["<lambda>"] * 12**0.5
-    tensor([2.])
+    tensor([2.0000])
     """
     out = {}
     for name, leaf in _titled(leaves(reward)).items():
@@ -217,10 +218,13 @@ def name_of(reward: Reward) -> str:
 class _Wrapped(Reward):
     """A callable as a reward."""
 
-    def __init__(self, f: Callable[..., Tensor], differentiable: bool) -> None:
+    def __init__(
+        self, f: Callable[..., Any], differentiable: bool, call: Callable[..., Any], pil: bool
+    ) -> None:
         super().__init__()
-        self.f, self.differentiable = f, differentiable
-        self._arity = _positional(f)
+        self.f, self.differentiable, self.pil = f, differentiable, pil
+        self._call = call
+        self._arity = _positional(call)
 
     def forward(
         self,
@@ -229,7 +233,42 @@ class _Wrapped(Reward):
         metadata: Sequence[Any] | None = None,
     ) -> Tensor:
         """Call the function with as many of (images, prompts, metadata) as it takes."""
-        return self.f(*(images, prompts, metadata)[: self._arity])
+        seen = _pictures(images) if self.pil else images
+        found = self._call(*(seen, prompts, metadata)[: self._arity])
+        if isinstance(found, tuple) and len(found) == 2:
+            found = found[0]  # (scores, info)
+        if not self.differentiable and not isinstance(found, Tensor):
+            found = torch.as_tensor(found, dtype=torch.float32, device=images.device)
+        if isinstance(found, Tensor) and found.shape == (len(images), 1):
+            found = found[:, 0]
+        if not self.differentiable and isinstance(found, Tensor):
+            found = found.detach()
+        return found
+
+
+def _pictures(images: Tensor) -> list[Any]:
+    """Return images (n, 3, h, w) in [0, 1] as PIL pictures."""
+    from PIL import Image
+
+    pixels = images.detach().float().clamp(0, 1).mul(255).round().byte()
+    return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def _one_by_one(metric: Any, sign: float) -> Callable[[Tensor], Tensor]:
+    """Return a torchmetrics metric as a score of each image by itself."""
+
+    def call(images: Tensor) -> Tensor:
+        scores = []
+        for image in images.split(1):
+            scores.append(sign * metric(image).reshape(()))
+            metric.reset()
+        return torch.stack(scores)
+
+    return call
+
+
+def _is_metric(f: Any) -> bool:
+    return all(hasattr(f, name) for name in ("higher_is_better", "update", "compute", "reset"))
 
 
 def _positional(f: Callable[..., Any]) -> int:
@@ -258,23 +297,59 @@ def _positional(f: Callable[..., Any]) -> int:
     return count
 
 
-def wrap(f: Callable[..., Tensor], differentiable: bool = True) -> Reward:
-    """Make a reward of any callable `f(images)` or `f(images, prompts)`.
+def wrap(f: Any, differentiable: bool | None = None, pil: bool = False) -> Reward:
+    """Make a reward of any callable or object that scores images.
 
-    A reward stays as it is, unless it is to be taken as not differentiable.
+    A reward stays as it is, unless it is to be taken as not differentiable. What it may be:
+
+    - `f(images)`, `f(images, prompts)` or `f(images, prompts, metadata)`, images (n, 3, h, w) in
+      [0, 1]; it returns (n,), (n, 1), or (scores, anything);
+    - an object with a method `score(images, prompts)`, which is called in place of the object;
+    - a torchmetrics metric of one image, asked of each image by itself; where lower is better
+      it is negated;
+    - with `pil`, a function of a list of PIL pictures that returns a list of numbers.
 
     Args:
-        f: takes images (n, 3, h, w) and, if it wants them, one prompt a row; returns (n,).
-        differentiable: say False where the scores carry no gradient to the images.
+        f: any of these.
+        differentiable: say False where the scores carry no gradient to the images. Default: what
+            `f.differentiable` says, else True.
+        pil: `f` takes PIL pictures, so there is no gradient.
 
     Raises:
-        TypeError: `f` is not callable, or needs more arguments than a reward has.
+        TypeError: `f` is no such thing, or needs more arguments than a reward has.
+        ValueError: a metric that does not say whether higher is better; `pil` with a gradient.
     """
-    if isinstance(f, Reward) and (differentiable or not f.differentiable):
+    if isinstance(f, Reward) and (differentiable is not False or not f.differentiable):
         return f
-    if not callable(f):
-        raise TypeError(f"a reward is a callable on images, got {type(f).__name__}")
-    return _Wrapped(f, differentiable)
+    if pil and differentiable:
+        raise ValueError("a function of PIL pictures has no gradient: leave differentiable out")
+    said = getattr(f, "differentiable", True) if differentiable is None else differentiable
+    call = f
+    if _is_metric(f):
+        if f.higher_is_better is None:
+            raise ValueError(
+                f"{type(f).__name__} does not say whether higher is better: wrap a function, as "
+                "in wrap(lambda images: -torch.stack([metric(x[None]) for x in images]))"
+            )
+        call = _one_by_one(f, 1.0 if f.higher_is_better else -1.0)
+        if differentiable is None:
+            said = bool(f.is_differentiable)
+    elif not isinstance(f, Reward) and callable(getattr(f, "score", None)):
+        call = f.score
+    if not callable(call):
+        raise TypeError(
+            f"a reward is a callable on images or has a method score, got {type(f).__name__}"
+        )
+    return _Wrapped(f, bool(said) and not pil, call, pil)
+
+
+def learners(reward: Reward) -> list[Any]:
+    """Return the parts that learn a scale from the scores of a run.
+
+    They have `learned`, `update(reduce)` and `statistics`, as `rewards.algebra.Normalised` does,
+    and take note of scores in training mode.
+    """
+    return [m for m in reward.modules() if hasattr(m, "learned") and hasattr(m, "statistics")]
 
 
 def score(

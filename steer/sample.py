@@ -14,6 +14,7 @@ from steer.ascent import Sampler
 from steer.flow import FlowMap, flat_prompts
 from steer.guidance import Guidance, Population, Stop
 from steer.kernel import Jump
+from steer.learn import learn
 from steer.methods import (
     METHODS,
     TABLE,
@@ -57,7 +58,8 @@ class Result:
         seed: the run's seed.
         reward_prompts: what the reward was asked, where that differs from the prompts.
         costs: what is counted beside: reward calls and gradients and network gradients per
-            particle, seconds, and the NFE per prompt that setting the temperature took.
+            particle, seconds, and the NFE per prompt that setting the temperature took; where
+            the reward had a scale to learn first, the NFE of that.
         trace: ESS, log Z and mean reward after each step, (steps, ...) each.
     """
 
@@ -173,6 +175,7 @@ def sample(
             method, steps, budget / flow.evaluations, reward.differentiable,
             0.0 if given is None else given[1], **options,
         )  # fmt: skip
+    learnt = learn(flow, reward, names, asked, seed)
     run = _Sampling(
         flow, reward, particles, steps, method, temperature, strength or 3.0, seed, batch_size,
         callback, options, given, target, most_steps,
@@ -220,7 +223,8 @@ def sample(
             "temperature_nfe_per_prompt": run.probe_counts.forward / p,
             "temperature_reward_calls_per_prompt": run.probe_counts.reward / p,
             "seconds": time.perf_counter() - start,
-        },
+        }
+        | ({"learning_nfe": learnt * flow.evaluations} if learnt else {}),
         trace={name: joined[key] for key, name in _TRACES.items()},
     )
 

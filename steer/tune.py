@@ -21,7 +21,7 @@ from steer.lora import Adapted, fingerprint
 from steer.noise import Draws, generator, noise_dtype
 from steer.objectives.reward import Batch, Objective
 from steer.path import Time
-from steer.reward import Reward
+from steer.reward import Reward, learners
 from steer.shared import CountedReward, Counts
 from steer.train import warm_cosine
 
@@ -291,6 +291,8 @@ class RewardTuning(L.LightningModule):
         values = self.trainer.strategy.reduce(values, reduce_op="mean")
         terms = dict(zip(names, values.tolist(), strict=True)) | {"gradient": float(norm)}
         self._terms, self._micro = [], 0
+        for part in learners(self.reward):
+            part.update(lambda noted: self.trainer.strategy.reduce(noted, reduce_op="sum"))
         step = self.global_step + 1
         costs = {"nfe": float(self.nfe), "reward_calls": float(self.reward_calls)}
         for logger in self.trainer.loggers:  # a tenth of what self.log costs
@@ -324,6 +326,8 @@ class RewardTuning(L.LightningModule):
     def on_fit_start(self) -> None:
         """Move the reward, which is not a part of the module, to where the flow is."""
         self.reward.to(self.device)
+        for part in learners(self.reward):
+            part.training = True  # it takes note of the objective's scores from here on
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapters, the objective's memory, the counts and the generators: no base."""
@@ -332,6 +336,7 @@ class RewardTuning(L.LightningModule):
         checkpoint["state_dict"] = kept
         checkpoint["base"] = {"name": self.tuned.name, "sha256": self.base_sha256}
         checkpoint["counts"] = asdict(self.counts)
+        checkpoint["scales"] = [part.statistics.clone() for part in learners(self.reward)]
         checkpoint["generators"] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             checkpoint["generators"]["cuda"] = torch.cuda.get_rng_state_all()
@@ -351,6 +356,10 @@ class RewardTuning(L.LightningModule):
             )
         for name, value in checkpoint["counts"].items():
             setattr(self.counts, name, value)
+        for part, statistics in zip(
+            learners(self.reward), checkpoint.get("scales", []), strict=True
+        ):
+            part.statistics = statistics.to(part.statistics)
         torch.set_rng_state(checkpoint["generators"]["cpu"].cpu())
         if torch.cuda.is_available() and "cuda" in checkpoint["generators"]:
             torch.cuda.set_rng_state_all(checkpoint["generators"]["cuda"])

@@ -17,7 +17,7 @@ from steer.folder import Row, captioned_grid, write_atomically
 from steer.instruments import Alarm, Drift, Instruments, Reading, velocity_distance
 from steer.lora import Adapted, save_adapters
 from steer.noise import Noise, noise_dtype
-from steer.reward import Reward
+from steer.reward import Reward, learners, leaves, term_gradients, term_scores
 
 __all__ = ["Panel", "SaveAdapters", "Watch"]
 
@@ -113,6 +113,27 @@ class Panel:
             flow, base = flow.given(names), base.given(names)
         return velocity_distance(flow, base, x.to(self.device))
 
+    def terms(self, images: Tensor) -> dict[str, float]:
+        """Return each term's mean score and mean share of the gradient, of a composed reward.
+
+        `term/NAME` is in the term's own units, `gradient/NAME` is the norm of what the term adds
+        to the whole reward's gradient with respect to a picture.
+        """
+        if len(leaves(self.reward)) < 2:
+            return {}
+        asked = [text for text in self.asked for _ in range(self.samples)]
+        parts = []
+        for a in range(0, len(images), ROWS):
+            part, texts = images[a : a + ROWS], asked[a : a + ROWS]
+            with torch.no_grad():
+                scores = term_scores(self.reward, part, texts)
+            rows = {f"term/{k}": v for k, v in scores.items()}
+            if self.reward.differentiable:
+                gradients = term_gradients(self.reward, part, texts)
+                rows |= {f"gradient/{k}": v for k, v in gradients.items()}
+            parts.append(rows)
+        return {k: float(torch.cat([rows[k] for rows in parts]).mean()) for k in parts[0]}
+
     def sheet(self, images: Tensor, steps: int, shown: int = 8) -> list[Row]:
         """Return the rows of a sheet: the base's pictures of a prompt, the tuned ones below."""
         n = self.samples
@@ -198,12 +219,13 @@ class Watch(L.Callback):
             trainer.should_stop = True
 
     def _check(self, trainer: L.Trainer, module: Any) -> None:
-        modes = [(m, m.training) for m in self.panel.tuned.modules()]
+        learning = learners(self.panel.reward)  # from the objective's pictures, not from these
+        modes = [(m, m.training) for m in [*self.panel.tuned.modules(), *learning]]
         self.panel.tuned.eval()
+        for learner in learning:
+            learner.training = False
         reading, alarms, images = self.panel.read(1.0, self.steps, drift=True)
-        for part, training in modes:  # each its own: a frozen network stays in evaluation mode
-            part.training = training
-        numbers = reading.as_dict()
+        numbers = reading.as_dict() | self.panel.terms(images)
         step = trainer.global_step
         entry = {
             "step": step, "nfe": module.nfe, "reward_calls": module.reward_calls,
@@ -221,6 +243,8 @@ class Watch(L.Callback):
         self._keep_best(entry, alarms)
         if self.out is not None:
             self._write(step, images, trainer)
+        for part, training in modes:  # each its own: a frozen network stays in evaluation mode
+            part.training = training
 
     def _keep_best(self, entry: dict[str, Any], alarms: Sequence[Alarm]) -> None:
         """Keep the adapters that the judge likes best; without a judge, the last without alarm."""
