@@ -7,7 +7,7 @@ from torch import Tensor
 
 from steer.flow import FlowMap, flat_prompts
 from steer.noise import Noise, noise_dtype
-from steer.reward import Reward, learners, score
+from steer.reward import Reward, learners, name_of, score
 
 __all__ = ["learn", "one_jump_scores"]
 
@@ -58,6 +58,9 @@ def learn(
 
     Returns:
         How many samples were drawn: 0 where there was nothing to learn.
+
+    Raises:
+        ValueError: the scores have no spread, so there is no scale.
     """
     parts = learners(reward)
     for part in parts:
@@ -72,4 +75,9 @@ def learn(
         count += one_jump_scores(flow, reward, prompts, asked, seed).numel()
         part.update()
         part.training = False
+        if not float(part.std) > 1e-4 * (1e-3 + abs(float(part.mean))):
+            raise ValueError(
+                f"{name_of(part)!r} learns the scale of a reward that is the same for all one-jump "
+                f"samples, {float(part.mean):g}: leave it out, or look at the reward"
+            )
     return count
