@@ -77,7 +77,7 @@ def learn(
         part.training = False
         if not float(part.std) > 1e-4 * (1e-3 + abs(float(part.mean))):
             raise ValueError(
-                f"{name_of(part)!r} learns the scale of a reward that is the same for all one-jump "
-                f"samples, {float(part.mean):g}: leave it out, or look at the reward"
+                f"{name_of(part)!r} learns the scale of a reward that is the same for all "
+                f"one-jump samples, {float(part.mean):g}: leave it out, or look at the reward"
             )
     return count

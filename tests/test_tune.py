@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import steer
+from rewards.algebra import Normalised
+from rewards.tone import Contrast
 from steer.finetune import Settings, spread
 from steer.load import load, save
 from steer.lora import adapt, fingerprint, load_adapters, rejoin
@@ -57,9 +59,9 @@ def model(tmp_path_factory):
     return folder
 
 
-def tune(flow, out=None, steps=5, objective="direct", **changes):
+def tune(flow, out=None, steps=5, objective="direct", reward=redness, **changes):
     return steer.finetune(
-        flow, redness, PROMPTS, objective, steps, temperature=0.1, out=out, **{**QUICK, **changes}
+        flow, reward, PROMPTS, objective, steps, temperature=0.1, out=out, **{**QUICK, **changes}
     )
 
 
@@ -474,6 +476,42 @@ def test_a_watched_run_resumes_exactly(model, tmp_path, monkeypatch):
     assert [e["step"] for e in whole] == [0, 2, 4, 6, 7]
     a, b = (steer.load(model, lora=tmp_path / name) for name in ("whole", "cut"))
     assert same(state(a), state(b))
+
+
+def test_a_scale_is_learnt_over_the_run_and_resumes_exactly(model, tmp_path, monkeypatch):
+    """Micro-batches and a restart change nothing; each term's gradient is in the readings."""
+
+    def reward():
+        return Normalised(redness) + 0.5 * Normalised(Contrast())
+
+    extra = QUICK | CHECKED | {"early_stop": 0}
+    known = reward()
+    whole = tune(load(model), tmp_path / "whole", 6, reward=known, **extra)
+    scales = [part.statistics for part in known.rewards]
+    assert all(float(s[0]) == 7 for s in scales)  # before the run, and at each of its 6 steps
+    step = RewardTuning.training_step
+
+    def cut(self, batch, index):
+        if self.global_step == 5:
+            raise RuntimeError("power cut")
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardTuning, "training_step", cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            tune(load(model), tmp_path / "cut", 6, reward=reward(), **extra)
+    again = reward()
+    resumed = tune(load(model), tmp_path / "cut", 6, reward=again, **extra)
+    assert same(state(whole), state(resumed))
+    assert all(torch.equal(a, p.statistics) for a, p in zip(scales, again.rewards, strict=True))
+    small = reward()
+    tune(load(model), None, 6, reward=small, **QUICK | {"micro_batch": 2})
+    for a, part in zip(scales, small.rewards, strict=True):
+        assert torch.allclose(a, part.statistics, rtol=1e-4, atol=1e-6)
+    last = readings(tmp_path / "whole")[-1]
+    for name in ("redness", "Contrast"):
+        assert last[f"gradient/{name}"] > 0
+        assert f"term/{name}" in last
 
 
 def test_a_run_that_never_got_anywhere_is_replaced(model, tmp_path):
