@@ -99,23 +99,18 @@ class Preprocess(nn.Module):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         x = self._fit(x)
         height, width = self.size
-        if self.fitted == self.size:
-            return x
         top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
         return x[..., top : top + height, left : left + width]
 
     def _fit(self, x: Tensor) -> Tensor:
         (h, w), (height, width) = x.shape[-2:], self.fitted
-        if (h, w) == (height, width):
-            return x
-        if self.fit == "squash":
+        if self.fit == "squash" or (h, w) == (height, width):
             return self._resize(x, (height, width))
-        choose = max if self.fit == "crop" else min
-        scale = choose(height / h, width / w)
+        if self.fit == "crop":  # rounded down, as torchvision does
+            scale = max(height / h, width / w) + 1e-9
+            return self._resize(x, (int(h * scale), int(w * scale)))
+        scale = min(height / h, width / w)
         x = self._resize(x, (max(1, round(h * scale)), max(1, round(w * scale))))
-        if self.fit == "crop":
-            top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
-            return x[..., top : top + height, left : left + width]
         y, z = height - x.shape[-2], width - x.shape[-1]
         return F.pad(x, (z // 2, z - z // 2, y // 2, y - y // 2), value=self.fill)
 
