@@ -28,10 +28,14 @@ COMMANDS = {
     "finetune": ("recipes.finetune:finetune", "tune a LoRA on a model by rewards"),
     "models": ("recipes.lists:models", "list the models that come along"),
     "rewards": ("recipes.lists:rewards_", "list the rewards that come along"),
+    "serve-reward": ("recipes.serve:serve_reward", "serve a reward over HTTP"),
     "methods": ("recipes.lists:methods", "list the sampling methods"),
     "objectives": ("recipes.lists:objectives", "list the tuning objectives"),
 }
 """Command -> its function, and one line."""
+
+POSITIONAL = {"serve-reward"}
+"""Commands whose required arguments are written without their names: `steer serve-reward clip`."""
 
 LATER = {
     "height": "other sizes than the model's own",
@@ -49,7 +53,7 @@ def parser(command: str) -> ArgumentParser:
     """Return the parser of a command: `--config FILE`, and its function's arguments."""
     made = ArgumentParser(prog=f"steer {command}", exit_on_error=False, allow_abbrev=False)
     made.add_argument("--config", action="config", help="a YAML file whose keys are the options")
-    made.add_function_arguments(_function(command))
+    made.add_function_arguments(_function(command), as_positional=command in POSITIONAL)
     return made
 
 
