@@ -123,7 +123,9 @@ def _tokens(model: str | Path | None, **execution: Any) -> Tokens:
         from transformers import AutoImageProcessor, AutoModel
 
         try:
-            network = AutoModel.from_pretrained(folder, local_files_only=True)
+            network, info = AutoModel.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True
+            )
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
             preprocess = Preprocess.of_processor(processor)
         except Exception as error:
@@ -132,6 +134,14 @@ def _tokens(model: str | Path | None, **execution: Any) -> Tokens:
                 f"cannot load the vision transformer in {str(folder)!r}: {reason}. It must hold "
                 f"{', '.join(SOURCE.files)}, as {SOURCE.page} does"
             ) from error
+        # DINO's own files have no pooler, and none is used here
+        lacking = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+        if lacking:
+            raise ValueError(
+                f"the files in {str(folder)!r} lack {len(lacking)} weights of "
+                f"{type(network).__name__} ({lacking[0]} and so on): give those that its page "
+                "publishes, unchanged"
+            )
         if getattr(network.config, "patch_size", None) is None:
             raise ValueError(
                 f"{type(network).__name__} in {str(folder)!r} is no vision transformer: "

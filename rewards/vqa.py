@@ -367,8 +367,8 @@ def _model(model: str | Path | None, **execution: Any) -> VisionLanguage:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         try:
-            network = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype="auto", local_files_only=True
+            network, info = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype="auto", local_files_only=True, output_loading_info=True
             )
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         except Exception as error:
@@ -377,6 +377,13 @@ def _model(model: str | Path | None, **execution: Any) -> VisionLanguage:
                 f"cannot load the vision-language model in {str(folder)!r}: {reason}. It must "
                 f"hold all {', '.join(SOURCE.files)} of the model's page"
             ) from error
+        lacking = sorted(info["missing_keys"])
+        if lacking:
+            raise ValueError(
+                f"the files in {str(folder)!r} lack {len(lacking)} weights of "
+                f"{type(network).__name__} ({lacking[0]} and so on): give those that its page "
+                "publishes, unchanged"
+            )
         return VisionLanguage(network, processor, **execution)
 
     return once(("vqa", *stamp(folder), *sorted(execution.items())), make)

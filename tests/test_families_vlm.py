@@ -348,6 +348,11 @@ def test_errors_say_the_mend(vlms, loaded, tmp_path, monkeypatch):
         VQA("nobody/nothing")
     assert str(tmp_path / "home" / "nobody" / "nothing") in str(caught.value)
     model, processor = llava()
+    kept = {k: v for k, v in model.state_dict().items() if "lm_head" not in k}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lack 1 weights of LlavaFor.* \(lm_head.weight"):
+        VQA(tmp_path)
     model.config.is_encoder_decoder = True
     with pytest.raises(ValueError, match="reads the question in one network"):
         VisionLanguage(model, processor)
