@@ -15,7 +15,7 @@ from rewards.preprocess import Preprocess
 from rewards.prompts import one_each
 from steer.reward import Reward
 
-__all__ = ["CONDITION", "MPS", "Crossed", "CrossLayer", "MpsModel"]
+__all__ = ["CONDITION", "MPS", "Crossed"]
 
 CONDITION = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, "
@@ -106,7 +106,7 @@ class Crossed(Backbone):
     """A CLIP whose tokens are all projected, with layers of cross-attention on them.
 
     Args:
-        model: an `MpsModel`.
+        model: a module with `model` and `cross_model`.
         tokenizer: texts -> ids (n, length).
         preprocess: from pictures in [0, 1] to `pixel_values`.
         **execution: see `Backbone`.
@@ -115,7 +115,7 @@ class Crossed(Backbone):
     texts = 256
 
     def __init__(
-        self, model: "MpsModel", tokenizer: Any, preprocess: Preprocess, **execution: Any
+        self, model: "_Model", tokenizer: Any, preprocess: Preprocess, **execution: Any
     ) -> None:
         scale = float(model.model.logit_scale.detach().double().exp())
         super().__init__(model, preprocess, **execution)
@@ -151,7 +151,7 @@ class Crossed(Backbone):
         return x[:, 0].to(patches.dtype)
 
 
-class MpsModel(nn.Module):
+class _Model(nn.Module):
     """The checkpoint's module: a CLIP of transformers, and the layers on it."""
 
     def __init__(self, clip: nn.Module, width: int, layers: int, heads: int, head: int) -> None:
@@ -168,7 +168,7 @@ class _CrossModel(nn.Module):
         self.layers = nn.ModuleList(
             nn.ModuleList(
                 [
-                    _residual(CrossLayer(width, heads, head)),
+                    _residual(_CrossLayer(width, heads, head)),
                     _residual(_SelfLayer(width, heads, head)),
                 ]
             )
@@ -209,7 +209,7 @@ class _Gated(nn.Module):
         return a * F.silu(g)
 
 
-class CrossLayer(nn.Module):
+class _CrossLayer(nn.Module):
     """Attention to another sequence, one head of keys for all of the queries, beside an MLP.
 
     The heads' keys and values are shared (Shazeer 2019, arXiv 1911.02150).
@@ -263,7 +263,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, read: Tensor | None = None) -> T
 
 
 def _rotated(x: Tensor) -> Tensor:
-    """Turn the halves of x (..., p, e) by the angles of its places (Su et al. 2021, 2104.09864)."""
+    """Turn the halves of x (..., p, e) by the angles of its places (arXiv 2104.09864)."""
     places, width = x.shape[-2:]
     wide = torch.promote_types(x.dtype, torch.float32)
     step = torch.arange(0, width, 2, device=x.device, dtype=wide)
@@ -311,7 +311,7 @@ def _backbone(file: Path, config: Path, execution: dict[str, Any]) -> Crossed:
         raise ValueError(
             f"{str(file)!r} lacks the weights {error} of MPS: convert the checkpoint again"
         ) from error
-    model = MpsModel(clip, kv.shape[1], layers, len(q) // head, head)
+    model = _Model(clip, kv.shape[1], layers, len(q) // head, head)
     fill(model, weights, file, "mps")
     encode = SimpleTokenizer(context_length=clip.config.text_config.max_position_embeddings)
 
