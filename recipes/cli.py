@@ -28,13 +28,14 @@ COMMANDS = {
     "finetune": ("recipes.finetune:finetune", "tune a LoRA on a model by rewards"),
     "models": ("recipes.lists:models", "list the models that come along"),
     "rewards": ("recipes.lists:rewards_", "list the rewards that come along"),
+    "check-reward": ("recipes.check:check_reward", "whether a reward keeps the contract"),
     "serve-reward": ("recipes.serve:serve_reward", "serve a reward over HTTP"),
     "methods": ("recipes.lists:methods", "list the sampling methods"),
     "objectives": ("recipes.lists:objectives", "list the tuning objectives"),
 }
 """Command -> its function, and one line."""
 
-POSITIONAL = {"serve-reward"}
+POSITIONAL = {"check-reward", "serve-reward"}
 """Commands whose required arguments are written without their names: `steer serve-reward clip`."""
 
 LATER = {
@@ -70,7 +71,7 @@ def _flags(words: Sequence[str]) -> list[str]:
             word = "--" + name[2:].replace("-", "_") + equals + value
         if repeated and re.match(r"--lora(=|$)", word):
             word = "--lora+" + word[len("--lora") :]
-        if word in {"--overwrite", "--private"} and after.startswith("--"):
+        if word in {"--json", "--overwrite", "--private"} and after.startswith("--"):
             word += "=true"
         out.append(word)
     return out

@@ -1,0 +1,74 @@
+"""`steer check-reward`: what a reward keeps of the contract, with figures."""
+
+import json as json_
+import sys
+from pathlib import Path
+
+import rewards
+from recipes.prompts import read_prompts
+from rewards.check import Report, check
+
+__all__ = ["check_reward"]
+
+COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
+
+
+def check_reward(
+    name: str,
+    prompts: str | list[str] | None = None,
+    size: int = 64,
+    device: str | None = None,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Check a reward: shape, range, gradient, copies, cost, and whether noise fools it.
+
+    The exit code is 0 where nothing failed (warnings are properties to know of), 1 where a check
+    failed, 2 for a mistake in the command.
+
+    Args:
+        name: a name that `steer rewards` lists, a weighted sum of such, or file.py:Name.
+        prompts: a text or jsonl file, or a list; asked of the pictures in turn. Default: none, or
+            a few plain ones where the reward does not go without.
+        size: side of the pictures that it is tried on.
+        device: where it is tried. Default: where it is loaded, the CPU.
+        seed: draws pictures and directions.
+        json: print the report as JSON, alone, instead of a table.
+    """
+    if isinstance(prompts, str):
+        prompts = read_prompts(Path(prompts)).prompts
+    report = check(rewards.load(name), prompts, size, device=device, seed=seed)
+    if json:
+        print(json_.dumps({**report.as_dict(), "reward": name}, indent=2, allow_nan=False))
+    else:
+        _print(report, name)
+    if not report.ok:
+        sys.exit(1)
+
+
+def _print(report: Report, name: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    height, width = report.size
+    asked = "without prompts" if report.prompts is None else f"asked {report.prompts[0]!r} ..."
+    table = Table(box=None, pad_edge=False, title=f"{name}: {width} x {height} pixels, {asked}")
+    table.title_justify = "left"
+    for column in ("", "check", "figures", "what was seen"):
+        table.add_column(column, no_wrap=column == "check")
+    for finding in report.findings:
+        colour = COLOURS[finding.verdict]
+        figures = (f"{k.replace('_', ' ')} {v:.3g}" for k, v in finding.figures.items())
+        table.add_row(
+            f"[{colour}]{finding.verdict}[/{colour}]",
+            finding.name,
+            "\n".join(figures),
+            escape(finding.line),
+        )
+    console = Console()
+    console.print(table)
+    counts = {word: report.count(word) for word in COLOURS}  # type: ignore[arg-type]
+    told = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+    verdict = "keeps the contract" if report.ok else "breaks the contract"
+    console.print(f"{escape(name)} {verdict}: {told}")
