@@ -127,15 +127,15 @@ def _trunk(net: str, trunk: str | Path | None, execution: dict[str, Any]) -> _Tr
     """Return the network with its weights, once per file and execution."""
     from torchvision import models
 
-    _, weights, _ = NETS[net]
-    url = getattr(models, weights).DEFAULT.url
+    url = getattr(models, NETS[net][1]).DEFAULT.url
     file = fetch_url(url, "lpips", "trunk") if trunk is None else Path(trunk)
 
     def make() -> _Trunk:
-        from torchmetrics.functional.image.lpips import _LPIPS
+        from torchmetrics.functional.image import lpips
 
         found = state(file, "lpips", "trunk")
-        model = _LPIPS(net=net, pnet_rand=True)  # its heads are shipped, its trunk is not
+        with torch.device("meta"):  # nothing is drawn: all weights come from files
+            model = lpips._LPIPS(pretrained=False, net=net, pnet_rand=True)
         theirs = model.net.state_dict()
         # "slice2.3.weight" is torchvision's "features.3.weight"
         names = {key: re.sub(r"^slices?\.?\d+\.", "features.", key) for key in theirs}
@@ -146,7 +146,12 @@ def _trunk(net: str, trunk: str | Path | None, execution: dict[str, Any]) -> _Tr
                     "missing or of another shape): lpips:trunk= takes the file that torchvision "
                     f"publishes for net={net}"
                 )
-        model.net.load_state_dict({key: found[name] for key, name in names.items()})
+        heads = state(Path(lpips.__file__).parent / "lpips_models" / f"{net}.pth", "lpips", "net")
+        weights = {f"net.{key}": found[name] for key, name in names.items()}
+        for key, value in heads.items():  # the model names each of its layers twice
+            weights[key] = weights[key.replace("lin", "lins.", 1)] = value
+        model.load_state_dict(weights, assign=True)
+        model.scaling_layer = lpips.ScalingLayer()
         return _Trunk(model, nn.Identity(), **execution)  # type: ignore[arg-type]
 
     there = stamp(file) if file.is_file() else ()

@@ -1,6 +1,7 @@
 """Answers of vision-language models, on tiny random checkpoints of real classes."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -203,13 +204,19 @@ def pictures(n=3, height=40, width=48):
     return (fine * 255).round() / 255
 
 
-@torch.no_grad()
-def slow(folder, image, question, answer):
-    """One picture, no padding, one token after another, log softmax by hand in doubles."""
+@functools.cache
+def saved(folder):
+    """A model and its processor as transformers load them."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    processor = AutoProcessor.from_pretrained(folder)
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+@torch.no_grad()
+def slow(folder, image, question, answer):
+    """One picture, no padding, one token after another, log softmax by hand in doubles."""
+    model, processor = saved(folder)
     if processor.chat_template:
         content = [{"type": "image"}, {"type": "text", "text": question}]
         inputs = processor.apply_chat_template(
@@ -257,10 +264,7 @@ def test_vqa_is_the_log_probability_of_each_token_in_turn(vlms, loaded, kind):
 @torch.no_grad()
 def test_paligemma_reads_the_answer_as_its_own_suffix(vlms):
     """The reference: the processor's `suffix`, which it is trained with."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    model = AutoModelForImageTextToText.from_pretrained(vlms["paligemma"]).eval()
-    processor = AutoProcessor.from_pretrained(vlms["paligemma"])
+    model, processor = saved(vlms["paligemma"])
     image = pictures(1)[0]
     inputs = processor(
         images=[image], text=["<image>\nWhat?"], suffix=["a fox"], return_tensors="pt",
