@@ -39,7 +39,7 @@ class Classifier(Reward):
         model: "timm:NAME" with a name of `timm.list_models()`, with its tag or without, a folder
             or org/name of the hub in timm's layout; "torchvision:NAME" with a name of
             `torchvision.models.list_models()`; "file.py:Name", a module or what makes one; or a
-            module, pictures (n, 3, h, w) -> logits (n, classes).
+            module, pictures (n, 3, h, w) -> logits (n, classes), which is frozen from then on.
         weights: the tag of published weights, or a file of one's own, .safetensors or .pth with
             tensors alone. Default: the published ones that the library recommends.
         target: the class, by its index or name. None: the class that the prompt names.
@@ -139,6 +139,7 @@ class Logits(Backbone):
         preprocess: from pictures in [0, 1] to its input.
         names: of its classes, where they are known.
         classes: how many, where that is known.
+        checkpoint: recompute its blocks in the backward pass.
         **execution: see `Backbone`.
     """
 
@@ -148,9 +149,18 @@ class Logits(Backbone):
         preprocess: nn.Module,
         names: Sequence[str] = (),
         classes: int | None = None,
+        checkpoint: bool = False,
         **execution: Any,
     ) -> None:
-        super().__init__(model, preprocess, **execution)  # type: ignore[arg-type]
+        if checkpoint and hasattr(model, "set_grad_checkpointing"):  # timm's own way
+            model.set_grad_checkpointing()
+            checkpoint = False
+        super().__init__(
+            model,
+            preprocess,  # type: ignore[arg-type]
+            checkpoint=checkpoint,
+            **execution,
+        )
         self.names, self.classes = list(names), classes
 
     def encode_image(self, x: Tensor) -> Tensor:
@@ -174,8 +184,10 @@ def _backbone(
 ) -> Logits:
     """Make the classifier that was asked for; models of the libraries once."""
     if isinstance(model, str | Path):
-        library, colon, name = str(model).partition(":")
-        if colon and library in _LIBRARIES:
+        library, _, name = str(model).partition(":")
+        if Path(model).is_dir():
+            library, name = "timm", str(model)
+        if library in _LIBRARIES:
             files = [Path(str(x)) for x in (name, weights) if x is not None and Path(x).exists()]
             count = None if names is None else len(names)
             own = None if preprocess is None else id(preprocess)

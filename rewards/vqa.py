@@ -50,7 +50,8 @@ class VQA(Reward):
         question: what is asked, "{}" standing for the prompt; without "{}" no prompts are needed.
         answer: what is to be answered, as the model would write it, its space in front of it
             where its template ends without one; "{}" stands for the prompt here too.
-        contrast: an answer that it is weighed against.
+        contrast: an answer that it is weighed against. In a reward's text a bare Yes or No, in
+            any case, is "Yes" or "No"; for another spelling write it in quotes: answer='yes'.
         dtype: of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the network.
         checkpoint: recompute its blocks in the backward pass, for less memory.
@@ -66,16 +67,17 @@ class VQA(Reward):
         self,
         model: str | Path | None = None,
         question: str = QUESTION,
-        answer: str = "Yes",
-        contrast: str | None = None,
+        answer: str | bool = "Yes",
+        contrast: str | bool | None = None,
         dtype: str | None = None,
         compile: bool = False,
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        self.question, self.answer, self.contrast = question, answer, contrast
-        for option, text in (("answer", answer), ("contrast", contrast)):
-            if text is not None and not str(text):
+        self.question, self.answer = question, _word(answer)
+        self.contrast = None if contrast is None else _word(contrast)
+        for option, text in (("answer", self.answer), ("contrast", self.contrast)):
+            if text == "":
                 raise ValueError(f"{option}='' says nothing: give it a word, as 'Yes'")
         self.backbone = _model(model, dtype=dtype, compile=compile, checkpoint=checkpoint)
 
@@ -310,6 +312,11 @@ class VisionLanguage(Backbone):
                     f"{name} makes another {key!r} of tensors in [0, 1] than of a picture file: "
                     f"{advice}"
                 )
+
+
+def _word(answer: str | bool) -> str:
+    """Return the answer; YAML reads a bare Yes as true."""
+    return {True: "Yes", False: "No"}[answer] if isinstance(answer, bool) else str(answer)
 
 
 def _sums(logs: Tensor, tokens: Sequence[Sequence[int]]) -> Tensor:

@@ -155,6 +155,7 @@ def test_timm_folder_and_published_weights(tmp_path, monkeypatch):
     safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
     reward = rewards.load(f"rewards.classifier.Classifier:model=timm:{tmp_path},target=bee")
     assert reward.names == ["ant", "bee"]
+    assert Classifier(tmp_path, target="ant").backbone.names == ["ant", "bee"]
     with torch.no_grad():
         expected = model.eval()(reward.backbone.preprocess(pictures())).log_softmax(-1)[:, 1]
     assert torch.allclose(reward(pictures()), expected, atol=1e-5)
@@ -168,6 +169,22 @@ def test_timm_folder_and_published_weights(tmp_path, monkeypatch):
     assert Classifier("timm:test_resnet", "r160_in1k", target=281).backbone.model is not None
     with pytest.raises(ValueError, match=r"any of 134 .* and 517"):
         named.index("crane")
+
+
+def test_classifier_execution_changes_the_cost_alone(tmp_path):
+    import timm
+
+    file = tmp_path / "vit.safetensors"
+    model = seeded(lambda: timm.create_model("test_vit", num_classes=3))
+    safetensors.torch.save_file(model.state_dict(), file)
+    names, x = ["a", "b", "c"], pictures(2).requires_grad_()
+    kinds = [{}, {"checkpoint": True}, {"dtype": "bfloat16"}]
+    made = [Classifier("timm:test_vit", file, 1, names, **options) for options in kinds]
+    assert len({id(reward.backbone) for reward in made}) == 3
+    plain, careful, half = (torch.autograd.grad(r(x).sum(), x)[0] for r in made)
+    assert torch.allclose(plain, careful, atol=1e-7)
+    assert torch.nn.functional.cosine_similarity(plain.flatten(), half.flatten(), dim=0) > 0.9
+    assert made[2](x).dtype == torch.float32
 
 
 def test_torchvision_scores_are_log_softmax_of_its_logits(tmp_path):

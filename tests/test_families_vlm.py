@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import rewards
 from rewards.testing import RewardContract
 from rewards.vqa import VQA, VisionLanguage
 
@@ -303,6 +304,14 @@ def test_a_question_without_a_place_needs_no_prompts(vlms, loaded):
         loaded["llava"](images)
     with pytest.raises(ValueError, match="1 prompts for 3 images"):
         loaded["llava"](images, ["a"])
+
+
+def test_answers_in_a_text(vlms):
+    name = f"rewards.vqa.VQA:model={vlms['llava']},question=Is it a drawing?"
+    made = rewards.load(f"{name},answer=No,contrast=Yes")
+    assert (made.answer, made.contrast) == ("No", "Yes")
+    assert rewards.load(f"{name},answer='yes'").answer == "yes"
+    assert made(pictures()).shape == (3,)
 
 
 def test_log_odds_of_one_token_each_take_one_pass(vlms, loaded):
