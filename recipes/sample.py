@@ -321,8 +321,8 @@ def _fingerprints(*names: str) -> dict[str, Any]:
 
     Files and folders that the names mention, and the models and rewards that come along.
     """
-    words = [w for name in names for w in [name, *re.split(r"[=,+*]", name)]]
-    files = [path for name in names for path in re.findall(r"[^\s:+*=,]+\.py", name)]
+    words = [w for name in names for w in [name, *re.split(r"[=,+*()]", name)]]
+    files = [path for name in names for path in re.findall(r"[^\s:+*=,()]+\.py", name)]
     files += [w.strip() for w in words if w.strip() and Path(w.strip()).is_file()]
     zoos = [Path(package.__file__).with_name("zoo") for package in (steer, rewards)]  # type: ignore[type-var, arg-type]
     folders = [Path(name) for name in names if Path(name).is_dir()] + zoos

@@ -47,6 +47,37 @@ _TABLE = {
         "closeness to the picture image=FILE, from -1 to 0 (by=colour or luma)",
     ),
     "jpeg": ("rewards.jpeg:Jpeg", "minus the size as a JPEG file in kB; no gradient"),
+    "siglip": ("rewards.siglip:Siglip", "cosine of picture and prompt by SigLIP 1 or 2"),
+    "pickscore": (
+        "rewards.pickscore:PickScore",
+        "which picture people pick for a prompt, about 16 to 26",
+    ),
+    "hpsv2": (
+        "rewards.hpsv2:HPSv2",
+        "which picture people prefer for a prompt, about .2 to .35 (version=2.1 or 2.0)",
+    ),
+    "imagereward": (
+        "rewards.imagereward:ImageReward",
+        "how well people find a picture and its fit to the prompt, about -2.5 to 2.5",
+    ),
+    "mps": (
+        "rewards.mps:MPS",
+        "how people prefer a picture for a prompt under a condition",
+    ),
+    "aesthetic": (
+        "rewards.aesthetic:Aesthetic",
+        "LAION's mark for beauty, about 1 to 10; asks for no prompt",
+    ),
+    "vqa": (
+        "rewards.vqa:VQA",
+        "log-probability of an answer about the picture, by a vision-language model",
+    ),
+    "classifier": (
+        "rewards.classifier:Classifier",
+        "log-probability of a class (model=timm:NAME or torchvision:NAME, target=)",
+    ),
+    "lpips": ("rewards.lpips:Lpips", "minus the perceptual distance to image=FILE"),
+    "dino": ("rewards.dino:Dino", "cosine of self-supervised features with those of image=FILE"),
     "remote": ("rewards.remote:Remote", "what a server of rewards says (url=http://HOST:PORT)"),
 }
 NAMES: Mapping[str, str] = MappingProxyType({name: line for name, (_, line) in _TABLE.items()})
