@@ -113,6 +113,13 @@ class Aesthetic(Reward):
         self.register_buffer("bias", bias)
         self.weight: Tensor
         self.bias: Tensor
+        kinds = {type(module).__name__ for module in self.backbone.tower.modules()}
+        if published is not None and "QuickGELU" not in kinds:
+            raise ValueError(
+                f"the head {name!r} was trained on OpenAI's CLIP, whose activation is QuickGELU, "
+                f"and {str(model)!r} has another: say {default}, or an architecture whose name "
+                "ends in -quickgelu, with pretrained=openai"
+            )
         width = _width(self.backbone.model)
         if width is not None and width != len(weight):
             raise ValueError(

@@ -76,7 +76,11 @@ def fetch(source: Source, reward: str, option: str = "model") -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source.repo, allow_patterns=list(source.files)))
+        folder = Path(snapshot_download(source.repo, allow_patterns=list(source.files)))
+        lacking = [name for name in source.files if not (folder / name).is_file()]
+        if lacking:  # an old copy, or files that the repository does not have
+            raise FileNotFoundError(f"what came lacks {', '.join(lacking)}")
+        return folder
     except Exception as error:
         files = ", ".join(source.files)
         size = f" ({source.size})" if source.size else ""

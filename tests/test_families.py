@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from rewards import aesthetic, hpsv2, hub, imagereward, mps, pickscore, siglip
 from rewards.aesthetic import Aesthetic, collapsed
+from rewards.clip import EMBEDDED
 from rewards.hpsv2 import HPSv2
 from rewards.imagereward import ImageReward
 from rewards.mps import MPS
@@ -585,9 +586,13 @@ def test_imagereward_is_the_publications_formula(ir_folder):
     assert torch.allclose(found, torch.stack(expected), atol=1e-4)
     file = ImageReward(ir_folder / "ImageReward.pt", ir_folder / "vocab.txt")
     assert torch.equal(file(pixels, TEXTS), found)
-    long = ImageReward(ir_folder, ir_folder)(pixels[:2], ["red " * 33, "red " * 50])
-    one = ImageReward(ir_folder, ir_folder)(pixels[:1], ["red " * 60])
-    assert torch.allclose(long[0], one[0], atol=1e-5)
+    # 33 words and the two ends are read, and no more
+    same = pixels[:1].expand(3, -1, -1, -1)
+    filled, longer, other = ImageReward(ir_folder, ir_folder)(
+        same, ["red " * 33, "red " * 33 + "cat", "red " * 32 + "cat"]
+    )
+    assert torch.allclose(filled, longer, atol=1e-5)
+    assert abs(float(filled - other)) > 1e-3
 
 
 def test_aesthetic_is_the_publications_formula(openai, head):
@@ -799,6 +804,10 @@ def test_heads_and_pickles_that_cannot_be_had_are_named(away, openai):
         with pytest.raises(ValueError, match="aesthetic:head=FILE") as caught:
             Aesthetic(name, openai)
         assert published.url in str(caught.value)
+    away.mkdir()
+    torch.save(chain(512), away / "sa_0_4_vit_b_32_linear.pth")
+    with pytest.raises(ValueError, match="QuickGELU"):
+        Aesthetic("v1-b32", EMBEDDED)
     with pytest.raises(ValueError, match="did you mean v1-b32"):
         Aesthetic("v1-b3", openai)
     with pytest.raises(FileNotFoundError, match=r"no file 'head\.pth'"):
@@ -806,6 +815,16 @@ def test_heads_and_pickles_that_cannot_be_had_are_named(away, openai):
     with pytest.raises(FileNotFoundError, match="weights_only=False") as caught:
         MPS()
     assert str(away / mps.FILE) in str(caught.value)
+
+
+def test_an_old_copy_that_lacks_files_is_no_download(away, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: tmp_path / "part")
+    with pytest.raises(ValueError, match=r"lacks model\.safetensors"):
+        PickScore()
 
 
 def test_files_in_ones_own_folder_are_found(
