@@ -287,11 +287,16 @@ _LOCK = threading.Lock()
 
 
 def once(key: Hashable, make: Callable[[], B]) -> B:
-    """Return what was made under this key and still lives, or make it."""
+    """Return what was made under this key and still lives, or make it.
+
+    The global random state stays as it was, though modules draw weights
+    before they get theirs.
+    """
     with _LOCK:
         made = _LOADED.get(key)
         if made is None:
-            made = _LOADED[key] = make()
+            with torch.random.fork_rng(devices=[]):
+                made = _LOADED[key] = make()
         return made
 
 

@@ -743,6 +743,13 @@ def test_recomputed_blocks_give_the_same_and_a_copy_uses_its_own_weights(made, f
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_loading_draws_nothing(made, family):
+    state = torch.random.get_rng_state()
+    made[family](dtype="float16")
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_half_the_bits_score_alike(made, family):
     whole, half = made[family](), made[family](dtype="bfloat16")
     assert {p.dtype for p in half.backbone.model.parameters()} == {torch.bfloat16}
