@@ -71,7 +71,7 @@ def _flags(words: Sequence[str]) -> list[str]:
             word = "--" + name[2:].replace("-", "_") + equals + value
         if repeated and re.match(r"--lora(=|$)", word):
             word = "--lora+" + word[len("--lora") :]
-        if word in {"--json", "--overwrite", "--private"} and after.startswith("--"):
+        if word in {"--check", "--json", "--overwrite", "--private"} and after.startswith("--"):
             word += "=true"
         out.append(word)
     return out

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import rewards
 import steer
+from rewards.load import missing
 
 __all__ = ["methods", "models", "objectives", "rewards_"]
 
@@ -23,9 +24,26 @@ def models() -> None:
     _print(steer.MODELS)
 
 
-def rewards_() -> None:
-    """List the rewards that come along."""
+def rewards_(check: bool = False) -> None:
+    """List the rewards that come along, and what makes one of several.
+
+    Args:
+        check: say which are ready without a network, and what the others lack.
+    """
+    if check:
+        _print({name: _readiness(name) for name in rewards.NAMES})
+        return
     _print(rewards.NAMES)
+    print("\nof rewards, as in 'min(clip, brightness)':")
+    _print(rewards.FUNCTIONS)
+
+
+def _readiness(name: str) -> str:
+    """Say whether a reward's weights are here."""
+    if name == "remote":
+        return "needs a server: steer serve-reward"
+    lacking = missing(name)
+    return "[green]ready[/green]" if not lacking else f"download {'; '.join(lacking)}"
 
 
 def methods() -> None:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from rewards.backbone import open_clip_backbone
-from rewards.hub import fetch_url, state
+from rewards.hub import File, Source, fetch_url, state
 from rewards.names import unknown
 from steer.reward import Reward
 
-__all__ = ["HEADS", "SOURCES", "Aesthetic", "Head", "collapsed"]
+__all__ = ["HEADS", "NEEDS", "SOURCES", "Aesthetic", "Head", "collapsed"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,17 @@ HEADS: Mapping[str, Head] = {
 """Name -> head: the improved predictor of 2022 (v2), and the first ones, by the CLIP they read."""
 
 SOURCES = HEADS
+
+
+NEEDS = (
+    File(HEADS["v2"].url, HEADS["v2"].licence, HEADS["v2"].size),
+    Source(
+        _L14.removeprefix("hf-hub:"),
+        ("open_clip_config.json", "open_clip_model.safetensors"),
+        size="1.7 GB",
+    ),
+)
+"""What the default options need that does not come along."""
 
 
 class Aesthetic(Reward):

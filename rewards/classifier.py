@@ -16,7 +16,7 @@ from rewards.preprocess import Preprocess
 from rewards.prompts import one_each
 from steer.reward import Reward, clamp01
 
-__all__ = ["SOURCE", "Classifier", "Logits"]
+__all__ = ["NEEDS", "SOURCE", "Classifier", "Logits"]
 
 SOURCE = Source(
     "timm/resnet18.a1_in1k",
@@ -27,6 +27,10 @@ SOURCE = Source(
 """The weights of the default model."""
 
 _WEIGHTS = ("config.json", "model.safetensors")
+
+
+NEEDS = (SOURCE,)
+"""What the default options need that does not come along."""
 
 
 class Classifier(Reward):

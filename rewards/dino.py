@@ -15,7 +15,7 @@ from rewards.pixels import read
 from rewards.preprocess import Preprocess
 from steer.reward import Reward
 
-__all__ = ["POOLS", "SOURCE", "Dino", "Tokens"]
+__all__ = ["NEEDS", "POOLS", "SOURCE", "Dino", "Tokens"]
 
 SOURCE = Source(
     "facebook/dinov2-small",
@@ -30,6 +30,10 @@ POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "mean": lambda tokens, extra: tokens[:, extra:].mean(1),
 }
 """From tokens (n, extra + patches, d), `extra` of them not of patches, to one vector."""
+
+
+NEEDS = (SOURCE,)
+"""What the default options need that does not come along."""
 
 
 class Dino(Reward):

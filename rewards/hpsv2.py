@@ -8,7 +8,7 @@ from rewards.hub import Source, state
 from rewards.names import unknown
 from rewards.preprocess import Preprocess
 
-__all__ = ["SOURCES", "HPSv2"]
+__all__ = ["NEEDS", "SOURCES", "HPSv2"]
 
 SOURCES = {
     "2.1": Source("xswu/HPSv2", ("HPS_v2.1_compressed.pt",), "Apache-2.0", "2 GB"),
@@ -18,6 +18,10 @@ SOURCES = {
 
 ARCHITECTURE = "ViT-H-14"
 """Of open_clip's architectures, the one of the published weights."""
+
+
+NEEDS = (SOURCES["2.1"],)
+"""What the default options need that does not come along."""
 
 
 class HPSv2(Cosine):

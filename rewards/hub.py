@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from torch import Tensor
 
-__all__ = ["Source", "fetch", "fetch_url", "home", "local", "state"]
+__all__ = ["File", "Source", "fetch", "fetch_url", "home", "local", "state"]
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,65 @@ class Source:
         files: what is needed of it.
         licence: of the weights, as their page says.
         size: of the download, for people.
+        page: where a browser finds it. Default: the hub's.
     """
 
     repo: str
     files: tuple[str, ...]
     licence: str = ""
     size: str = ""
+    page: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.page:
+            object.__setattr__(self, "page", f"https://huggingface.co/{self.repo}")
 
     @property
-    def page(self) -> str:
-        """Where a browser finds it."""
-        return f"https://huggingface.co/{self.repo}"
+    def here(self) -> Path | None:
+        """Where it is on this machine, or None."""
+        return local(self)
+
+    @property
+    def place(self) -> str:
+        """What to put where by hand."""
+        return f"{', '.join(self.files)} from {self.page} into {home() / self.repo}"
+
+
+@dataclass(frozen=True)
+class File:
+    """One published file with an address of its own.
+
+    Attributes:
+        url: the address.
+        licence: of the weights, as their page says.
+        size: of the download, for people.
+    """
+
+    url: str
+    licence: str = ""
+    size: str = ""
+
+    @property
+    def cached(self) -> Path:
+        """Where torch keeps it."""
+        from torch import hub
+
+        return Path(hub.get_dir()) / "checkpoints" / self.name
+
+    @property
+    def name(self) -> str:
+        """What the file is called."""
+        return unquote(self.url.rsplit("/", 1)[-1])
+
+    @property
+    def here(self) -> Path | None:
+        """Where it is on this machine, or None."""
+        return next((p for p in (self.cached, home() / self.name) if p.is_file()), None)
+
+    @property
+    def place(self) -> str:
+        """What to put where by hand."""
+        return f"{self.url} at {self.cached}"
 
 
 def home() -> Path:
@@ -109,11 +157,10 @@ def fetch_url(url: str, reward: str, option: str) -> Path:
     """
     from torch import hub
 
-    name = unquote(url.rsplit("/", 1)[-1])
-    cached = Path(hub.get_dir()) / "checkpoints" / name
-    for path in (cached, home() / name):
-        if path.is_file():
-            return path
+    file = File(url)
+    if (path := file.here) is not None:
+        return path
+    name, cached = file.name, file.cached
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         prefix = re.search(r"-([0-9a-f]{8,})\.\w+$", name)

@@ -15,7 +15,7 @@ from rewards.preprocess import Preprocess
 from rewards.prompts import one_each
 from steer.reward import Reward
 
-__all__ = ["MEAN", "SOURCE", "STD", "TOKENS", "Blip", "ImageReward"]
+__all__ = ["MEAN", "NEEDS", "SOURCE", "STD", "TOKENS", "Blip", "ImageReward"]
 
 SOURCE = Source(
     "zai-org/ImageReward", ("ImageReward.pt", "med_config.json"), "Apache-2.0", "1.8 GB"
@@ -33,6 +33,10 @@ LENGTH = 35
 
 HEAD = 64
 """Width of an attention head, in BLIP's ViT-B and ViT-L and in BERT-base."""
+
+
+NEEDS = (SOURCE, TOKENS)
+"""What the default options need that does not come along."""
 
 
 class ImageReward(Reward):

@@ -17,7 +17,7 @@ from torch import nn
 from rewards.names import hint, unknown
 from steer.reward import Reward, wrap
 
-__all__ = ["FUNCTIONS", "NAMES", "from_file", "load"]
+__all__ = ["FUNCTIONS", "NAMES", "from_file", "load", "missing"]
 
 _TABLE = {
     "clip": (
@@ -140,6 +140,24 @@ def load(spec: str, **options: Any) -> Reward:
     for weight, reward in made[1:]:
         total = total + weight * reward
     return total
+
+
+def missing(name: str) -> list[str]:
+    """Return what a reward's default options need that is not on this machine, one line each.
+
+    >>> missing("brightness")
+    []
+
+    Args:
+        name: one of `NAMES`.
+
+    Raises:
+        ValueError: an unknown name, with the nearest ones.
+    """
+    if name not in _TABLE:
+        raise unknown("reward", name, _TABLE)
+    module = importlib.import_module(_TABLE[name][0].split(":")[0])
+    return [need.place for need in getattr(module, "NEEDS", ()) if need.here is None]
 
 
 def _terms(spec: str) -> Iterable[tuple[float, str]]:

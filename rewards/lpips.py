@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rewards.backbone import Backbone, once, stamp
-from rewards.hub import Source, fetch_url, state
+from rewards.hub import File, Source, fetch_url, state
 from rewards.names import unknown
 from rewards.pixels import read
 from steer.reward import Reward, clamp01
 
-__all__ = ["NETS", "SOURCE", "Lpips"]
+__all__ = ["NEEDS", "NETS", "SOURCE", "Lpips"]
 
 SOURCE = Source(
     "richzhang/PerceptualSimilarity",
@@ -31,6 +31,12 @@ NETS = {
     "squeeze": ("squeezenet1_1", "SqueezeNet1_1_Weights", 17),
 }
 """Trunk -> torchvision's model, its weights, the smallest side that it takes."""
+
+
+NEEDS = (
+    File("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", SOURCE.licence, "233 MB"),
+)
+"""What the default options need that does not come along."""
 
 
 class Lpips(Reward):

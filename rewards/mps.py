@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rewards.backbone import Backbone, fill, once, stamp
-from rewards.hub import home, state
+from rewards.hub import Source, home, state
 from rewards.preprocess import Preprocess
 from rewards.prompts import one_each
 from steer.reward import Reward
 
-__all__ = ["CONDITION", "MPS", "Crossed"]
+__all__ = ["CONDITION", "MPS", "NEEDS", "Crossed"]
 
 CONDITION = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, "
@@ -27,6 +27,10 @@ PAGE = "https://github.com/Kwai-Kolors/MPS"
 FILE = "Kwai-Kolors/MPS/mps.safetensors"
 ENDED = 49407
 """The token that ends a text, and fills it up."""
+
+
+NEEDS = (Source("Kwai-Kolors/MPS", ("mps.safetensors",), size="about 4 GB", page=PAGE),)
+"""What the default options need that does not come along."""
 
 
 class MPS(Reward):

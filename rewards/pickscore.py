@@ -9,7 +9,7 @@ from rewards.backbone import Cosine, Transformers, folder_of, once, pretrained, 
 from rewards.hub import Source
 from rewards.preprocess import Preprocess
 
-__all__ = ["SOURCE", "PickScore"]
+__all__ = ["NEEDS", "SOURCE", "PickScore"]
 
 SOURCE = Source(
     "yuvalkirstain/PickScore_v1",
@@ -18,6 +18,10 @@ SOURCE = Source(
     size="3.9 GB",
 )
 """The published weights."""
+
+
+NEEDS = (SOURCE,)
+"""What the default options need that does not come along."""
 
 
 class PickScore(Cosine):

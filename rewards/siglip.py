@@ -16,7 +16,7 @@ from rewards.hub import Source
 from rewards.names import unknown
 from rewards.preprocess import Preprocess
 
-__all__ = ["OUTPUTS", "SOURCE", "Siglip"]
+__all__ = ["NEEDS", "OUTPUTS", "SOURCE", "Siglip"]
 
 SOURCE = Source(
     "google/siglip2-base-patch16-224",
@@ -34,6 +34,10 @@ SOURCE = Source(
 
 OUTPUTS = ("cosine", "logit", "probability")
 """What the score may be."""
+
+
+NEEDS = (SOURCE,)
+"""What the default options need that does not come along."""
 
 
 class Siglip(Cosine):

@@ -15,7 +15,7 @@ from rewards.hub import Source, home
 from rewards.prompts import one_each
 from steer.reward import Reward, clamp01
 
-__all__ = ["QUESTION", "SOURCE", "VQA", "VisionLanguage"]
+__all__ = ["NEEDS", "QUESTION", "SOURCE", "VQA", "VisionLanguage"]
 
 SOURCE = Source(
     "Qwen/Qwen2-VL-2B-Instruct",
@@ -30,6 +30,10 @@ QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 
 ROWS = 1024
 """Questions whose tokens a model keeps."""
+
+
+NEEDS = (Source(SOURCE.repo, ("config.json", "preprocessor_config.json", "tokenizer.json")),)
+"""What the default options need that does not come along."""
 
 
 class VQA(Reward):
