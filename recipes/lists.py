@@ -14,6 +14,8 @@ def _print(names: Mapping[str, str]) -> None:
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # addresses whole
     for name, line in names.items():
         table.add_row(f"[bold]{name}[/bold]", line)
     Console().print(table)
