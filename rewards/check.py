@@ -40,18 +40,19 @@ ROUNDING = 1e-3, 5e-2
 """Scores that should agree may differ by the first; beyond the second they are others."""
 HALF = 0.25
 """A half type may cost this much."""
-CHANGE, RANK = 0.5, 0.8
+CHANGE, RANK = 0.5, 0.7
 """At another resolution a score may change by so much, and ranks may correlate no less."""
-SLOPE = {torch.float64: (1e-2, 5e-2), torch.float32: (5e-2, 0.2)}
-"""Relative error of the slope along a direction: a warning and a failure."""
+SLOPE = {torch.float64: 2e-2, torch.float32: 0.1}
+"""Relative error of the slope along random directions, of which there are `DIRECTIONS`."""
+DIRECTIONS = 8
 NOISE = 0.85
 """A gradient with more of white noise's share of high frequencies than this is noise itself."""
 GAIN, SURVIVAL = 0.1, 0.3
 """Where an unseen change gains more than the first, this share of it should survive a blur."""
 
 ADVICE = (
-    "the ascent may draw noise that only this network reads: average over augmented views "
-    "(clip:views=4,noise=0.2), add a reward of another kind, and watch a judge"
+    "the ascent may draw noise that only this network reads: average over views, as "
+    "augmented(NAME, noise=0.2) does, add a reward of another kind, and watch a judge"
 )
 
 
@@ -429,6 +430,7 @@ def _generators(bench: _Bench) -> tuple[Verdict, str, dict[str, float]]:
         here = bench.device.type == "cuda"
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if here else [])]
 
+    torch.default_generator.manual_seed(12345)  # where no reward's own seed leaves it
     before, python = states(), getstate()
     bench.scores(bench.images)
     same = all(torch.equal(a, b) for a, b in zip(before, states(), strict=True))
@@ -672,37 +674,48 @@ def _rows(bench: _Bench) -> tuple[Verdict, str, dict[str, float]]:
 
 
 def _finite_difference(bench: _Bench) -> tuple[Verdict, str, dict[str, float]]:
-    """`g . v` against `(r(x + h v) - r(x - h v)) / 2h`, v of random signs; the best of three h."""
+    """`g . v` against `(r(x + h v) - r(x - h v)) / 2h`, v of random signs.
+
+    The pictures are off black and white, with some grain: no kinks, no clamp. The step h is the
+    best of three, as rounding and curvature have it.
+    """
     reward, kind = bench.reward, torch.float32
     if bench.ok("copy") and bench.ok("double"):
         reward, kind = bench.copied(torch.float64), torch.float64
-    x = (0.2 + 0.6 * bench.images).to(kind)
+    grain = torch.rand(bench.images.shape, generator=bench.generator).to(bench.images)
+    x = (0.2 + 0.5 * (0.8 * bench.images + 0.2 * grain)).to(kind)
     gradient = bench.gradient(x, reward).double().cpu()
+    signs = torch.randint(0, 2, (DIRECTIONS, *x.shape), generator=bench.generator) * 2.0 - 1
+    along = torch.stack([(gradient * v).flatten(1).sum(1) for v in signs])  # (directions, n)
+
+    def slopes(v: Tensor, h: float) -> Tensor:
+        up, down = (bench.scores(x + d * h * v.to(x), reward=reward) for d in (1, -1))
+        return (up - down) / (2 * h)
+
     steps = (1e-5, 1e-3, 1e-2) if kind == torch.float64 else (1e-3, 3e-3, 1e-2)
-    along, slopes = [], []
-    for _ in range(3):
-        signs = torch.randint(0, 2, x.shape, generator=bench.generator).to(x) * 2 - 1
-        along.append((gradient * signs.double().cpu()).flatten(1).sum(1))
-        slopes.append(
-            torch.stack([
-                (bench.scores(x + h * signs, reward=reward)
-                 - bench.scores(x - h * signs, reward=reward)) / (2 * h)
-                for h in steps
-            ])
-        )  # fmt: skip
-    expected, seen = torch.stack(along), torch.stack(slopes)  # (3, n), (3, steps, n)
-    size = expected.norm(dim=0)
-    error = (seen - expected[:, None]).norm(dim=0) / (size + 1e-2 * size.median() + 1e-30)
-    worst = error.amax(1)  # of the pictures, for each step
-    best = int(worst.nan_to_num(math.inf).argmin())
-    ratio = float((seen[:, best] * expected).sum() / expected.square().sum().clamp(min=1e-300))
-    figures = {"error": float(worst[best]), "slope_to_gradient": ratio, "step": steps[best]}
+    first = [slopes(signs[0], h) for h in steps]
+    misses = [float((slope - along[0]).norm().nan_to_num(math.inf)) for slope in first]
+    best = misses.index(min(misses))
+    seen = torch.stack([first[best], *(slopes(v, steps[best]) for v in signs[1:])])
+    size = along.norm(dim=0)
+    size = size + 1e-2 * size.median() + 1e-300
+    error = float(((seen - along).norm(dim=0) / size).max())
+    along, seen = along / size, seen / size
+    ratios = (seen * along).sum(0) / along.square().sum(0).clamp(min=1e-300)
+    cosines = F.cosine_similarity(seen, along, dim=0)
+    alike = float(F.cosine_similarity(seen.flatten(), along.flatten(), dim=0))
+    ratio = float((seen * along).sum() / along.square().sum().clamp(min=1e-300))
+    figures = {"error": error, "slope_to_gradient": ratio, "cosine": alike, "step": steps[best]}
     name = str(kind).removeprefix("torch.")
-    verdict = _graded(figures["error"], SLOPE[kind])
-    if verdict == "pass":
-        return verdict, f"the gradient is the slope along random directions, in {name}", figures
+    if error <= SLOPE[kind]:
+        return "pass", f"the gradient is the slope along random directions, in {name}", figures
+    scaled = (cosines > 0.995) & ((ratios - 1).abs() > max(0.05, SLOPE[kind]))
+    if alike >= 0.5 and not scaled.any():
+        line = f"the gradient is near the slope along random directions, not equal, in {name}: "
+        line += "is something detached, or passed straight through, on purpose?"
+        return "warn", line, figures
     line = f"the gradient is not the slope along random directions, in {name}: look at backward() "
-    return verdict, line + "of your own functions, and at what is detached", figures
+    return "fail", line + "of your own functions, and at what is detached", figures
 
 
 def _high_frequencies(bench: _Bench) -> tuple[Verdict, str, dict[str, float]]:
