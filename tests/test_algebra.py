@@ -333,7 +333,8 @@ def slow_resize(x, size, fit):
             image = image.resize((size, size), Image.Resampling.BICUBIC)
         else:
             scale = (max if fit == "crop" else min)(size / h, size / w)
-            w, h = round(w * scale), round(h * scale)
+            fitted = int if fit == "crop" else round  # as torchvision and open_clip do
+            w, h = fitted(w * scale), fitted(h * scale)
             image = image.resize((w, h), Image.Resampling.BICUBIC)
             ground = Image.new("RGB", (size, size))
             ground.paste(image, ((size - w) // 2, (size - h) // 2))
