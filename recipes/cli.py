@@ -71,7 +71,8 @@ def _flags(words: Sequence[str]) -> list[str]:
             word = "--" + name[2:].replace("-", "_") + equals + value
         if repeated and re.match(r"--lora(=|$)", word):
             word = "--lora+" + word[len("--lora") :]
-        if word in {"--check", "--json", "--overwrite", "--private"} and after.startswith("--"):
+        bare = after.startswith("--") or (word == "--json" and after not in {"true", "false"})
+        if bare and word in {"--check", "--json", "--overwrite", "--private"}:
             word += "=true"
         out.append(word)
     return out

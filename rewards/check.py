@@ -13,9 +13,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import getstate
 from statistics import median
 from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -522,7 +524,8 @@ def _double(bench: _Bench) -> tuple[Verdict, str, dict[str, float]]:
 
 def _half(kind: torch.dtype, bench: _Bench) -> tuple[Verdict, str, dict[str, float]]:
     """Compare with float32: pictures of a half type alone, and the reward moved as well."""
-    figures, wrong, images = {}, [], bench.images.to(kind)
+    figures: dict[str, float] = {}
+    wrong, images = [], bench.images.to(kind)
     name = str(kind).removeprefix("torch.")
     for what, to in (("pictures", ()), ("reward", (kind,))):
         try:
@@ -553,7 +556,7 @@ def _devices(bench: _Bench) -> tuple[Verdict, str, dict[str, float]]:
     others = [name for name in found if name != bench.device.type]
     if not others:
         return "skip", f"this machine has no other device than {bench.device.type}", {}
-    figures = {}
+    figures: dict[str, float] = {}
     for name in others:
         x = bench.images.to(name)
         other = bench.copied(name)
@@ -669,7 +672,8 @@ def _rows(bench: _Bench) -> tuple[Verdict, str, dict[str, float]]:
         worst = max(worst, float(others.max() / norms[i].clamp(min=1e-30)))
     if worst > 1e-6:
         line = "a picture's score has a gradient to other pictures of its batch: leave out what "
-        return "fail", line + "goes over the batch", {"leak": worst}
+        line += "goes over the batch, and multiply by the upstream gradient in your own backward()"
+        return "fail", line, {"leak": worst}
     return "pass", "a score's gradient reaches its own picture alone", {"leak": worst}
 
 
@@ -792,7 +796,7 @@ def _resolution(bench: _Bench) -> tuple[Verdict, str, dict[str, float]]:
             return "warn", line + "network's size first, or use this reward at one size", figures
         if name == "wide":  # another shape is another picture: it need only be scored
             break
-        changes.append(float((scores - bench.base).abs().median()) / bench.spread)
+        changes.append(float((scores - bench.base).abs().mean()) / bench.spread)
         correlation = torch.corrcoef(torch.stack([_ranks(scores), _ranks(bench.base)]))[0, 1]
         correlations.append(float(correlation))
         figures |= {f"change_{name}": changes[-1], f"rank_{name}": correlations[-1]}
@@ -823,10 +827,38 @@ def _speed(bench: _Bench) -> tuple[Verdict, str, dict[str, float]]:
     n = len(bench.images)
     for rows in (1, n):
         x = bench.images[:rows]
-        figures[f"ms_of_{rows}"] = _timed(bench, lambda x=x: bench.scores(x)) / rows
+        figures[f"ms_of_{rows}"] = _timed(bench, partial(bench.scores, x)) / rows
         if bench.ok("differentiable") and bench.reward.differentiable:
-            figures[f"gradient_of_{rows}"] = _timed(bench, lambda x=x: bench.gradient(x)) / rows
+            figures[f"gradient_of_{rows}"] = _timed(bench, partial(bench.gradient, x)) / rows
     return "pass", "milliseconds a picture, without and with its gradient, by batch", figures
+
+
+class _Kept:
+    """A tensor that autograd keeps for the backward pass: it goes when its graph goes."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _kept(bench: _Bench, own: Sequence[Tensor]) -> int:
+    """Return the bytes kept for the backward pass of the ordinary pictures, without the reward."""
+    x = bench.images.clone().requires_grad_()
+    alive: WeakSet[_Kept] = WeakSet()
+
+    def pack(tensor: Tensor) -> _Kept:
+        kept = _Kept(tensor)
+        alive.add(kept)
+        return kept
+
+    with torch.enable_grad():
+        given = x.clone()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+            scores = score(bench.reward, given, bench.rows(len(x)))
+    storages = {k.tensor.untyped_storage().data_ptr(): k.tensor for k in alive}
+    for known in [*own, given]:
+        storages.pop(known.untyped_storage().data_ptr(), None)
+    del scores
+    return sum(t.untyped_storage().nbytes() for t in storages.values())
 
 
 def _memory(bench: _Bench) -> tuple[Verdict, str, dict[str, float]]:
@@ -839,20 +871,7 @@ def _memory(bench: _Bench) -> tuple[Verdict, str, dict[str, float]]:
         torch.cuda.reset_peak_memory_stats(bench.device)
         before = torch.cuda.memory_allocated(bench.device)
     if bench.ok("differentiable") and bench.reward.differentiable:
-        x = bench.images.detach().requires_grad_()
-        known = {t.untyped_storage().data_ptr() for t in [*own, x]}
-        saved: dict[int, int] = {}
-
-        def pack(t: Tensor) -> Tensor:
-            storage = t.untyped_storage()
-            if storage.data_ptr() not in known:
-                saved[storage.data_ptr()] = storage.nbytes()
-            return t
-
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            scores = score(bench.reward, x.clone(), bench.rows(n))
-        del scores
-        figures["backward_mb"] = sum(saved.values()) / n / 1e6
+        figures["backward_mb"] = _kept(bench, own) / n / 1e6
         line = "the reward's own tensors, and what one picture's backward pass keeps, in MB"
     else:
         line = "the reward's own tensors, in MB"
