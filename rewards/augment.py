@@ -91,9 +91,10 @@ class Augmented(Reward):
         return [(1.0, self.reward)]
 
     def view(self, images: Tensor, i: int) -> Tensor:
-        """Return the i-th view of images (n, 3, h, w), of the same shape."""
+        """Return the i-th view of images (n, 3, h, w): their shape, float32 or wider."""
         share, up, along, mirror = self._draws[i]
         x = clamp01(images)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         h, w = x.shape[-2:]
         height, width = (max(1, round(side * (1 - self.crop * share))) for side in (h, w))
         top, left = round(up * (h - height)), round(along * (w - width))
