@@ -184,8 +184,8 @@ class Normalised(_Composed):
     and `steer.sample` do both: the former learns on, the latter learns from one-jump samples of
     its prompts and then leaves it. Until the first `update()` it is the bare reward.
 
-    The statistics are a buffer (updates, mean, mean square), kept in float64: a tuning run saves
-    it in its checkpoints and goes on with it.
+    The statistics (updates, mean, mean square) stay in float64 on the CPU wherever the reward is;
+    a tuning run saves them in its checkpoints and goes on with them.
 
     Args:
         reward: what is normalised.
@@ -207,10 +207,8 @@ class Normalised(_Composed):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay, self.centre = float(decay), centre
-        self.register_buffer("statistics", torch.zeros(3, dtype=torch.float64))
-        self.register_buffer("noted", torch.zeros(3, dtype=torch.float64), False)
-        self.statistics: Tensor
-        self.noted: Tensor
+        self.statistics = torch.zeros(3, dtype=torch.float64)
+        self.noted = torch.zeros(3, dtype=torch.float64)
 
     @property
     def learned(self) -> bool:
@@ -233,13 +231,14 @@ class Normalised(_Composed):
         """Return the normalised scores, (1, n) -> (n,), and take note of them in training."""
         row = scores[0]
         if self.training:
-            seen = row.detach().double()
-            new = torch.stack([seen.new_tensor(len(seen)), seen.sum(), seen.square().sum()])
-            self.noted = self.noted.to(new) + new
+            seen = row.detach().cpu().double()
+            self.noted += torch.stack(
+                [seen.new_tensor(len(seen)), seen.sum(), seen.square().sum()]
+            )
         if not self.learned:
             return row
-        mean = self.mean if self.centre else torch.zeros_like(self.mean)
-        return (row - mean.to(row)) / self.std.clamp(min=1e-6).to(row)
+        mean = float(self.mean) if self.centre else 0.0
+        return (row - mean) / max(float(self.std), 1e-6)
 
     @torch.no_grad()
     def update(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -248,21 +247,24 @@ class Normalised(_Composed):
         Args:
             reduce: sums (3,) over processes, where there are several.
         """
-        noted = self.noted if reduce is None else reduce(self.noted)
-        self.noted = torch.zeros_like(self.noted)
+        noted = self.noted if reduce is None else reduce(self.noted).cpu()
+        self.noted = torch.zeros(3, dtype=torch.float64)
         count = noted[0]
         if not count > 0:
             return
         updates = self.statistics[0]
         old = torch.clamp(updates / (updates + 1), max=self.decay)
         new = torch.stack([torch.ones_like(count), noted[1] / count, noted[2] / count])
-        self.statistics = old * self.statistics.to(new) + (1 - old) * new
+        self.statistics = old * self.statistics + (1 - old) * new
         self.statistics[0] = updates + 1
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Normalised":
-        super()._apply(fn, recurse)
-        self.statistics, self.noted = self.statistics.double(), self.noted.double()
-        return self
+    def get_extra_state(self) -> Tensor:
+        """Return the statistics, for `state_dict`."""
+        return self.statistics.clone()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take up the statistics of a `state_dict`."""
+        self.statistics = state.clone()
 
 
 class _Eager(torch.autograd.Function):

@@ -292,12 +292,18 @@ class RewardTuning(L.LightningModule):
         terms = dict(zip(names, values.tolist(), strict=True)) | {"gradient": float(norm)}
         self._terms, self._micro = [], 0
         for part in learners(self.reward):
-            part.update(lambda noted: self.trainer.strategy.reduce(noted, reduce_op="sum"))
+            part.update(self._summed)
         step = self.global_step + 1
         costs = {"nfe": float(self.nfe), "reward_calls": float(self.reward_calls)}
         for logger in self.trainer.loggers:  # a tenth of what self.log costs
             logger.log_metrics({f"train/{k}": v for k, v in terms.items()} | costs, step)
         self.log("reward", terms.get("reward", math.nan), prog_bar=True, logger=False)
+
+    def _summed(self, noted: Tensor) -> Tensor:
+        """Sum what a reward's scale took note of over processes."""
+        if self.trainer.world_size == 1:
+            return noted
+        return self.trainer.strategy.reduce(noted.to(self.device), reduce_op="sum")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take a step, then move the running average towards the new adapters.
