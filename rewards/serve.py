@@ -261,6 +261,7 @@ def serve(
     """
     try:
         import uvicorn
+        from uvicorn.supervisors import Multiprocess
     except ImportError as error:
         raise ImportError(f"{MISSING} ({error})") from error
 
@@ -274,28 +275,23 @@ def serve(
             f"export {TOKEN}=$(openssl rand -hex 16), for the server and its clients; or leave "
             "--host out to serve this machine alone"
         )
-    port = _free(host, port)
-    reward = _load(spec, device if workers == 1 else None)  # its errors, before a worker starts
-    options: dict[str, Any] = {"token": token, **limits}
-    threading.Thread(target=_announce, args=(spec, host, port), daemon=True).start()
-    run = partial(
-        uvicorn.run,
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        limit_concurrency=512,
-        server_header=False,
-        timeout_graceful_shutdown=30,
-    )
-    if workers == 1:
-        run(app(reward, **options))
-        return
-    del reward
-    os.environ[SETTINGS] = json.dumps({"spec": spec, "device": device, "limits": limits})
-    if token is not None:
-        os.environ[TOKEN] = token
-    run("rewards.serve:worker", factory=True, workers=workers, timeout_worker_healthcheck=30)
+    with _bound(host, port) as listener:
+        reward = _load(spec, device if workers == 1 else None)  # its errors, before any worker
+        options = {"host": host, "log_level": "warning", "access_log": False}
+        options |= {"server_header": False, "limit_concurrency": 512}
+        options |= {"timeout_graceful_shutdown": 30, "timeout_worker_healthcheck": 30}
+        threading.Thread(target=_announce, args=(spec, listener), daemon=True).start()
+        if workers == 1:
+            made = app(reward, token=token, **limits)
+            uvicorn.Server(uvicorn.Config(made, **options)).run(sockets=[listener])
+            return
+        app(reward, token=token, **limits)
+        del reward
+        os.environ[SETTINGS] = json.dumps({"spec": spec, "device": device, "limits": limits})
+        if token is not None:
+            os.environ[TOKEN] = token
+        config = uvicorn.Config("rewards.serve:worker", factory=True, workers=workers, **options)
+        Multiprocess(config, [listener]).run()
 
 
 def worker() -> Any:
@@ -339,25 +335,27 @@ def _private(host: str) -> bool:
         return host == "localhost"
 
 
-def _free(host: str, port: int) -> int:
-    """Check that the port can be had, and return it or a free one for 0."""
+def _bound(host: str, port: int) -> socket.socket:
+    """Return a socket that has the address; it does not listen yet."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise OSError(
-                f"cannot listen at {host}, port {port} ({reason}): give another --port, or 0 for "
-                "a free one"
-            ) from error
-        return probe.getsockname()[1]
+    # the protocol is named because asyncio turns off Nagle's delay, 40 ms an answer, only then
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+    except (OSError, OverflowError) as error:
+        made.close()
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            f"cannot listen at {host}, port {port} ({reason}): give another --port, or 0 for a "
+            "free one"
+        ) from error
+    return made
 
 
-def _announce(spec: str, host: str, port: int) -> None:
+def _announce(spec: str, listener: socket.socket) -> None:
     """Say where the server is, once it listens."""
-    shown = f"[{host}]" if ":" in host else host
+    host, port = listener.getsockname()[:2]
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     while True:
         try:
@@ -365,4 +363,4 @@ def _announce(spec: str, host: str, port: int) -> None:
             break
         except OSError:
             time.sleep(0.05)
-    print(f"{spec} at http://{shown}:{port}", flush=True)
+    print(f"{spec} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)

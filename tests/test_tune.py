@@ -226,7 +226,10 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(model, tmp_path):
 
 
 def test_two_processes_give_the_same_loss_curve(model, tmp_path):
-    """DDP over two processes at the same effective batch, as a user's script would run it."""
+    """DDP over two processes at the same effective batch, as a user's script would run it.
+
+    The reward learns its scale over the run, from the pictures of both.
+    """
     script = tmp_path / "script.py"
     script.write_text(f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -235,7 +238,7 @@ if __name__ == "__main__":
     n = int(sys.argv[2])
     test_tune.tune(
         steer.load({str(model)!r}), sys.argv[1], 4, micro_batch=2, devices=n,
-        strategy="ddp" if n > 1 else "auto",
+        reward=test_tune.Normalised(test_tune.redness), strategy="ddp" if n > 1 else "auto",
     )
 """)
     curves = []
