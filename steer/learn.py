@@ -61,6 +61,7 @@ def learn(
 
     Raises:
         ValueError: the scores have no spread, so there is no scale.
+        FloatingPointError: a score is not finite.
     """
     parts = learners(reward)
     for part in parts:
@@ -72,7 +73,13 @@ def learn(
     # from the inside out: an outer scale is learnt of scores that the inner ones have normalised
     for part in reversed(new):
         part.training = True
-        count += one_jump_scores(flow, reward, prompts, asked, seed).numel()
+        scores = one_jump_scores(flow, reward, prompts, asked, seed)
+        if not bool(torch.isfinite(scores).all()):
+            raise FloatingPointError(
+                f"the reward is {float(scores[~torch.isfinite(scores)][0])} for a one-jump sample: "
+                "a reward must be finite for every picture; guard its logarithms and divisions"
+            )
+        count += scores.numel()
         part.update()
         part.training = False
         if not float(part.std) > 1e-4 * (1e-3 + abs(float(part.mean))):

@@ -250,6 +250,8 @@ def test_learning_from_one_jump_samples():
     assert float(inner.std) > 0
     with pytest.raises(ValueError, match="the same for all"):
         learn(flow, Normalised(C))
+    with pytest.raises(FloatingPointError, match="nan for a one-jump sample"):
+        learn(flow, Normalised(lambda x: x.mean((1, 2, 3)) * torch.nan))
 
 
 def test_sampling_learns_first_and_then_stands_still():
