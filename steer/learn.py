@@ -74,9 +74,10 @@ def learn(
     for part in reversed(new):
         part.training = True
         scores = one_jump_scores(flow, reward, prompts, asked, seed)
-        if not bool(torch.isfinite(scores).all()):
+        bad = scores[~torch.isfinite(scores)]
+        if len(bad):
             raise FloatingPointError(
-                f"the reward is {float(scores[~torch.isfinite(scores)][0])} for a one-jump sample: "
+                f"the reward is {float(bad[0])} for a one-jump sample: "
                 "a reward must be finite for every picture; guard its logarithms and divisions"
             )
         count += scores.numel()
