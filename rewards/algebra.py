@@ -240,6 +240,10 @@ class Normalised(_Composed):
         mean = float(self.mean) if self.centre else 0.0
         return (row - mean) / max(float(self.std), 1e-6)
 
+    def forget(self) -> None:
+        """Forget what was noted and did not count yet."""
+        self.noted = torch.zeros(3, dtype=torch.float64)
+
     @torch.no_grad()
     def update(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
         """Let what was noted count, and forget it.
@@ -279,9 +283,13 @@ class _Eager(torch.autograd.Function):
             with torch.enable_grad():
                 x = images[a : a + size].detach().requires_grad_()
                 part = call(x, a)
-                (gradient,) = torch.autograd.grad(part.sum(), x)
+                found = (
+                    torch.autograd.grad(part.sum(), x, allow_unused=True)[0]
+                    if part.requires_grad
+                    else None
+                )
             scores.append(part.detach())
-            gradients.append(gradient)
+            gradients.append(torch.zeros_like(x) if found is None else found)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(scores)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rewards.hub import Source, fetch
+from rewards.hub import Source, fetch, home
 from rewards.names import unknown
 from rewards.preprocess import Preprocess
 from rewards.prompts import one_each
@@ -440,9 +440,14 @@ def open_clip_backbone(
             found = f"local-dir:{name}"
         elif name.startswith("hf-hub:"):
             repo = name.removeprefix("hf-hub:")
-            needed = ("open_clip_config.json", "open_clip_model.safetensors")
-            folder = fetch(Source(repo, needed), reward)
-            found = f"local-dir:{folder}"
+            needed = Source(repo, ("open_clip_config.json", "open_clip_model.safetensors"))
+            if needed.here is not None and (home() / repo).is_dir():
+                found = f"local-dir:{needed.here}"
+            else:  # open_clip knows which other files a model needs, its tokenizer's too
+                try:
+                    open_clip.get_tokenizer(name)
+                except Exception:
+                    found = f"local-dir:{fetch(needed, reward)}"
         try:
             model = open_clip.create_model(found, pretrained=pretrained, require_pretrained=True)
             tokenizer = open_clip.get_tokenizer(found)

@@ -65,6 +65,7 @@ def learn(
     """
     parts = learners(reward)
     for part in parts:
+        part.forget()
         part.training = False  # not its children: what they are is not ours to say
     new = [part for part in parts if not part.learned]
     if not new:
@@ -84,8 +85,9 @@ def learn(
         part.update()
         part.training = False
         if not float(part.std) > 1e-4 * (1e-3 + abs(float(part.mean))):
+            part.statistics = torch.zeros_like(part.statistics)
             raise ValueError(
                 f"{name_of(part)!r} learns the scale of a reward that is the same for all "
-                f"one-jump samples, {float(part.mean):g}: leave it out, or look at the reward"
+                f"one-jump samples, {float(scores[0, 0]):g} for one: leave it out"
             )
     return count

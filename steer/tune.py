@@ -333,6 +333,7 @@ class RewardTuning(L.LightningModule):
         """Move the reward, which is not a part of the module, to where the flow is."""
         self.reward.to(self.device)
         for part in learners(self.reward):
+            part.forget()
             part.training = True  # it takes note of the objective's scores from here on
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -144,6 +144,8 @@ def test_gradients_of_terms_are_what_each_adds():
         y = x.clone().requires_grad_()
         (g,) = torch.autograd.grad(reward(y).sum(), y)
         assert torch.allclose(found[name], weight * g.flatten(1).norm(dim=1), rtol=1e-5)
+    parts = term_gradients(rewards.load("batched(brightness, size=2) + contrast"), x)
+    assert all(float(share.min()) > 0 for share in parts.values())
     least = rewards.load("min(brightness, 10 * contrast + 100 * brightness)")
     shares = term_gradients(least, x)
     assert float(shares["Contrast"].max()) == 0  # the other one is the least
@@ -241,8 +243,12 @@ def toy():
 
 def test_learning_from_one_jump_samples():
     flow, made = toy(), Normalised(A) + 2 * Normalised(Normalised(B))
+    fresh = Normalised(A)
+    learn(flow, fresh)
+    made(torch.zeros(50, 3, 4, 4))  # what was scored before a run does not count in it
     assert learn(flow, made) == 3 * 128
     assert learn(flow, made) == 0
+    assert torch.equal(made.rewards[0].statistics, fresh.statistics)
     inner = made.rewards[1].rewards[0]
     outer = made.rewards[1]
     assert float(outer.std) == pytest.approx(1, abs=0.05)  # of scores that are normalised
