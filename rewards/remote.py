@@ -316,7 +316,7 @@ class _Server:
         while True:
             tries += 1
             until = min(time.monotonic() + self.timeout, start + wait)
-            pause = min(0.1 * 1.6 ** (tries - 1), 5.0)
+            pause = min(0.1 * 1.6 ** (tries - 1), 2.0)
             try:
                 status, headers, answer = self._try(method, path, body, until, size)
             except passing as error:

@@ -279,7 +279,7 @@ def serve(
         reward = _load(spec, device if workers == 1 else None)  # its errors, before any worker
         options = {"host": host, "log_level": "warning", "access_log": False}
         options |= {"server_header": False, "limit_concurrency": 512}
-        options |= {"timeout_graceful_shutdown": 30, "timeout_worker_healthcheck": 30}
+        options |= {"timeout_graceful_shutdown": 30, "timeout_worker_healthcheck": 10}
         threading.Thread(target=_announce, args=(spec, listener), daemon=True).start()
         if workers == 1:
             made = app(reward, token=token, **limits)
@@ -291,7 +291,10 @@ def serve(
         if token is not None:
             os.environ[TOKEN] = token
         config = uvicorn.Config("rewards.serve:worker", factory=True, workers=workers, **options)
-        Multiprocess(config, [listener]).run()
+        supervisor = Multiprocess(config, [listener])
+        supervisor.run()
+        if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+            raise ValueError(f"the workers could not load the reward {spec!r}: see above")
 
 
 def worker() -> Any:
@@ -319,6 +322,7 @@ def _load(spec: str, device: str | None) -> Reward:
 
     reward = load(spec)
     try:
+        torch.empty(0, device=device)
         return reward if device is None else reward.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
