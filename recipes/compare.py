@@ -223,11 +223,11 @@ def compare(
         raise ValueError("the list of methods is empty: give at least one, or leave it out")
     flow = _model(model, device, dtype, lora, lora_scale)
     scorer = rewards.load(reward).to(_device(flow))
-    learn(flow, scorer, chosen)
     for one in entries:
         check(flow, scorer, chosen, one.particles or 1, one.steps, one.method, **one.options)
     rows = equal_calls(entries, scorer.differentiable)
     judge = Judge().to(_device(flow))
+    learn(flow, scorer, chosen)
 
     identity = {
         "prompts": chosen,

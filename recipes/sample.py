@@ -25,7 +25,7 @@ from steer.guidance import Population
 from steer.learn import learn
 from steer.lora import CONFIG, WEIGHTS, load_adapters
 from steer.methods import TABLE, method_options
-from steer.reward import leaves, term_gradients, term_scores
+from steer.reward import dissect
 from steer.sample import PROBES, Result, check, joined_trace, plan
 
 __all__ = ["sample"]
@@ -342,17 +342,15 @@ def _terms(
 
     `terms/NAME` is in the term's own units, `gradients/NAME` a norm a picture.
     """
-    if len(leaves(reward)) < 2 or result.images is None:
+    if result.images is None:
         return {}
     questions = prompts if asked is None else asked
     questions = [questions] if isinstance(questions, str) else questions
     images = result.images.flatten(0, -4)
     rows = None if questions is None else flat_prompts(questions, len(images))
-    with torch.no_grad():
-        found = {f"terms/{k}": v for k, v in term_scores(reward, images, rows).items()}
-    if reward.differentiable:
-        shares = term_gradients(reward, images, rows)
-        found |= {f"gradients/{k}": v for k, v in shares.items()}
+    scores, gradients = dissect(reward, images, rows)
+    found = {f"terms/{k}": v for k, v in scores.items()}
+    found |= {f"gradients/{k}": v for k, v in gradients.items()}
     return {name: s.reshape(result.rewards.shape) for name, s in found.items()}
 
 

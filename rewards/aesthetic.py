@@ -14,46 +14,38 @@ from rewards.hub import File, Source, fetch_url, state
 from rewards.names import unknown
 from steer.reward import Reward
 
-__all__ = ["HEADS", "NEEDS", "SOURCES", "Aesthetic", "Head", "collapsed"]
+__all__ = ["HEADS", "NEEDS", "Aesthetic", "Head", "collapsed"]
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(File):
     """A published head.
 
     Attributes:
-        url: where its file is.
         model: the CLIP that it was trained on.
-        licence: of the file, as its page says.
-        size: of the download, for people.
     """
 
-    url: str
-    model: str
-    licence: str
-    size: str
+    model: str = ""
 
 
 _LAION = "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_"
 _IMPROVED = "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
 _L14 = "hf-hub:timm/vit_large_patch14_clip_224.openai"
 HEADS: Mapping[str, Head] = {
-    "v2": Head(f"{_IMPROVED}sac%2Blogos%2Bava1-l14-linearMSE.pth", _L14, "see its page", "4 MB"),
-    "v1-l14": Head(f"{_LAION}l_14_linear.pth", _L14, "MIT", "4 kB"),
+    "v2": Head(f"{_IMPROVED}sac%2Blogos%2Bava1-l14-linearMSE.pth", "see its page", "4 MB", _L14),
+    "v1-l14": Head(f"{_LAION}l_14_linear.pth", "MIT", "4 kB", _L14),
     "v1-b32": Head(
-        f"{_LAION}b_32_linear.pth", "hf-hub:timm/vit_base_patch32_clip_224.openai", "MIT", "3 kB"
+        f"{_LAION}b_32_linear.pth", "MIT", "3 kB", "hf-hub:timm/vit_base_patch32_clip_224.openai"
     ),
     "v1-b16": Head(
-        f"{_LAION}b_16_linear.pth", "hf-hub:timm/vit_base_patch16_clip_224.openai", "MIT", "3 kB"
+        f"{_LAION}b_16_linear.pth", "MIT", "3 kB", "hf-hub:timm/vit_base_patch16_clip_224.openai"
     ),
 }
 """Name -> head: the improved predictor of 2022 (v2), and the first ones, by the CLIP they read."""
 
-SOURCES = HEADS
-
 
 NEEDS = (
-    File(HEADS["v2"].url, HEADS["v2"].licence, HEADS["v2"].size),
+    HEADS["v2"],
     Source(
         _L14.removeprefix("hf-hub:"),
         ("open_clip_config.json", "open_clip_model.safetensors"),

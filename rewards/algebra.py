@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rewards.known import with_gradient
 from steer.reward import Reward, score, sharing, wrap
 
-__all__ = ["Batched", "Capped", "Ensemble", "Minimum", "Normalised", "Product"]
+__all__ = ["Batched", "Capped", "Composed", "Ensemble", "Minimum", "Normalised", "Product"]
 
 
-class _Composed(Reward):
+class Composed(Reward):
     """What is made of other rewards: give `join` of their scores (k, n)."""
 
     def __init__(self, *rewards: Reward | Callable[..., Tensor]) -> None:
@@ -47,7 +48,7 @@ class _Composed(Reward):
         return self.join(torch.stack(scores))
 
 
-class Minimum(_Composed):
+class Minimum(Composed):
     """The least of some rewards, `min_i r_i`, or a smooth one of width w.
 
     `-w log sum_i exp(-r_i / w)`, which is below the least by at most `w log k`. The gradient of
@@ -74,7 +75,7 @@ class Minimum(_Composed):
         return -self.smooth * torch.logsumexp(-scores / self.smooth, 0)
 
 
-class Product(_Composed):
+class Product(Composed):
     """A product of experts: the logarithm of the chance that all of them accept (Hinton 2002).
 
     `sum_i log sigmoid((r_i - at_i) / width_i)`, in (-inf, 0): an expert that is content, far above
@@ -115,7 +116,7 @@ class Product(_Composed):
         return F.logsigmoid((scores - self.at.to(scores)) / self.width.to(scores)).sum(0)
 
 
-class Capped(_Composed):
+class Capped(Composed):
     """`min(r, at)`: a reward that is content with a target, so nothing is gained beyond it.
 
     Args:
@@ -143,7 +144,7 @@ class Capped(_Composed):
         return self.at - self.soft * F.softplus((self.at - scores[0]) / self.soft)
 
 
-class Ensemble(_Composed):
+class Ensemble(Composed):
     """The mean of some rewards less their disagreement, `mean_i r_i - penalty std_i r_i`.
 
     What one model likes for reasons of its own is what the others do not confirm (Coste et al.
@@ -175,7 +176,7 @@ class Ensemble(_Composed):
         return mean - self.penalty * ((variance + 1e-12).sqrt() - 1e-6)
 
 
-class Normalised(_Composed):
+class Normalised(Composed):
     """`(r - mean) / std`, with the mean and deviation of the scores that a run has seen.
 
     Rewards of different units then weigh alike in a sum. While the module is in training mode it
@@ -271,36 +272,7 @@ class Normalised(_Composed):
         self.statistics = state.clone()
 
 
-class _Eager(torch.autograd.Function):
-    """Scores and their gradient in one go, chunk by chunk: no chunk's graph outlives it."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, images: Tensor, call: Callable[[Tensor, int], Tensor], size: int
-    ) -> Tensor:
-        scores, gradients = [], []
-        for a in range(0, len(images), size):
-            with torch.enable_grad():
-                x = images[a : a + size].detach().requires_grad_()
-                part = call(x, a)
-                found = (
-                    torch.autograd.grad(part.sum(), x, allow_unused=True)[0]
-                    if part.requires_grad
-                    else None
-                )
-            scores.append(part.detach())
-            gradients.append(torch.zeros_like(x) if found is None else found)
-        ctx.save_for_backward(torch.cat(gradients))
-        return torch.cat(scores)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (gradient,) = ctx.saved_tensors
-        return upstream.reshape(-1, *[1] * (gradient.ndim - 1)).to(gradient) * gradient, None, None
-
-
-class Batched(_Composed):
+class Batched(Composed):
     """A reward in micro-batches: memory of `size` rows, the same scores and gradients.
 
     Where a gradient is wanted it is taken with the score, chunk by chunk, and kept in place of
@@ -338,7 +310,16 @@ class Batched(_Composed):
                 None if metadata is None else list(metadata[rows]),
             )
 
-        if images.requires_grad and torch.is_grad_enabled() and self.differentiable:
-            return _Eager.apply(images, call, self.size)
-        chunks = range(0, len(images), self.size)
-        return torch.cat([call(images[a : a + self.size], a) for a in chunks])
+        chunks = [(images[a : a + self.size], a) for a in range(0, len(images), self.size)]
+        if not (images.requires_grad and torch.is_grad_enabled() and self.differentiable):
+            return torch.cat([call(x, a) for x, a in chunks])
+        scores, gradients = [], []
+        for chunk, a in chunks:
+            x = chunk.detach().requires_grad_()
+            part = call(x, a)
+            found = None
+            if part.requires_grad:
+                (found,) = torch.autograd.grad(part.sum(), x, allow_unused=True)
+            scores.append(part.detach())
+            gradients.append(torch.zeros_like(x) if found is None else found)
+        return with_gradient(images, torch.cat(scores), torch.cat(gradients))

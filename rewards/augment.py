@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from steer.reward import Reward, clamp01, score, wrap
+from rewards.algebra import Composed
+from steer.reward import Reward, clamp01, score
 
 __all__ = ["SHIFTS", "Augmented", "shifted"]
 
@@ -41,7 +42,7 @@ def shifted(images: Tensor, views: int, noise: float) -> list[Tensor]:
     return [view + noise * g for view, g in zip(made, grain, strict=True)]
 
 
-class Augmented(Reward):
+class Augmented(Composed):
     """The mean of a reward over random crops, flips and noise: `1/k sum_i r(T_i x)`.
 
     The T_i are drawn once, from the seed: the same for every picture and every call, so that the
@@ -70,25 +71,18 @@ class Augmented(Reward):
         noise: float = 0.0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(reward)
         if not isinstance(views, int) or views < 1:
             raise ValueError(f"views must be a whole number above zero, got {views!r}")
         if not 0 <= crop <= 0.9:
             raise ValueError(f"crop must be in 0 to 0.9, a share of the side, got {crop}")
         if not noise >= 0:
             raise ValueError(f"noise must not be negative, got {noise}")
-        self.reward = wrap(reward)
-        self.differentiable = self.reward.differentiable
         self.views, self.crop, self.noise, self.seed = views, float(crop), float(noise), seed
         draws = torch.rand((views, 4), generator=torch.Generator().manual_seed(seed))
         draws[0] = torch.tensor([0.0, 0.5, 0.5, 1.0])
         self._draws = draws.tolist()
         self.flip = flip
-
-    @property
-    def terms(self) -> list[tuple[float, Reward]]:
-        """The reward that is averaged."""
-        return [(1.0, self.reward)]
 
     def view(self, images: Tensor, i: int) -> Tensor:
         """Return the i-th view of images (n, 3, h, w): their shape, float32 or wider."""
@@ -115,5 +109,6 @@ class Augmented(Reward):
         metadata: Sequence[Any] | None = None,
     ) -> Tensor:
         """Score images (n, 3, h, w) -> (n,), in the reward's units."""
+        ((_, reward),) = self.terms
         seen = (self.view(images, i) for i in range(self.views))
-        return torch.stack([score(self.reward, x, prompts, metadata) for x in seen]).mean(0)
+        return torch.stack([score(reward, x, prompts, metadata) for x in seen]).mean(0)

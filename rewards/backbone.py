@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rewards.hub import Source, fetch, home
-from rewards.names import unknown
+from rewards.names import reason, unknown
 from rewards.preprocess import Preprocess
 from rewards.prompts import one_each
 from steer.reward import Reward, name_of, shared
@@ -127,18 +127,16 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Encode texts -> (n, d), float32 or wider; each text once."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        known = self._texts
+        new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
             with torch.autocast(self.device.type, enabled=False):
                 features = self.encode_text(new)
             features = features.to(torch.promote_types(features.dtype, torch.float32))
-            known = self._texts | dict(zip(new, features.cpu(), strict=True))
-            rows = torch.stack([known[text] for text in texts])
+            known = known | dict(zip(new, features.cpu(), strict=True))
             self._texts = dict(list(known.items())[-self.texts :])
-        else:
-            rows = torch.stack([self._texts[text] for text in texts])
-        wide = torch.promote_types(self.dtype, torch.float32)
-        return rows.to(self.device, wide)
+        rows = torch.stack([known[text] for text in texts])
+        return rows.to(self.device, torch.promote_types(self.dtype, torch.float32))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Backbone":
         self._texts = {}  # they may be of another dtype now
@@ -376,11 +374,10 @@ def pretrained(kind: Any, folder: str | Path, reward: str) -> Any:
             ignore_mismatched_sizes=True,
         )
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise ValueError(
             f"cannot load the {kind.__name__} in {str(folder)!r} for {reward!r} "
-            f"({type(error).__name__}: {reason}). It must hold config.json and model.safetensors, "
-            "as the model's page has them"
+            f"({type(error).__name__}: {reason(error)}). It must hold config.json and "
+            "model.safetensors, as the model's page has them"
         ) from error
     _refuse_misfits(
         missing=sorted(info["missing_keys"]),
@@ -435,23 +432,20 @@ def open_clip_backbone(
     def make() -> OpenClip:
         import open_clip
 
-        found = name
+        found, hub = name, None
         if Path(name).is_dir():
             found = f"local-dir:{name}"
         elif name.startswith("hf-hub:"):
             repo = name.removeprefix("hf-hub:")
-            needed = Source(repo, ("open_clip_config.json", "open_clip_model.safetensors"))
-            if needed.here is not None and (home() / repo).is_dir():
-                found = f"local-dir:{needed.here}"
-            else:  # open_clip knows which other files a model needs, its tokenizer's too
-                try:
-                    open_clip.get_tokenizer(name)
-                except Exception:
-                    found = f"local-dir:{fetch(needed, reward)}"
+            hub = Source(repo, ("open_clip_config.json", "open_clip_model.safetensors"))
+            if (home() / repo / hub.files[0]).is_file():
+                found = f"local-dir:{home() / repo}"
         try:
             model = open_clip.create_model(found, pretrained=pretrained, require_pretrained=True)
             tokenizer = open_clip.get_tokenizer(found)
         except Exception as error:
+            if hub is not None:
+                fetch(hub, reward)  # where files are missing, it says which and where to put them
             raise ValueError(
                 f"cannot load the CLIP {name!r}: {error}. Give a folder that holds "
                 "open_clip_config.json and open_clip_model.safetensors (download both from the "

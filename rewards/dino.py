@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from rewards.backbone import Backbone, folder_of, once, stamp
 from rewards.hub import Source
-from rewards.names import unknown
+from rewards.names import reason, unknown
 from rewards.pixels import read
 from rewards.preprocess import Preprocess
 from steer.reward import Reward
@@ -133,10 +133,9 @@ def _tokens(model: str | Path | None, **execution: Any) -> Tokens:
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
             preprocess = Preprocess.of_processor(processor)
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [repr(error)])[0]
             raise ValueError(
-                f"cannot load the vision transformer in {str(folder)!r}: {reason}. It must hold "
-                f"{', '.join(SOURCE.files)}, as {SOURCE.page} does"
+                f"cannot load the vision transformer in {str(folder)!r}: {reason(error)}. It must "
+                f"hold {', '.join(SOURCE.files)}, as {SOURCE.page} does"
             ) from error
         # DINO's own files have no pooler, and none is used here
         lacking = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))

@@ -8,6 +8,8 @@ from urllib.parse import unquote
 
 from torch import Tensor
 
+from rewards.names import reason
+
 __all__ = ["File", "Source", "fetch", "fetch_url", "home", "local", "state"]
 
 
@@ -41,7 +43,8 @@ class Source:
     @property
     def place(self) -> str:
         """What to put where by hand."""
-        return f"{', '.join(self.files)} from {self.page} into {home() / self.repo}"
+        size = f" ({self.size})" if self.size else ""
+        return f"{', '.join(self.files)}{size} from {self.page} into {home() / self.repo}"
 
 
 @dataclass(frozen=True)
@@ -130,13 +133,10 @@ def fetch(source: Source, reward: str, option: str = "model") -> Path:
             raise FileNotFoundError(f"what came lacks {', '.join(lacking)}")
         return folder
     except Exception as error:
-        files = ", ".join(source.files)
-        size = f" ({source.size})" if source.size else ""
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ValueError(
             f"the weights of {reward!r} are not here, and {source.repo} cannot be had from the "
-            f"hub ({type(error).__name__}: {reason}). Download {files}{size} from {source.page} "
-            f"into {home() / source.repo}, or say where they are: {reward}:{option}=PATH"
+            f"hub ({type(error).__name__}: {reason(error)}). Download {source.place}, or say "
+            f"where they are: {reward}:{option}=PATH"
         ) from error
 
 
@@ -200,9 +200,8 @@ def state(path: str | Path, reward: str, option: str) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise ValueError(
-            f"cannot read the weights {str(path)!r} ({type(error).__name__}: {reason}): "
+            f"cannot read the weights {str(path)!r} ({type(error).__name__}: {reason(error)}): "
             f"{reward}:{option}= takes a .safetensors file, or a .pth file of tensors alone, "
             "torch.save(model.state_dict(), FILE)"
         ) from error

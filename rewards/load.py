@@ -187,6 +187,14 @@ def _masked(text: str) -> str:
     return text if depth else "".join(out)
 
 
+def _pieces(text: str) -> Iterable[str]:
+    """Split a text at its commas, but for those inside brackets."""
+    place = 0
+    for piece in _masked(text).split(","):
+        yield text[place : place + len(piece)]
+        place += len(piece) + 1
+
+
 def _one(text: str, options: Mapping[str, Any]) -> Reward:
     """Make one reward of 'name:key=value,key=value', a URL, a file, or a function of rewards."""
     call = _CALL.fullmatch(text)
@@ -216,10 +224,9 @@ def _apply(function: str, inside: str, options: Mapping[str, Any], text: str) ->
     made = getattr(importlib.import_module(module), attribute)
     parameters = inspect.signature(made).parameters.values()
     own = [p.name for p in parameters if p.name not in {"reward", "rewards"}]
-    rewards, written, seen, place = [], [], _masked(inside), 0
-    for piece in seen.split(","):
-        part = inside[place : place + len(piece)]
-        place += len(piece) + 1
+    rewards: list[str] = []
+    written: list[str] = []
+    for part in _pieces(inside):
         key = part.partition("=")[0].strip()
         if "=" in part and key in own:
             written.append(part.strip())
@@ -257,12 +264,7 @@ def _called(made: Any, name: str, /, *args: Any, **options: Any) -> Any:
 def _options(written: str | None, name: str) -> dict[str, Any]:
     """Read 'key=value,key=value'; the values are YAML scalars."""
     out = {}
-    place, text = 0, written or ""
-    for piece in _masked(text).split(","):
-        pair = text[place : place + len(piece)]
-        place += len(piece) + 1
-        if not pair:
-            continue
+    for pair in filter(None, _pieces(written or "")):
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"option {pair!r} of reward {name!r}: write key=value")

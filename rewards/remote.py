@@ -31,14 +31,14 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from rewards.known import with_gradient
 from steer.reward import Reward
 
 __all__ = ["PROTOCOL", "TOKEN", "Remote", "pack", "unpack"]
@@ -176,7 +176,9 @@ class Remote(Reward):
             return torch.cat(scores), torch.cat(gradients) if gradient else None
 
         if self.differentiable and torch.is_grad_enabled() and images.requires_grad:
-            return _Score.apply(images, score)
+            scores, gradient = score(_pixels(images), True)
+            assert gradient is not None
+            return with_gradient(images, scores, gradient)
         return score(_pixels(images), False)[0]
 
     def _rows(self, pixels: Tensor) -> int:
@@ -246,26 +248,6 @@ def _pixels(images: Tensor) -> Tensor:
     """Return what is sent of images: clamped to [0, 1], float32 or float64."""
     wide = images.detach().clamp(0, 1)
     return wide if wide.dtype == torch.float64 else wide.float()
-
-
-class _Score(torch.autograd.Function):
-    """Scores whose gradient came along with them."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, score: Callable[..., Any]) -> Tensor:
-        """Ask for both."""
-        scores, gradient = score(_pixels(images), True)
-        ctx.save_for_backward(gradient)
-        ctx.dtype = images.dtype
-        return scores
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, along: Tensor) -> tuple[Tensor, None]:
-        """Scale each row's gradient."""
-        (gradient,) = ctx.saved_tensors
-        rows = along.to(gradient).reshape(-1, *[1] * (gradient.dim() - 1))
-        return (rows * gradient).to(ctx.dtype), None
 
 
 class _Server:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from rewards.backbone import Backbone, once, stamp
 from rewards.hub import Source, home
+from rewards.names import reason
 from rewards.prompts import one_each
 from steer.reward import Reward, clamp01
 
@@ -302,9 +303,8 @@ class VisionLanguage(Backbone):
             with torch.enable_grad():
                 found = self._pixels(x)
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [repr(error)])[0]
             raise ValueError(
-                f"{name} takes no tensors with a gradient ({reason}): {advice}"
+                f"{name} takes no tensors with a gradient ({reason(error)}): {advice}"
             ) from error
         if not any(v.requires_grad for v in found.values()):
             raise ValueError(f"the gradient does not survive {name}: {advice}")
@@ -361,12 +361,10 @@ def _folder(model: str | Path | None) -> Path:
         return Path(snapshot_download(repo, allow_patterns=list(SOURCE.files)))
     except Exception as error:
         source = SOURCE if repo == SOURCE.repo else Source(repo, SOURCE.files)
-        size = f" ({source.size})" if source.size else ""
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise ValueError(
             f"the weights of 'vqa' are not here, and {repo} cannot be had from the hub "
-            f"({type(error).__name__}: {reason}). Download its {', '.join(source.files)}{size} "
-            f"from {source.page} into {mine}, or say where they are: vqa:model=PATH"
+            f"({type(error).__name__}: {reason(error)}). Download its {source.place}, or say "
+            "where they are: vqa:model=PATH"
         ) from error
 
 
@@ -383,10 +381,9 @@ def _model(model: str | Path | None, **execution: Any) -> VisionLanguage:
             )
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [repr(error)])[0]
             raise ValueError(
-                f"cannot load the vision-language model in {str(folder)!r}: {reason}. It must "
-                f"hold all {', '.join(SOURCE.files)} of the model's page"
+                f"cannot load the vision-language model in {str(folder)!r}: {reason(error)}. It "
+                f"must hold all {', '.join(SOURCE.files)} of the model's page"
             ) from error
         lacking = sorted(info["missing_keys"])
         if lacking:

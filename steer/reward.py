@@ -21,6 +21,7 @@ __all__ = [
     "Reward",
     "WeightedSum",
     "clamp01",
+    "dissect",
     "learners",
     "leaves",
     "name_of",
@@ -195,6 +196,38 @@ def term_gradients(
             torch.zeros_like(total) if gradient is None else gradient.flatten(1).norm(dim=1)
         )
     return out
+
+
+def dissect(
+    reward: Reward,
+    images: Tensor,
+    prompts: Sequence[str] | None = None,
+    batch_size: int = 64,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return `term_scores` and `term_gradients` of a composed reward; nothing of one that is not.
+
+    Args:
+        reward: the reward.
+        images: (n, 3, h, w).
+        prompts: one a row, or None.
+        batch_size: the most rows of one call.
+    """
+    if len(leaves(reward)) < 2:
+        return {}, {}
+    scores, gradients = [], []
+    for a in range(0, len(images), batch_size):
+        rows = slice(a, a + batch_size)
+        asked = None if prompts is None else prompts[rows]
+        with torch.no_grad():
+            scores.append(term_scores(reward, images[rows], asked))
+        gradients.append(
+            term_gradients(reward, images[rows], asked) if reward.differentiable else {}
+        )
+    scored, shares = (
+        {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+        for parts in (scores, gradients)
+    )
+    return scored, shares
 
 
 def _only(reward: Reward, leaf: Reward, images: Tensor, prompts: Sequence[str] | None) -> Tensor:

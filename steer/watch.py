@@ -17,7 +17,7 @@ from steer.folder import Row, captioned_grid, write_atomically
 from steer.instruments import Alarm, Drift, Instruments, Reading, velocity_distance
 from steer.lora import Adapted, save_adapters
 from steer.noise import Noise, noise_dtype
-from steer.reward import Reward, learners, leaves, term_gradients, term_scores
+from steer.reward import Reward, dissect, learners
 
 __all__ = ["Panel", "SaveAdapters", "Watch"]
 
@@ -119,20 +119,11 @@ class Panel:
         `term/NAME` is in the term's own units, `gradient/NAME` is the norm of what the term adds
         to the whole reward's gradient with respect to a picture.
         """
-        if len(leaves(self.reward)) < 2:
-            return {}
         asked = [text for text in self.asked for _ in range(self.samples)]
-        parts = []
-        for a in range(0, len(images), ROWS):
-            part, texts = images[a : a + ROWS], asked[a : a + ROWS]
-            with torch.no_grad():
-                scores = term_scores(self.reward, part, texts)
-            rows = {f"term/{k}": v for k, v in scores.items()}
-            if self.reward.differentiable:
-                gradients = term_gradients(self.reward, part, texts)
-                rows |= {f"gradient/{k}": v for k, v in gradients.items()}
-            parts.append(rows)
-        return {k: float(torch.cat([rows[k] for rows in parts]).mean()) for k in parts[0]}
+        scores, gradients = dissect(self.reward, images, asked, ROWS)
+        return {f"term/{k}": float(v.mean()) for k, v in scores.items()} | {
+            f"gradient/{k}": float(v.mean()) for k, v in gradients.items()
+        }
 
     def sheet(self, images: Tensor, steps: int, shown: int = 8) -> list[Row]:
         """Return the rows of a sheet: the base's pictures of a prompt, the tuned ones below."""
