@@ -774,7 +774,7 @@ def test_prompts_are_asked_for(made):
 @pytest.fixture
 def away(tmp_path, monkeypatch):
     """No hub, no cache: only a folder of one's own."""
-    import huggingface_hub
+    import huggingface_hub.constants  # by its full name: the package loads its parts when asked
 
     monkeypatch.setenv("FLOWSTEER_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
