@@ -20,7 +20,8 @@ import rewards
 import steer
 from recipes.data import emoji
 from rewards.judge import Judge
-from steer.folder import captioned_grid, to_pil, write_atomically
+from steer.files import write_atomically
+from steer.pictures import captioned_grid, to_pil
 
 PROMPTS = ["animal", "food", "face", "plant"]
 SEEDS = 8

@@ -25,9 +25,9 @@ from recipes.data import recolour
 from recipes.data.recolour import plain_label
 from recipes.evaluate import draw
 from recipes.sheet import contact_sheet
-from rewards.clip import Clip
 from rewards.judge import Judge
-from steer.folder import write_atomically
+from rewards.models.clip import Clip
+from steer.files import write_atomically
 
 Similarity = Callable[[Tensor, list[str]], Tensor]
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recipes.data import emoji
-from rewards.backbone import OpenClip, open_clip_backbone
-from rewards.clip import EMBEDDED
-from steer.folder import to_pil
+from rewards.models.backbone import OpenClip, open_clip_backbone
+from rewards.models.clip import EMBEDDED
+from steer.pictures import to_pil
 
 SIDES = (64, 256, 512)
 

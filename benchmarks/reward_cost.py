@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import rewards
-from rewards.backbone import Cosine, OpenClip
+from rewards.models.backbone import Cosine, OpenClip
 
 
 def bare(backbone: OpenClip, texts: Tensor) -> Callable[[Tensor], Tensor]:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 import steer
-from steer.lora import adapt
+from steer.adapters.lora import adapt
 from steer.noise import Draws
 from steer.objectives.adjoint import Adjoint
 from steer.objectives.amortise import Amortise
-from steer.objectives.reward import Batch, Objective
+from steer.objectives.batch import Batch, Objective
 from steer.objectives.value import Value
 from steer.testing import Corrected
 

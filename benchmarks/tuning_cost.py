@@ -16,10 +16,11 @@ import torch
 
 import rewards
 import steer
-from steer.lora import adapt
+from steer.adapters.lora import adapt
 from steer.objectives.direct import Direct
-from steer.objectives.reward import squared
-from steer.tune import AVERAGE, Prompts, RewardTuning
+from steer.objectives.parts import squared
+from steer.tuning.module import AVERAGE, RewardTuning
+from steer.tuning.prompts import Prompts
 
 __all__ = ["alive", "bare_step", "main"]
 

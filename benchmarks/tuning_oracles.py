@@ -15,7 +15,7 @@ from torch import Tensor
 
 import steer
 from steer.flow import FlowMap
-from steer.objectives.reward import squared
+from steer.objectives.parts import squared
 from steer.testing import Corrected
 
 __all__ = ["bump", "mean_reward", "objective", "transport", "transport_optimum"]

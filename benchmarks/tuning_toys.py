@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 
 import steer
-from steer.lora import Adapted, adapt
+from steer.adapters.lora import Adapted, adapt
 from steer.noise import Draws
+from steer.objectives.batch import Batch, Objective
 from steer.objectives.direct import Direct
 from steer.objectives.policy import GRPO, NFT
-from steer.objectives.reward import Batch, Objective
 from steer.path import Time, like
 from steer.reward import Reward, wrap
 from steer.testing import Corrected

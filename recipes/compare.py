@@ -33,11 +33,12 @@ from recipes.sample import (
     _prompts,
 )
 from rewards.judge import EMBEDDED, Judge
-from steer.folder import captioned_grid, numbers, refuse_existing, whole_folder
-from steer.learn import learn
-from steer.methods import TABLE
+from steer.files import numbers, refuse_existing, whole_folder
 from steer.names import unknown
-from steer.sample import PROBES, check, method_options, plan
+from steer.pictures import captioned_grid
+from steer.sampling.calibrate import learn
+from steer.sampling.methods import TABLE, method_options, plan
+from steer.sampling.run import PROBES, check
 
 __all__ = ["ENTRIES", "Entry", "compare", "entry", "equal_calls", "kind"]
 

@@ -20,7 +20,8 @@ from recipes.data import recolour
 from recipes.data.emoji import STYLES, Emoji
 from recipes.data.recolour import HUES, NAMED, plain_label
 from steer.reward import Reward
-from steer.train import MuonAdamW, generator_of, warm_cosine
+from steer.training.data import generator_of
+from steer.training.optim import MuonAdamW, warm_cosine
 
 __all__ = ["ContrastiveTraining", "Pairs", "ascend", "augment", "retrieval"]
 

@@ -25,9 +25,14 @@ from recipes.measure import draw, kid
 from recipes.sample import _model
 from recipes.sheet import contact_sheet
 from rewards.judge import Judge
+from steer.files import numbers, write_atomically
 from steer.flow import FlowMap
-from steer.folder import numbers, write_atomically
-from steer.metric import composition_error, lagrangian_residual, nearest_distance, retrieval_rate
+from steer.training.metric import (
+    composition_error,
+    lagrangian_residual,
+    nearest_distance,
+    retrieval_rate,
+)
 
 __all__ = ["draw", "evaluate"]
 

@@ -12,20 +12,19 @@ from torch import Tensor
 
 import steer
 from recipes.sample import _model
-from steer.card import PICTURES, card
-from steer.folder import refuse_existing, whole_folder, write_atomically
-from steer.load import save
-from steer.lora import (
+from steer.adapters.card import PICTURES, card
+from steer.adapters.lora import Adapted, merged
+from steer.adapters.store import (
     CONFIG,
     PREFIX,
     WEIGHTS,
-    Adapted,
-    merged,
     pack,
     plain_config,
     read_config,
     read_metadata,
 )
+from steer.files import refuse_existing, whole_folder, write_atomically
+from steer.models.loading import save
 
 __all__ = ["diffusers_file", "export", "push_folder"]
 

@@ -9,7 +9,7 @@ import steer
 from recipes.prompts import Asked, read_prompts
 from recipes.sample import _model
 from rewards.judge import Judge
-from steer.finetune import Settings
+from steer.tuning.settings import Settings
 
 __all__ = ["finetune", "named"]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import rewards
 import steer
-from rewards.load import missing
+from rewards.loading import missing
 
 __all__ = ["methods", "models", "objectives", "rewards_"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rewards.judge import Judge
 from steer.flow import FlowMap
-from steer.instruments import kid
+from steer.tuning.statistics import kid
 
 __all__ = ["draw", "found", "kid"]
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from steer.folder import write_atomically
+from steer.files import write_atomically
 
 __all__ = ["Partial"]
 

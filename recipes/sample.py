@@ -19,14 +19,16 @@ from torchvision.transforms.functional import to_tensor
 import rewards
 import steer
 from recipes.partial import Partial
+from steer.adapters.store import CONFIG, WEIGHTS, load_adapters
+from steer.files import refuse_existing
 from steer.flow import flat_prompts
-from steer.folder import refuse_existing, save_result
-from steer.guidance import Population
-from steer.learn import learn
-from steer.lora import CONFIG, WEIGHTS, load_adapters
-from steer.methods import TABLE, method_options
+from steer.guidance.population import Population
 from steer.reward import dissect
-from steer.sample import PROBES, Result, check, joined_trace, plan
+from steer.sampling.calibrate import learn
+from steer.sampling.folder import save_result
+from steer.sampling.methods import TABLE, method_options, plan
+from steer.sampling.result import Result
+from steer.sampling.run import PROBES, check, joined_trace
 
 __all__ = ["sample"]
 
@@ -289,7 +291,7 @@ def _model(
         ) from error
     file, _, name = model.rpartition(":")
     if file.endswith(".py"):
-        from rewards.load import from_file
+        from rewards.loading import from_file
 
         made = from_file(Path(file), name)
         flow = made() if isinstance(made, type) or not isinstance(made, steer.FlowMap) else made

@@ -1,6 +1,6 @@
 """`steer serve-reward NAME`: any reward behind a URL, for runs in another environment."""
 
-from rewards.serve import LIMITS, serve
+from rewards.serving.serve import LIMITS, serve
 
 __all__ = ["serve_reward"]
 

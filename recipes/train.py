@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recipes.sheet import contact_sheet
-from steer.folder import write_atomically
+from steer.files import write_atomically
 
 __all__ = ["fit", "train"]
 
@@ -80,10 +80,11 @@ def train(
         for k, v in locals().items()
         if k not in ("out", "stages", "precision")
     }
-    from steer.load import load, save
-    from steer.network import NetworkFlow, TwoTimeUNet
-    from steer.objectives.consistency import FlowMatching, MapDistillation
-    from steer.train import Batches, FlowTraining
+    from steer.models.loading import load, save
+    from steer.models.two_time import NetworkFlow, TwoTimeUNet
+    from steer.training.data import Batches
+    from steer.training.module import FlowTraining
+    from steer.training.rules import FlowMatching, MapDistillation
 
     _, words = _data(data)
     _same_settings(out, settings)
@@ -132,7 +133,7 @@ def train(
 def _data(name: str) -> tuple[Any, list[str]]:
     """Load the data set and the words of all its captions."""
     from recipes.data.emoji import COLOURS, load
-    from steer.text import split
+    from steer.models.words import split
 
     emoji = load()
     texts = [*emoji.labels, *emoji.styles, *emoji.groups, *emoji.subgroups, *COLOURS]
@@ -178,7 +179,7 @@ def _same_settings(out: Path, settings: dict[str, Any]) -> None:
 
 def _sheet(folder: Path, guidance: float | None) -> Callable[[Any, int], None]:
     """Return a function that draws the fixed prompts with fixed noise, and writes the sheet."""
-    from steer.objectives.consistency import guided_velocity
+    from steer.training.rules import guided_velocity
 
     prompts = SHEET.replace("\n", "").split("|")
 
@@ -222,7 +223,7 @@ def fit(
     from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
     from lightning.pytorch.loggers import CSVLogger
 
-    from steer.train import step_loader
+    from steer.training.data import step_loader
 
     def after(trainer: L.Trainer, module: Any, *_: Any) -> None:
         if sheet is not None and sheet_every and trainer.global_step % sheet_every == 0:

@@ -54,8 +54,8 @@ def train_clip(
     from recipes.contrastive import ContrastiveTraining, Pairs, augment, retrieval
     from recipes.data.emoji import load
     from recipes.train import fit
-    from rewards.clip import Clip
-    from steer.folder import write_atomically
+    from rewards.models.clip import Clip
+    from steer.files import write_atomically
 
     config: dict[str, Any] = {
         "embed_dim": embed_dim,

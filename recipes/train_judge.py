@@ -39,7 +39,7 @@ def train_judge(
     from recipes.data.emoji import load
     from recipes.train import fit
     from rewards.judge import Judge, JudgeNetwork
-    from steer.folder import write_atomically
+    from steer.files import write_atomically
 
     emoji = load()
     torch.manual_seed(seed)

@@ -18,14 +18,16 @@ from recipes.partial import Partial
 from recipes.prompts import Asked, read_prompts
 from recipes.sample import _adapter_files, _config, _device, _fingerprints, _model
 from recipes.tuned_report import Measured, Report, Row
+from steer.adapters.lora import Adapted
+from steer.adapters.store import WEIGHTS, load_adapters, read_metadata
+from steer.files import refuse_existing, whole_folder
 from steer.flow import flat_prompts
-from steer.folder import refuse_existing, whole_folder
-from steer.instruments import HELD_OUT, Drift, features_of, velocity_distance
-from steer.lora import WEIGHTS, Adapted, load_adapters, read_metadata
-from steer.methods import TABLE, plan
 from steer.noise import Noise
 from steer.reward import Reward, score
-from steer.sample import check
+from steer.sampling.methods import TABLE, plan
+from steer.sampling.run import check
+from steer.tuning.alarms import HELD_OUT
+from steer.tuning.statistics import Drift, features_of, velocity_distance
 
 __all__ = ["GUIDANCE", "evaluate_tuned", "rows_of"]
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from recipes.figures import Estimate, estimate, markdown
-from steer.folder import captioned_grid, numbers
-from steer.instruments import HELD_OUT, Drift, diversity, kid
+from steer.files import numbers
+from steer.pictures import captioned_grid
+from steer.tuning.alarms import HELD_OUT
+from steer.tuning.statistics import Drift, diversity, kid
 
 __all__ = ["Measured", "Report", "Row", "share"]
 

@@ -7,7 +7,7 @@ True
 Nothing heavy is imported before a reward that needs it is made.
 """
 
-from rewards.load import FUNCTIONS, NAMES, load
+from rewards.loading import FUNCTIONS, NAMES, load
 from steer.reward import Reward, wrap
 
 __all__ = ["FUNCTIONS", "NAMES", "Reward", "load", "wrap"]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rewards.names import unknown
+from rewards.messages import unknown
 from steer.reward import Reward, name_of, score, wrap
 
 __all__ = ["CHECKS", "PROMPTS", "Finding", "Report", "check"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rewards.prompts import one_each
+from rewards.models.prompts import one_each
 from steer.reward import Reward
 
 __all__ = ["EMBEDDED", "Judge", "JudgeNetwork"]

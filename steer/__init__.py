@@ -5,24 +5,27 @@ network call (t = 0 noise, t = 1 data). See `steer.sample` for the one call, and
 `steer.Guidance` for its parts.
 """
 
-from steer.ascent import FlowMapControl, NoiseAscent
-from steer.cfg import ClassifierFree
-from steer.control import Braked, Clipped, Normalised, Windowed
+from steer.adapters.lora import Adapted
 from steer.exact import GaussianMixture
-from steer.finetune import finetune
 from steer.flow import FlowMap
-from steer.guidance import Guidance, Population
-from steer.kernel import Jump, Kernel, Langevin, Sde
-from steer.load import MODELS, load
-from steer.lora import Adapted
+from steer.guidance.ascent import FlowMapControl, NoiseAscent
+from steer.guidance.control import Braked, Clipped, Normalised, Windowed
+from steer.guidance.kernel import Jump, Kernel, Langevin, Sde
+from steer.guidance.population import Population
+from steer.guidance.potential import Denoised, Lookahead, Naive, Potential, Terminal
+from steer.guidance.resampler import multinomial, residual, stratified, systematic
+from steer.guidance.smc import Guidance
+from steer.guidance.weights import Continuous, Ratio, Weights
+from steer.models.classifier_free import ClassifierFree
+from steer.models.loading import MODELS, load
 from steer.noise import Noise
-from steer.objectives.names import OBJECTIVES
+from steer.objectives.table import OBJECTIVES
 from steer.path import Cosine, Linear, Path, VariancePreserving
-from steer.potential import Denoised, Lookahead, Naive, Potential, Terminal
-from steer.resampler import multinomial, residual, stratified, systematic
 from steer.reward import LinearReward, QuadraticReward, Reward
-from steer.sample import METHODS, Result, sample
-from steer.weights import Continuous, Ratio, Weights
+from steer.sampling.methods import METHODS
+from steer.sampling.result import Result
+from steer.sampling.run import sample
+from steer.tuning.finetune import finetune
 
 __version__ = "0.1.0"
 

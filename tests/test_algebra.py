@@ -9,15 +9,15 @@ from torch import nn
 
 import rewards
 import steer
-from rewards.algebra import Batched, Capped, Ensemble, Minimum, Normalised, Product
-from rewards.augment import Augmented
-from rewards.backbone import Backbone
-from rewards.colour import Brightness, Colour
-from rewards.preprocess import Preprocess
+from rewards.combine.algebra import Batched, Capped, Ensemble, Minimum, Normalised, Product
+from rewards.combine.augment import Augmented
+from rewards.models.backbone import Backbone
+from rewards.models.preprocess import Preprocess
+from rewards.pixels.colour import Brightness, Colour
+from rewards.pixels.tone import Contrast
 from rewards.testing import RewardContract
-from rewards.tone import Contrast
-from steer.learn import learn
 from steer.reward import Reward, leaves, term_gradients, term_scores, wrap
+from steer.sampling.calibrate import learn
 
 
 def pictures(n=4, side=16, seed=0):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import steer
-from steer.ascent import FlowMapControl, NoiseAscent, whole_reward
+from steer.guidance.ascent import FlowMapControl, NoiseAscent, whole_reward
 from tests.test_flow import mixture
 
 A = torch.tensor([0.6, -0.3, 0.4])

@@ -10,8 +10,8 @@ from torch import nn
 import rewards
 from recipes.cli import main
 from rewards.check import CHECKS, PROMPTS, _blurred, check
-from rewards.clip import Clip
-from rewards.reference import Similarity
+from rewards.models.clip import Clip
+from rewards.pixels.reference import Similarity
 from steer.reward import Reward, clamp01, wrap
 
 SIZE = 32

@@ -14,7 +14,8 @@ import recipes.sample
 import rewards
 import steer
 from recipes.cli import COMMANDS, LATER, main
-from steer.lora import adapt, save_adapters
+from steer.adapters.lora import adapt
+from steer.adapters.store import save_adapters
 
 FLOW = '''
 import torch, steer

@@ -17,9 +17,11 @@ from recipes.cli import main
 from recipes.compare import PROMPTS, entry, equal_calls, kind
 from recipes.figures import estimate
 from recipes.sample import _model
-from rewards import load
-from steer.lora import adapt, save_adapters
-from steer.sample import PROBES, plan
+from rewards import loading as load
+from steer.adapters.lora import adapt
+from steer.adapters.store import save_adapters
+from steer.sampling.methods import plan
+from steer.sampling.run import PROBES
 
 FLOW = '''
 import torch, steer

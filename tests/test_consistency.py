@@ -4,23 +4,22 @@ import pytest
 import torch
 
 from steer.flow import FlowMap
-from steer.metric import (
+from steer.models.two_time import NetworkFlow, TwoTimeUNet
+from steer.objectives.regression import lagrangian_loss, velocity_loss
+from steer.path import Linear, as_time, like
+from steer.training.metric import (
     composition_error,
     lagrangian_residual,
     nearest_distance,
     retrieval_rate,
 )
-from steer.network import NetworkFlow, TwoTimeUNet
-from steer.objectives.consistency import (
+from steer.training.rules import (
     FlowMatching,
     MapDistillation,
     draw_pair,
     draw_time,
     guided_velocity,
-    lagrangian_loss,
-    velocity_loss,
 )
-from steer.path import Linear, as_time, like
 
 
 class Gaussian(FlowMap):

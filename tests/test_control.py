@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import steer
-from steer.control import Braked, Clipped, Normalised, Windowed, controlled, guided_times
+from steer.guidance.control import Braked, Clipped, Normalised, Windowed, controlled, guided_times
 from tests.test_flow import mixture
 
 

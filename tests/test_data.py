@@ -1,7 +1,7 @@
 import torch
 
 from recipes.data.emoji import COLOURS, FILE, load
-from steer.text import split
+from steer.models.words import split
 
 
 def test_the_data_is_what_its_documentation_says():

@@ -14,10 +14,11 @@ from safetensors import safe_open
 import steer
 from recipes.cli import main
 from recipes.export import DIFFUSERS, diffusers_file
-from steer.card import card, write_card
-from steer.load import save
-from steer.lora import CONFIG, WEIGHTS, adapt, read_metadata, save_adapters
-from steer.network import NetworkFlow, TwoTimeUNet
+from steer.adapters.card import card, write_card
+from steer.adapters.lora import adapt
+from steer.adapters.store import CONFIG, WEIGHTS, read_metadata, save_adapters
+from steer.models.loading import save
+from steer.models.two_time import NetworkFlow, TwoTimeUNet
 
 NOTES = {
     "reward": "0.5*clip + brightness", "objective": "direct", "options": {"jumps": 2},

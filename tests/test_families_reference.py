@@ -11,12 +11,12 @@ from PIL import Image
 from torch import nn
 
 import rewards
-from rewards import hub
-from rewards.classifier import Classifier
-from rewards.dino import Dino
-from rewards.hub import Source
-from rewards.lpips import NETS, Lpips
-from rewards.preprocess import Preprocess
+from rewards.models import hub
+from rewards.models.classifier import Classifier
+from rewards.models.dino import Dino
+from rewards.models.hub import Source
+from rewards.models.lpips import NETS, Lpips
+from rewards.models.preprocess import Preprocess
 from rewards.testing import RewardContract
 
 DIM, HEADS, SIDE, PATCH = 32, 2, 28, 7

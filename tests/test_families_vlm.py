@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import rewards
+from rewards.models.vqa import VQA, VisionLanguage
 from rewards.testing import RewardContract
-from rewards.vqa import VQA, VisionLanguage
 
 TEXTS = ["red apple", "a cat", "food", "a very flat fox indeed", "green frog"]
 TEMPLATE = (

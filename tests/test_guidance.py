@@ -2,9 +2,9 @@ import pytest
 import torch
 
 import steer
-from steer.kernel import Jump, Langevin, Sde
-from steer.potential import Evaluation, Lookahead, Potential, Terminal
-from steer.weights import Continuous, Ratio
+from steer.guidance.kernel import Jump, Langevin, Sde
+from steer.guidance.potential import Evaluation, Lookahead, Potential, Terminal
+from steer.guidance.weights import Continuous, Ratio
 from tests.test_flow import ByVelocity, mixture
 
 

@@ -9,12 +9,10 @@ import torch
 from torch import nn
 
 import steer
-from steer.instruments import (
+from steer.tuning.alarms import Thresholds
+from steer.tuning.instruments import Instruments, Paired, Reading
+from steer.tuning.statistics import (
     Drift,
-    Instruments,
-    Paired,
-    Reading,
-    Thresholds,
     diversity,
     features_of,
     image_statistics,

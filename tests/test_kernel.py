@@ -5,9 +5,9 @@ import torch
 from torch.distributions import Normal
 
 import steer
-from steer.kernel import Adaptation, Jump, Langevin, Sde
+from steer.guidance.kernel import Adaptation, Jump, Langevin, Sde
+from steer.guidance.potential import Lookahead
 from steer.noise import Noise
-from steer.potential import Lookahead
 from tests.test_flow import ByVelocity, mixture
 
 N = 20_000

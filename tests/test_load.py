@@ -3,10 +3,11 @@ import json
 import pytest
 import torch
 
-from steer import load as load_model
-from steer.load import save
-from steer.lora import adapt, save_adapters
-from steer.network import NetworkFlow, TwoTimeUNet
+from steer.adapters.lora import adapt
+from steer.adapters.store import save_adapters
+from steer.models import loading as load_model
+from steer.models.loading import save
+from steer.models.two_time import NetworkFlow, TwoTimeUNet
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def test_the_embedded_model_knows_its_words_and_is_near_its_own_map():
     import warnings
 
     from recipes.data.emoji import load as load_emoji
-    from steer.metric import composition_error
+    from steer.training.metric import composition_error
 
     flow, emoji = load_model("emoji"), load_emoji()
     with warnings.catch_warnings():

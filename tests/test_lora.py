@@ -14,18 +14,17 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import steer
-from steer.load import save
-from steer.lora import (
+from steer.adapters.lora import adapt, merged
+from steer.adapters.store import (
     CONFIG,
     WEIGHTS,
-    adapt,
     fingerprint,
     load_adapters,
-    merged,
     read_metadata,
     save_adapters,
 )
-from steer.network import NetworkFlow, TwoTimeUNet
+from steer.models.loading import save
+from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.testing import Corrected
 
 

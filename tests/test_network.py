@@ -3,8 +3,8 @@ import warnings
 import pytest
 import torch
 
-from steer.network import NetworkFlow, TwoTimeUNet
-from steer.text import BagOfWords
+from steer.models.two_time import NetworkFlow, TwoTimeUNet
+from steer.models.words import BagOfWords
 
 WORDS = ["apple", "red", "green", "animal", "fox"]
 

@@ -7,21 +7,21 @@ import torch
 
 import steer
 from benchmarks.tuning_oracles import bump, mean_reward, objective, transport, transport_optimum
+from steer.adapters.lora import adapt
 from steer.flow import FlowMap
-from steer.lora import adapt
 from steer.noise import Draws
 from steer.objectives.amortise import Amortise
+from steer.objectives.batch import Batch
 from steer.objectives.direct import Direct, Draft
-from steer.objectives.names import OBJECTIVES, TABLE, build, name_of, options_of
-from steer.objectives.reward import (
-    Batch,
+from steer.objectives.parts import (
     action,
     consistency,
     noise_displacement,
     self_distillation,
     squared,
 )
-from steer.objectives.tilt import Transport
+from steer.objectives.table import OBJECTIVES, TABLE, build, name_of, options_of
+from steer.objectives.transport import Transport
 from steer.path import Linear, as_time, like
 from steer.reward import LinearReward, wrap
 from steer.testing import Corrected

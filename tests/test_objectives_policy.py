@@ -7,11 +7,11 @@ import torch
 
 import steer
 from benchmarks.tuning_toys import GRADIENT, StandardNormal, Toy, bump, gain, slope, tune
-from steer.lora import adapt
+from steer.adapters.lora import adapt
 from steer.noise import Draws
+from steer.objectives.batch import Batch
 from steer.objectives.direct import Direct
 from steer.objectives.policy import GRPO, NFT, advantages, derivative
-from steer.objectives.reward import Batch
 from steer.path import like
 from steer.reward import LinearReward, wrap
 from steer.testing import Corrected

@@ -11,10 +11,11 @@ from benchmarks import tilt_toys
 from steer.flow import FlowMap
 from steer.noise import Draws
 from steer.objectives.adjoint import Adjoint, memoryless
-from steer.objectives.reward import Batch
-from steer.objectives.tilt import Transport
-from steer.objectives.value import Value, glass, tilt_gain
+from steer.objectives.batch import Batch
+from steer.objectives.transport import Transport
+from steer.objectives.value import Value, tilt_gain
 from steer.path import as_time, like
+from steer.posterior import glass
 from steer.reward import wrap
 
 A = torch.tensor([0.9, -0.5])

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import rewards
-from rewards.classifier import Classifier
-from rewards.dino import Dino
-from rewards.lpips import Lpips
-from rewards.vqa import VQA
+from rewards.models.classifier import Classifier
+from rewards.models.dino import Dino
+from rewards.models.lpips import Lpips
+from rewards.models.vqa import VQA
 from tests.test_families import (  # noqa: F401
     head,
     hps_file,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import steer
-from steer.kernel import Jump, Langevin, Sde
+from steer.guidance.kernel import Jump, Langevin, Sde
 
 slow = pytest.mark.slow
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import steer
-from steer.potential import Denoised, Lookahead, Naive, Terminal
+from steer.guidance.potential import Denoised, Lookahead, Naive, Terminal
 from tests.test_flow import ByVelocity, mixture
 
 VIEWS = [Lookahead, Denoised, Naive]

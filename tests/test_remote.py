@@ -17,9 +17,9 @@ import torch
 import rewards
 import steer
 from recipes.cli import main
-from rewards.colour import Colour
-from rewards.remote import TOKEN, Remote, pack, unpack
-from rewards.serve import app, serve
+from rewards.pixels.colour import Colour
+from rewards.serving.remote import TOKEN, Remote, pack, unpack
+from rewards.serving.serve import app, serve
 from rewards.testing import RewardContract
 from steer.reward import Reward, wrap
 

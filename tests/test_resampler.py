@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from steer.noise import generator
-from steer.resampler import (
+from steer.guidance.resampler import (
     _invert,
     ess,
     log_mean_exp,
@@ -11,6 +10,7 @@ from steer.resampler import (
     stratified,
     systematic,
 )
+from steer.noise import generator
 
 ALL = [systematic, stratified, residual, multinomial]
 every_resampler = pytest.mark.parametrize("resample", ALL, ids=lambda f: f.__name__)

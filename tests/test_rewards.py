@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import rewards
-from rewards.clip import EMBEDDED, Clip
-from rewards.colour import Brightness, Colour
-from rewards.jpeg import Jpeg
+from rewards.models.clip import EMBEDDED, Clip
+from rewards.pixels.colour import Brightness, Colour
+from rewards.pixels.jpeg import Jpeg
 from rewards.testing import RewardContract
 from steer.reward import Reward, score
 

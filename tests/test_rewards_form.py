@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 import rewards
-from rewards.form import REGIONS, Antisymmetry, Layout, Symmetry
+from rewards.pixels.form import REGIONS, Antisymmetry, Layout, Symmetry
 from rewards.testing import RewardContract
 
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 import rewards
-from rewards.pixels import LARGEST, read
+from rewards.pixels.reading import LARGEST, read
 from steer.reward import score
 
 SPECS = [

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import rewards
-from rewards.reference import Similarity
+from rewards.pixels.reference import Similarity
 from rewards.testing import RewardContract
 
 

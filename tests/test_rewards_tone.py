@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import rewards
+from rewards.pixels.tone import Contrast, Saturation, Sharpness, Smoothness
 from rewards.testing import RewardContract
-from rewards.tone import Contrast, Saturation, Sharpness, Smoothness
 
 
 class TestContrast(RewardContract):

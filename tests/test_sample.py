@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import steer
-from steer.sample import method_options, plan
+from steer.sampling.methods import method_options, plan
 from tests.test_flow import mixture
 
 METHODS = ["none", "best-of-n", "fmtt", "denoiser", "naive", "split", "fmrg-j", "reno"]
@@ -470,7 +470,7 @@ def test_counting_keeps_no_graph_alive():
     import gc
     import weakref
 
-    from steer.shared import Counted, Counts
+    from steer.sampling.counts import Counted, Counts
 
     gc.disable()
     try:

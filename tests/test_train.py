@@ -5,7 +5,7 @@ import torch
 import yaml
 from torch import nn
 
-from steer.load import load
+from steer.models.loading import load
 
 TINY = {
     "channels": [8, 8, 8],
@@ -28,7 +28,7 @@ def _train(out, **changes):
 
 def _stop_at(monkeypatch, step):
     """Pull the plug while step `step` of either stage is computed."""
-    from steer.train import FlowTraining
+    from steer.training.module import FlowTraining
 
     whole = FlowTraining.training_step
 
@@ -88,7 +88,7 @@ def test_the_configuration_file_names_arguments_that_exist():
 
 def test_batches_are_functions_of_seed_and_step_and_never_cut_ink():
     from recipes.data.emoji import load as load_emoji
-    from steer.train import Batches
+    from steer.training.data import Batches
 
     emoji = load_emoji()
     images = emoji.images[:40]
@@ -108,7 +108,7 @@ def test_batches_are_functions_of_seed_and_step_and_never_cut_ink():
 
 
 def test_empty_prompts_have_their_share():
-    from steer.train import Batches
+    from steer.training.data import Batches
 
     white = torch.ones(10, 3, 4, 4)
     batches = Batches(white, lambda i, g: (white[i], "word"), 50, empty=0.12)
@@ -117,7 +117,7 @@ def test_empty_prompts_have_their_share():
 
 
 def test_muon_steps_have_unit_singular_values_and_find_a_minimum():
-    from steer.train import MuonAdamW, _muon
+    from steer.training.optim import MuonAdamW, _muon
 
     g = torch.randn(16, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(_muon(g, {}).flatten(1)) / (0.2 * 6)

@@ -11,18 +11,21 @@ import pytest
 import torch
 
 import steer
-from rewards.algebra import Normalised
-from rewards.tone import Contrast
-from steer.finetune import Settings, spread
-from steer.load import load, save
-from steer.lora import adapt, fingerprint, load_adapters, rejoin
-from steer.network import NetworkFlow, TwoTimeUNet
+from rewards.combine.algebra import Normalised
+from rewards.pixels.tone import Contrast
+from steer.adapters.lora import adapt, rejoin
+from steer.adapters.store import fingerprint, load_adapters
+from steer.models.loading import load, save
+from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.noise import Draws
+from steer.objectives.batch import Batch
 from steer.objectives.direct import Direct
-from steer.objectives.names import TABLE, build
-from steer.objectives.reward import Batch
+from steer.objectives.table import TABLE, build
 from steer.reward import wrap
-from steer.tune import Prompts, RewardTuning
+from steer.tuning.module import RewardTuning
+from steer.tuning.prompts import Prompts
+from steer.tuning.settings import Settings
+from steer.tuning.spread import spread
 
 PROMPTS = ["cat", "red fox", "blue dog", "owl", "", "red cat"]
 QUICK = {
@@ -417,7 +420,7 @@ def test_checks_leave_the_modes_and_adapters_are_written_once_a_step(flow, tmp_p
 
 
 def test_a_front_of_alarms_recommends_the_least(flow):
-    from steer.finetune import front_figures, recommended
+    from steer.tuning.sweep import front_figures, recommended
 
     front = [
         {"scale": s, "steps": 1, "alarms": ["x"], "reward": s, "reward/base": 0.0}
@@ -452,7 +455,7 @@ def test_alarms_end_a_run_and_the_judges_best_is_kept(model, tmp_path):
     assert seen[-2]["alarms"]
     assert "judge" in ended["stopped"]
     best = max(seen, key=lambda e: e["judge"])
-    from steer.lora import read_metadata
+    from steer.adapters.store import read_metadata
 
     assert read_metadata(tmp_path / "run" / "best")["steps"] == best["step"] < seen[-1]["step"]
     assert seen[0]["step"] == 0 == seen[0]["reward/change"]  # step 0 is the base, bit for bit

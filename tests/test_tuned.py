@@ -16,11 +16,12 @@ from recipes.compare import entry
 from recipes.figures import estimate
 from recipes.tuned import rows_of
 from recipes.tuned_report import share
-from steer.load import save
-from steer.lora import adapt, save_adapters
-from steer.methods import plan
-from steer.network import NetworkFlow, TwoTimeUNet
+from steer.adapters.lora import adapt
+from steer.adapters.store import save_adapters
+from steer.models.loading import save
+from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.noise import generator
+from steer.sampling.methods import plan
 
 PROMPTS = ["fox", "bird"]
 REDNESS = """

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import steer
-from steer.weights import Continuous, Ratio, Step, Weights
+from steer.guidance.weights import Continuous, Ratio, Step, Weights
 from tests.test_flow import mixture
 
 VIEWS = [steer.Lookahead, steer.Denoised, steer.Naive]

@@ -5,9 +5,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from steer.objectives.reward import Batch, Objective, distil, squared
-from steer.objectives.value import interpolate
+from steer.objectives.batch import Batch, Objective
+from steer.objectives.parts import distil, squared
 from steer.path import Path, as_time, like
+from steer.posterior import interpolate
 
 __all__ = ["Adjoint", "memoryless"]
 

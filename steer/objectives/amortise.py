@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from steer.noise import Noise
-from steer.objectives.consistency import velocity_loss
-from steer.objectives.reward import Batch, Objective, distil, squared
-from steer.objectives.value import interpolate
+from steer.objectives.batch import Batch, Objective
+from steer.objectives.parts import distil, squared
+from steer.objectives.regression import velocity_loss
+from steer.posterior import interpolate
 
 __all__ = ["Amortise", "Population"]
 
@@ -63,7 +64,7 @@ class Amortise(Objective):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        from steer.methods import TABLE, check_options
+        from steer.sampling.methods import TABLE, check_options
 
         check_options(method, options or {})
         if particles < group:
@@ -97,7 +98,7 @@ class Amortise(Objective):
         return self._drawn[key]
 
     def _draw(self, batch: Batch, name: str | None, asked: str | None, turn: int) -> Population:
-        from steer.sample import sample
+        from steer.sampling.run import sample
 
         if batch.unbound is None:
             raise ValueError("amortise samples by itself: give the batch its unbound base")

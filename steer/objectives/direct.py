@@ -7,15 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steer.control import direction
-from steer.objectives.reward import (
-    Batch,
-    Objective,
-    action,
-    consistency,
-    noise_displacement,
-    squared,
-)
+from steer.guidance.control import direction
+from steer.objectives.batch import Batch, Objective
+from steer.objectives.parts import action, consistency, noise_displacement, squared
 
 __all__ = ["Direct", "Draft"]
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from steer.flow import FlowMap
-from steer.objectives.reward import Batch, Objective, consistency, distil, draw_pair_of, squared
+from steer.objectives.batch import Batch, Objective
+from steer.objectives.parts import consistency, distil, draw_pair_of, squared
 from steer.path import like
 
 __all__ = ["GRPO", "NFT", "advantages", "derivative"]

@@ -1,0 +1,325 @@
+"""Rewards made of rewards: minimum, product of experts, a cap, running normalisation, ensembles.
+
+Sums are `0.7 * a + 0.3 * b`. In texts these are functions: `min(clip, brightness)`,
+`capped(clip, at=0.3)`, `normalised(clip) + normalised(colour:name=red)`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rewards.gradient import with_gradient
+from steer.reward import Reward, score, sharing, wrap
+
+__all__ = ["Batched", "Capped", "Composed", "Ensemble", "Minimum", "Normalised", "Product"]
+
+
+class Composed(Reward):
+    """What is made of other rewards: give `join` of their scores (k, n)."""
+
+    def __init__(self, *rewards: Reward | Callable[..., Tensor]) -> None:
+        super().__init__()
+        if not rewards:
+            raise ValueError(f"{type(self).__name__.lower()} of nothing: give it a reward")
+        self.rewards = nn.ModuleList(wrap(reward) for reward in rewards)
+        self.differentiable = all(reward.differentiable for _, reward in self.terms)
+
+    @property
+    def terms(self) -> list[tuple[float, Reward]]:
+        """The rewards that it is made of."""
+        return [(1.0, reward) for reward in self.rewards]  # type: ignore[misc]
+
+    def join(self, scores: Tensor) -> Tensor:
+        """Make one score of several, (k, n) -> (n,)."""
+        raise NotImplementedError("abstract: return one score a row")
+
+    def forward(
+        self,
+        images: Tensor,
+        prompts: Sequence[str] | None = None,
+        metadata: Sequence[Any] | None = None,
+    ) -> Tensor:
+        """Score images (n, 3, h, w) -> (n,)."""
+        with sharing():
+            scores = [score(r, images, prompts, metadata) for _, r in self.terms]
+        return self.join(torch.stack(scores))
+
+
+class Minimum(Composed):
+    """The least of some rewards, `min_i r_i`, or a smooth one of width w.
+
+    `-w log sum_i exp(-r_i / w)`, which is below the least by at most `w log k`. The gradient of
+    the hard one goes to the least alone. Scores of other units are normalised first.
+
+    Args:
+        *rewards: of like units.
+        smooth: w, in their units; 0: the hard minimum.
+
+    Raises:
+        ValueError: no rewards, or a negative width.
+    """
+
+    def __init__(self, *rewards: Reward | Callable[..., Tensor], smooth: float = 0.0) -> None:
+        super().__init__(*rewards)
+        if not smooth >= 0:
+            raise ValueError(f"smooth must not be negative, got {smooth}")
+        self.smooth = float(smooth)
+
+    def join(self, scores: Tensor) -> Tensor:
+        """Return the least, (k, n) -> (n,)."""
+        if not self.smooth:
+            return scores.amin(0)
+        return -self.smooth * torch.logsumexp(-scores / self.smooth, 0)
+
+
+class Product(Composed):
+    """A product of experts: the logarithm of the chance that all of them accept (Hinton 2002).
+
+    `sum_i log sigmoid((r_i - at_i) / width_i)`, in (-inf, 0): an expert that is content, far above
+    its `at`, adds nothing more, and one that is not weighs linearly. (The product of Gibbs experts
+    `exp(r_i / tau_i)` is the weighted sum `1/tau_1 * a + 1/tau_2 * b`.)
+
+    Args:
+        *rewards: the experts.
+        at: where each accepts half of the time, in its units; one number for all, or one each.
+        width: how soft it is there, in its units; likewise.
+
+    Raises:
+        ValueError: no rewards, not one number each, or a width that is not above zero.
+    """
+
+    def __init__(
+        self,
+        *rewards: Reward | Callable[..., Tensor],
+        at: float | Sequence[float] = 0.0,
+        width: float | Sequence[float] = 1.0,
+    ) -> None:
+        super().__init__(*rewards)
+        for name, given in (("at", at), ("width", width)):
+            numbers = [given] * len(rewards) if isinstance(given, int | float) else list(given)
+            if len(numbers) != len(rewards):
+                raise ValueError(
+                    f"{len(numbers)} numbers for {name} and {len(rewards)} experts: give one for "
+                    "all, or one each"
+                )
+            if name == "width" and not all(number > 0 for number in numbers):
+                raise ValueError(f"width must be above zero, got {given}")
+            self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32)[:, None], False)
+        self.at: Tensor
+        self.width: Tensor
+
+    def join(self, scores: Tensor) -> Tensor:
+        """Return the sum of log-probabilities, (k, n) -> (n,)."""
+        return F.logsigmoid((scores - self.at.to(scores)) / self.width.to(scores)).sum(0)
+
+
+class Capped(Composed):
+    """`min(r, at)`: a reward that is content with a target, so nothing is gained beyond it.
+
+    Args:
+        reward: what is capped.
+        at: the target, in its units.
+        soft: width of a smooth corner, `at - soft log(1 + exp((at - r) / soft))`; 0: a hard one,
+            whose gradient is zero beyond the target.
+
+    Raises:
+        ValueError: a negative width.
+    """
+
+    def __init__(
+        self, reward: Reward | Callable[..., Tensor], at: float, soft: float = 0.0
+    ) -> None:
+        super().__init__(reward)
+        if not soft >= 0:
+            raise ValueError(f"soft must not be negative, got {soft}")
+        self.at, self.soft = float(at), float(soft)
+
+    def join(self, scores: Tensor) -> Tensor:
+        """Return the capped score, (1, n) -> (n,)."""
+        if not self.soft:
+            return scores[0].clamp(max=self.at)
+        return self.at - self.soft * F.softplus((self.at - scores[0]) / self.soft)
+
+
+class Ensemble(Composed):
+    """The mean of some rewards less their disagreement, `mean_i r_i - penalty std_i r_i`.
+
+    What one model likes for reasons of its own is what the others do not confirm (Coste et al.
+    2023, arXiv 2310.02743: mean, worst case and uncertainty-weighted ensembles; the worst case is
+    `Minimum`).
+
+    Args:
+        *rewards: of like units.
+        penalty: weight of the standard deviation over the members (population, without Bessel's
+            correction).
+
+    Raises:
+        ValueError: no rewards, or a negative penalty.
+    """
+
+    def __init__(self, *rewards: Reward | Callable[..., Tensor], penalty: float = 0.0) -> None:
+        super().__init__(*rewards)
+        if not penalty >= 0:
+            raise ValueError(f"penalty must not be negative, got {penalty}")
+        self.penalty = float(penalty)
+
+    def join(self, scores: Tensor) -> Tensor:
+        """Return the mean less the penalty, (k, n) -> (n,)."""
+        mean = scores.mean(0)
+        if not self.penalty:
+            return mean
+        variance = (scores - mean).square().mean(0)
+        # smooth where all agree: the root has no slope there
+        return mean - self.penalty * ((variance + 1e-12).sqrt() - 1e-6)
+
+
+class Normalised(Composed):
+    """`(r - mean) / std`, with the mean and deviation of the scores that a run has seen.
+
+    Rewards of different units then weigh alike in a sum. While the module is in training mode it
+    takes note of each score; `update()` makes them count, so that the scale stands still within
+    an optimizer step whatever the micro-batches, and for good in evaluation mode. `steer.finetune`
+    and `steer.sample` do both: the former learns on, the latter learns from one-jump samples of
+    its prompts and then leaves it. Until the first `update()` it is the bare reward.
+
+    The statistics (updates, mean, mean square) stay in float64 on the CPU wherever the reward is;
+    a tuning run saves them in its checkpoints and goes on with them.
+
+    Args:
+        reward: what is normalised.
+        decay: what remains of the old statistics at an `update()`; early ones are averaged
+            evenly.
+        centre: whether to take the mean off; a constant changes no law that is sampled.
+
+    Raises:
+        ValueError: a decay out of [0, 1).
+    """
+
+    def __init__(
+        self,
+        reward: Reward | Callable[..., Tensor],
+        decay: float = 0.99,
+        centre: bool = True,
+    ) -> None:
+        super().__init__(reward)
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self.decay, self.centre = float(decay), centre
+        self.statistics = torch.zeros(3, dtype=torch.float64)
+        self.noted = torch.zeros(3, dtype=torch.float64)
+
+    @property
+    def learned(self) -> bool:
+        """Whether there are statistics yet."""
+        return bool(self.statistics[0] > 0)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, (); 0 before there are statistics."""
+        return self.statistics[1]
+
+    @property
+    def std(self) -> Tensor:
+        """The standard deviation, (); 1 before there are statistics."""
+        if not self.learned:
+            return torch.ones_like(self.mean)
+        return (self.statistics[2] - self.mean.square()).clamp(min=0).sqrt()
+
+    def join(self, scores: Tensor) -> Tensor:
+        """Return the normalised scores, (1, n) -> (n,), and take note of them in training."""
+        row = scores[0]
+        if self.training:
+            seen = row.detach().cpu().double()
+            self.noted += torch.stack(
+                [seen.new_tensor(len(seen)), seen.sum(), seen.square().sum()]
+            )
+        if not self.learned:
+            return row
+        mean = float(self.mean) if self.centre else 0.0
+        return (row - mean) / max(float(self.std), 1e-6)
+
+    def forget(self) -> None:
+        """Forget what was noted and did not count yet."""
+        self.noted = torch.zeros(3, dtype=torch.float64)
+
+    @torch.no_grad()
+    def update(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Let what was noted count, and forget it.
+
+        Args:
+            reduce: sums (3,) over processes, where there are several.
+        """
+        noted = self.noted if reduce is None else reduce(self.noted).cpu()
+        self.noted = torch.zeros(3, dtype=torch.float64)
+        count = noted[0]
+        if not count > 0:
+            return
+        updates = self.statistics[0]
+        old = torch.clamp(updates / (updates + 1), max=self.decay)
+        new = torch.stack([torch.ones_like(count), noted[1] / count, noted[2] / count])
+        self.statistics = old * self.statistics + (1 - old) * new
+        self.statistics[0] = updates + 1
+
+    def get_extra_state(self) -> Tensor:
+        """Return the statistics, for `state_dict`."""
+        return self.statistics.clone()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take up the statistics of a `state_dict`."""
+        self.statistics = state.clone()
+
+
+class Batched(Composed):
+    """A reward in micro-batches: memory of `size` rows, the same scores and gradients.
+
+    Where a gradient is wanted it is taken with the score, chunk by chunk, and kept in place of
+    the chunk's graph: no forward call is repeated. The gradient of the gradient is not there.
+
+    Args:
+        reward: one that scores each row by itself.
+        size: the most rows of one call.
+
+    Raises:
+        ValueError: a size below one.
+    """
+
+    def __init__(self, reward: Reward | Callable[..., Tensor], size: int) -> None:
+        super().__init__(reward)
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"size must be a whole number above zero, got {size!r}")
+        self.size = size
+
+    def forward(
+        self,
+        images: Tensor,
+        prompts: Sequence[str] | None = None,
+        metadata: Sequence[Any] | None = None,
+    ) -> Tensor:
+        """Score images (n, 3, h, w) -> (n,)."""
+        ((_, reward),) = self.terms
+
+        def call(x: Tensor, a: int) -> Tensor:
+            rows = slice(a, a + len(x))
+            return score(
+                reward,
+                x,
+                None if prompts is None else list(prompts[rows]),
+                None if metadata is None else list(metadata[rows]),
+            )
+
+        chunks = [(images[a : a + self.size], a) for a in range(0, len(images), self.size)]
+        if not (images.requires_grad and torch.is_grad_enabled() and self.differentiable):
+            return torch.cat([call(x, a) for x, a in chunks])
+        scores, gradients = [], []
+        for chunk, a in chunks:
+            x = chunk.detach().requires_grad_()
+            part = call(x, a)
+            found = None
+            if part.requires_grad:
+                (found,) = torch.autograd.grad(part.sum(), x, allow_unused=True)
+            scores.append(part.detach())
+            gradients.append(torch.zeros_like(x) if found is None else found)
+        return with_gradient(images, torch.cat(scores), torch.cat(gradients))

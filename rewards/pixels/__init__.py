@@ -1,0 +1,1 @@
+"""Rewards of the pixels themselves, without weights."""

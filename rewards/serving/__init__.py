@@ -1,0 +1,1 @@
+"""A reward behind a URL: the server and its client."""

@@ -1,0 +1,1 @@
+"""Guided sampling: potentials, kernels, weights, resamplers, and the samplers that run them."""

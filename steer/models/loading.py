@@ -1,0 +1,158 @@
+"""Read and write models: a folder with `config.json` and `model.safetensors`.
+
+`steer.load("emoji")` gives an embedded model, `steer.load("path/to/folder")` one of yours.
+"""
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from steer.adapters.lora import Adapted
+from steer.adapters.store import load_adapters
+from steer.files import write_atomically
+from steer.flow import FlowMap
+from steer.models.two_time import NetworkFlow, TwoTimeUNet
+
+__all__ = ["MODELS", "load", "save"]
+
+ZOO = Path(__file__).parents[1] / "zoo"
+
+MODELS = {
+    "emoji": "307 animals, plants, foods, drinks and faces in four drawing styles, 32x32 pixels",
+}
+"""Embedded model -> what it draws."""
+
+FORMAT = "steer.two-time-unet/1"
+
+
+def load(
+    name: str | os.PathLike[str],
+    lora: str | os.PathLike[str] | None = None,
+    lora_scale: float = 1.0,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> FlowMap:
+    """Load a flow map by its name in `MODELS` or by its folder, in evaluation mode.
+
+    Args:
+        name: "emoji", or a folder that holds config.json and model.safetensors.
+        lora: a folder of adapters, as `steer finetune` or peft writes them.
+        lora_scale: what their update is multiplied by: 0 is the base, 1 what was tuned.
+        device: where to put it; the CPU by default.
+        dtype: of its parameters; float32 by default.
+
+    Returns:
+        The flow, its parameters frozen; with `lora` a `steer.lora.Adapted`, whose `base` is the
+        flow without them and whose `at(scale)` is any scale of them.
+
+    Raises:
+        ValueError: an unknown name (with the nearest ones), a file that is not what it should be,
+            adapters that were made for another base.
+        FileNotFoundError: a folder without one of its two files.
+    """
+    folder = _folder(name)
+    config = _read_config(folder / "config.json")
+    try:
+        flow = NetworkFlow(TwoTimeUNet(**config))
+    except TypeError as error:
+        raise ValueError(
+            f"{folder / 'config.json'} is not a model's configuration ({error}): take it and "
+            "model.safetensors from the same save"
+        ) from None
+    state = _read_weights(folder / "model.safetensors")
+    try:
+        flow.network.load_state_dict({k: v.float() for k, v in state.items()})
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder / 'model.safetensors'} does not fit config.json beside it: {error}\n"
+            "take both files from the same save"
+        ) from None
+    flow.name = os.fspath(name)
+    flow = flow.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
+    return flow if lora is None else load_adapters(flow, lora, lora_scale)
+
+
+def save(
+    flow: FlowMap, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a model's folder; each file appears whole or not at all.
+
+    Args:
+        flow: the model.
+        folder: made where it is missing.
+        dtype: of the stored weights.
+
+    Raises:
+        TypeError: a flow with adapters, or one of another kind.
+    """
+    if isinstance(flow, Adapted):
+        raise TypeError(
+            "this flow has adapters: steer.lora.save_adapters(flow, folder) writes those alone, "
+            "save(steer.lora.merged(flow), folder) the whole model"
+        )
+    if not isinstance(flow, NetworkFlow):
+        raise TypeError(f"a {type(flow).__name__} has no folder format: save its weights yourself")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        k: v.detach().to("cpu", dtype).contiguous() for k, v in flow.network.state_dict().items()
+    }
+    text = json.dumps({"format": FORMAT, **flow.network.config}, ensure_ascii=False, indent=1)
+    write_atomically(folder / "model.safetensors", safetensors.torch.save(state))
+    write_atomically(folder / "config.json", text.encode())
+
+
+def _folder(name: str | os.PathLike[str]) -> Path:
+    text = os.fspath(name)
+    if text in MODELS:
+        return ZOO / text
+    folder = Path(text)
+    if not folder.exists():
+        near = difflib.get_close_matches(text, MODELS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ValueError(
+            f"no model named {text!r}, and no such folder: {hint}"
+            f"the models are {', '.join(MODELS)}; or give a folder with config.json and "
+            "model.safetensors"
+        )
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give the folder that holds it and config.json")
+    return folder
+
+
+def _present(file: Path) -> Path:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is missing: a model's folder holds config.json and model.safetensors; "
+            "copy it again, or reinstall the package if the model is an embedded one"
+        )
+    return file
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(_present(file).read_text(encoding="utf-8"))
+        found = config.pop("format")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError):
+        raise ValueError(
+            f"{file} is not a model's configuration: copy it again, or train with `steer train`"
+        ) from None
+    if found != FORMAT:
+        raise ValueError(f"{file} has format {found!r}; this version reads {FORMAT!r}")
+    return config
+
+
+def _read_weights(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(_present(file))
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{file} is truncated or corrupt ({error}): copy it again, or reinstall the package "
+            "if the model is an embedded one"
+        ) from None

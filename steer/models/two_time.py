@@ -1,0 +1,249 @@
+"""A two-time network `v(x, s, t, text)` and the flow map on it, `X(s,t,x) = x + (t-s) v(x,s,t)`.
+
+On the diagonal the network is the velocity, `v(x,t,t) = b_t(x)`; off it, it is the map: theory
+(10) (Boffi et al. 2025, arXiv 2505.18825). One network is velocity, denoiser and map.
+"""
+
+import copy
+import itertools
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from steer.flow import FlowMap, per_row
+from steer.models.words import BagOfWords
+from steer.path import Linear, Time, as_time, like
+
+__all__ = ["NetworkFlow", "TwoTimeUNet"]
+
+
+def _zero(layer: nn.Module) -> None:
+    """Start a layer at zero, so that its block starts as the identity."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+
+
+class _Waves(nn.Module):
+    """A time as sines and cosines up to a highest frequency in radians, then a small MLP.
+
+    The derivative in time is bounded by the highest frequency: keep the gap's low, or the map's
+    time derivative runs wild.
+    """
+
+    def __init__(self, highest: float, width: int, waves: int = 16) -> None:
+        super().__init__()
+        self.highest, self.waves = highest, waves
+        self.mlp = nn.Sequential(nn.Linear(2 * waves, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        powers = torch.linspace(0, math.log(2 * self.highest), self.waves, device=t.device)
+        angle = t[:, None].float() * (powers.exp() / 2)  # float32 whatever the weights are
+        waves = torch.cat([angle.sin(), angle.cos()], -1)
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
+
+
+class _Residual(nn.Module):
+    """Two convolutions, the second modulated by the condition."""
+
+    def __init__(self, channels: int, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.condition = nn.Linear(width, 2 * channels)
+        self.norm2 = nn.GroupNorm(groups, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        _zero(self.conv2)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.condition(c)[..., None, None].chunk(2, 1)
+        h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
+        return x + h
+
+
+class _Attention(nn.Module):
+    """Self-attention over the pixels of a small grid."""
+
+    def __init__(self, channels: int, groups: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        _zero(self.out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, c // self.heads, height * width)
+        q, k, v = qkv.unbind(1)  # (n, heads, c / heads, pixels)
+        weights = (q.transpose(-1, -2) @ k / (c // self.heads) ** 0.5).softmax(-1)
+        h = v @ weights.transpose(-1, -2).to(v.dtype)
+        return x + self.out(h.reshape(n, c, height, width))
+
+
+class TwoTimeUNet(nn.Module):
+    """A U-Net `v(x, s, t, text)` that sees `s` and the gap `t - s` separately.
+
+    Attention on the smallest grid; skips are added. Every block is modulated by one vector: the
+    embeddings of s and of t - s, plus the text vector.
+
+    Args:
+        vocabulary: words of the text side.
+        channels: channels of each level, each a multiple of `groups`; the grid halves between.
+        blocks: residual blocks of each level, on the way down and again on the way up.
+        size: side of the square picture in pixels.
+        width: size of the condition vector.
+        groups: groups of the normalisations.
+        highest: highest frequency of the embeddings of s and of t - s, in radians.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        channels: Sequence[int] = (32, 64, 128),
+        blocks: Sequence[int] = (1, 2, 2),
+        *,
+        size: int = 32,
+        width: int = 192,
+        groups: int = 8,
+        highest: Sequence[float] = (30.0, 12.0),
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "vocabulary": list(vocabulary),
+            "channels": list(channels),
+            "blocks": list(blocks),
+            "size": size,
+            "width": width,
+            "groups": groups,
+            "highest": list(highest),
+        }
+        self.size = size
+        self.text = BagOfWords(vocabulary, width)
+        self.start, self.gap = _Waves(highest[0], width), _Waves(highest[1], width)
+        last, levels = len(channels) - 1, range(len(channels))
+
+        def block(c: int, level: int) -> nn.ModuleList:
+            attend = _Attention(c, groups) if level == last else nn.Identity()
+            return nn.ModuleList([_Residual(c, width, groups), attend])
+
+        self.stem = nn.Conv2d(3, channels[0], 3, padding=1)
+        self.down = nn.ModuleList(
+            nn.ModuleList(block(channels[level], level) for _ in range(blocks[level]))
+            for level in levels
+        )
+        self.middle = block(channels[-1], last)
+        self.up = nn.ModuleList(
+            nn.ModuleList(block(channels[level], level) for _ in range(blocks[level]))
+            for level in levels
+        )
+        pairs = list(itertools.pairwise(channels))
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairs)
+        self.grow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
+        self.skip = nn.ModuleList(
+            nn.ModuleList(
+                nn.Conv2d(channels[level], channels[level], 1) for _ in range(blocks[level])
+            )
+            for level in levels
+        )
+        c = channels[0]
+        self.norm = nn.GroupNorm(groups, c)
+        self.head = nn.Conv2d(c, 3, 3, padding=1)
+        _zero(self.head)
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """Return v, (n, 3, h, w), for pictures x (n, 3, h, w), times (n,), text (n, width)."""
+        c = F.silu(self.start(s) + self.gap(t - s) + text)
+        x = self.stem(x)
+        skips = []
+        for level, blocks in enumerate(self.down):
+            if level:
+                x = self.shrink[level - 1](x)
+            for residual, attend in blocks:  # type: ignore[attr-defined]
+                x = attend(residual(x, c))
+                skips.append(x)
+        residual, attend = self.middle
+        x = attend(residual(x, c))
+        for level in reversed(range(len(self.up))):
+            if level < len(self.grow):
+                x = F.interpolate(self.grow[level](x), scale_factor=2, mode="nearest")
+            pairs: Any = zip(self.up[level], self.skip[level], strict=True)  # type: ignore[call-overload]
+            for (residual, attend), skip in pairs:
+                x = attend(residual(x + skip(skips.pop()), c))
+        return self.head(F.silu(self.norm(x)))
+
+
+class NetworkFlow(FlowMap):
+    """The flow map of a two-time network: `X(s,t,x) = x + (t-s) v(x,s,t)`, theory (10).
+
+    Its velocity is `b_t(x) = v(x,t,t)`. Pictures live in [-1, 1]. Without bound prompts, it is the
+    flow of the empty prompt.
+
+    Args:
+        network: the two-time network.
+    """
+
+    def __init__(self, network: TwoTimeUNet) -> None:
+        super().__init__()
+        self.network = network
+        self.path = Linear()
+        self.event_shape = (3, network.size, network.size)
+        self.prompts: list[str] = [""]
+        self._tokens = torch.zeros(1, 1, dtype=torch.long)
+
+    def two_time(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return v(x, s, t), (n, *event), in the dtype of `x`."""
+        n, weight = len(x), self.network.stem.weight
+        s, t = (as_time(u).to(x.device, torch.float32).expand(n) for u in (s, t))
+        text = self.network.text(self._tokens.to(x.device))
+        text = per_row(text, n, "prompts")
+        return self.network(x.to(weight.dtype), s, t, text).to(x.dtype)
+
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """Return `b_t(x) = v(x, t, t)`."""
+        return self.two_time(x, t, t)
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return `X(s,t,x) = x + (t - s) v(x, s, t)`: exactly x where s = t."""
+        gap = as_time(t) - as_time(s)
+        return x + like(gap, x) * self.two_time(x, s, t)
+
+    def given(self, prompts: Sequence[str]) -> "NetworkFlow":
+        """Bind p prompts; the result shares the parameters and takes p * n rows, prompt-major.
+
+        Words that the model was not trained on are dropped, with a warning that names them.
+
+        Raises:
+            ValueError: no prompt at all.
+        """
+        if isinstance(prompts, str):
+            raise TypeError(f"prompts are a list: write given([{prompts!r}])")
+        prompts = list(prompts)
+        if not prompts:
+            raise ValueError('no prompts to bind: give at least one, [""] for none')
+        for prompt in prompts:
+            known, unknown = self.network.text.parse(prompt)
+            if unknown:
+                rest = "the rest still binds" if known else "it acts as the empty prompt"
+                warnings.warn(
+                    f"prompt {prompt!r}: the model does not know {', '.join(map(repr, unknown))}; "
+                    f"dropped, and {rest}",
+                    stacklevel=2,
+                )
+        bound = copy.copy(self)
+        bound._modules = dict(self._modules)
+        bound.prompts, bound._tokens = prompts, self.network.text.tokens(prompts)
+        return bound
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return pictures `(x + 1) / 2`, (n, 3, h, w), not clamped."""
+        return (x + 1) / 2
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return `2 images - 1`, in [-1, 1]."""
+        return 2 * images - 1

@@ -1,0 +1,117 @@
+"""What the objectives of reward tuning share: their batch, their brakes, and their names.
+
+An objective is called with a `Batch` and returns a loss and what is worth logging. In `R` the
+reward is divided by the temperature, so a batch says how hard it is tuned.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from steer.flow import FlowMap, flat_prompts
+from steer.noise import Draws
+from steer.reward import Reward, name_of, score
+
+__all__ = ["Batch", "Objective"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: the flows with its prompts bound, the reward, and its rows' randomness.
+
+    Rows are prompt-major: row i belongs to prompt `i // group`.
+
+    Attributes:
+        student: the flow that is tuned, with gradients to its adapters.
+        base: the same without adapters.
+        average: the same with the running average of the adapters.
+        reward: the reward, in its own units.
+        temperature: what it is divided by.
+        draws: normals and uniforms for the rows.
+        prompts: p prompts, or None.
+        asked: what the reward is asked, p texts, where that differs.
+        unbound: the base without prompts, where an objective samples by itself.
+        epochs: how often each of these prompts has been seen before, p numbers.
+    """
+
+    student: FlowMap
+    base: FlowMap
+    average: FlowMap
+    reward: Reward
+    temperature: float
+    draws: Draws
+    prompts: Sequence[str] | None = None
+    asked: Sequence[str] | None = None
+    unbound: FlowMap | None = None
+    epochs: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    @property
+    def group(self) -> int:
+        """Rows of each prompt."""
+        return len(self) // (1 if self.prompts is None else len(self.prompts))
+
+    def noise(self) -> Tensor:
+        """Draw `x_0` for all rows, (n, *event)."""
+        return self.draws.normal(self.student.event_shape)
+
+    def zeros(self) -> Tensor:
+        """Return a zero for each row, (n,): the time of noise."""
+        return torch.zeros(len(self), dtype=self.draws.dtype, device=self.draws.device)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Return `R(x_1) = reward(decode(x_1)) / temperature`, (n,), in float32.
+
+        Rows may be a multiple of the batch's, prompt-major as they are.
+
+        Raises:
+            FloatingPointError: a reward that is not finite.
+            ValueError: a reward without the gradient that it declares.
+        """
+        asked = self.prompts if self.asked is None else self.asked
+        texts = None if asked is None else flat_prompts(asked, len(x))
+        with torch.autocast(x.device.type, enabled=False):  # decode and reward in full precision
+            x = x if x.dtype == torch.float64 else x.float()
+            values = score(self.reward, self.student.decode(x), texts)
+        asked_gradient = torch.is_grad_enabled() and x.requires_grad
+        if asked_gradient and self.reward.differentiable and not values.requires_grad:
+            raise ValueError(
+                f"reward {name_of(self.reward)!r} says that it is differentiable, and its scores "
+                "carry no gradient to the images: keep to tensor operations (no PIL, numpy, "
+                "detach or no_grad), or declare it with rewards.wrap(f, differentiable=False) and "
+                "take an objective that needs none, nft or grpo"
+            )
+        finite = torch.isfinite(values)
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0])
+            whose = "" if texts is None else f" of prompt {texts[row]!r}"
+            raise FloatingPointError(
+                f"the reward is {float(values[row].detach())} in row {row}{whose}: a reward must "
+                "be finite on every picture that the model can draw; look at the reward, or at "
+                "the run's last sheet for what it was asked about"
+            )
+        return (values if values.dtype == torch.float64 else values.float()) / self.temperature
+
+
+class Objective(nn.Module):
+    """A rule by which a reward moves the adapters: `objective(batch) -> {"loss", ...}`.
+
+    A subclass says whether it needs the reward's gradient, and how many rows of one prompt it
+    wants side by side. What it remembers between steps are buffers: checkpoints keep them.
+
+    Attributes:
+        differentiable: whether it needs the reward's gradient.
+        group: rows of each prompt in a batch.
+    """
+
+    differentiable: bool = True
+    group: int = 1
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss, (), and other numbers by name."""

@@ -1,0 +1,134 @@
+"""What the objectives of reward tuning share: their batch, their brakes, and their names.
+
+An objective is called with a `Batch` and returns a loss and what is worth logging. In `R` the
+reward is divided by the temperature, so a batch says how hard it is tuned.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from steer.flow import FlowMap
+from steer.noise import Draws
+from steer.objectives.batch import Batch
+from steer.objectives.regression import lagrangian_target
+from steer.path import Time, like
+
+__all__ = [
+    "action",
+    "consistency",
+    "distil",
+    "draw_pair_of",
+    "noise_displacement",
+    "self_distillation",
+    "squared",
+]
+
+
+def squared(x: Tensor) -> Tensor:
+    """Return `|x|²` of each row, (n,), summed over the event."""
+    x = x if x.dtype == torch.float64 else x.float()
+    return x.square().flatten(1).sum(1)
+
+
+def action(
+    student: FlowMap, base: FlowMap, x: Tensor, s: Time, t: Time, y: Tensor | None = None
+) -> Tensor:
+    """Return the control energy of a jump, `(t-s)/2 |v_θ(x,s,t) - v_b(x,s,t)|²`, (n,).
+
+    Summed over the jumps from 0 to 1 it is the action `½ ∫ |u|² dt` that theory (46) weighs
+    against the reward; at s = 0, t = 1 it is `½ |X_θ(0,1,x) - X_b(0,1,x)|²`.
+
+    Args:
+        student: the tuned flow.
+        base: the flow that it is held to.
+        x: points at s, (n, *event).
+        s: start.
+        t: end.
+        y: the student's jump of x, where it is known.
+    """
+    y = student.jump(x, s, t) if y is None else y
+    gap = torch.as_tensor(t, device=x.device) - torch.as_tensor(s, device=x.device)
+    return squared(y - base.jump(x, s, t)) / (2 * gap.clamp(min=1e-3))
+
+
+def noise_displacement(base: FlowMap, y: Tensor, steps: int = 4) -> Tensor:
+    """Return the noise that the base's probability flow leads to y, (n, *event).
+
+    Midpoint steps of `dx/dt = b_t(x)` from t = 1 back to 0. Tilts of pictures are tilts of their
+    noise, so a distance there is one in units of the noise's own deviation (HyperNoise, Eyring et
+    al. 2025, arXiv 2508.09968, penalises it).
+    """
+    h = 1 / steps
+    for k in range(steps):
+        t = 1 - k * h
+        middle = y - h / 2 * base.velocity(y, t)
+        y = y - h * base.velocity(middle, t - h / 2)
+    return y
+
+
+def consistency(student: FlowMap, x: Tensor, s: Tensor, u: Tensor, t: Tensor) -> Tensor:
+    """Return `|X(s,t,x) - X(u,t,X(s,u,x))|² / (t-s)²`, theory (7), averaged over the event, (n,).
+
+    No side is held fixed: what the reward did to one jump moves to the jumps that compose it, down
+    to the velocity, and back.
+    """
+    straight = student.jump(x, s, t)
+    composed = student.jump(student.jump(x, s, u), u, t)
+    gap = like((t - s).clamp(min=1e-2), x)
+    return squared((straight - composed) / gap) / x[0].numel()
+
+
+def self_distillation(
+    student: FlowMap,
+    base: FlowMap,
+    x: Tensor,
+    pair: tuple[Tensor, Tensor],
+    h: Tensor,
+) -> Tensor:
+    """Return theory (63), averaged over the event, (n,): the map follows its own velocity.
+
+    `|X_θ(s,t,x) - X*_θ - (X_b(s,t,x) - X*_b)|² / (t-s)²`, with X* the map at t - h carried on by
+    one Heun step of the flow's own velocity, theory (13), without gradient. Of a base that is a
+    true map this is self-distillation (Boffi et al. 2025, arXiv 2505.18825), theory (14) with the
+    student as its own teacher. A learned base is not: its jumps and its velocity differ, and that
+    difference is left as it is, so that at step 0 nothing moves, and later only what was learned.
+
+    Args:
+        student: the tuned flow.
+        base: the flow without adapters.
+        x: points at s, (n, *event).
+        pair: s and t, (n,) each.
+        h: Heun steps, (n,).
+    """
+    s, t = pair
+    with torch.no_grad():
+        goal = lagrangian_target(student, student.velocity, x, s, t, h)
+        goal += base.jump(x, s, t) - lagrangian_target(base, base.velocity, x, s, t, h)
+    gap = like((t - s).clamp(min=1e-3), x)
+    return squared((student.jump(x, s, t) - goal) / gap) / x[0].numel()
+
+
+def distil(batch: Batch, x: Callable[[Tensor], Tensor], low: float, high: float) -> Tensor:
+    """Draw pairs (s, t) and steps for the rows, and return their mean self-distillation, ().
+
+    Args:
+        batch: the batch.
+        x: s (n,) -> points at s, (n, *event).
+        low: the shortest Heun step.
+        high: the longest.
+    """
+    s, t = draw_pair_of(batch.draws)
+    h = low + (high - low) * batch.draws.uniform()
+    with torch.no_grad():
+        at = x(s)
+    return self_distillation(batch.student, batch.base, at, (s, t), h).mean()
+
+
+def draw_pair_of(draws: Draws, ends: float = 0.35) -> tuple[Tensor, Tensor]:
+    """Draw pairs s < t as `consistency.draw_pair` does, from the rows' own randomness."""
+    pair = draws.uniform((2,)).sort(1).values
+    s, t = pair.unbind(1)
+    s = torch.where(draws.uniform() < ends, 0.0, s)
+    return s, torch.where(draws.uniform() < ends, 1.0, t)

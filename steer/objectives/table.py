@@ -1,0 +1,70 @@
+"""The objectives of reward tuning by name."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from steer.names import unknown
+from steer.objectives.adjoint import Adjoint
+from steer.objectives.amortise import Amortise
+from steer.objectives.batch import Objective
+from steer.objectives.direct import Direct, Draft
+from steer.objectives.policy import GRPO, NFT
+from steer.objectives.transport import Transport
+from steer.objectives.value import Value
+
+__all__ = ["OBJECTIVES", "TABLE", "build", "name_of", "options_of"]
+
+TABLE: dict[str, tuple[type[Objective], str]] = {
+    "direct": (Direct, "ascent of the reward through one jump, or several, with brakes"),
+    "transport": (Transport, "the transport tilt: reward against control energy (2609.27033)"),
+    "value": (
+        Value,
+        "the exponential tilt by weighted posterior draws (Meta Flow Maps, 2601.14430)",
+    ),
+    "amortise": (Amortise, "guidance paid once: regress the map on a guided population"),
+    "nft": (NFT, "no gradient: forward-process contrast on the map (2509.16117, 2607.15273)"),
+    "grpo": (GRPO, "no gradient: group-relative, anchored stochastic jumps (2607.00535)"),
+    "adjoint": (Adjoint, "baseline: adjoint matching on a memoryless rollout (2409.08861)"),
+    "draft": (Draft, "baseline: truncated backpropagation through a rollout (2309.17400)"),
+}
+"""Name -> its class, and one line."""
+
+OBJECTIVES = {name: line for name, (_, line) in TABLE.items()}
+"""Name -> one line."""
+
+
+def build(objective: str | Objective, options: Mapping[str, Any] | None = None) -> Objective:
+    """Return an objective by its name and options; an objective as it is.
+
+    Raises:
+        ValueError: an unknown name or option, with the nearest ones.
+    """
+    if isinstance(objective, Objective):
+        if options:
+            raise ValueError("options are for an objective by name: give them to the objective")
+        return objective
+    if objective not in TABLE:
+        raise unknown("objective", objective, TABLE)
+    kind = TABLE[objective][0]
+    known = inspect.signature(kind).parameters
+    for name in options or {}:
+        if name not in known:
+            raise ValueError(
+                f"objective {objective!r} takes no option {name!r}: it takes {', '.join(known)}"
+            )
+    return kind(**(options or {}))
+
+
+def name_of(objective: Objective) -> str:
+    """Return an objective's name, or its class's where it has none here."""
+    for name, (kind, _) in TABLE.items():
+        if type(objective) is kind:
+            return name
+    return type(objective).__name__
+
+
+def options_of(objective: Objective) -> dict[str, Any]:
+    """Return an objective's plain settings: what its parameters are called, and their values."""
+    names = inspect.signature(type(objective)).parameters
+    return {name: getattr(objective, name) for name in names if hasattr(objective, name)}

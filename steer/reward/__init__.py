@@ -1,0 +1,33 @@
+"""What a reward is: a module that gives one number a sample, higher is better.
+
+>>> import torch
+>>> darkness = wrap(lambda images: -images.mean((1, 2, 3)))
+>>> (0.5 * darkness + 2 * darkness)(torch.ones(2, 3, 4, 4))
+tensor([-2.5000, -2.5000])
+
+Everything that a reward needs of this library is imported from here.
+"""
+
+from steer.reward.base import Reward, WeightedSum, clamp01, name_of, score
+from steer.reward.closed import LinearReward, QuadraticReward
+from steer.reward.sharing import shared, sharing
+from steer.reward.terms import dissect, learners, leaves, term_gradients, term_scores
+from steer.reward.wrapping import wrap
+
+__all__ = [
+    "LinearReward",
+    "QuadraticReward",
+    "Reward",
+    "WeightedSum",
+    "clamp01",
+    "dissect",
+    "learners",
+    "leaves",
+    "name_of",
+    "score",
+    "shared",
+    "sharing",
+    "term_gradients",
+    "term_scores",
+    "wrap",
+]

@@ -1,0 +1,123 @@
+"""What a reward is: a module that gives one number a sample, higher is better.
+
+>>> darkness = wrap(lambda images: -images.mean((1, 2, 3)))
+>>> (0.5 * darkness + 2 * darkness)(torch.ones(2, 3, 4, 4))
+tensor([-2.5000, -2.5000])
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steer.reward.sharing import sharing
+
+__all__ = ["Reward", "WeightedSum", "clamp01", "name_of", "score"]
+
+
+class Reward(nn.Module):
+    """A reward: images (n, 3, h, w) as `FlowMap.decode` gives them -> scores (n,).
+
+    Never reduced over the batch, higher is better, in whatever units are natural. Rewards add and
+    scale: `0.7 * a + 0.3 * b` is a reward.
+
+    Attributes:
+        differentiable: whether the scores carry a gradient to the images.
+        terms: what a reward is composed of, with weights where it is a weighted sum; itself alone
+            where it is not composed.
+    """
+
+    differentiable: bool = True
+
+    @property
+    def terms(self) -> "list[tuple[float, Reward]]":
+        """What the reward is composed of: (weight, reward), one pair for one that is not."""
+        return [(1.0, self)]
+
+    @abstractmethod
+    def forward(
+        self,
+        images: Tensor,
+        prompts: Sequence[str] | None = None,
+        metadata: Sequence[Any] | None = None,
+    ) -> Tensor:
+        """Score images (n, 3, h, w), with one prompt per row where there are any -> (n,)."""
+
+    def __add__(self, other: "Reward") -> "WeightedSum":
+        return WeightedSum([*_summands(self), *_summands(other)])
+
+    def __mul__(self, weight: float) -> "WeightedSum":
+        return WeightedSum([(weight * w, reward) for w, reward in _summands(self)])
+
+    __rmul__ = __mul__
+
+
+class WeightedSum(Reward):
+    """`sum_i w_i reward_i`, differentiable where every term is."""
+
+    def __init__(self, terms: Sequence[tuple[float, Reward]]) -> None:
+        super().__init__()
+        self.weights = [float(w) for w, _ in terms]
+        self.rewards = nn.ModuleList(reward for _, reward in terms)
+        self.differentiable = all(reward.differentiable for _, reward in terms)
+
+    @property
+    def terms(self) -> list[tuple[float, Reward]]:
+        """The summands with their weights."""
+        return list(zip(self.weights, self.rewards, strict=True))  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        images: Tensor,
+        prompts: Sequence[str] | None = None,
+        metadata: Sequence[Any] | None = None,
+    ) -> Tensor:
+        """Return the weighted sum of the terms' scores, (n,)."""
+        with sharing():
+            scores = [w * score(r, images, prompts, metadata) for w, r in self.terms]
+        return torch.stack(scores).sum(0)
+
+
+def _summands(reward: Reward) -> list[tuple[float, Reward]]:
+    return reward.terms if isinstance(reward, WeightedSum) else [(1.0, reward)]
+
+
+def name_of(reward: Reward) -> str:
+    """Return what people call a reward."""
+    source = reward if "__name__" in vars(reward) else getattr(reward, "f", reward)
+    return getattr(source, "__name__", type(source).__name__)
+
+
+def score(
+    reward: Reward,
+    images: Tensor,
+    prompts: Sequence[str] | None = None,
+    metadata: Sequence[Any] | None = None,
+) -> Tensor:
+    """Call a reward and check that it gave one number per image, (n,).
+
+    Raises:
+        ValueError: the reward returned something else; the message says what.
+    """
+    scores = reward(images, prompts, metadata)
+    name = name_of(reward)
+    if not isinstance(scores, Tensor):
+        raise ValueError(
+            f"reward {name!r} returned {type(scores).__name__}: return a tensor of shape (n,)"
+        )
+    if scores.shape != images.shape[:1]:
+        raise ValueError(
+            f"reward {name!r} returned shape {tuple(scores.shape)} for {len(images)} images: "
+            f"return one number per image, shape ({len(images)},), not reduced over the batch"
+        )
+    return scores
+
+
+def clamp01(images: Tensor) -> Tensor:
+    """Clamp to [0, 1] with the gradient passed straight through.
+
+    The true gradient is zero outside, and would strand pixels there.
+    """
+    return images + (images.clamp(0, 1) - images).detach()

@@ -1,0 +1,1 @@
+"""`steer.sample`: one request, run by the name of a method, and its result."""

@@ -1,0 +1,1 @@
+"""Training a flow map with Lightning."""

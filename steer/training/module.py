@@ -1,0 +1,82 @@
+"""Lightning training of a flow map: running average, exact resume, Muon with AdamW.
+
+Everything that is drawn in step k is a function of (seed, k), so a run that was stopped and
+resumed equals one that never was. Import it by name: `import steer` does not load Lightning.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from steer.flow import FlowMap
+from steer.training.data import Batch, generator_of
+from steer.training.optim import MuonAdamW, warm_cosine
+
+__all__ = ["FlowTraining"]
+
+Objective = Callable[[FlowMap, FlowMap, Tensor, Sequence[str], torch.Generator], dict[str, Tensor]]
+
+
+class FlowTraining(L.LightningModule):
+    """Train a flow map with an objective, keeping the running average of its weights.
+
+    Args:
+        flow: what is trained, in place.
+        objective: (flow, average, x_1, prompts, generator) -> {"loss", ...}.
+        batches: step -> (x_1, prompts).
+        steps: length of the run: the rates follow a cosine to zero over it.
+        seed: with the step, it fixes noise and times.
+        average: decay of the running average (shorter at the start).
+        muon: learning rate of the matrices.
+        adamw: learning rate of the rest.
+    """
+
+    def __init__(
+        self,
+        flow: FlowMap,
+        objective: Objective,
+        batches: Callable[[int], Batch],
+        *,
+        steps: int,
+        seed: int = 0,
+        average: float = 0.998,
+        muon: float = 2e-3,
+        adamw: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.flow = flow
+        self.average = copy.deepcopy(flow).eval().requires_grad_(False)
+        self.objective, self.batches = objective, batches
+        self.steps, self.seed, self.decay = steps, seed, average
+        self.rates = {"muon": muon, "adamw": adamw}
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        """Return the loss of the batch that belongs to the global step."""
+        x_1, prompts = self.batches(self.global_step)
+        generator = generator_of(self.seed, self.global_step, 3)
+        terms = self.objective(self.flow, self.average, x_1.to(self.device), prompts, generator)
+        self.log_dict(terms, prog_bar=True, batch_size=len(x_1))
+        return terms["loss"]
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step, then move the running average towards the new weights.
+
+        Here and not at the batch's end, where checkpoints are written before it would move.
+        """
+        k = self.global_step + 1
+        super().optimizer_step(*args, **kwargs)
+        decay = min(self.decay, (1 + k) / (10 + k))
+        pairs = list(zip(self.average.parameters(), self.flow.parameters(), strict=True))
+        with torch.no_grad():
+            torch._foreach_lerp_([a for a, _ in pairs], [p for _, p in pairs], 1 - decay)
+
+    def configure_optimizers(self) -> Any:
+        """Muon and AdamW, 50 steps up, then a cosine to zero."""
+        tables = [m.weight for m in self.flow.modules() if isinstance(m, nn.Embedding)]
+        optimizer = MuonAdamW(self.flow.parameters(), **self.rates, embeddings=tables)
+
+        return {"optimizer": optimizer, "lr_scheduler": warm_cosine(optimizer, self.steps)}

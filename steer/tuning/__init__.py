@@ -1,0 +1,1 @@
+"""Reward fine-tuning of adapters with Lightning."""

@@ -1,0 +1,188 @@
+"""Lightning callbacks of a tuning run: instruments, sheets, the best adapters, an early stop.
+
+Everything is drawn from fixed noise for fixed prompts that are not tuned on, base beside tuned.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from steer.adapters.lora import Adapted
+from steer.adapters.store import save_adapters
+from steer.files import write_atomically
+from steer.pictures import captioned_grid
+from steer.reward import learners
+from steer.tuning.alarms import Alarm
+from steer.tuning.panel import Panel
+
+__all__ = ["SaveAdapters", "Watch"]
+
+
+class Watch(L.Callback):
+    """Read the instruments every so many steps, and act on what they say.
+
+    Args:
+        panel: what is drawn, and by what it is measured.
+        out: the run's folder: readings.jsonl, sheets/ and best/ go there; None: nothing is kept.
+        every: steps between checks.
+        steps: composed jumps of a check's pictures.
+        early_stop: end the run when so many checks in a row raised an alarm; 0: never.
+        metadata: what best/ is told of the run.
+    """
+
+    def __init__(
+        self,
+        panel: Panel,
+        out: Path | None,
+        every: int,
+        *,
+        steps: int = 1,
+        early_stop: int = 2,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.panel, self.out, self.every, self.steps = panel, out, every, steps
+        self.early_stop, self.metadata = early_stop, dict(metadata or {})
+        self.readings: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+        self.alarmed, self.seconds, self.stopped = 0, 0.0, ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {
+            "readings": json.dumps(self.readings),
+            "best": json.dumps(self.best),
+            "alarmed": self.alarmed,
+            "seconds": self.seconds,
+            "stopped": self.stopped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where a run was."""
+        self.readings, self.best = json.loads(state["readings"]), json.loads(state["best"])
+        self.alarmed, self.seconds = state["alarmed"], state["seconds"]
+        self.stopped = state["stopped"]
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Look once before the first step: the tuned pictures are the base's."""
+        if not self.readings:
+            self.check(trainer, module)
+        if self.stopped:  # a run that was stopped by alarms is not taken up
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        """Look at the last weights, where the run does not end at a check."""
+        if self.readings and self.readings[-1]["step"] < trainer.global_step:
+            self.check(trainer, module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+        """Look after every so many optimizer steps."""
+        k = trainer.global_step
+        if k % self.every == 0 and k and (not self.readings or self.readings[-1]["step"] < k):
+            self.check(trainer, module)
+
+    def check(self, trainer: L.Trainer, module: Any) -> None:
+        """Read, log, keep the best, and stop where the alarms say so; on the first process."""
+        start = time.perf_counter()
+        if trainer.is_global_zero:
+            self._check(trainer, module)
+        self.seconds += time.perf_counter() - start
+        stop = trainer.strategy.broadcast(self.stopped)
+        if stop:
+            trainer.should_stop = True
+
+    def _check(self, trainer: L.Trainer, module: Any) -> None:
+        learning = learners(self.panel.reward)  # from the objective's pictures, not from these
+        modes = [(m, m.training) for m in [*self.panel.tuned.modules(), *learning]]
+        self.panel.tuned.eval()
+        for learner in learning:
+            learner.training = False
+        reading, alarms, images = self.panel.read(1.0, self.steps, drift=True)
+        numbers = reading.as_dict() | self.panel.terms(images)
+        step = trainer.global_step
+        entry = {
+            "step": step, "nfe": module.nfe, "reward_calls": module.reward_calls,
+            "alarms": [str(a) for a in alarms], **numbers,
+        }  # fmt: skip
+        self.readings.append(entry)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"check/{k}": v for k, v in numbers.items()}, step)
+        for alarm in alarms:
+            print(f"step {step}: alarm: {alarm}")
+        self.alarmed = self.alarmed + 1 if alarms else 0
+        if self.early_stop and self.alarmed >= self.early_stop:
+            self.stopped = f"step {step}: {alarms[0]}"
+            print(f"stopped at step {step}, after {self.alarmed} checks with an alarm in a row")
+        self._keep_best(entry, alarms)
+        if self.out is not None:
+            self._write(step, images, trainer)
+        for part, training in modes:  # each its own: a frozen network stays in evaluation mode
+            part.training = training
+
+    def _keep_best(self, entry: dict[str, Any], alarms: Sequence[Alarm]) -> None:
+        """Keep the adapters that the judge likes best; without a judge, the last without alarm."""
+        name = "judge" if "judge" in entry else "reward"
+        if name == "reward" and alarms:
+            return
+        if self.best is None or name == "reward" or entry[name] > self.best[name]:
+            self.best = entry
+            if self.out is not None:
+                known = {**self.metadata, "steps": entry["step"], "figures": figures(entry)}
+                save_adapters(self.panel.tuned, self.out / "best", known)
+
+    def _write(self, step: int, images: Tensor, trainer: L.Trainer) -> None:
+        assert self.out is not None
+        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in self.readings)
+        write_atomically(self.out / "readings.jsonl", lines.encode())
+        folder = self.out / "sheets"
+        folder.mkdir(exist_ok=True)
+        with torch.no_grad():
+            sheet = captioned_grid(self.panel.sheet(images, self.steps))
+        partial = folder / f".{step:06d}.png"
+        sheet.save(partial, format="PNG")
+        partial.replace(folder / f"{step:06d}.png")
+        for logger in trainer.loggers:
+            board: Any = getattr(logger, "experiment", None)
+            if hasattr(board, "add_image"):  # TensorBoard
+                import torchvision.transforms.functional as tf
+
+                board.add_image("sheet", tf.to_tensor(sheet), step)
+
+
+class SaveAdapters(L.Callback):
+    """Write the adapters of the last step, beside Lightning's own checkpoint.
+
+    Args:
+        tuned: whose.
+        out: the folder.
+        every: steps between writes.
+        metadata: what the file is told of the run.
+    """
+
+    def __init__(
+        self, tuned: Adapted, out: Path, every: int, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        self.tuned, self.out, self.every = tuned, out, every
+        self.metadata, self.saved = dict(metadata or {}), 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+        """Write every so many optimizer steps, once each."""
+        k = trainer.global_step
+        if trainer.is_global_zero and k % self.every == 0 and k != self.saved:
+            self.saved = k
+            self.save(k)
+
+    def save(self, step: int) -> None:
+        """Write now."""
+        save_adapters(self.tuned, self.out, {**self.metadata, "steps": step})
+
+
+def figures(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return what a model card tells: name -> base and tuned."""
+    names = [k.removesuffix("/base") for k in entry if k.endswith("/base")]
+    return {n: {"base": entry[f"{n}/base"], "tuned": entry[n]} for n in names}

@@ -1,0 +1,154 @@
+"""Instruments against reward hacking: what pictures look like, apart from the reward.
+
+A reward that rises says nothing when it is the thing that was climbed. These are read beside it,
+on the base's pictures and the tuned pictures of the same prompts and the same noise, so that each
+picture has its pair: plain statistics of pixels, diversity within a prompt, kernel distance to
+the base's pictures, a judge and rewards that were held out, and how far the velocity drifted.
+
+>>> grey = torch.linspace(0.4, 0.6, 8)[:, None, None, None].expand(8, 3, 16, 16)
+>>> instruments = Instruments(grey, ["a cat", "a dog"])
+>>> [alarm.name for alarm in instruments.alarms(instruments.read(torch.ones_like(grey)))]
+['brightness', 'diversity']
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from steer.flow import flat_prompts
+from steer.reward import Reward, score, wrap
+from steer.tuning.alarms import (
+    HELD_OUT,
+    SPREAD,
+    Alarm,
+    Thresholds,
+    _collapse,
+    _forsaken,
+    _judged,
+    _statistic,
+)
+from steer.tuning.reading import Reading, _paired
+from steer.tuning.statistics import (
+    PIXELS,
+    Drift,
+    _check,
+    diversity,
+    features_of,
+    image_statistics,
+    kid,
+)
+
+__all__ = [
+    "Instruments",
+]
+
+
+class Instruments:
+    """Compare tuned pictures with the base's own of the same prompts and the same noise.
+
+    It is built once, on the base's pictures, and keeps their numbers, not the pictures. How either
+    were drawn is the caller's; only the pairs matter: row i of both came of the same noise, by the
+    same number of steps.
+
+    Args:
+        images: the base's, (p * n, 3, h, w), prompt-major, not clamped.
+        prompts: p, what the reward, the judge and the held-out rewards are asked.
+        reward: what is being tuned for. Without it no held-out reward raises an alarm.
+        judge: what says whether the pictures became better; nothing is tuned by it. Its
+            `features(images)`, where it has them, serve diversity and kernel distance.
+        held_out: name -> other rewards, that nothing is tuned by.
+        thresholds: of the alarms.
+
+    Raises:
+        ValueError: no pictures (n, 3, h, w), values that are not finite, or rows that do not
+            split evenly over the prompts.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        reward: Reward | Callable[..., Tensor] | None = None,
+        *,
+        judge: Reward | Callable[..., Tensor] | None = None,
+        held_out: Mapping[str, Reward | Callable[..., Tensor]] | None = None,
+        thresholds: Thresholds | None = None,
+    ) -> None:
+        _check(images)
+        self.prompts, self.rows = list(prompts), flat_prompts(prompts, len(images))
+        self.thresholds = Thresholds() if thresholds is None else thresholds
+        scorers = {"reward": reward, "judge": judge}
+        scorers |= {HELD_OUT + name: f for name, f in (held_out or {}).items()}
+        self._scorers = {name: wrap(f) for name, f in scorers.items() if f is not None}
+        self._features = features_of(judge)
+        self._shape = images.shape
+        self._base, self._base_features = self._measure(images)
+
+    @torch.no_grad()
+    def _measure(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return every number of these pictures, (n,) or (p,), and their features; on the CPU."""
+        rows = max(1, PIXELS // images[0, 0].numel())
+        parts = images.detach().split(rows)
+        values = {
+            name: torch.cat(
+                [
+                    score(scorer, part, self.rows[i * rows : i * rows + len(part)]).float().cpu()
+                    for i, part in enumerate(parts)
+                ]
+            )
+            for name, scorer in self._scorers.items()
+        }
+        for name, scores in values.items():
+            if not bool(torch.isfinite(scores).all()):
+                row = int((~torch.isfinite(scores)).nonzero()[0])
+                raise ValueError(
+                    f"{name} is {float(scores[row])} for picture {row} ({self.rows[row]!r}): it "
+                    "must be finite for every picture; guard its logarithms and divisions"
+                )
+        features = torch.cat([self._features(part).float().cpu() for part in parts])
+        if len(images) > len(self.prompts):
+            values["diversity"] = diversity(features, len(self.prompts))
+        return values | {k: v.cpu() for k, v in image_statistics(images).items()}, features
+
+    def read(self, images: Tensor, drift: Drift | None = None) -> Reading:
+        """Compare pictures with the base's.
+
+        Args:
+            images: (p * n, 3, h, w), of the same noise and prompts, prompt-major, not clamped.
+            drift: of `velocity_distance`, to be kept with the rest.
+
+        Raises:
+            ValueError: another number or size of pictures than the base's, or values that are
+                not finite.
+        """
+        if images.shape != self._shape:
+            raise ValueError(
+                f"pictures are {tuple(images.shape)}, the base's were {tuple(self._shape)}: draw "
+                "them of the same noise for the same prompts, or build the instruments anew"
+            )
+        _check(images)
+        values, features = self._measure(images)
+        many = len(features) > 1
+        return Reading(
+            {name: _paired(value, self._base[name]) for name, value in values.items()},
+            kid(self._base_features, features, paired=True) if many else (0.0, 0.0),
+            drift,
+        )
+
+    def alarms(self, reading: Reading) -> list[Alarm]:
+        """Return what in a reading is a sign of hacking, none if all is well."""
+        values, limits = reading.values, self.thresholds
+        found = [_statistic(name, values[name], limits) for name in SPREAD]
+        if "diversity" in values:
+            found.append(_collapse(values["diversity"], limits))
+        if "judge" in values:
+            found.append(_judged(values["judge"], limits))
+        reward = values.get("reward")
+        if reward is not None and reward.change > 0 and reward.moved(limits.score_errors):
+            found += [
+                _forsaken(name, value, reward, limits)
+                for name, value in values.items()
+                if name.startswith(HELD_OUT)
+            ]
+        return [alarm for alarm in found if alarm is not None]

@@ -1,0 +1,272 @@
+"""Lightning tuning of a flow map's adapters by a reward: running average, counts, exact resume.
+
+Student and teacher are one network, its adapters on and off. Everything that is drawn in step k is
+a function of (seed, k, row): the draws know nothing of micro-batches, processes and restarts.
+Import it by name: `import steer` does not load Lightning.
+"""
+
+import math
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from steer.adapters.lora import Adapted
+from steer.adapters.store import fingerprint
+from steer.noise import Draws, noise_dtype
+from steer.objectives.batch import Batch, Objective
+from steer.reward import Reward, learners
+from steer.sampling.counts import CountedReward
+from steer.training.optim import warm_cosine
+from steer.tuning.counts import Metered, TuningCounts
+from steer.tuning.prompts import Prompts
+
+__all__ = ["AVERAGE", "RewardTuning"]
+
+AVERAGE = "average"
+
+"""The adapters that hold the running average."""
+
+
+class RewardTuning(L.LightningModule):
+    """Tune the adapters of a flow by an objective, keeping their running average.
+
+    Args:
+        tuned: the flow with adapters; they are changed in place.
+        objective: what the reward does to them.
+        reward: in its own units.
+        prompts: the prompts of each step.
+        steps: length of the run.
+        batch_size: rows of an optimizer step, over all processes and micro-batches.
+        micro_batch: rows of one call on one process.
+        temperature: what the reward is divided by.
+        learning_rate: of AdamW.
+        warm: steps of linear warm-up; the rate then follows a cosine to zero.
+        average: decay of the running average (shorter at the start).
+        seed: with the step and the row, it fixes all that is drawn.
+
+    Raises:
+        ValueError: sizes that do not divide, or an objective that needs a gradient that the reward
+            does not have.
+    """
+
+    strict_loading = False  # checkpoints hold the adapters alone
+
+    def __init__(
+        self,
+        tuned: Adapted,
+        objective: Objective,
+        reward: Reward,
+        prompts: Prompts,
+        *,
+        steps: int,
+        batch_size: int,
+        micro_batch: int,
+        temperature: float,
+        learning_rate: float = 1e-3,
+        warm: int = 20,
+        average: float = 0.98,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        group = objective.group
+        if objective.differentiable and not reward.differentiable:
+            raise ValueError(
+                f"objective {type(objective).__name__.lower()!r} needs the reward's gradient, and "
+                "the reward is declared not differentiable: take nft or grpo, which need values "
+                "alone, or a differentiable reward"
+            )
+        if micro_batch % group:
+            raise ValueError(
+                f"{micro_batch} rows a call do not hold whole groups of {group} rows a prompt, "
+                f"which this objective compares: make it a multiple of {group}"
+            )
+        for p in tuned.adapters().values():
+            p.requires_grad_(True)
+        if not tuned.adapters(AVERAGE):
+            tuned.add(AVERAGE)
+        self.tuned, self.objective = tuned, objective
+        self.counts = TuningCounts()
+        self._reward = [CountedReward(reward, self.counts)]  # in a list: not a part of the module
+        self.prompts, self.steps, self.seed = prompts, steps, seed
+        self.batch_size, self.micro_batch = batch_size, micro_batch
+        self.temperature, self.decay = temperature, average
+        self.learning_rate, self.warm = learning_rate, warm
+        self._terms: list[dict[str, Tensor]] = []
+        self._micro = 0
+
+    @property
+    def reward(self) -> Reward:
+        """The reward, counted."""
+        return self._reward[0]
+
+    @cached_property
+    def base_sha256(self) -> str:
+        """The hash of the base's weights, which never change."""
+        return fingerprint(self.tuned)
+
+    @property
+    def nfe(self) -> int:
+        """What the run has cost so far, over all processes, each of which does as much."""
+        return self.counts.nfe * (1 if self._trainer is None else self.trainer.world_size)
+
+    @property
+    def reward_calls(self) -> int:
+        """How often the reward was asked by the objective, over all processes."""
+        return self.counts.reward * (1 if self._trainer is None else self.trainer.world_size)
+
+    def loader(self) -> DataLoader:
+        """Return a loader that only counts: what a step draws is a function of its number."""
+        return DataLoader(range(self.steps * self.accumulate()), batch_size=None)  # type: ignore[arg-type]
+
+    def accumulate(self, processes: int | None = None) -> int:
+        """Return how many micro-batches an optimizer step takes on each process."""
+        count = processes or (self.trainer.world_size if self._trainer is not None else 1)
+        if self.batch_size % (self.micro_batch * count):
+            raise ValueError(
+                f"a batch of {self.batch_size} rows does not split into calls of "
+                f"{self.micro_batch} rows on {count} processes: make it a multiple of "
+                f"{self.micro_batch * count}"
+            )
+        return self.batch_size // (self.micro_batch * count)
+
+    def batch(self, step: int, first: int, last: int) -> Batch:
+        """Return rows first to last of a step's batch, its flows bound to their prompts."""
+        flow, group = self.tuned, self.objective.group
+        draws = Draws(
+            self.seed, step, (first, last), device=self.device, dtype=noise_dtype(self.tuned)
+        )
+        start = step * self.batch_size
+        places = (start + first) // group, (start + last) // group
+        names, asked = self.prompts(*places)
+
+        def bound(view: Adapted, trained: bool = False) -> Metered:
+            view = view if names is None else view.given(names)
+            return Metered(view, self.counts, trained)
+
+        return Batch(
+            bound(flow, True), bound(flow.base), bound(flow.at(1.0, AVERAGE)), self.reward,
+            self.temperature, draws, names, asked, Metered(flow.base, self.counts),
+            None if names is None else self.prompts.epochs(*places),
+        )  # fmt: skip
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        """Return the loss of the micro-batch that is this process's turn."""
+        m = self.micro_batch
+        first = (self._micro * self.trainer.world_size + self.trainer.global_rank) * m
+        self._micro += 1
+        terms = self.objective(self.batch(self.global_step, first, first + m))
+        if not bool(torch.isfinite(terms["loss"])):
+            raise FloatingPointError(
+                f"the loss of step {self.global_step} is {float(terms['loss'].detach())}: lower "
+                "learning_rate, raise the temperature or a brake; the last checkpoint is whole"
+            )
+        self._terms.append({name: value.detach().float() for name, value in terms.items()})
+        return terms["loss"]
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Count weight gradients from here on."""
+        self.counts.learning = True
+
+    def on_after_backward(self) -> None:
+        """Stop counting weight gradients."""
+        self.counts.learning = False
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the step's terms, their mean over its micro-batches and processes."""
+        gradients = [p.grad for p in self.tuned.adapters().values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not bool(torch.isfinite(norm)):
+            raise FloatingPointError(
+                f"the gradient of step {self.global_step} is not finite, though the loss is: look "
+                "at the reward's square roots, logarithms and divisions at flat pictures; the "
+                "last checkpoint is whole"
+            )
+        names = list(self._terms[0])
+        values = torch.stack([torch.stack([t[n] for n in names]) for t in self._terms]).mean(0)
+        values = self.trainer.strategy.reduce(values, reduce_op="mean")
+        terms = dict(zip(names, values.tolist(), strict=True)) | {"gradient": float(norm)}
+        self._terms, self._micro = [], 0
+        for part in learners(self.reward):
+            part.update(self._summed)
+        step = self.global_step + 1
+        costs = {"nfe": float(self.nfe), "reward_calls": float(self.reward_calls)}
+        for logger in self.trainer.loggers:  # a tenth of what self.log costs
+            logger.log_metrics({f"train/{k}": v for k, v in terms.items()} | costs, step)
+        self.log("reward", terms.get("reward", math.nan), prog_bar=True, logger=False)
+
+    def _summed(self, noted: Tensor) -> Tensor:
+        """Sum what a reward's scale took note of over processes."""
+        if self.trainer.world_size == 1:
+            return noted
+        return self.trainer.strategy.reduce(noted.to(self.device), reduce_op="sum")
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step, then move the running average towards the new adapters.
+
+        Here and not at the batch's end, where checkpoints are written before it would move.
+        """
+        k = self.global_step + 1
+        super().optimizer_step(*args, **kwargs)
+        decay = min(self.decay, (1 + k) / (10 + k))
+        new: list[Tensor] = list(self.tuned.adapters().values())
+        with torch.no_grad():
+            old: list[Tensor] = list(self.tuned.adapters(AVERAGE).values())
+            torch._foreach_lerp_(old, new, 1 - decay)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW without decay of weights, `warm` steps up, then a cosine to zero."""
+        optimizer = torch.optim.AdamW(
+            self.tuned.adapters().values(),
+            lr=self.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+        )
+        schedule = warm_cosine(optimizer, self.steps, max(1, self.warm))
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_fit_start(self) -> None:
+        """Move the reward, which is not a part of the module, to where the flow is."""
+        self.reward.to(self.device)
+        for part in learners(self.reward):
+            part.forget()
+            part.training = True  # it takes note of the objective's scores from here on
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the adapters, the objective's memory, the counts and the generators: no base."""
+        state = checkpoint["state_dict"]
+        kept = {k: v for k, v in state.items() if "lora_" in k or k.startswith("objective.")}
+        checkpoint["state_dict"] = kept
+        checkpoint["base"] = {"name": self.tuned.name, "sha256": self.base_sha256}
+        checkpoint["counts"] = asdict(self.counts)
+        checkpoint["scales"] = [part.statistics.clone() for part in learners(self.reward)]
+        checkpoint["generators"] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            checkpoint["generators"]["cuda"] = torch.cuda.get_rng_state_all()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another base, else take up where it was.
+
+        Raises:
+            ValueError: it was made on other weights.
+        """
+        theirs = checkpoint["base"]
+        if theirs["sha256"] != self.base_sha256:
+            raise ValueError(
+                f"the checkpoint was made on {theirs['name']!r} with weights "
+                f"{theirs['sha256'][:12]}, and this base, {self.tuned.name!r}, has others "
+                f"({self.base_sha256[:12]}): go on with the same base, or choose another folder"
+            )
+        for name, value in checkpoint["counts"].items():
+            setattr(self.counts, name, value)
+        for part, statistics in zip(
+            learners(self.reward), checkpoint.get("scales", []), strict=True
+        ):
+            part.statistics = statistics.to(part.statistics)
+        torch.set_rng_state(checkpoint["generators"]["cpu"].cpu())
+        if torch.cuda.is_available() and "cuda" in checkpoint["generators"]:
+            torch.cuda.set_rng_state_all(checkpoint["generators"]["cuda"])

@@ -1,0 +1,54 @@
+"""Lightning tuning of a flow map's adapters by a reward: running average, counts, exact resume.
+
+Student and teacher are one network, its adapters on and off. Everything that is drawn in step k is
+a function of (seed, k, row): the draws know nothing of micro-batches, processes and restarts.
+Import it by name: `import steer` does not load Lightning.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from steer.noise import generator
+
+__all__ = ["Prompts"]
+
+
+class Prompts:
+    """Which prompts a step has: every one is seen once before any is seen twice.
+
+    Args:
+        prompts: all of them; None for a flow without prompts.
+        asked: what the reward is asked for each, where that differs.
+        seed: fixes the order.
+    """
+
+    def __init__(
+        self, prompts: Sequence[str] | None, asked: Sequence[str] | None = None, seed: int = 0
+    ) -> None:
+        if prompts is not None and not len(prompts):
+            raise ValueError("the list of prompts is empty: give at least one, or None for none")
+        if asked is not None and len(asked) != len(prompts or ()):
+            raise ValueError(
+                f"{len(asked)} reward prompts for {len(prompts or ())} prompts: give one for each"
+            )
+        self.prompts = None if prompts is None else list(prompts)
+        self.asked = None if asked is None else list(asked)
+        self.seed = seed
+
+    def epochs(self, first: int, last: int) -> list[int]:
+        """Return how often each of the prompts at these places has come before."""
+        return [k // len(self.prompts or [""]) for k in range(first, last)]
+
+    def __call__(self, first: int, last: int) -> tuple[list[str] | None, list[str] | None]:
+        """Return the prompts at places first to last of the endless list, and what is asked."""
+        if self.prompts is None:
+            return None, None
+        n = len(self.prompts)
+        orders = {
+            epoch: torch.randperm(n, generator=generator(self.seed, epoch, "order")).tolist()
+            for epoch in range(first // n, (last - 1) // n + 1)
+        }
+        chosen = [orders[k // n][k % n] for k in range(first, last)]
+        asked = None if self.asked is None else [self.asked[i] for i in chosen]
+        return [self.prompts[i] for i in chosen], asked

@@ -1,0 +1,109 @@
+"""`steer.finetune`: tune the adapters of a flow map by a reward, in one call.
+
+The recipe of a run: probe the temperature, put adapters on, run Lightning's loop with the
+instruments on, and at the end draw the front of reward against drift by a sweep of the adapters'
+scale. A run that stopped goes on from its last checkpoint when it is called again.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["RUNTIME", "Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a tuning run is run.
+
+    Attributes:
+        rank: rank of the adapters.
+        alpha: their update is scaled by alpha / rank. Default: 2 rank.
+        targets: names of the adapted layers, or the ends of their names. Default: all linear
+            layers and convolutions.
+        learning_rate: of AdamW; after the warm-up it follows a cosine to zero.
+        warm: steps of linear warm-up.
+        batch_size: rows of an optimizer step, over all processes and micro-batches.
+        micro_batch: rows of one call on one process. Default: a process's whole share.
+        average: decay of the running average of the adapters.
+        clip: largest norm of the gradient.
+        check_prompts: prompts that are drawn at checks; give some that are not tuned on. Default:
+            the first 16 tuned ones.
+        check_samples: pictures of each.
+        check_steps: composed jumps of a check's pictures.
+        check_every: steps between checks; 0: no instruments.
+        early_stop: end the run after so many checks in a row with an alarm; 0: never.
+        save_every: steps between checkpoints.
+        sweep: scales of the adapters at the end of the run; empty: no sweep.
+        sweep_steps: for each of these numbers of jumps.
+        precision: Lightning's; "auto" is bf16-mixed where the hardware has bf16, else 32-true.
+        devices: processes.
+        strategy: Lightning's: auto or ddp.
+        accelerator: Lightning's: auto, cpu, gpu.
+        checkpointing: recompute activations in the backward pass instead of keeping them.
+        wandb: also log to Weights & Biases, in this project.
+        progress: whether to show a progress bar.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    targets: list[str] | None = None
+    learning_rate: float = 1e-3
+    warm: int = 20
+    batch_size: int = 16
+    micro_batch: int | None = None
+    average: float = 0.98
+    clip: float = 1.0
+    check_prompts: list[str] | None = None
+    check_samples: int = 4
+    check_steps: int = 1
+    check_every: int = 50
+    early_stop: int = 2
+    save_every: int = 25
+    sweep: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+    sweep_steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    precision: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    accelerator: str = "auto"
+    checkpointing: bool = False
+    wandb: str | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        least = {
+            "rank": 1, "batch_size": 1, "check_samples": 1, "check_steps": 1, "save_every": 1,
+            "devices": 1, "check_every": 0, "early_stop": 0, "warm": 0,
+        }  # fmt: skip
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, got {self.micro_batch}")
+        if any(k < 1 for k in self.sweep_steps):
+            raise ValueError(f"sweep_steps must be at least 1 each, got {self.sweep_steps}")
+        if any(name in self.strategy for name in ("fsdp", "deepspeed")):
+            raise ValueError(
+                f"strategy {self.strategy!r} splits the weights over processes, which checks and "
+                "adapter files cannot take yet: use auto or ddp, where each process holds the base"
+            )
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above zero, got {getattr(self, name)}")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average must be in [0, 1), got {self.average}")
+
+    @property
+    def micro(self) -> int:
+        """Rows of one call on one process."""
+        return self.micro_batch or max(1, self.batch_size // self.devices)
+
+
+RUNTIME = {
+    "precision", "devices", "strategy", "accelerator", "progress", "wandb", "micro_batch",
+    "checkpointing", "sweep", "sweep_steps", "save_every", "check_every", "early_stop",
+}  # fmt: skip
+
+"""Settings that may differ when a run goes on: they change no draw."""
