@@ -1,9 +1,32 @@
-"""What to say to a name that is not known."""
+"""Names: what to say to one that is not known, and where one that moved is now."""
 
 import difflib
-from collections.abc import Iterable
+import importlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
-__all__ = ["unknown"]
+__all__ = ["hint", "moved", "reason", "unknown"]
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Return the nearest names as a question, or nothing.
+
+    >>> hint("vertcal", ["vertical", "horizontal"])
+    'did you mean vertical? '
+    """
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}? " if near else ""
+
+
+def reason(error: BaseException) -> str:
+    r"""Return the first line of what an error says, or the error itself where it says nothing.
+
+    >>> reason(ValueError("no such file\nlook elsewhere")), reason(KeyError())
+    ('no such file', 'KeyError()')
+    """
+    return (str(error).strip().splitlines() or [repr(error)])[0]
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
@@ -13,6 +36,32 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
     unknown method 'fmt': did you mean fmtt? Known: fmtt, none
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return ValueError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names)}")
+    return ValueError(f"unknown {kind} {name!r}: {hint(name, names)}Known: {', '.join(names)}")
+
+
+def moved(package: str, homes: Mapping[str, Sequence[str]]) -> None:
+    """Let old module names of a package be imported still, without loading their new homes yet.
+
+    Args:
+        package: the package's name.
+        homes: old module name -> the modules that hold its names now.
+    """
+    for old, modules in homes.items():
+        name = f"{package}.{old}"
+        sys.modules.setdefault(name, _Moved(name, modules))
+
+
+class _Moved(ModuleType):
+    """A module that moved: its names are looked up in their new homes."""
+
+    def __init__(self, name: str, homes: Sequence[str]) -> None:
+        super().__init__(name, f"Moved to {' and '.join(homes)}.")
+        self._homes = homes
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("__"):
+            for home in self._homes:
+                module = importlib.import_module(home)
+                if hasattr(module, name):
+                    return getattr(module, name)
+        raise AttributeError(f"{self.__name__} moved to {' and '.join(self._homes)}: no {name!r}")

@@ -8,6 +8,7 @@ tensor([-2.5000, -2.5000])
 Everything that a reward needs of this library is imported from here.
 """
 
+from steer.names import hint, moved, reason, unknown
 from steer.reward.base import Reward, WeightedSum, clamp01, name_of, score
 from steer.reward.closed import LinearReward, QuadraticReward
 from steer.reward.sharing import shared, sharing
@@ -21,13 +22,17 @@ __all__ = [
     "WeightedSum",
     "clamp01",
     "dissect",
+    "hint",
     "learners",
     "leaves",
+    "moved",
     "name_of",
+    "reason",
     "score",
     "shared",
     "sharing",
     "term_gradients",
     "term_scores",
+    "unknown",
     "wrap",
 ]
