@@ -5,16 +5,18 @@ Along `x_t = alpha_t x_0 + beta_t x_1` the probability flow is `dx/dt = b_t(x)`,
 The rules that it obeys are theory (6, 7, 8) of docs/theory.md.
 """
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import final
+from itertools import pairwise
+from typing import Self, final
 
 import torch
 from torch import Tensor, nn
 
 from steer.path import Path, Time, as_time, like
 
-__all__ = ["FlowMap", "flat_prompts", "per_row"]
+__all__ = ["FlowMap", "Wrapped", "composed", "device_of", "flat_prompts", "per_row"]
 
 
 class FlowMap(nn.Module):
@@ -59,10 +61,7 @@ class FlowMap(nn.Module):
         if bool(end.all()):
             return x
         time = torch.where(end, 0.5, time)  # rows at the end are replaced below
-        alpha, beta = self.path(time)
-        alpha_dot, beta_dot = self.path.derivative(time)
-        scale = alpha * beta_dot - alpha_dot * beta
-        d = like(alpha / scale, x) * self.velocity(x, time) - like(alpha_dot / scale, x) * x
+        d = self.path.denoiser(x, self.velocity(x, time), time)
         return torch.where(like(end.to(x.dtype), x) == 1, x, d) if bool(end.any()) else d
 
     def score(self, x: Tensor, t: Time) -> Tensor:
@@ -70,8 +69,11 @@ class FlowMap(nn.Module):
 
         Closed forms may override it; nothing else should.
         """
-        alpha, beta = self.path(t)
-        return (like(beta, x) * self.denoise(x, t) - x) / like(alpha**2, x)
+        return self.path.score(x, self.denoise(x, t), t)
+
+    def derives(self, name: str) -> bool:
+        """Return whether `denoise` or `score` follows from the velocity: no closed form."""
+        return getattr(type(self), name) is getattr(FlowMap, name)
 
     def log_prob(self, x: Tensor, t: Time = 1.0) -> Tensor | None:
         """Return `log rho_t(x)`, (n,), where the model knows it; None where it does not."""
@@ -101,6 +103,83 @@ class FlowMap(nn.Module):
         return images
 
 
+class Wrapped(FlowMap):
+    """A flow seen through a wrapper: all calls go to the flow inside, each through `call`.
+
+    A wrapper overrides `call`, or what it means to change, and nothing else; denoiser and score
+    follow from the wrapper's own velocity where they follow from the inner flow's. `given` binds
+    the flow inside and wraps it again.
+
+    Args:
+        flow: the flow inside.
+    """
+
+    def __init__(self, flow: FlowMap) -> None:
+        super().__init__()
+        self._hold(flow)
+
+    def _hold(self, flow: FlowMap) -> None:
+        self.flow = flow
+        self.path, self.event_shape = flow.path, flow.event_shape
+        self.evaluations, self.name = flow.evaluations, flow.name
+
+    def around(self, flow: FlowMap) -> Self:
+        """Return this wrapper around another flow; itself, where it is around that one already."""
+        if flow is self.flow:
+            return self
+        view = copy.copy(self)
+        view._modules = dict(self._modules)
+        view._hold(flow)
+        return view
+
+    def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
+        """Call velocity, jump, denoise or score of the flow inside, (n, *event)."""
+        return getattr(self.flow, name)(x, *times)
+
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """Return the flow's velocity, (n, *event)."""
+        return self.call("velocity", x, t)
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return the flow's jump, (n, *event)."""
+        return self.call("jump", x, s, t)
+
+    def denoise(self, x: Tensor, t: Time) -> Tensor:
+        """Return the flow's own denoiser where it has a closed form, else from the velocity."""
+        return super().denoise(x, t) if self.derives("denoise") else self.call("denoise", x, t)
+
+    def score(self, x: Tensor, t: Time) -> Tensor:
+        """Return the flow's own score where it has a closed form, else from the denoiser."""
+        return super().score(x, t) if self.derives("score") else self.call("score", x, t)
+
+    def derives(self, name: str) -> bool:
+        """Return what the flow inside says."""
+        return self.flow.derives(name)
+
+    def log_prob(self, x: Tensor, t: Time = 1.0) -> Tensor | None:
+        """Return the flow's log-density."""
+        return self.flow.log_prob(x, t)
+
+    def given(self, prompts: Sequence[str]) -> Self:
+        """Bind prompts; itself, where the flow takes none."""
+        return self.around(self.flow.given(prompts))
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Return the flow's images."""
+        return self.flow.decode(x)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return what decodes to the images."""
+        return self.flow.encode(images)
+
+
+def composed(flow: FlowMap, x: Tensor, times: Sequence[float]) -> Tensor:
+    """Return x carried from times[0] to times[-1] by one jump from each time to the next."""
+    for s, t in pairwise(times):
+        x = flow.jump(x, s, t)
+    return x
+
+
 def per_row(values: Tensor, rows: int, name: str = "values") -> Tensor:
     """Repeat p values (p, ...) for `rows` prompt-major rows: row i gets value i // (rows / p)."""
     if rows % len(values):
@@ -119,3 +198,9 @@ def flat_prompts(prompts: Sequence[str], rows: int) -> list[str]:
     """
     index = per_row(torch.arange(len(prompts)), rows, "prompts")
     return [prompts[i] for i in index.tolist()]
+
+
+def device_of(flow: nn.Module) -> torch.device:
+    """Return where a flow's parameters are; the CPU for one without parameters."""
+    some = next(iter(flow.parameters()), None)
+    return torch.device("cpu") if some is None else some.device

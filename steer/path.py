@@ -47,6 +47,43 @@ class Path(ABC):
     def derivative(self, t: Time) -> tuple[Tensor, Tensor]:
         """Return their time derivatives (alpha'_t, beta'_t), of the shape of `t`."""
 
+    def interpolate(self, x_0: Tensor, x_1: Tensor, t: Time) -> Tensor:
+        """Return `x_t = alpha_t x_0 + beta_t x_1`, theory (1), (n, *event)."""
+        alpha, beta = self(t)
+        return like(alpha, x_0) * x_0 + like(beta, x_1) * x_1
+
+    def slope(self, x_0: Tensor, x_1: Tensor, t: Time) -> Tensor:
+        """Return `x'_t = alpha'_t x_0 + beta'_t x_1`, the velocity of one pair, (n, *event)."""
+        alpha_dot, beta_dot = self.derivative(t)
+        return like(alpha_dot, x_0) * x_0 + like(beta_dot, x_1) * x_1
+
+    def renoise(self, u: Time, t: Time) -> tuple[Tensor, Tensor]:
+        """Return k and v of `x_t = k x_u + sqrt(v) z`, theory (25), u >= t: marginals are kept.
+
+        `k = beta_t / beta_u` and `v = alpha_t² - k² alpha_u²`, exactly 1 and 0 where u = t.
+        """
+        (alpha_t, beta_t), (alpha_u, beta_u) = self(t), self(u)
+        same = as_time(u) == as_time(t)
+        k = torch.where(same, 1.0, beta_t / beta_u)
+        return k, torch.where(same, 0.0, alpha_t**2 - k**2 * alpha_u**2)
+
+    def denoiser(self, x: Tensor, b: Tensor, t: Time) -> Tensor:
+        """Return `D_t(x) = (alpha b - alpha' x) / (alpha beta' - alpha' beta)`, theory (4).
+
+        Args:
+            x: states at t, (n, *event).
+            b: the velocity there, (n, *event).
+            t: below 1.
+        """
+        (alpha, beta), (alpha_dot, beta_dot) = self(t), self.derivative(t)
+        scale = alpha * beta_dot - alpha_dot * beta
+        return like(alpha / scale, x) * b - like(alpha_dot / scale, x) * x
+
+    def score(self, x: Tensor, d: Tensor, t: Time) -> Tensor:
+        """Return `s_t(x) = -(x - beta D) / alpha²`, theory (5), for the denoiser d at (x, t)."""
+        alpha, beta = self(t)
+        return (like(beta, x) * d - x) / like(alpha**2, x)
+
 
 class Linear(Path):
     """`alpha_t = 1 - t`, `beta_t = t` (rectified flow; Liu et al. 2022, arXiv 2209.03003)."""

@@ -1,7 +1,4 @@
-"""What a run wraps around a flow, a reward and a potential; none of it changes a value.
-
-Micro-batches, one evaluation per (x, t), and counts.
-"""
+"""What a run costs: network and reward calls and their gradients, counted as they are made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from steer.flow import FlowMap
+from steer.flow import FlowMap, Wrapped
 from steer.path import Time
 from steer.reward import Reward, name_of
 
@@ -32,6 +29,11 @@ class Counts:
     reward: int = 0
     reward_gradient: int = 0
 
+    @property
+    def nfe(self) -> int:
+        """Network forward-equivalents, theory (51)."""
+        return self.forward + self.backward
+
 
 def _count_backward(y: Tensor, counts: Counts, name: str, each: int = 1) -> None:
     """Add y's rows to a count, `each` times, when a gradient passes through y."""
@@ -44,55 +46,24 @@ def _count_backward(y: Tensor, counts: Counts, name: str, each: int = 1) -> None
         y.register_hook(add)
 
 
-class Counted(FlowMap):
-    """A flow whose calls are counted: a jump, velocity, denoiser or score is one forward a row."""
+class Counted(Wrapped):
+    """A flow whose calls are counted: a jump, velocity, denoiser or score is one forward a row.
+
+    Args:
+        flow: the flow.
+        counts: what is added to; views by `given` share it.
+    """
 
     def __init__(self, flow: FlowMap, counts: Counts) -> None:
-        super().__init__()
-        self.flow, self.counts = flow, counts
-        self.path, self.event_shape = flow.path, flow.event_shape
-        self.evaluations = flow.evaluations
+        super().__init__(flow)
+        self.counts = counts
 
-    def _count(self, y: Tensor) -> Tensor:
+    def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
+        """Call the flow inside, and count."""
+        y = super().call(name, x, *times)
         self.counts.forward += self.evaluations * len(y)
         _count_backward(y, self.counts, "backward", self.evaluations)
         return y
-
-    def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """Return the flow's velocity."""
-        return self._count(self.flow.velocity(x, t))
-
-    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Return the flow's jump."""
-        return self._count(self.flow.jump(x, s, t))
-
-    def denoise(self, x: Tensor, t: Time) -> Tensor:
-        """Return the flow's own denoiser, from the velocity unless the flow has a closed form."""
-        if type(self.flow).denoise is FlowMap.denoise:
-            return super().denoise(x, t)
-        return self._count(self.flow.denoise(x, t))
-
-    def score(self, x: Tensor, t: Time) -> Tensor:
-        """Return the flow's own score, from the denoiser unless the flow has a closed form."""
-        if type(self.flow).score is FlowMap.score:
-            return super().score(x, t)
-        return self._count(self.flow.score(x, t))
-
-    def log_prob(self, x: Tensor, t: Time = 1.0) -> Tensor | None:
-        """Return the flow's log-density."""
-        return self.flow.log_prob(x, t)
-
-    def given(self, prompts: Sequence[str]) -> "Counted":
-        """Bind prompts; the calls go to the same counts."""
-        return Counted(self.flow.given(prompts), self.counts)
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Return the flow's images."""
-        return self.flow.decode(x)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Return what decodes to the images."""
-        return self.flow.encode(images)
 
 
 class CountedReward(Reward):
