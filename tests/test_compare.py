@@ -20,7 +20,7 @@ from recipes.sample import _model
 from rewards import loading as load
 from steer.adapters.lora import adapt
 from steer.adapters.store import save_adapters
-from steer.sampling.methods import plan
+from steer.sampling.forecast import plan
 from steer.sampling.run import PROBES
 
 FLOW = '''
