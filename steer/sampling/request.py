@@ -6,16 +6,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from steer.flow import FlowMap, device_of
-from steer.guidance.ascent import Sampler
-from steer.noise import Noise, noise_dtype
+from steer.noise import noise_dtype
 from steer.reward import Reward, wrap
 from steer.sampling.forecast import affordable
 from steer.sampling.methods import TABLE, Method, check_options, step_times
 
-__all__ = ["Request"]
+__all__ = ["PROBES", "Request"]
+
+PROBES = 32
+"""How many one-jump samples a prompt's temperature is set by."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Request:
         self._check_numbers()
         self._check_start()
         self._check_method()
-        self.sampler(self.flow, self.reward, self.asked, 1.0)  # its parts check their numbers
+        build, options = self.chosen.build, self.options
+        build(self.flow, self.reward, self.asked, 1.0, self.times, **options)  # checks numbers
         self.most_steps  # noqa: B018  a budget that is too small is refused
 
     @property
@@ -95,11 +99,6 @@ class Request:
             return self.batch_size
         return 64 if any(True for _ in self.flow.parameters()) else self.count * self.particles
 
-    @property
-    def tempered(self) -> bool:
-        """Whether the run has a temperature."""
-        return self.chosen.tempered
-
     @cached_property
     def most_steps(self) -> int | None:
         """After how many steps the budget ends the run; None: it does not."""
@@ -110,43 +109,23 @@ class Request:
             flow=self.flow, **self.options,
         )  # fmt: skip
 
+    @property
     def groups(self) -> list[range]:
-        """Return the indices of the prompts that are sampled together, group by group."""
+        """The indices of the prompts that are sampled together, group by group."""
         size = max(1, self.rows // self.particles)
         if self.target is not None:  # each ends by itself
             size = 1
         return [range(a, min(a + size, self.count)) for a in range(0, self.count, size)]
 
-    def sampler(
-        self,
-        flow: FlowMap,
-        reward: Reward,
-        asked: Sequence[str] | None,
-        temperature: Tensor | float,
-    ) -> Sampler:
-        """Build the method on a flow that is bound to its prompts."""
-        made = self.chosen.build(flow, reward, asked, temperature, self.times, **self.options)
-        made.batch_size = self.rows
-        return made
+    @property
+    def device(self) -> torch.device:
+        """Where the flow is."""
+        return device_of(self.flow)
 
-    def draw(self, group: range, particles: int, step: str) -> Tensor:
-        """Draw starts for a group of prompts, (p, particles, *event): noise, or a noisy picture.
-
-        Args:
-            group: indices of prompts.
-            particles: for each.
-            step: keys the noise.
-        """
-        places = range(self.position + group.start, self.position + group.stop)
-        noise = Noise(
-            self.seed, places, particles, step=step, device=device_of(self.flow),
-            dtype=noise_dtype(self.flow),
-        )  # fmt: skip
-        x_0 = noise.normal(self.flow.event_shape).unflatten(0, (len(places), particles))
-        if self.encoded is None:
-            return x_0
-        x_1 = self.encoded if len(self.encoded) == 1 else self.encoded[group.start : group.stop]
-        return self.flow.path.interpolate(x_0, x_1.to(x_0)[:, None], self.start)
+    @property
+    def dtype(self) -> torch.dtype:
+        """What noise is drawn in."""
+        return noise_dtype(self.flow)
 
     @cached_property
     def encoded(self) -> Tensor | None:

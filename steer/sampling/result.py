@@ -10,9 +10,36 @@ import torch
 from torch import Tensor
 
 from steer.files import numbers, peak_memory, slug, whole_folder
+from steer.guidance.population import Population
 from steer.pictures import captioned_grid, to_pil
 
-__all__ = ["Result", "joined_trace", "save_result"]
+__all__ = ["TRACED", "Part", "Result", "joined_trace", "save_result"]
+
+
+TRACED = ("ess", "log_z", "reward")
+"""What is kept of each step."""
+
+
+@dataclass
+class Part:
+    """What the result keeps of a group of prompts: the last population, and traces."""
+
+    history: list[tuple[Tensor, ...]] = field(default_factory=list)
+
+    def note(self, population: Population) -> None:
+        """Keep what is traced of a step."""
+        self.history.append((population.ess, population.log_z, population.reward.mean(-1)))
+
+    def tensors(self, last: Population, temperature: Tensor) -> dict[str, Tensor]:
+        """Return everything by its name in the result."""
+        part = {name: getattr(last, name) for name in ("x", "log_w", "ess", "log_z")}
+        part |= {"rewards": last.reward, "temperature": temperature}
+        images = last.images
+        if images is not None and images.ndim == 5 and images.shape[2] == 3:
+            part["images"] = images
+        steps = zip(*self.history, strict=True)
+        traces = zip(TRACED, map(torch.stack, map(list, steps)), strict=True)
+        return part | {f"trace_{name}": values for name, values in traces}
 
 
 @dataclass

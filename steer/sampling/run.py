@@ -17,13 +17,11 @@ from steer.reward import Reward
 from steer.sampling.calibrate import learn
 from steer.sampling.counts import Counted, CountedReward, Counts
 from steer.sampling.request import Request
-from steer.sampling.result import Result, joined_trace
+from steer.sampling.result import TRACED, Part, Result, joined_trace
+from steer.sampling.start import starts
 from steer.sampling.temperature import temperatures
 
 __all__ = ["Stream", "collect", "sample", "stream"]
-
-TRACED = ("ess", "log_z", "reward")
-"""What is kept of each step."""
 
 
 class Stream(Iterator[Population]):
@@ -52,54 +50,37 @@ class Stream(Iterator[Population]):
             self.seconds += time.perf_counter() - begun
 
     def _run(self) -> Iterator[Population]:
-        request = self.request
+        request, counts = self.request, self.counts
         self.learnt = learn(
             request.flow, request.reward, request.names, request.asked, request.seed
         )
-        for group in request.groups():
-            yield from self._sample(group)
-
-    def _sample(self, group: range) -> Iterator[Population]:
-        """Sample a group of prompts, and keep what the result is made of."""
-        request = self.request
-        traces: dict[str, list[Tensor]] = {name: [] for name in TRACED}
-        names, asked = (
-            None if texts is None else texts[group.start : group.stop]
-            for texts in (request.names, request.asked)
-        )
-        bound = request.flow if names is None else request.flow.given(names)
-        flow, reward = Counted(bound, self.counts), CountedReward(request.reward, self.counts)
-        part: dict[str, Tensor] = {}
-        temperature: Tensor | float = 1.0
-        if request.tempered:
-            probe = Counted(bound, self.probes), CountedReward(request.reward, self.probes)
-            temperature = part["temperature"] = temperatures(request, *probe, asked, group)
-        sampler = request.sampler(flow, reward, asked, temperature)
-        before, rows = self.counts.nfe, len(group) * request.particles
-        start = request.draw(group, request.particles, "start")
-        position = request.position + group.start
-        for population in sampler.steps(start, request.seed, position=position):
-            population = replace(population, nfe=(self.counts.nfe - before) / rows)
-            for name, values in traces.items():
-                value = getattr(population, name)
-                values.append(value.mean(-1) if name == "reward" else value)
-            if self._ends(population, len(traces[TRACED[0]])):
-                population.stop()
-            yield population
-        part |= {name: getattr(population, name) for name in ("x", "log_w", "ess", "log_z")}
-        part["rewards"] = population.reward
-        images = population.images
-        if images is not None and images.ndim == 5 and images.shape[2] == 3:
-            part["images"] = images
-        part |= {f"trace_{name}": torch.stack(values) for name, values in traces.items()}
-        self.parts.append(part)
-
-    def _ends(self, population: Population, steps: int) -> bool:
-        """Return whether target or budget end the run here."""
-        target = self.request.target
-        if target is not None and bool((population.reward.amax(-1) >= target).all()):
-            return True
-        return steps == self.request.most_steps
+        for group in request.groups:
+            names, asked = (
+                None if texts is None else texts[group.start : group.stop]
+                for texts in (request.names, request.asked)
+            )
+            bound = request.flow if names is None else request.flow.given(names)
+            x0, probes = starts(request, group)
+            position, part = request.position + group.start, Part()
+            flow, reward = Counted(bound, counts), CountedReward(request.reward, counts)
+            probed = Counted(bound, self.probes), CountedReward(request.reward, self.probes)
+            temperature = torch.full((len(group),), request.temperature or 1.0).to(x0.device)
+            if probes is not None:
+                temperature = temperatures(*probed, asked, probes, request, position)
+            build, options = request.chosen.build, request.options
+            sampler = build(flow, reward, asked, temperature, request.times, **options)
+            sampler.batch_size = request.rows
+            before, rows = counts.nfe, len(group) * request.particles
+            for population in sampler.steps(x0, request.seed, position=position):
+                population = replace(population, nfe=(counts.nfe - before) / rows)
+                part.note(population)
+                best = population.reward.amax(-1)
+                if request.target is not None and bool((best >= request.target).all()):
+                    population.stop()
+                if len(part.history) == request.most_steps:
+                    population.stop()
+                yield population
+            self.parts.append(part.tensors(population, temperature))
 
 
 def collect(populations: Stream) -> Result:
@@ -117,7 +98,8 @@ def collect(populations: Stream) -> Result:
         joined = {k: v[:, 0] if k.startswith("trace_") else v[0] for k, v in joined.items()}
     p, rows = request.count, request.count * request.particles
     # a stop that looks at the population selects: no estimate of Z survives it
-    evidence = request.tempered and request.target is None and not joined["log_z"].isnan().any()
+    tempered = request.chosen.tempered
+    evidence = tempered and request.target is None and not joined["log_z"].isnan().any()
     return Result(
         x=joined["x"],
         images=joined.get("images"),
@@ -126,7 +108,7 @@ def collect(populations: Stream) -> Result:
         log_z=joined["log_z"] if evidence else None,
         ess=joined["ess"],
         nfe=counts.nfe / rows,
-        temperature=joined.get("temperature"),
+        temperature=joined["temperature"] if tempered else None,
         best=joined["rewards"].argmax(-1),
         prompts=request.prompts,
         method=request.method,
