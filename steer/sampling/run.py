@@ -21,7 +21,7 @@ from steer.sampling.result import TRACED, Part, Result, joined_trace
 from steer.sampling.start import starts
 from steer.sampling.temperature import temperatures
 
-__all__ = ["Stream", "collect", "sample", "stream"]
+__all__ = ["Stream", "sample", "stream"]
 
 
 class Stream(Iterator[Population]):
@@ -82,53 +82,48 @@ class Stream(Iterator[Population]):
                 yield population
             self.parts.append(part.tensors(population, temperature))
 
-
-def collect(populations: Stream) -> Result:
-    """Run what is left of a stream, and return its result."""
-    for _ in populations:
-        pass
-    request, counts, probes = populations.request, populations.counts, populations.probes
-    joined = {
-        key: (joined_trace if key.startswith("trace_") else torch.cat)(
-            [part[key] for part in populations.parts]
-        )
-        for key in populations.parts[0]
-    }
-    if request.prompts is None or isinstance(request.prompts, str):  # no prompt axis
-        joined = {k: v[:, 0] if k.startswith("trace_") else v[0] for k, v in joined.items()}
-    p, rows = request.count, request.count * request.particles
-    # a stop that looks at the population selects: no estimate of Z survives it
-    tempered = request.chosen.tempered
-    evidence = tempered and request.target is None and not joined["log_z"].isnan().any()
-    return Result(
-        x=joined["x"],
-        images=joined.get("images"),
-        rewards=joined["rewards"],
-        log_w=joined["log_w"],
-        log_z=joined["log_z"] if evidence else None,
-        ess=joined["ess"],
-        nfe=counts.nfe / rows,
-        temperature=joined["temperature"] if tempered else None,
-        best=joined["rewards"].argmax(-1),
-        prompts=request.prompts,
-        method=request.method,
-        seed=request.seed,
-        reward_prompts=request.reward_prompts,
-        costs={
-            "network_gradients": counts.backward / rows,
-            "reward_calls": counts.reward / rows,
-            "reward_gradients": counts.reward_gradient / rows,
-            "temperature_nfe_per_prompt": probes.forward / p,
-            "temperature_reward_calls_per_prompt": probes.reward / p,
-            "seconds": populations.seconds,
+    def collect(self) -> Result:
+        """Make the steps that are left, and return the result."""
+        for _ in self:
+            pass
+        request, counts, probes = self.request, self.counts, self.probes
+        joined = {
+            key: (joined_trace if key.startswith("trace_") else torch.cat)(
+                [part[key] for part in self.parts]
+            )
+            for key in self.parts[0]
         }
-        | (
-            {"learning_nfe": populations.learnt * request.flow.evaluations}
-            if populations.learnt
-            else {}
-        ),
-        trace={name: joined[f"trace_{name}"] for name in TRACED},
-    )
+        if request.prompts is None or isinstance(request.prompts, str):  # no prompt axis
+            joined = {k: v[:, 0] if k.startswith("trace_") else v[0] for k, v in joined.items()}
+        p, rows = request.count, request.count * request.particles
+        # a stop that looks at the population selects: no estimate of Z survives it
+        tempered = request.chosen.tempered
+        evidence = tempered and request.target is None and not joined["log_z"].isnan().any()
+        return Result(
+            x=joined["x"],
+            images=joined.get("images"),
+            rewards=joined["rewards"],
+            log_w=joined["log_w"],
+            log_z=joined["log_z"] if evidence else None,
+            ess=joined["ess"],
+            nfe=counts.nfe / rows,
+            temperature=joined["temperature"] if tempered else None,
+            best=joined["rewards"].argmax(-1),
+            prompts=request.prompts,
+            method=request.method,
+            seed=request.seed,
+            reward_prompts=request.reward_prompts,
+            costs={
+                "network_gradients": counts.backward / rows,
+                "reward_calls": counts.reward / rows,
+                "reward_gradients": counts.reward_gradient / rows,
+                "temperature_nfe_per_prompt": probes.forward / p,
+                "temperature_reward_calls_per_prompt": probes.reward / p,
+                "seconds": self.seconds,
+            }
+            | ({"learning_nfe": self.learnt * request.flow.evaluations} if self.learnt else {}),
+            trace={name: joined[f"trace_{name}"] for name in TRACED},
+        )
 
 
 def stream(
@@ -140,8 +135,8 @@ def stream(
     """Sample step by step: the arguments are those of `steer.sample`, without its callback.
 
     Yields a population after each step, with a prompt axis, for one group of prompts after the
-    other (as many prompts as fit `batch_size` rows). `steer.sampling.run.collect` makes the rest
-    of the steps and returns the result.
+    other (as many prompts as fit `batch_size` rows); `collect()` makes the steps that are left and
+    returns the result.
 
     Raises:
         ValueError: as `steer.sample`, at once.
@@ -217,4 +212,4 @@ def sample(
     for population in populations:
         if callback is not None:
             callback(population)
-    return collect(populations)
+    return populations.collect()
