@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rewards.messages import unknown
-from steer.reward import Reward, name_of, score, wrap
+from steer.reward import Reward, name_of, score, unknown, wrap
 
 __all__ = ["CHECKS", "PROMPTS", "Finding", "Report", "check"]
 

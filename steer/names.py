@@ -46,9 +46,13 @@ def moved(package: str, homes: Mapping[str, Sequence[str]]) -> None:
         package: the package's name.
         homes: old module name -> the modules that hold its names now.
     """
+    home = sys.modules[package]
+    own = {*vars(home), *getattr(home, "__all__", ())}
     for old, modules in homes.items():
         name = f"{package}.{old}"
-        sys.modules.setdefault(name, _Moved(name, modules))
+        address = sys.modules.setdefault(name, _Moved(name, modules))
+        if old not in own:  # a package's own name goes before an old module's
+            setattr(home, old, address)
 
 
 class _Moved(ModuleType):
