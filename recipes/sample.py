@@ -13,6 +13,7 @@ import torch
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from steer.sampling.folder import save_result
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
@@ -25,7 +26,6 @@ from steer.flow import flat_prompts
 from steer.guidance.population import Population
 from steer.reward import dissect
 from steer.sampling.calibrate import learn
-from steer.sampling.folder import save_result
 from steer.sampling.methods import TABLE, method_options, plan
 from steer.sampling.result import Result
 from steer.sampling.run import PROBES, check, joined_trace

@@ -55,9 +55,10 @@ OLD = {
     "steer.load": "MODELS load save",
     "steer.lora": "Adapted adapt fingerprint load_adapters merged pack plain_config read_config "
     "read_metadata rejoin save_adapters",
-    "steer.methods": "METHODS TABLE Method affordable check_options method_options plan step_times",
-    "steer.reward": "LinearReward QuadraticReward Reward WeightedSum clamp01 dissect learners leaves "
-    "name_of score shared sharing term_gradients term_scores wrap",
+    "steer.methods": "METHODS TABLE Method affordable check_options method_options plan "
+    "step_times",
+    "steer.reward": "LinearReward QuadraticReward Reward WeightedSum clamp01 dissect learners "
+    "leaves name_of score shared sharing term_gradients term_scores wrap",
     "steer.testing": "Corrected FlowMapContract",
 }
 """Module -> its public names before modules moved into rooms."""
