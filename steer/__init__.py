@@ -21,6 +21,6 @@ moved(
         "kernel": ["steer.guidance.kernel"],
         "load": ["steer.models.loading"],
         "lora": ["steer.adapters.lora", "steer.adapters.store"],
-        "methods": ["steer.sampling.methods", "steer.sampling.forecast"],
+        "methods": ["steer.sampling.methods", "steer.sampling.forecast", "steer.path"],
     },
 )

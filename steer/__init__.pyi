@@ -115,6 +115,7 @@ from .guidance.weights import Ratio as Ratio
 from .guidance.weights import Weights as Weights
 from .models.classifier_free import ClassifierFree as ClassifierFree
 from .models.loading import load as load
+from .models.one_time import OneTime as OneTime
 from .noise import Noise as Noise
 from .path import (
     Cosine as Cosine,
@@ -169,6 +170,7 @@ __all__ = [
     "Noise",
     "NoiseAscent",
     "Normalised",
+    "OneTime",
     "Path",
     "Population",
     "Potential",

@@ -9,12 +9,12 @@ import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Self, final
+from typing import Literal, Self, final
 
 import torch
 from torch import Tensor, nn
 
-from steer.path import Path, Time, as_time, like
+from steer.path import Path, Time, as_time, like, step_times
 
 __all__ = ["FlowMap", "Wrapped", "composed", "device_of", "flat_prompts", "log_dtype", "per_row"]
 
@@ -29,13 +29,19 @@ class FlowMap(nn.Module):
     Attributes:
         path: the coefficients of the interpolation.
         event_shape: the shape of one x, without the batch axis.
-        evaluations: network evaluations of one velocity or jump: 1, or 2 where it mixes two.
+        evaluations: network evaluations of one velocity or jump: 1, or 2 where it mixes two. A
+            flow whose jumps take several overrides `calls`.
+        kind: "two-time" for a map between any two times, "one-jump" for a student whose jumps all
+            lead through its one-call picture, "velocity" for a velocity whose jumps integrate it.
+        churn: how far its own sampler jumps past each time and re-noises back, see `steer.Jump`.
         name: what people call it; adapters note it as their base.
     """
 
     path: Path
     event_shape: tuple[int, ...]
     evaluations: int = 1
+    kind: Literal["two-time", "one-jump", "velocity"] = "two-time"
+    churn: float = 0.0
     name: str = ""
 
     @abstractmethod
@@ -70,6 +76,22 @@ class FlowMap(nn.Module):
         Closed forms may override it; nothing else should.
         """
         return self.path.score(x, self.denoise(x, t), t)
+
+    def times(self, steps: int, start: float = 0.0) -> list[float]:
+        """Return the times of `steps` steps from `start` to 1: the model's own grid.
+
+        Default: equidistant.
+        """
+        return step_times(steps, start)
+
+    def calls(self, name: str, *times: Time) -> int:
+        """Return how many network evaluations a row of this call takes: what NFE counts.
+
+        Args:
+            name: velocity, jump, denoise or score.
+            *times: of the call.
+        """
+        return self.evaluations
 
     def derives(self, name: str) -> bool:
         """Return whether `denoise`, `score` or `log_prob` has no closed form here."""
@@ -121,7 +143,16 @@ class Wrapped(FlowMap):
     def _hold(self, flow: FlowMap) -> None:
         self.flow = flow
         self.path, self.event_shape = flow.path, flow.event_shape
-        self.evaluations, self.name = flow.evaluations, flow.name
+        self.evaluations = flow.evaluations
+        self.kind, self.churn, self.name = flow.kind, flow.churn, flow.name
+
+    def times(self, steps: int, start: float = 0.0) -> list[float]:
+        """Return the times of the flow inside."""
+        return self.flow.times(steps, start)
+
+    def calls(self, name: str, *times: Time) -> int:
+        """Return what a call of the flow inside takes."""
+        return self.flow.calls(name, *times)
 
     def around(self, flow: FlowMap) -> Self:
         """Return this wrapper around another flow; itself, where it is around that one already."""

@@ -13,7 +13,16 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-__all__ = ["Cosine", "Linear", "Path", "Time", "VariancePreserving", "as_time", "like"]
+__all__ = [
+    "Cosine",
+    "Linear",
+    "Path",
+    "Time",
+    "VariancePreserving",
+    "as_time",
+    "like",
+    "step_times",
+]
 
 Time = float | Tensor
 """A time: a float, or a tensor of shape () or (n,)."""
@@ -34,6 +43,15 @@ def like(c: Tensor, x: Tensor) -> Tensor:
             "give a float, a scalar tensor or one time per row"
         )
     return c.to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def step_times(steps: int, start: float = 0.0) -> list[float]:
+    """Return `steps + 1` equidistant times from `start` to 1.
+
+    >>> step_times(2)
+    [0.0, 0.5, 1.0]
+    """
+    return [start + (1 - start) * k / steps for k in range(steps)] + [1.0]
 
 
 class Path(ABC):

@@ -177,7 +177,7 @@ def test_a_flat_reward_has_no_temperature():
         ({"steps": 0}, "steps must be at least 1"),
         ({"prompts": []}, "list of prompts is empty"),
         ({"method": "split", "scale": 2.0}, r"'split' takes no option 'scale': it takes moves"),
-        ({"method": "none", "moves": 2}, r"'none' takes no option 'moves': it takes none"),
+        ({"method": "none", "moves": 2}, r"'none' takes no option 'moves': it takes churn"),
         ({"prompts": ["a", "b"], "reward_prompts": ["x"]}, "1 reward_prompts for 2 prompts"),
         ({"threshold": (0.4,)}, "cannot resample at"),
         ({"window": (0.6, 0.2)}, "a guidance window from 0.6 to 0.2"),
@@ -313,8 +313,8 @@ def test_costs_by_hand():
 
 
 def test_options_of_a_method():
-    assert method_options("none") == {}
-    controls = {"window", "every", "clip", "normalise", "settle", "scale", "threshold"}
+    assert method_options("none") == {"churn": None}
+    controls = {"window", "every", "clip", "normalise", "settle", "scale", "threshold", "noise"}
     assert set(method_options("denoiser")) == controls
     assert set(method_options("fmtt")) == {*controls, "lookahead"}
     with pytest.raises(ValueError, match="did you mean"):

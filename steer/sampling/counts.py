@@ -60,9 +60,9 @@ class Counted(Wrapped):
 
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
         """Call the flow inside, and count."""
-        y = super().call(name, x, *times)
-        self.counts.forward += self.evaluations * len(y)
-        _count_backward(y, self.counts, "backward", self.evaluations)
+        y, each = super().call(name, x, *times), self.calls(name, *times)
+        self.counts.forward += each * len(y)
+        _count_backward(y, self.counts, "backward", each)
         return y
 
 

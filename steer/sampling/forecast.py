@@ -10,7 +10,7 @@ from steer.flow import FlowMap
 from steer.path import Linear, Time
 from steer.reward import wrap
 from steer.sampling.counts import Counted, CountedReward, Counts
-from steer.sampling.methods import TABLE, check_options, step_times
+from steer.sampling.methods import TABLE, check_options
 
 __all__ = ["affordable", "plan"]
 
@@ -21,8 +21,7 @@ class _Stub(FlowMap):
     def __init__(self, flow: FlowMap | None) -> None:
         super().__init__()
         self.path, self.event_shape = Linear() if flow is None else flow.path, (1,)
-        self.evaluations = 1 if flow is None else flow.evaluations
-        self.like = flow
+        self.like, self.churn = flow, 0.0 if flow is None else flow.churn
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         return 0 * x
@@ -39,8 +38,15 @@ class _Stub(FlowMap):
     def log_prob(self, x: Tensor, t: Time = 1.0) -> Tensor | None:
         return None if self.derives("log_prob") else 0 * x[:, 0]
 
+    def calls(self, name: str, *times: Time) -> int:
+        return 1 if self.like is None else self.like.calls(name, *times)
+
     def derives(self, name: str) -> bool:
         return True if self.like is None else self.like.derives(name)
+
+
+def _times(steps: int, start: float, flow: FlowMap | None) -> list[float]:
+    return (_Stub(None) if flow is None else flow).times(steps, start)
 
 
 def _dry_run(
@@ -88,7 +94,7 @@ def plan(
         **options: the method's own.
     """
     check_options(method, options)
-    counts = _dry_run(method, step_times(steps, start), differentiable, options, flow)
+    counts = _dry_run(method, _times(steps, start, flow), differentiable, options, flow)
     return {"nfe": counts.nfe, "reward_calls": counts.reward}
 
 
@@ -100,6 +106,7 @@ def affordable(
     start: float = 0.0,
     *,
     flow: FlowMap | None = None,
+    times: Sequence[float] | None = None,
     **options: Any,
 ) -> int | None:
     """Return after how many steps a run must end to cost at most `budget`; None: it costs less.
@@ -116,13 +123,15 @@ def affordable(
         differentiable: whether the reward has gradients.
         start: where the run begins.
         flow: see `plan`.
+        times: of the whole run, instead of the flow's own.
         **options: the method's own.
 
     Raises:
         ValueError: not even one step and the end fit; the message says what would.
     """
     check_options(method, options)
-    times = step_times(steps, start)
+    times = _times(steps, start, flow) if times is None else times
+    steps = len(times) - 1
 
     def spent(k: int | None) -> int:
         return _dry_run(method, times, differentiable, options, flow, k).nfe

@@ -26,7 +26,6 @@ __all__ = [
     "Method",
     "check_options",
     "method_options",
-    "step_times",
 ]
 
 WHOLE = (0.0, 1.0)
@@ -38,11 +37,16 @@ def _unguided(
     prompts: Sequence[str] | None,
     temperature: Tensor | float,
     times: Sequence[float],
+    *,
+    churn: float | None = None,
 ) -> Guidance:
-    """Build composed jumps, whose reward is asked at the end."""
-    return Guidance(
-        Terminal(flow, reward, prompts), Jump(flow), Unweighted(), times=times, threshold=0.0
-    )
+    """Build composed jumps, whose reward is asked at the end.
+
+    With churn they go past each time and re-noise back; None: as the model's own sampler does.
+    """
+    kernel = Jump(flow, flow.churn if churn is None else churn)
+    view = Terminal(flow, reward, prompts)
+    return Guidance(view, kernel, Unweighted(), times=times, threshold=0.0)
 
 
 def _published(
@@ -61,11 +65,14 @@ def _published(
     every: int = 1,
     clip: float | None = None,
     normalise: float | None = None,
+    noise: float = 1.0,
 ) -> Guidance:
     """Build FMTT's scheme, theory (20, 29) (2511.22688): Sde, Continuous weights.
 
-    Ratio weights off its terms.
+    Ratio weights off its terms. `eps_t = noise (1 - t)`.
     """
+    if not noise >= 0:
+        raise ValueError(f"noise must not be negative, got {noise}: eps_t = noise (1 - t)")
     plain = view(flow, reward, prompts, temperature, lookahead)
     potential = controlled(
         plain, times, window=window, every=every, clip=clip, normalise=normalise
@@ -73,7 +80,7 @@ def _published(
     published = scale == 1 and potential is plain
     return Guidance(
         potential,
-        Sde(flow, clip=None if published else 1.0, settle=settle),
+        Sde(flow, lambda t: noise * (1 - t), clip=None if published else 1.0, settle=settle),
         Continuous() if published else Ratio(),
         times=times,
         scale=scale,
@@ -202,12 +209,3 @@ def method_options(method: str) -> dict[str, Any]:
     if method not in TABLE:
         raise unknown("method", method, METHODS)
     return TABLE[method].options
-
-
-def step_times(steps: int, start: float = 0.0) -> list[float]:
-    """Return `steps + 1` equidistant times from `start` to 1.
-
-    >>> step_times(2)
-    [0.0, 0.5, 1.0]
-    """
-    return [start + (1 - start) * k / steps for k in range(steps)] + [1.0]

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from steer.flow import FlowMap, device_of
+from steer.guidance.population import check_times
 from steer.noise import noise_dtype, whole
 from steer.reward import Reward, wrap
 from steer.sampling.forecast import affordable
-from steer.sampling.methods import TABLE, Method, check_options, step_times
+from steer.sampling.methods import TABLE, Method, check_options
 
 __all__ = ["PROBES", "Request"]
 
@@ -45,6 +46,7 @@ class Request:
     budget: float | None = None
     batch_size: int | None = None
     position: int = 0
+    times: Sequence[float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,7 +57,7 @@ class Request:
         self._check_start()
         self._check_method()
         build, options = self.chosen.build, self.options
-        build(self.flow, self.reward, self.asked, 1.0, self.times, **options)  # checks numbers
+        build(self.flow, self.reward, self.asked, 1.0, self.grid, **options)  # checks numbers
         self.most_steps  # noqa: B018  a budget that is too small is refused
 
     @property
@@ -89,9 +91,11 @@ class Request:
         return 0.5 if self.init_time is None else float(self.init_time)
 
     @property
-    def times(self) -> list[float]:
-        """The times of the run."""
-        return step_times(self.steps, self.start)
+    def grid(self) -> list[float]:
+        """The times of the run: as given, else the model's own."""
+        if self.times is not None:
+            return [float(t) for t in self.times]
+        return self.flow.times(self.steps, self.start)
 
     @property
     def rows(self) -> int:
@@ -107,7 +111,7 @@ class Request:
             return None
         return affordable(
             self.method, self.steps, self.budget, self.reward.differentiable, self.start,
-            flow=self.flow, **self.options,
+            flow=self.flow, times=self.grid, **self.options,
         )  # fmt: skip
 
     @property
@@ -198,6 +202,12 @@ class Request:
             raise ValueError(
                 f"method {self.method!r} begins with pure noise and cannot start from a picture: "
                 f"take one of {_those(lambda m: not m.from_noise)}"
+            )
+        check_times(self.grid)
+        if abs(self.grid[0] - self.start) > 1e-9 or self.grid[-1] != 1:
+            raise ValueError(
+                f"times from {self.grid[0]:g} to {self.grid[-1]:g}: this run begins at "
+                f"{self.start:g} and ends at 1"
             )
         self.encoded  # noqa: B018  a picture that does not fit is refused
 

@@ -70,7 +70,7 @@ class Stream(Iterator[Population]):
             if probes is not None:
                 temperature = temperatures(*probed, asked, probes, request, position)
             build, options = request.chosen.build, request.options
-            sampler = build(flow, reward, asked, temperature, request.times, **options)
+            sampler = build(flow, reward, asked, temperature, request.grid, **options)
             sampler.batch_size = request.rows
             before, rows = counts.nfe, len(group) * request.particles
             for population in sampler.steps(x0, request.seed, position=position):
@@ -167,6 +167,7 @@ def sample(
     budget: float | None = None,
     batch_size: int | None = None,
     position: int = 0,
+    times: Sequence[float] | None = None,
     callback: Callable[[Population], None] | None = None,
     **options: Any,
 ) -> Result:
@@ -177,7 +178,7 @@ def sample(
         reward: a Reward, or any callable on images (n, 3, h, w) and, if it wants them, prompts.
         prompts: a list (a leading prompt axis everywhere), one string, or None.
         particles: n, for each prompt.
-        steps: steps from noise to data.
+        steps: steps from noise to data, at the model's own times (`flow.times`).
         method: one of `METHODS`.
         temperature: in the reward's units; lower steers harder.
         strength: instead: the temperature is, for each prompt, the reward's standard deviation
@@ -196,6 +197,7 @@ def sample(
         batch_size: the most rows in one network call. Default: all for a flow without
             parameters, else 64. It never changes the noise.
         position: the place of the first prompt in a longer list, of which this call does a part.
+        times: the run's times, increasing from its start to 1, instead of `steps`.
         callback: called with the population after each step (of each group of prompts).
         **options: the method's own, see `steer.methods.method_options`.
 
@@ -208,7 +210,8 @@ def sample(
     populations = Stream(
         Request(
             flow, reward, prompts, particles, steps, method, temperature, strength, seed,  # type: ignore[arg-type]
-            reward_prompts, init_image, init_time, target, budget, batch_size, position, options,
+            reward_prompts, init_image, init_time, target, budget, batch_size, position, times,
+            options,
         )
     )  # fmt: skip
     for population in populations:

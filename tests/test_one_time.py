@@ -1,0 +1,165 @@
+"""One-time models: every prediction gives the same flow, and what its jumps cost is counted."""
+
+import pytest
+import torch
+from torch import nn
+
+import steer
+from steer.models.one_time import OneTime
+from steer.sampling.forecast import plan
+
+PATHS = [steer.Linear(), steer.Cosine(), steer.VariancePreserving()]
+every_path = pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
+every_prediction = pytest.mark.parametrize("predicts", ["eps", "x0", "v", "velocity"])
+
+
+def exact(path):
+    return steer.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.4, path=path)
+
+
+class Trained(nn.Module):
+    """The exact prediction of a mixture, with a parameter so that it is a network."""
+
+    def __init__(self, path, predicts):
+        super().__init__()
+        self.flow, self.predicts = exact(path), predicts
+        self.zero = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, t):
+        assert t.shape == x.shape[:1]
+        if self.predicts == "velocity":
+            return self.flow.velocity(x, t) + self.zero
+        d = self.flow.denoise(x, t)
+        alpha, beta = (c[:, None] for c in self.flow.path(t))
+        eps = (x - beta * d) / alpha
+        return {"x0": d, "eps": eps, "v": beta * eps - alpha * d}[self.predicts] + self.zero
+
+
+def model(path, predicts, **options):
+    return OneTime(Trained(path, predicts), path, (2,), predicts, **options)
+
+
+def points(path, t):
+    flow, g = exact(path), torch.Generator().manual_seed(0)
+    return flow.jump(torch.randn(32, 2, generator=g), 0.0, t)
+
+
+@every_path
+@every_prediction
+@pytest.mark.parametrize("t", [0.05, 0.5, 0.95])
+def test_velocity_denoiser_and_score_are_those_of_the_data(path, predicts, t):
+    flow, x = model(path, predicts), points(path, t)
+    for name in ("velocity", "denoise", "score"):
+        found, true = getattr(flow, name)(x, t), getattr(exact(path), name)(x, t)
+        assert torch.allclose(found, true, rtol=2e-3, atol=2e-3), name
+
+
+@every_path
+@every_prediction
+def test_the_ends_are_finite(path, predicts):
+    flow, x = model(path, predicts), points(path, 0.0)
+    assert torch.isfinite(flow.lookahead(x, 0.0)).all()
+    assert torch.isfinite(flow.velocity(x, 0.0)).all()
+    assert torch.equal(flow.denoise(x, 1.0), x)
+
+
+@every_path
+def test_jumps_reach_the_map_to_first_order(path):
+    x = points(path, 0.0)
+    errors = [
+        float(
+            (model(path, "x0", steps=n).lookahead(x, 0.0) - exact(path).lookahead(x, 0.0)).norm()
+        )
+        for n in (32, 64)
+    ]
+    assert errors[1] < 0.7 * errors[0]
+    assert errors[1] < 0.1 * float(x.norm())
+
+
+def test_a_student_jumps_in_one_call():
+    flow, x = model(steer.Linear(), "x0", steps=None, churn=1.0), points(steer.Linear(), 0.3)
+    assert (flow.kind, flow.churn) == ("one-jump", 1.0)
+    assert torch.allclose(flow.lookahead(x, 0.3), flow.denoise(x, 0.3), atol=1e-6)
+    assert torch.equal(flow.jump(x, 0.3, 0.3), x)
+
+
+@pytest.mark.parametrize("method", list(steer.METHODS))
+def test_what_jumps_cost_is_counted(method):
+    """A jump of k calls costs k: forecast, counted, and asked of the network are one number."""
+
+    class Rows(Trained):
+        rows = 0
+
+        def forward(self, x, t):
+            Rows.rows += len(x)
+            return super().forward(x, t)
+
+    flow = OneTime(Rows(steer.Linear(), "eps"), steer.Linear(), (2,), "eps", steps=8)
+    heat = {} if method in {"none", "best-of-n", "fmrg-j", "reno"} else {"temperature": 0.5}
+    result = steer.sample(flow, lambda x: x.sum(1), None, 3, 4, method, **heat)
+    forward = result.nfe - result.costs["network_gradients"]
+    assert forward == pytest.approx(Rows.rows / 3)
+    assert result.nfe == pytest.approx(plan(method, 4, flow=flow)["nfe"])
+    if method == "none":
+        assert result.nfe == 8
+
+
+def test_a_budget_counts_them_too():
+    flow = model(steer.Linear(), "eps", steps=8)
+    whole = plan("fmtt", 6, flow=flow)["nfe"]
+    result = steer.sample(flow, lambda x: x.sum(1), None, 3, 6, "fmtt", 0.5, budget=0.7 * whole)
+    assert result.nfe <= 0.7 * whole
+
+
+def test_a_models_own_times_and_renoising_are_used():
+    class Trailing(OneTime):
+        def times(self, steps, start=0.0):
+            return [start + (1 - start) * (k / steps) ** 2 for k in range(steps)] + [1.0]
+
+    flow = Trailing(Trained(steer.Linear(), "x0"), steer.Linear(), (2,), "x0", None, churn=1.0)
+    seen = [p.time for p in steer.stream(flow, lambda x: x.sum(1), steps=4, method="none")]
+    assert seen == pytest.approx([1 / 16, 4 / 16, 9 / 16, 1.0])
+    renoised = steer.sample(flow, lambda x: x.sum(1), steps=4, method="none", seed=1)
+    still = steer.sample(flow, lambda x: x.sum(1), steps=4, method="none", seed=1, churn=0.0)
+    assert not torch.allclose(renoised.x, still.x)
+    own = steer.sample(
+        flow, lambda x: x.sum(1), method="none", seed=1, times=[0.0, 1 / 16, 4 / 16, 9 / 16, 1.0]
+    )
+    assert torch.equal(own.x, renoised.x)
+
+
+def test_renoised_one_jump_samples_keep_the_law():
+    """With churn a denoiser's jump is no exact map, but a Gaussian's posterior mean spreads again:
+    the mean stays, within four standard errors."""
+    flow = model(steer.Linear(), "x0", steps=None, churn=1.0)
+    result = steer.sample(flow, lambda x: x.sum(1), particles=4000, steps=8, method="none")
+    mean = exact(steer.Linear()).means.mean(0)
+    error = result.x.std(0) / 4000**0.5
+    assert ((result.x.mean(0) - mean).abs() < 4 * error + 0.05).all()
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ([0.0, 0.5], "this run begins at 0 and ends at 1"),
+        ([0.2, 1.0], "times from 0.2 to 1: this run begins at 0"),
+        ([0.0, 0.5, 0.5, 1.0], "times must increase"),
+        ([0.0, float("nan"), 1.0], "times must increase"),
+    ],
+)
+def test_times_that_are_no_grid(times, words):
+    with pytest.raises(ValueError, match=words):
+        steer.sample(exact(steer.Linear()), lambda x: x.sum(1), method="none", times=times)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"predicts": "noise"}, "predicts is 'eps', 'x0', 'v' or 'velocity'"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"first": 0.0}, "first must be between 0 and 1"),
+    ],
+)
+def test_bad_options(options, words):
+    with pytest.raises(ValueError, match=words):
+        OneTime(lambda x, t: x, steer.Linear(), (2,), **options)
