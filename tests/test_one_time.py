@@ -7,6 +7,7 @@ from torch import nn
 import steer
 from steer.models.one_time import OneTime
 from steer.sampling.forecast import plan
+from steer.testing import OneJumpContract, VelocityContract
 
 PATHS = [steer.Linear(), steer.Cosine(), steer.VariancePreserving()]
 every_path = pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
@@ -42,6 +43,39 @@ def model(path, predicts, **options):
 def points(path, t):
     flow, g = exact(path), torch.Generator().manual_seed(0)
     return flow.jump(torch.randn(32, 2, generator=g), 0.0, t)
+
+
+class TestVelocity(VelocityContract):
+    def create_flow(self):
+        return model(steer.Linear(), "velocity", steps=32)
+
+
+class TestNoise(VelocityContract):
+    def create_flow(self):
+        return model(steer.VariancePreserving(), "eps", steps=32)
+
+
+class TestStudent(OneJumpContract):
+    def create_flow(self):
+        return model(steer.Cosine(), "v", steps=None)
+
+
+class TestDoubles(VelocityContract):
+    def create_flow(self):
+        return model(steer.Linear(), "x0", steps=32).double()
+
+
+def test_a_contract_names_the_measured_error():
+    class Wrong(OneTime):
+        def jump(self, x, s, t):
+            return super().jump(x, s, t) + 0.1 * (1 - t)
+
+    class Mine(OneJumpContract):
+        def create_flow(self):
+            return Wrong(Trained(steer.Linear(), "x0"), steer.Linear(), (2,), "x0", None)
+
+    with pytest.raises(AssertionError, match=r"relative error 0\.\d+, at most 0.0001 expected"):
+        Mine().test_jumps_lead_through_the_picture()
 
 
 @every_path
