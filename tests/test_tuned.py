@@ -12,10 +12,10 @@ import yaml
 
 import steer
 from recipes.cli import main
-from recipes.compare import entry
+from recipes.entries import entry
 from recipes.figures import estimate
-from recipes.tuned import rows_of
 from recipes.tuned_report import share
+from recipes.tuned_rows import rows_of
 from steer.adapters.lora import adapt
 from steer.adapters.store import save_adapters
 from steer.models.loading import save
@@ -88,7 +88,7 @@ def run(*words, **options):
     settings = {
         "model": "net", "prompts": json.dumps(PROMPTS), "particles": 2, "steps": "[1, 4]",
         "lora-scale": "[0, 1]", "guidance": '["fmrg-j:steps=2", "best-of-n:steps=1"]',
-        "held-out": "[brightness]", "out": "run", **options,
+        "held-out": "[brightness]", "out": "run", "judge": "embedded", **options,
     }  # fmt: skip
     words = words or ("--lora", "runs/a", "--lora", "runs/b")
     return main(["eval", *words, *(f"--{k}={v}" for k, v in settings.items() if v is not None)])
