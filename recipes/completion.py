@@ -6,7 +6,7 @@ of words.
 
 from typing import Literal
 
-from recipes.cli import option_names
+from recipes.arguments import option_names
 from recipes.commands import COMMANDS
 from recipes.terminal import say
 

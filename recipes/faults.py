@@ -35,6 +35,8 @@ def explained(error: BaseException) -> str | None:
         text = text.strip() or type(error).__name__
     elif where is None:
         return None
+    elif isinstance(error, SyntaxError):
+        text = f"{type(error).__name__}: {error.msg}"
     else:
         text = f"{type(error).__name__}: {reason(error)}"
     if len(text) > LONGEST:
@@ -67,8 +69,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _named(file: str, line: int) -> str:
-    text = linecache.getline(file, line).strip()
-    return f"{file}, line {line}" + (f": {text}" if text else "")
+    text, path = linecache.getline(file, line).strip(), Path(file)
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return f"{path}, line {line}" + (f": {text}" if text else "")
 
 
 _OURS = [Path(__file__).parents[1] / room for room in ("recipes", "rewards", "steer")]

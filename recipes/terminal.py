@@ -1,5 +1,6 @@
 """What a program says: results on standard output, all else on standard error."""
 
+import io
 import sys
 from typing import TYPE_CHECKING
 
@@ -24,10 +25,11 @@ def say(shown: "RenderableType") -> None:
     else:
         from rich.console import Console
 
-        plain = Console(emoji=False)
-        with plain.capture() as captured:
-            plain.print(shown)
-        text = captured.get()
+        screen, page = Console(), io.StringIO()
+        Console(
+            file=page, width=screen.width, force_terminal=screen.is_terminal, emoji=False
+        ).print(shown)
+        text = page.getvalue()
     if sys.stdout is None:  # closed from the start
         return
     try:

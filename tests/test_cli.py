@@ -13,7 +13,8 @@ from PIL import Image
 import recipes.sample
 import rewards
 import steer
-from recipes.cli import LATER, main
+from recipes.arguments import CONFIGS, LATER, parse
+from recipes.cli import main
 from recipes.commands import COMMANDS
 from recipes.identity import fingerprints
 from recipes.inputs import load_model
