@@ -72,7 +72,7 @@ class FlowMap(nn.Module):
         return self.path.score(x, self.denoise(x, t), t)
 
     def derives(self, name: str) -> bool:
-        """Return whether `denoise` or `score` follows from the velocity: no closed form."""
+        """Return whether `denoise`, `score` or `log_prob` has no closed form here."""
         return getattr(type(self), name) is getattr(FlowMap, name)
 
     def log_prob(self, x: Tensor, t: Time = 1.0) -> Tensor | None:

@@ -21,7 +21,7 @@ from recipes.figures import estimate
 from recipes.inputs import load_model, read_prompts
 from steer.adapters.lora import adapt
 from steer.adapters.store import save_adapters
-from steer.sampling.methods import plan
+from steer.sampling.forecast import plan
 from steer.sampling.run import PROBES
 
 FLOW = '''
