@@ -95,8 +95,8 @@ def compare(
     scorer = rewards.load(reward).to(device_of(flow))
     for one in entries:
         check(
-            flow, scorer, asked.prompts, one.particles or 1, one.steps, one.method,
-            reward_prompts=asked.reward_prompts, **one.options,
+            flow, scorer, asked.prompts, particles=one.particles or 1, steps=one.steps,
+            method=one.method, reward_prompts=asked.reward_prompts, **one.options,
         )  # fmt: skip
     rows = equal_calls(entries, scorer.differentiable)
     bench = _Bench(flow, scorer, judge_of(model, judge, screen), asked)

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import steer
 from steer.sampling.calibrate import learn
-from steer.sampling.methods import TABLE, method_options, plan
-from steer.sampling.result import Result
-from steer.sampling.run import PROBES, check, joined_trace
+from steer.sampling.forecast import plan
+from steer.sampling.methods import TABLE, method_options
+from steer.sampling.request import PROBES
+from steer.sampling.result import Result, joined_trace
 
 __all__ = [
     "PROBES",
@@ -33,7 +35,12 @@ def tempered(method: str) -> bool:
 
 def steers(method: str) -> bool:
     """Return whether a method looks at the reward before the end."""
-    return TABLE[method].build is not None
+    return TABLE[method].steers
+
+
+def check(flow: steer.FlowMap, reward: steer.Reward, prompts: Any, **arguments: Any) -> None:
+    """Raise what `steer.sample` would, for the same arguments, before any work."""
+    steer.stream(flow, reward, prompts, **arguments)  # makes no step until it is asked for one
 
 
 def network_calls(

@@ -21,7 +21,7 @@ from recipes.terminal import console
 from steer.files import refuse_existing
 from steer.flow import device_of
 from steer.guidance.population import Population
-from steer.sampling.folder import save_result
+from steer.sampling.result import save_result
 
 __all__ = ["sample"]
 
@@ -163,10 +163,10 @@ def sample(
     # every mistake is found before any work
     check(flow, judge, prompts, **run, **guided, reward_prompts=asked)
     start = 0.0 if init_image is None else 0.5 if init_time is None else init_time
-    cost = plan(method, steps, judge.differentiable, start, **options)
+    cost = plan(method, steps, judge.differentiable, start, flow=flow, **options)
     count = 1 if prompts is None else len(prompts)
     probes = PROBES if tempered(method) and temperature is None else 0
-    calls, plain_calls = flow.evaluations * cost["nfe"], flow.evaluations * steps
+    calls, plain_calls = cost["nfe"], flow.evaluations * steps
     most = "at most " if target is not None or budget is not None else ""
     screen.print(
         f"{most}{count} prompt{'s' * (count > 1)} x {particles} particles x "

@@ -122,8 +122,8 @@ def evaluate_tuned(
     )
     for row in rows:
         check(
-            flow, bench.scorers["reward"], chosen.prompts, 1, row.steps, row.method,
-            reward_prompts=chosen.reward_prompts, **row.options,
+            flow, bench.scorers["reward"], chosen.prompts, particles=1, steps=row.steps,
+            method=row.method, reward_prompts=chosen.reward_prompts, **row.options,
         )  # fmt: skip
 
     files = [file for folder in folders.values() for file in adapter_files(folder)]

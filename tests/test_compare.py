@@ -22,7 +22,7 @@ from recipes.inputs import load_model, read_prompts
 from steer.adapters.lora import adapt
 from steer.adapters.store import save_adapters
 from steer.sampling.forecast import plan
-from steer.sampling.run import PROBES
+from steer.sampling.request import PROBES
 
 FLOW = '''
 import torch, steer
@@ -223,6 +223,29 @@ def test_adapters_are_compared_at_their_scale(here, capsys):
     capsys.readouterr()
     assert run(**settings, lora_scale=0.5, out="other") == 2
     refused(capsys, "lora_scale has nothing to scale")
+
+
+def test_a_model_of_one_s_own_is_compared_by_its_reward_alone(here, tmp_path, capsys):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a"}\n{"text": "b", "reward_prompt": "c"}\n')
+    settings = {"methods": '["none:steps=1,particles=2"]', "seeds": 1, "judge": None}
+    assert run(**settings, prompts=None, prompts_file=file) == 0
+    assert "model toy.py:Pixels has no judge of its own" in capsys.readouterr().err
+    figures = json.loads((here / "run/figures.json").read_text())
+    assert figures["prompts"] == [{"prompt": p, "kind": "all"} for p in "ab"]
+    (row,) = figures["methods"].values()
+    assert {*row["summary"]["all"]} == {"reward", "diversity", "reward - none", "nfe"}
+    assert row["diversity"][0] > 0
+    assert not {"judge", "top1"} & {*row}
+    assert not (here / "run/judge_reward.png").exists()
+    assert (here / "run/reward_nfe.png").exists()
+    assert "## all prompts (2 x 1 seeds)" in (here / "run/table.md").read_text()
+    for missing, message in [
+        ({"prompts": None}, "'toy.py:Pixels' has no prompts of its own: give --prompts"),
+        ({"reward": None}, "'toy.py:Pixels' has no reward of its own: give --reward"),
+    ]:
+        assert run(**{**settings, "out": "other", **missing}) == 2
+        refused(capsys, message)
 
 
 def test_an_interrupted_comparison_goes_on_and_gives_the_same(here, whole, monkeypatch, capsys):
