@@ -6,7 +6,7 @@ import sys
 import rewards
 from recipes.inputs import file_or_list
 from recipes.terminal import say
-from rewards.check import Report, check
+from rewards.checking import Report, check
 
 __all__ = ["check_reward"]
 

@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from steer.flow import FlowMap, flat_prompts, per_row
+from steer.flow import FlowMap, flat_prompts, log_dtype, per_row
 from steer.path import Time, as_time, like
 from steer.reward import Reward, score, wrap
 
@@ -28,7 +28,7 @@ class Evaluation:
     """What a potential knows of some rows at one (x, t).
 
     Attributes:
-        value: `r_t(x)`, (n,).
+        value: `r_t(x)`, (n,), in `log_dtype`.
         reward: the reward seen from here, in its own units, (n,); NaN where none is seen.
         gradient: `∇r_t(x)`, (n, *event), where it was asked for.
         partial: `∂_t r_t(x)`, (n,), beside the gradient.
@@ -85,15 +85,16 @@ class Potential(ABC):
 
     @final
     def __call__(self, x: Tensor, t: Time) -> Tensor:
-        """Return `r_t(x)`, (n,)."""
-        return self.evaluate(x, t).value
+        """Return `r_t(x)`, (n,), in the reward's precision."""
+        seen = self.evaluate(x, t)
+        return seen.value.to(seen.reward.dtype)
 
     @final
     def gradient(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """Return `r_t(x)` (n,) and `∇r_t(x)` (n, *event)."""
         seen = self.evaluate(x, t, derivatives=True)
         assert seen.gradient is not None
-        return seen.value, seen.gradient
+        return seen.value.to(seen.reward.dtype), seen.gradient
 
     @final
     def rate(self, x: Tensor, t: Time, b: Tensor) -> Tensor:
@@ -168,9 +169,10 @@ class _Viewed(Potential):
             reward, gradient, partial = self._differentiate(x, as_time(t))
             partial = like(g * k.to(g), reward) * partial
             gradient = like(g * k.to(g), x) * gradient
-        slope = like(g_dot, reward) * reward * k.to(reward)
+        wide = reward.to(log_dtype(reward.device))
+        slope = like(g_dot, wide) * wide * k.to(wide)
         return Evaluation(
-            value=like(g, reward) * reward * k.to(reward),
+            value=like(g, wide) * wide * k.to(wide),
             reward=reward,
             gradient=gradient,
             partial=slope if partial is None else slope + partial,
@@ -271,8 +273,8 @@ class Terminal(_Viewed):
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Return zeros before t = 1, without asking the reward."""
         if float(as_time(t).max()) < 1:
-            zero = torch.zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
-            zero = zero.to(x.device)
+            zero = torch.zeros(len(x), dtype=log_dtype(x.device), device=x.device)
+            unseen = zero.to(torch.promote_types(x.dtype, torch.float32)) + torch.nan
             gradient = torch.zeros_like(x) if derivatives else None
-            return Evaluation(zero, zero + torch.nan, gradient, zero)
+            return Evaluation(zero, unseen, gradient, zero)
         return super().evaluate(x, t, derivatives)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steer.batches import Batched
+from steer.flow import log_dtype
 from steer.guidance.kernel import Adaptation, Jump, Kernel, Sde
 from steer.guidance.population import Population, Rows, check_times
 from steer.guidance.potential import Denoised, Lookahead, Naive, Potential
@@ -161,7 +162,7 @@ class _Run:
             BatchedPotential(potential, guide.batch_size, rows.p, self._finite, eager),
         )
         self.adaptation = Adaptation()
-        self.log_w = torch.zeros(rows.p, rows.n, dtype=self.noise.dtype, device=x0.device)
+        self.log_w = torch.zeros(rows.p, rows.n, dtype=log_dtype(x0.device), device=x0.device)
         self.banked = self.log_w[:, 0].clone()
         self.weights, self.kernel = guide.weights, guide.kernel
 
@@ -219,8 +220,9 @@ class _Run:
         """Return what the caller sees."""
         seen = self.state.evaluation()
         log_z = self.banked + log_mean_exp(self.log_w)
+        log_w = self.log_w.to(self.noise.dtype)
         return self.rows.population(
-            self.state.x, self.state.t, seen.reward, seen.images, self.log_w, log_z
+            self.state.x, self.state.t, seen.reward, seen.images, log_w, log_z
         )
 
     def _finite(self, what: str, values: Tensor) -> None:

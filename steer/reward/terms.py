@@ -121,7 +121,7 @@ def _only(reward: Reward, leaf: Reward, images: Tensor, prompts: Sequence[str] |
 def learners(reward: Reward) -> list[Any]:
     """Return the parts that learn a scale from the scores of a run.
 
-    They have `learned`, `update(reduce)` and `statistics`, as `rewards.algebra.Normalised` does,
-    and take note of scores in training mode.
+    They have `learned`, `update(reduce)` and `statistics`, as
+    `rewards.combine.normalised.Normalised` does, and take note of scores in training mode.
     """
     return [m for m in reward.modules() if hasattr(m, "learned") and hasattr(m, "statistics")]

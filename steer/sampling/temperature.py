@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from steer.batches import Batched
-from steer.flow import FlowMap, flat_prompts
+from steer.flow import FlowMap, flat_prompts, log_dtype
 from steer.guidance.population import Rows
 from steer.reward import Reward, score
 from steer.sampling.request import Request
@@ -47,7 +47,7 @@ def temperatures(
     for a in range(0, len(images), request.rows):
         rows = slice(a, a + request.rows)
         parts.append(score(reward, images[rows], None if texts is None else texts[rows]))
-    rewards = torch.cat(parts).float().to(images.device)
+    rewards = torch.cat(parts).to(images.device, log_dtype(images.device))
     Rows(lead, position, asked).refuse_not_finite("reward", rewards, "a one-jump sample")
     spread = rewards.reshape(lead).std(1)
     flat = (spread <= 1e-6 * rewards.reshape(lead).abs().amax(1)).nonzero().flatten().tolist()
@@ -58,4 +58,4 @@ def temperatures(
             f"{position + flat[0]}{name}, so no temperature can be set from it: give "
             "temperature=..., or a reward that tells these samples apart"
         )
-    return spread / (request.strength or 3.0)
+    return spread.float() / (request.strength or 3.0)
