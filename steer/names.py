@@ -62,6 +62,9 @@ class _Moved(ModuleType):
         self._homes = homes
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__all__":  # `from package.old import *`
+            homes = [importlib.import_module(home) for home in self._homes]
+            return [public for module in homes for public in module.__all__]
         if not name.startswith("__"):
             for home in self._homes:
                 module = importlib.import_module(home)

@@ -6,12 +6,32 @@ particles, nor the other prompts, nor the device change what a particle receives
 
 import hashlib
 import math
+import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Draws", "Noise", "generator", "noise_dtype"]
+__all__ = ["Draws", "Noise", "generator", "noise_dtype", "whole"]
+
+
+def whole(seed: Any) -> int:
+    """Return a seed as the whole number that it is: of numpy, a tensor, True or 1.0 as well.
+
+    >>> whole(1.0), whole(torch.tensor(1)), whole(True)
+    (1, 1, 1)
+
+    Raises:
+        ValueError: it is no whole number.
+    """
+    try:
+        found = seed.item() if hasattr(seed, "item") else seed
+        if isinstance(found, float) and found.is_integer():
+            return int(found)
+        return int(operator.index(found))
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"a seed must be a whole number, got {seed!r}") from None
 
 
 def generator(*key: int | str) -> torch.Generator:
@@ -21,7 +41,8 @@ def generator(*key: int | str) -> torch.Generator:
     >>> bool(a == b)
     True
     """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    plain = tuple(part if isinstance(part, str) else whole(part) for part in key)
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 

@@ -45,10 +45,25 @@ OLD = {
     "rewards.testing": "RewardContract",
     "rewards.tone": "Contrast Saturation Sharpness Smoothness",
     "rewards.vqa": "NEEDS QUESTION SOURCE VQA VisionLanguage",
+    "steer": "METHODS MODELS OBJECTIVES Adapted Braked ClassifierFree Clipped Continuous "
+    "Cosine Denoised FlowMap FlowMapControl GaussianMixture Guidance Jump Kernel "
+    "Langevin Linear LinearReward Lookahead Naive Noise NoiseAscent Normalised Path "
+    "Population Potential QuadraticReward Ratio Result Reward Sde Terminal "
+    "VariancePreserving Weights Windowed finetune load multinomial residual sample "
+    "stratified systematic",
+    "steer.kernel": "Adaptation Jump Kernel Langevin Sde",
+    "steer.load": "MODELS load save",
+    "steer.lora": "Adapted adapt fingerprint load_adapters merged pack plain_config read_config "
+    "read_metadata rejoin save_adapters",
+    "steer.methods": "METHODS TABLE Method affordable check_options method_options plan "
+    "step_times",
+    "steer.reward": "LinearReward QuadraticReward Reward WeightedSum clamp01 dissect learners "
+    "leaves name_of score shared sharing term_gradients term_scores wrap",
+    "steer.testing": "Corrected FlowMapContract",
 }
 """Module -> its public names before modules moved into rooms."""
 
-PACKAGES = ("rewards",)
+PACKAGES = ("rewards", "steer")
 """Those whose modules of today are all imported here."""
 
 NEW = sorted(
@@ -57,7 +72,10 @@ NEW = sorted(
     for path in (ROOT / package).rglob("*.py")
 )
 
-LOADED = {"rewards": {"rewards", "rewards.grammar", "rewards.loading"}}
+LOADED = {
+    "rewards": {"rewards", "rewards.grammar", "rewards.loading"},
+    "steer": {"steer", "steer.names"},
+}
 """Package -> its files that are read when it is imported: no old module's, no room's."""
 
 
@@ -105,6 +123,27 @@ def test_old_and_new_are_the_same():
         exec("from rewards.colour import Colur", {})
     with pytest.raises(AttributeError, match=r"rewards\.colour moved to rewards\.pixels\.colour"):
         importlib.import_module("rewards.colour").Colur  # noqa: B018
+
+
+def test_functions_and_modules_have_different_names():
+    """`import steer.sample as m` gave the function, in which nothing else of the module was."""
+    import steer
+
+    for name in ("sample", "finetune", "load"):
+        assert callable(getattr(steer, name))
+    for name in ("sample", "finetune"):
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(f"steer.{name}")
+    import steer.load as loading
+
+    assert loading.save is importlib.import_module("steer.models.loading").save
+
+
+def test_what_steer_offers_is_spelled_once():
+    import steer
+
+    assert set(steer.__all__) >= set(OLD["steer"].split())
+    assert {"sample", "stream", "Wrapped"} <= set(dir(steer))
 
 
 def test_the_function_is_not_hidden_by_the_module_of_its_name():

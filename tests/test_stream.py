@@ -69,7 +69,7 @@ def test_each_prompt_keeps_its_own():
 @pytest.mark.parametrize("index", [[], [6], [-1], [0.5], [[0], [1]]])
 def test_what_cannot_be_kept(index):
     population = next(steer.stream(mixture(), reward, **request("none")))
-    with pytest.raises(ValueError, match="cannot keep .*: give the indices of the particles"):
+    with pytest.raises(ValueError, match=r"cannot keep .*: give the indices of the particles"):
         population.keep(index)
 
 

@@ -27,7 +27,9 @@ def step(view=steer.Lookahead, first=False, s=0.4, t=0.5):
 @pytest.mark.parametrize("view", [*VIEWS, steer.Terminal])
 def test_ratio(view):
     one = step(view)
-    expected = one.there.potential(one.there.x, 0.5) - one.here.potential(one.here.x, 0.4) + one.log_ratio
+    expected = (
+        one.there.potential(one.there.x, 0.5) - one.here.potential(one.here.x, 0.4) + one.log_ratio
+    )
     assert torch.allclose(Ratio()(one), expected)
 
 

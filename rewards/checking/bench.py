@@ -10,12 +10,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rewards.checking.report import Finding
-from steer.reward import Reward, reason, score
+from steer.reward import Reward, check_scores, name_of, reason
 
-__all__ = ["PROMPTS", "Bench", "ordinary"]
+__all__ = ["PROMPTS", "Bench", "ask", "ordinary"]
 
 PROMPTS = ("a red apple", "a cat", "a house", "a green leaf", "a blue car", "the sun")
 """What a reward that needs prompts is asked where none are given."""
+
+
+def ask(reward: Reward, images: Tensor, prompts: Sequence[str] | None) -> Tensor:
+    """Score images, (n,), by a reward that may do to these copies what it will."""
+    return check_scores(reward(images, prompts), images, name_of(reward))
 
 
 class Bench:
@@ -79,7 +84,7 @@ class Bench:
     ) -> Tensor:
         """Score images (n, 3, h, w) -> (n,), in float64 on the CPU."""
         asked = self.rows(len(images)) if prompts is None else prompts
-        return score(reward or self.reward, images.clone(), asked).detach().double().cpu()
+        return ask(reward or self.reward, images.clone(), asked).detach().double().cpu()
 
     def gradient(self, images: Tensor, reward: Reward | None = None) -> Tensor:
         """Return d score_i / d image_i, (n, 3, h, w)."""
@@ -88,7 +93,7 @@ class Bench:
         # forgets its upstream gradient
         weights = 1.0 + torch.arange(len(x), device=x.device) % 2
         with torch.enable_grad():
-            scores = score(reward or self.reward, x.clone(), self.rows(len(x)))
+            scores = ask(reward or self.reward, x.clone(), self.rows(len(x)))
             weighted = (scores * weights.to(scores)).sum()
             (gradient,) = torch.autograd.grad(weighted, x, allow_unused=True)
         if gradient is None:

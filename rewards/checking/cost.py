@@ -10,9 +10,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from rewards.checking.bench import Bench
+from rewards.checking.bench import Bench, ask
 from rewards.checking.report import Seen
-from steer.reward import score
 
 __all__ = ["memory", "speed"]
 
@@ -89,7 +88,7 @@ def _kept(bench: Bench, own: Sequence[Tensor]) -> int:
     with torch.enable_grad():
         given = x.clone()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-            scores = score(bench.reward, given, bench.rows(len(x)))
+            scores = ask(bench.reward, given, bench.rows(len(x)))
     storages = {k.tensor.untyped_storage().data_ptr(): k.tensor for k in alive}
     for known in [*own, given]:
         storages.pop(known.untyped_storage().data_ptr(), None)

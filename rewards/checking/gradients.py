@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rewards.checking.bench import Bench
+from rewards.checking.bench import Bench, ask
 from rewards.checking.report import Seen
-from steer.reward import score
 
 __all__ = [
     "blurred",
@@ -55,7 +54,7 @@ def differentiable(bench: Bench) -> Seen:
     """See that a gradient reaches the pictures where it is declared, and only there."""
     x = bench.images.detach().requires_grad_()
     with torch.enable_grad():
-        scores = score(bench.reward, x.clone(), bench.rows(len(x)))
+        scores = ask(bench.reward, x.clone(), bench.rows(len(x)))
         reaches = scores.requires_grad and scores.grad_fn is not None
         if reaches:
             (found,) = torch.autograd.grad(scores.sum(), x, allow_unused=True)
@@ -108,7 +107,7 @@ def rows(bench: Bench) -> Seen:
     for i in (0, len(bench.images) - 1):
         x = bench.images.detach().requires_grad_()
         with torch.enable_grad():
-            scores = score(bench.reward, x.clone(), bench.rows(len(x)))
+            scores = ask(bench.reward, x.clone(), bench.rows(len(x)))
             (gradient,) = torch.autograd.grad(scores[i], x)
         norms = gradient.double().flatten(1).norm(dim=1)
         others = torch.cat([norms[:i], norms[i + 1 :]])

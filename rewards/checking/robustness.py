@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rewards.checking.bench import Bench
+from rewards.checking.bench import Bench, ask
 from rewards.checking.report import Seen, graded, said
-from steer.reward import score
 
 __all__ = ["bfloat16", "copies", "devices", "double", "float16", "resolution"]
 
@@ -86,7 +85,7 @@ def devices(bench: Bench) -> Seen:
     for name in others:
         x = bench.images.to(name)
         other = bench.copied(name)
-        scores = score(other, x, bench.rows(len(x)))
+        scores = ask(other, x, bench.rows(len(x)))
         if scores.device.type != name:
             line = f"moved to {name} its scores are on {scores.device}: return them with "
             return "fail", line + "scores.to(images.device)", figures

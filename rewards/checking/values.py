@@ -5,9 +5,9 @@ from random import getstate
 import torch
 from torch import Tensor
 
-from rewards.checking.bench import PROMPTS, Bench
+from rewards.checking.bench import PROMPTS, Bench, ask
 from rewards.checking.report import Seen, graded
-from steer.reward import score
+from steer.reward import check_scores, name_of
 
 __all__ = [
     "batch",
@@ -29,7 +29,9 @@ the standard deviation of the scores over the ordinary pictures."""
 def shape(bench: Bench) -> Seen:
     """See that it gives one float a picture, on the pictures' device."""
     images = bench.images
-    scores = score(bench.reward, images.clone(), bench.rows(len(images)))
+    given = images.clone()
+    scores = bench.reward(given, bench.rows(len(images)))
+    check_scores(scores, given, name_of(bench.reward))
     if not scores.is_floating_point():
         return "fail", f"the scores are {scores.dtype}: return floats", {}
     if scores.device != images.device:
@@ -104,7 +106,7 @@ def in_place(bench: Bench) -> Seen:
     images = bench.every * 1.5 - 0.25  # a clamp in place would show
     given = images.clone()
     with torch.no_grad():
-        score(bench.reward, given, bench.rows(len(given)))
+        ask(bench.reward, given, bench.rows(len(given)))
     changed = float((images != given).double().mean())
     if changed:
         line = (

@@ -152,3 +152,7 @@ def _read_weights(file: Path) -> dict[str, torch.Tensor]:
             f"{file} is truncated or corrupt ({error}): copy it again, or reinstall the package "
             "if the model is an embedded one"
         ) from None
+
+
+# `import steer.load as m` gives the function, and `m.save` was there before modules moved
+load.__dict__.update(save=save, MODELS=MODELS)

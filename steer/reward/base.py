@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steer.reward.door import check_images, check_scores
 from steer.reward.sharing import sharing
 
 __all__ = ["Reward", "WeightedSum", "clamp01", "name_of", "score"]
@@ -20,11 +21,29 @@ class Reward(nn.Module):
 
     Attributes:
         differentiable: whether the scores carry a gradient to the images.
+        pictures: whether four axes are pictures (n, 3, h, w); False for a reward of latents.
+        takes: what its scores may depend on.
         terms: what a reward is composed of, with weights where it is a weighted sum; itself alone
             where it is not composed.
     """
 
     differentiable: bool = True
+    pictures: bool = True
+    takes: tuple[str, ...] = ("images", "prompts", "metadata")
+
+    def __call__(
+        self,
+        images: Tensor,
+        prompts: Sequence[str] | None = None,
+        metadata: Sequence[Any] | None = None,
+    ) -> Tensor:
+        """Score images; see `forward`.
+
+        Raises:
+            ValueError: images that are no floats, or no pictures (n, 3, h, w).
+        """
+        check_images(images, self.pictures)
+        return super().__call__(images, prompts, metadata)
 
     @property
     def terms(self) -> "list[tuple[float, Reward]]":
@@ -57,6 +76,7 @@ class WeightedSum(Reward):
         self.weights = [float(w) for w, _ in terms]
         self.rewards = nn.ModuleList(reward for _, reward in terms)
         self.differentiable = all(reward.differentiable for _, reward in terms)
+        self.pictures = any(reward.pictures for _, reward in terms)
 
     @property
     def terms(self) -> list[tuple[float, Reward]]:
@@ -91,21 +111,19 @@ def score(
     prompts: Sequence[str] | None = None,
     metadata: Sequence[Any] | None = None,
 ) -> Tensor:
-    """Call a reward and check that it gave one number per image, (n,).
+    """Call a reward and check that it gave one number per image, (n,), and left these alone.
 
     Raises:
-        ValueError: the reward returned something else; the message says what.
+        ValueError: the reward returned something else, or changed the images; the message says
+            what.
     """
-    scores = reward(images, prompts, metadata)
-    name = name_of(reward)
-    if not isinstance(scores, Tensor):
+    name, watched = name_of(reward), not images.is_inference()
+    before = images._version if watched else 0
+    scores = check_scores(reward(images, prompts, metadata), images, name)
+    if watched and images._version != before:
         raise ValueError(
-            f"reward {name!r} returned {type(scores).__name__}: return a tensor of shape (n,)"
-        )
-    if scores.shape != images.shape[:1]:
-        raise ValueError(
-            f"reward {name!r} returned shape {tuple(scores.shape)} for {len(images)} images: "
-            f"return one number per image, shape ({len(images)},), not reduced over the batch"
+            f"reward {name!r} changes the images that it is asked about, in place: work on a "
+            "copy, images = images.clone()"
         )
     return scores
 

@@ -13,6 +13,8 @@ __all__ = ["LinearReward", "QuadraticReward"]
 class LinearReward(Reward):
     """`reward(x) = a . x` on vectors (n, d): `GaussianMixture.tilt` has its tilt, theory (42)."""
 
+    pictures = False
+
     def __init__(self, a: Tensor) -> None:
         super().__init__()
         self.register_buffer("a", torch.as_tensor(a))
@@ -32,6 +34,8 @@ class QuadraticReward(Reward):
         centre: c, (d,).
         precision: P, symmetric and positive semi-definite, (d, d).
     """
+
+    pictures = False
 
     def __init__(self, centre: Tensor, precision: Tensor) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steer.reward.base import Reward
+from steer.reward.base import Reward, clamp01, name_of
 
 __all__ = ["wrap"]
 
@@ -16,12 +16,18 @@ class _Wrapped(Reward):
     """A callable as a reward."""
 
     def __init__(
-        self, f: Callable[..., Any], differentiable: bool, call: Callable[..., Any], pil: bool
+        self,
+        f: Callable[..., Any],
+        call: Callable[..., Any],
+        differentiable: bool,
+        pil: bool,
+        clamp: bool,
     ) -> None:
         super().__init__()
-        self.f, self.differentiable, self.pil = f, differentiable, pil
+        self.f, self.differentiable, self.pil, self.pictures = f, differentiable, pil, clamp
         self._call = call
-        self._arity = _positional(call)
+        self._positions, self._keywords = _parameters(call)
+        self.takes = (*KNOWN[: self._positions], *self._keywords.values())
 
     def forward(
         self,
@@ -29,9 +35,15 @@ class _Wrapped(Reward):
         prompts: Sequence[str] | None = None,
         metadata: Sequence[Any] | None = None,
     ) -> Tensor:
-        """Call the function with as many of (images, prompts, metadata) as it takes."""
-        seen = _pictures(images) if self.pil else images
-        found = self._call(*(seen, prompts, metadata)[: self._arity])
+        """Call the function with what it takes of (images, prompts, metadata)."""
+        seen: Any = images
+        if self.pil:
+            seen = _pictures(images)
+        elif self.pictures and images.ndim == 4:
+            seen = clamp01(images)
+        given = dict(zip(KNOWN, (seen, prompts, metadata), strict=True))
+        by_name = {name: given[what] for name, what in self._keywords.items()}
+        found = self._call(*list(given.values())[: self._positions], **by_name)
         if isinstance(found, tuple) and len(found) == 2:
             found = found[0]  # (scores, info)
         if not self.differentiable and not isinstance(found, Tensor):
@@ -41,6 +53,10 @@ class _Wrapped(Reward):
         if not self.differentiable and isinstance(found, Tensor):
             found = found.detach()
         return found
+
+    def extra_repr(self) -> str:
+        """Say what the function takes."""
+        return f"{name_of(self)}({', '.join(self.takes)})"
 
 
 def _pictures(images: Tensor) -> list[Any]:
@@ -68,39 +84,63 @@ def _is_metric(f: Any) -> bool:
     return all(hasattr(f, name) for name in ("higher_is_better", "update", "compute", "reset"))
 
 
-def _positional(f: Callable[..., Any]) -> int:
-    """Count how many of (images, prompts, metadata) `f` takes by position."""
+KNOWN = ("images", "prompts", "metadata")
+"""What a reward is given, in this order."""
+
+NAMES = {
+    "images": {"images", "image", "x"},
+    "prompts": {"prompts", "prompt", "captions", "caption", "texts", "text"},
+    "metadata": {"metadata"},
+}
+"""What optional parameters may be called to be given one of them."""
+
+
+def _parameters(f: Callable[..., Any]) -> tuple[int, dict[str, str]]:
+    """Return how many of `KNOWN` a callable takes by position, and which by keyword.
+
+    Required parameters are given by position, whatever their names. Optional ones are given what
+    their name says, and `**kwargs` all that is left.
+    """
     try:
         parameters = inspect.signature(f.forward if isinstance(f, nn.Module) else f).parameters
     except ValueError:  # builtins without a signature
-        return 1
-    kinds = [p.kind for p in parameters.values()]
+        return 1, {}
+    kinds = {p.kind for p in parameters.values()}
     if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return 3
+        return 3, {}
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     named = [p for p in parameters.values() if p.kind in by_position]
-    required = sum(p.default is inspect.Parameter.empty for p in named)
-    # optional parameters are passed only where they are named as ours are
-    known = ["images", "prompts", "metadata"]
-    optional = sum(
-        p.name == known[i] for i, p in enumerate(named[:3]) if i >= required and i < len(known)
-    )
-    count = required + optional
+    count = sum(p.default is inspect.Parameter.empty for p in named)
+    for p in named[count:3]:
+        if p.name not in NAMES[KNOWN[count]]:
+            break
+        count += 1
     if not 1 <= count <= 3:
         raise TypeError(
             f"a reward is f(images), f(images, prompts) or f(images, prompts, metadata); "
-            f"{f!r} needs {required} arguments"
+            f"{f!r} needs {count} arguments"
         )
-    return count
+    left = KNOWN[count:]
+    keywords = {}
+    for p in [*named[count:], *(p for p in parameters.values() if p.kind is p.KEYWORD_ONLY)]:
+        meant = [what for what in left if p.name in NAMES[what]]
+        if meant and p.kind is not p.POSITIONAL_ONLY:
+            keywords[p.name] = meant[0]
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        keywords |= {what: what for what in left if what not in keywords.values()}
+    return count, keywords
 
 
-def wrap(f: Any, differentiable: bool | None = None, pil: bool = False) -> Reward:
+def wrap(
+    f: Any, differentiable: bool | None = None, pil: bool = False, clamp: bool = True
+) -> Reward:
     """Make a reward of any callable or object that scores images.
 
     A reward stays as it is, unless it is to be taken as not differentiable. What it may be:
 
     - `f(images)`, `f(images, prompts)` or `f(images, prompts, metadata)`, images (n, 3, h, w) in
-      [0, 1]; it returns (n,), (n, 1), or (scores, anything);
+      [0, 1]; it returns (n,), (n, 1), or (scores, anything). Optional parameters named prompt,
+      captions or the like are given the prompts, `**kwargs` whatever is left;
     - an object with a method `score(images, prompts)`, which is called in place of the object;
     - a torchmetrics metric of one image, asked of each image by itself; where lower is better
       it is negated;
@@ -111,6 +151,8 @@ def wrap(f: Any, differentiable: bool | None = None, pil: bool = False) -> Rewar
         differentiable: say False where the scores carry no gradient to the images. Default: what
             `f.differentiable` says, else True.
         pil: `f` takes PIL pictures, so there is no gradient.
+        clamp: let it see pictures clamped to [0, 1], their gradient passed straight through. Say
+            False for one that wants them as they are decoded, or that scores no pictures.
 
     Raises:
         TypeError: `f` is no such thing, or needs more arguments than a reward has.
@@ -137,4 +179,4 @@ def wrap(f: Any, differentiable: bool | None = None, pil: bool = False) -> Rewar
         raise TypeError(
             f"a reward is a callable on images or has a method score, got {type(f).__name__}"
         )
-    return _Wrapped(f, bool(said) and not pil, call, pil)
+    return _Wrapped(f, call, bool(said) and not pil, pil, clamp)

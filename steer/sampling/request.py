@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steer.flow import FlowMap, device_of
-from steer.noise import noise_dtype
+from steer.noise import noise_dtype, whole
 from steer.reward import Reward, wrap
 from steer.sampling.forecast import affordable
 from steer.sampling.methods import TABLE, Method, check_options, step_times
@@ -49,6 +49,7 @@ class Request:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", wrap(self.reward))
+        object.__setattr__(self, "seed", whole(self.seed))
         check_options(self.method, self.options)
         self._check_numbers()
         self._check_start()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steer.ambient import plain
 from steer.flow import FlowMap
 from steer.guidance.population import Population
 from steer.reward import Reward
@@ -44,8 +45,9 @@ class Stream(Iterator[Population]):
     def __next__(self) -> Population:
         """Make the next step."""
         begun = time.perf_counter()
-        try:
-            return next(self._populations)
+        try:  # the caller's own state again between steps
+            with plain(self.request.flow, self.request.reward):
+                return next(self._populations)
         finally:
             self.seconds += time.perf_counter() - begun
 

@@ -1,0 +1,92 @@
+"""The door of a reward: what may go in, what must come out, and in which state it is asked."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["at_rest", "check_images", "check_scores"]
+
+
+def check_images(images: Tensor, pictures: bool = True) -> None:
+    """Refuse what a reward would score as something else than it is.
+
+    Args:
+        images: what a reward is asked about.
+        pictures: whether a batch of four axes is one of pictures (n, 3, h, w).
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: whole numbers, or pictures with another number or order of channels.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"a reward is asked about a {type(images).__name__}: give a tensor (n, 3, h, w) of "
+            "floats in [0, 1]"
+        )
+    if not images.is_floating_point():
+        raise ValueError(
+            f"images are {images.dtype}: a reward sees floats in [0, 1], so divide bytes by 255 "
+            "and 16 bits by 65535"
+        )
+    if not pictures or images.ndim != 4 or images.shape[1] == 3:
+        return
+    shape = tuple(images.shape)
+    mend = {
+        1: "grey ones need images.expand(-1, 3, -1, -1)",
+        4: "paste transparent ones on white first",
+    }.get(images.shape[1], "decode the samples to pictures")
+    if images.shape[-1] in {3, 4}:
+        mend = "channels go before rows and columns, images.permute(0, 3, 1, 2)"
+    raise ValueError(
+        f"images of shape {shape}: a reward sees pictures (n, 3, h, w), so {mend}; a reward of "
+        "something else than pictures says so, wrap(f, clamp=False) or pictures = False"
+    )
+
+
+def check_scores(scores: Tensor, images: Tensor, name: str) -> Tensor:
+    """Return the scores (n,) as floats where the images are.
+
+    Args:
+        scores: what the reward returned.
+        images: what it was asked about, (n, ...).
+        name: of the reward.
+
+    Raises:
+        ValueError: it returned something else; the message says what.
+    """
+    if not isinstance(scores, Tensor):
+        raise ValueError(
+            f"reward {name!r} returned {type(scores).__name__}: return a tensor of shape (n,)"
+        )
+    if scores.shape != images.shape[:1]:
+        raise ValueError(
+            f"reward {name!r} returned shape {tuple(scores.shape)} for {len(images)} images: "
+            f"return one number per image, shape ({len(images)},), not reduced over the batch"
+        )
+    if not scores.is_floating_point():
+        scores = scores.to(torch.float32)
+    return scores.to(images.device)
+
+
+@contextmanager
+def at_rest(*modules: nn.Module) -> Iterator[None]:
+    """Hold modules in evaluation mode, their weights without gradients, and restore all after.
+
+    In training mode dropout would score the same picture differently and batch statistics would
+    move; weights that ask for gradients would be left with some.
+    """
+    modes = [(m, m.training) for module in modules for m in module.modules() if m.training]
+    asking = [p for module in modules for p in module.parameters() if p.requires_grad]
+    try:
+        for m, _ in modes:
+            m.training = False
+        for p in asking:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+        for p in asking:
+            p.requires_grad_(True)
