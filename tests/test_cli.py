@@ -356,8 +356,8 @@ def test_guidance_stands_beside_the_unguided_tuned_map(here, tuned, monkeypatch)
     monkeypatch.setattr(
         recipes.sample, "save_result", lambda result, out, *a, **k: kept.update(k, guided=result)
     )
-    assert run(model="toy.py:Net", lora="lora") == 0
-    plain = steer.sample(tuned, rewards.load("toy.py:redness"), ["a", "b"], 3, 3, "none")
+    assert run(model="toy.py:Net", lora="lora", lora_scale=0.02) == 0  # pictures, not mere white
+    plain = steer.sample(tuned.at(0.02), rewards.load("toy.py:redness"), ["a", "b"], 3, 3, "none")
     torch.testing.assert_close(kept["unguided"].x, plain.x)
     assert float(kept["guided"].rewards.mean()) > float(plain.rewards.mean())
 
