@@ -8,7 +8,6 @@ picture.
 """
 
 import argparse
-import io
 import json
 import math
 import re
@@ -21,7 +20,7 @@ import steer
 from recipes.data import emoji
 from rewards.judge import Judge
 from steer.files import write_atomically
-from steer.pictures import captioned_grid, to_pil
+from steer.pictures import captioned_grid, save_picture, to_pil
 
 PROMPTS = ["animal", "food", "face", "plant"]
 SEEDS = 8
@@ -107,10 +106,8 @@ def main() -> None:
             shown = result.images[:, :3].flatten(0, 1)
             scores = [f"{r:.3g}" for r in result.rewards[:, :3].flatten().tolist()]
             rows.append((name, shown, scores))
-        sheet = io.BytesIO()
-        captioned_grid(rows, size=64).save(sheet, "PNG")
         name = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
-        write_atomically(args.out / f"{name}.png", sheet.getvalue())
+        save_picture(captioned_grid(rows, size=64), args.out / f"{name}.png")
     write_atomically(args.out / "table.md", ("\n".join(lines) + "\n").encode())
     write_atomically(args.out / "figures.json", json.dumps(figures, indent=1).encode())
 

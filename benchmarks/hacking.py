@@ -11,9 +11,10 @@ import json
 from pathlib import Path
 
 import steer
+from recipes.defaults import DATA
 from recipes.figures import markdown
-from recipes.finetune import DATA, named
-from recipes.prompts import read_prompts
+from recipes.finetune import named
+from recipes.inputs import read_prompts
 from rewards.judge import Judge
 
 __all__ = ["RUNS", "main", "summary"]

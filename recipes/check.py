@@ -2,10 +2,10 @@
 
 import json as json_
 import sys
-from pathlib import Path
 
 import rewards
-from recipes.prompts import read_prompts
+from recipes.inputs import file_or_list
+from recipes.terminal import say
 from rewards.checking import Report, check
 
 __all__ = ["check_reward"]
@@ -35,11 +35,10 @@ def check_reward(
         seed: draws pictures and directions.
         json: print the report as JSON, alone, instead of a table.
     """
-    if isinstance(prompts, str):
-        prompts = read_prompts(Path(prompts)).prompts
-    report = check(rewards.load(name), prompts, size, device=device, seed=seed)
+    asked = file_or_list(prompts)
+    report = check(rewards.load(name), asked and asked.prompts, size, device=device, seed=seed)
     if json:
-        print(json_.dumps({**report.as_dict(), "reward": name}, indent=2, allow_nan=False))
+        say(json_.dumps({**report.as_dict(), "reward": name}, indent=2, allow_nan=False))
     else:
         _print(report, name)
     if not report.ok:
@@ -47,13 +46,13 @@ def check_reward(
 
 
 def _print(report: Report, name: str) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     height, width = report.size
     asked = "without prompts" if report.prompts is None else f"asked {report.prompts[0]!r} ..."
-    table = Table(box=None, pad_edge=False, title=f"{name}: {width} x {height} pixels, {asked}")
+    title = escape(f"{name}: {width} x {height} pixels, {asked}")
+    table = Table(box=None, pad_edge=False, title=title)
     table.title_justify = "left"
     for column in ("", "check", "figures", "what was seen"):
         table.add_column(column, no_wrap=column == "check")
@@ -66,9 +65,8 @@ def _print(report: Report, name: str) -> None:
             "\n".join(figures),
             escape(finding.line),
         )
-    console = Console()
-    console.print(table)
+    say(table)
     counts = {word: report.count(word) for word in COLOURS}  # type: ignore[arg-type]
     told = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
     verdict = "keeps the contract" if report.ok else "breaks the contract"
-    console.print(f"{escape(name)} {verdict}: {told}")
+    say(f"{name} {verdict}: {told}")

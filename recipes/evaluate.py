@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
@@ -21,9 +21,10 @@ from recipes.binding import colour_binding, style_binding
 from recipes.data.emoji import Emoji
 from recipes.data.emoji import load as load_emoji
 from recipes.figures import Estimate, estimate, pairwise_distance, rate
+from recipes.inputs import load_model
 from recipes.measure import draw, kid
-from recipes.sample import _model
 from recipes.sheet import contact_sheet
+from recipes.terminal import console, say
 from rewards.judge import Judge
 from steer.files import numbers, write_atomically
 from steer.flow import FlowMap
@@ -221,7 +222,7 @@ def evaluate(
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
-    flow, emoji, judge = _model(model, None, None), load_emoji(), Judge()
+    flow, emoji, judge = load_model(model), load_emoji(), Judge()
     with torch.no_grad():
         shape = flow.decode(torch.zeros(1, *flow.event_shape)).shape[1:]
     if shape != emoji.images.shape[1:]:
@@ -242,7 +243,7 @@ def evaluate(
         lambda: _distances(flow, emoji, pictures, out),
     ]
     metrics: dict[str, Any] = {"model": str(model), "sizes": sizes}
-    for measure in track(parts, "measuring", console=Console(stderr=True)):
+    for measure in track(parts, "measuring", console=console()):
         metrics |= measure()
     metrics["seconds"] = time.perf_counter() - began
     write_atomically(out / "metrics.json", json.dumps(numbers(metrics), indent=1).encode())
@@ -252,7 +253,7 @@ def evaluate(
 
 def _show(metrics: dict[str, Any]) -> None:
     """Print the figures as a table."""
-    table = Table("figure", "at", "value", title=f"model {metrics['model']}")
+    table = Table("figure", "at", "value", title=f"model {escape(metrics['model'])}")
     retrieval = metrics["retrieval_1_of_100"]
     for k, share in retrieval["rate"].items():
         name = f"{k} steps" if k.isdigit() else k
@@ -281,7 +282,7 @@ def _show(metrics: dict[str, Any]) -> None:
     for start, values in metrics["lagrangian_residual"].items():
         for t, value in values.items():
             table.add_row("Lagrangian residual", f"{start} at {t}", f"{value:.3f}")
-    Console().print(table)
+    say(table)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 import steer
-from recipes.sample import _model
+from recipes.inputs import load_model
 from steer.adapters.card import PICTURES, card
 from steer.adapters.lora import Adapted, merged
 from steer.adapters.store import (
@@ -121,7 +121,7 @@ def export(
 
 
 def _adapted(base: str, lora: Path, scale: float) -> Adapted:
-    flow = _model(base, None, None, lora, scale)
+    flow = load_model(base, lora=lora, lora_scale=scale)
     assert isinstance(flow, Adapted)
     return flow
 

@@ -2,27 +2,30 @@
 
 from collections.abc import Mapping
 
-import rewards
-import steer
-from rewards.loading import missing
+from recipes.terminal import say
 
 __all__ = ["methods", "models", "objectives", "rewards_"]
 
 
 def _print(names: Mapping[str, str]) -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(overflow="fold")  # addresses whole
     for name, line in names.items():
-        table.add_row(f"[bold]{name}[/bold]", line)
-    Console().print(table)
+        table.add_row(Text(name, "bold"), Text(line, "green" if line == READY else ""))
+    say(table)
+
+
+READY = "ready"
 
 
 def models() -> None:
     """List the models that come along."""
+    import steer
+
     _print(steer.MODELS)
 
 
@@ -32,27 +35,35 @@ def rewards_(check: bool = False) -> None:
     Args:
         check: say which are ready without a network, and what the others lack.
     """
+    import rewards
+
     if check:
         _print({name: _readiness(name) for name in rewards.NAMES})
         return
     _print(rewards.NAMES)
-    print("\nof rewards, as in 'min(clip, brightness)':")
+    say("\nof rewards, as in 'min(clip, brightness)':")
     _print(rewards.FUNCTIONS)
 
 
 def _readiness(name: str) -> str:
     """Say whether a reward's weights are here."""
+    from rewards.loading import missing
+
     if name == "remote":
         return "needs a server: steer serve-reward"
     lacking = missing(name)
-    return "[green]ready[/green]" if not lacking else f"download {'; '.join(lacking)}"
+    return f"download {'; '.join(lacking)}" if lacking else READY
 
 
 def methods() -> None:
     """List the sampling methods."""
+    import steer
+
     _print(steer.METHODS)
 
 
 def objectives() -> None:
     """List the tuning objectives."""
+    import steer
+
     _print(steer.OBJECTIVES)

@@ -2,19 +2,67 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import safetensors
 import safetensors.torch
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from steer.files import write_atomically
 
-__all__ = ["Partial"]
+__all__ = ["Partial", "Unit", "units_of"]
+
+
+class Labelled(Protocol):
+    """A row of a comparison: what the tables call it."""
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+
+
+Row = TypeVar("Row", bound=Labelled)
+
+
+@dataclass(frozen=True)
+class Unit(Generic[Row]):
+    """What is finished or not: of a row, the prompts from `start` to `end`, and a seed."""
+
+    index: int
+    row: Row
+    start: int
+    end: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its file's name."""
+        return f"{self.index:03d}_{self.seed:06d}_{self.start:06d}"
+
+
+def units_of(
+    rows: Sequence[Row], prompts: int, seeds: Iterable[int], size: Callable[[Row], int]
+) -> list[Unit[Row]]:
+    """Return the units of a comparison, seed by seed, row by row.
+
+    Args:
+        rows: what is compared.
+        prompts: how many there are.
+        seeds: of the pictures.
+        size: row -> how many prompts a unit of it has.
+    """
+    return [
+        Unit(i, row, start, min(start + size(row), prompts), seed)
+        for seed in seeds
+        for i, row in enumerate(rows)
+        for start in range(0, prompts, size(row))
+    ]
 
 
 class Partial:
@@ -68,21 +116,21 @@ class Partial:
 
     def fill(
         self,
-        units: Sequence[Any],
+        units: Sequence[Unit[Row]],
         work: Mapping[str, int],
-        run: Callable[[Any], tuple[Mapping[str, Tensor], Mapping[str, Any]]],
+        run: Callable[[Unit[Row]], tuple[Mapping[str, Tensor], Mapping[str, Any]]],
         console: Console,
     ) -> None:
         """Run the units that are not finished yet, with a progress bar of the whole work.
 
         Args:
-            units: in order; each has a `name`, and a `row` with a `label`.
+            units: in order.
             work: name -> network calls.
             run: unit -> its tensors and notes.
             console: where the bar is shown.
         """
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeRemainingColumn(),
@@ -101,6 +149,24 @@ class Partial:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             notes = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
         return tensors, notes
+
+    def done(self, units: Sequence[Unit[Row]], work: Mapping[str, int]) -> str:
+        """Say how much of the work is finished; nothing, where none is."""
+        calls = sum(work[unit.name] for unit in units if self.has(unit.name))
+        return f", {calls} of them done already" if calls else ""
+
+    def gathered(self, units: Sequence[Unit[Row]]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Put the units of one row together again: tensors (prompts, seeds, ...), mean notes."""
+        read: dict[int, list[tuple[dict[str, Tensor], dict[str, Any]]]] = {}
+        for unit in units:
+            read.setdefault(unit.seed, []).append(self.read(unit.name))
+        parts = list(read.values())
+        tensors = {
+            name: torch.stack([torch.cat([t[name] for t, _ in part]) for part in parts], 1)
+            for name in parts[0][0][0]
+        }
+        notes = [note for part in parts for _, note in part]
+        return tensors, {k: sum(note[k] for note in notes) / len(notes) for k in notes[0]}
 
     def drop(self) -> None:
         """Remove the folder with all units."""

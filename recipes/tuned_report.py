@@ -1,10 +1,9 @@
 """What `steer eval --lora` measured: a table, the numbers, a front and a sheet."""
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +11,15 @@ import torch
 from torch import Tensor
 
 from recipes.figures import Estimate, estimate, markdown
+from recipes.tuned_rows import Row
 from steer.files import numbers
-from steer.pictures import captioned_grid
+from steer.pictures import captioned_grid, save_picture
 from steer.tuning.alarms import HELD_OUT
 from steer.tuning.statistics import Drift, diversity, kid
 
-__all__ = ["Measured", "Report", "Row", "share"]
+__all__ = ["Measured", "Report", "share"]
 
 SHOWN = 8  # columns of the sheet
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is drawn: a flow and a method.
-
-    Attributes:
-        method: of `steer.METHODS`.
-        steps: of the method.
-        adapter: name of the adapters; "" is the base.
-        scale: of the adapters.
-        count: candidates of a picture, of which the one with the highest reward is kept. A method
-            with weights keeps one of all its particles.
-        section: the number of steps whose network calls it is held to; None: it has its own.
-        options: the method's own.
-    """
-
-    method: str
-    steps: int
-    adapter: str = ""
-    scale: float = 1.0
-    count: int = 1
-    section: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def plain(self) -> bool:
-        """Whether nothing guides it."""
-        return self.method == "none"
-
-    @property
-    def label(self) -> str:
-        """What the tables call it."""
-        steps = f"{self.steps} step{'s' * (self.steps > 1)}"
-        at = "" if self.scale == 1 else f" at {self.scale:g}"
-        if self.plain:
-            return f"{self.adapter + at or 'base'}, {steps}"
-        on = f" on {self.adapter}{at}" if self.adapter else ""
-        rest = "".join(f", {name} {value}" for name, value in self.options.items())
-        if self.method == "best-of-n":
-            return f"best of {self.count}, {steps}{rest}{on}"
-        return f"{self.method}, {steps}{rest}{on}"
 
 
 @dataclass(frozen=True)
@@ -154,9 +112,7 @@ class Report:
         (folder / "metrics.json").write_text(text, encoding="utf-8")
         (folder / "table.md").write_text(self.table(settings), encoding="utf-8")
         self.front(folder / "front.png")
-        buffer = io.BytesIO()
-        captioned_grid(self.sheet()).save(buffer, "PNG")
-        (folder / "sheet.png").write_bytes(buffer.getvalue())
+        save_picture(captioned_grid(self.sheet()), folder / "sheet.png")
 
     def figures(self) -> dict[str, Any]:
         """Return every number: rows by label, and tuned minus each guided row."""

@@ -1,7 +1,9 @@
 """The program: run folders whole or absent, resume, and errors that name the mend."""
 
 import json
+import os
 import resource
+import shlex
 import subprocess
 import sys
 
@@ -13,9 +15,14 @@ from PIL import Image
 import recipes.sample
 import rewards
 import steer
-from recipes.cli import COMMANDS, LATER, main
+from recipes.arguments import CONFIGS, LATER, option_names, parse
+from recipes.cli import main
+from recipes.commands import COMMANDS
+from recipes.identity import fingerprints
+from recipes.inputs import load_model
 from steer.adapters.lora import adapt
 from steer.adapters.store import save_adapters
+from steer.sampling.forecast import plan as planned
 
 FLOW = '''
 import torch, steer
@@ -129,7 +136,7 @@ def test_guided_beats_unguided(here):
     assert run(particles=16, steps=6) == 0
     metrics = json.loads((here / "run" / "metrics.json").read_text())
     plain = steer.sample(
-        recipes.sample._model("toy.py:Pixels", None, None),
+        load_model("toy.py:Pixels"),
         rewards.load("toy.py:redness"),
         ["a", "b"],
         particles=16,
@@ -229,8 +236,8 @@ def test_other_settings_do_not_resume_an_interrupted_run(here, monkeypatch, caps
         ({"cfg": 2}, ["Pixels takes no prompts", "leave cfg"]),
         ({"negative_prompt": "b"}, ["without cfg"]),
         ({"model": "toy.py:Net", "cfg": 2}, ["Net takes no prompts"]),
-        ({"init_image": "none.png"}, ["no init image none.png"]),
-        ({"init_image": "toy.py"}, ["toy.py is no picture", "PNG"]),
+        ({"init_image": "none.png"}, ["no file 'none.png'", "--init-image=picture.png"]),
+        ({"init_image": "toy.py"}, ["cannot read 'toy.py' as a picture", "PNG"]),
         ({"init_time": 0.5}, ["init_image"]),
         ({"method": "reno", "temperature": None, "init_image": "p.png"}, ["pure noise", "split"]),
         ({"method": "none", "temperature": None, "target": 1}, ["cannot stop at a target"]),
@@ -279,7 +286,7 @@ def test_controls_reach_the_method(here, options, capsys):
     assert run(**{"temperature": None, **options}) == 0
     settings = {k: yaml.safe_load(str(v)) for k, v in options.items()}
     reward = rewards.load("toy.py:redness")
-    flow = recipes.sample._model("toy.py:Pixels", None, None)
+    flow = load_model("toy.py:Pixels")
     expected = steer.sample(flow, reward, ["a", "b"], 3, 3, **settings)
     scores = [json.loads(line)["reward"] for line in (here / "run/scores.jsonl").open()]
     assert scores == pytest.approx(expected.rewards.flatten().tolist(), abs=1e-5)
@@ -291,7 +298,7 @@ def test_controls_reach_the_method(here, options, capsys):
 
 def test_groups_that_stop_at_different_times_are_joined(here):
     """Two groups of prompts, the second smaller: traces are filled up, costs are means."""
-    flow = recipes.sample._model("toy.py:Pixels", None, None)
+    flow = load_model("toy.py:Pixels")
     reward = rewards.load("toy.py:redness")
     settings = {"method": "fmrg-j", "target": 0.3}
     expected = steer.sample(flow, reward, ["a", "b", "c"], 32, 6, **settings)
@@ -305,22 +312,20 @@ def test_groups_that_stop_at_different_times_are_joined(here):
 
 
 def test_other_weights_do_not_resume_an_interrupted_run(tmp_path):
-    from recipes.sample import _fingerprints
-
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     spec = f"0.5*clip + similarity:image={tmp_path / 'a.png'},by=luma"
-    before = _fingerprints("emoji", spec)
+    before = fingerprints("emoji", spec)
     assert any("zoo/emoji/model.safetensors" in name for name in before)
     assert any("zoo/clip" in name for name in before)
     Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
-    after = _fingerprints("emoji", spec)
+    after = fingerprints("emoji", spec)
     assert {k for k in before if before[k] != after[k]} == {str(tmp_path / "a.png")}
 
 
 @pytest.fixture
 def tuned(here):
     """Adapters for toy.py:Net, in the folder "lora"."""
-    tuned = adapt(recipes.sample._model("toy.py:Net", None, None), rank=1)
+    tuned = adapt(load_model("toy.py:Net"), rank=1)
     for p in tuned.adapters().values():
         p.data += 0.5
         p.data[0] *= 2  # more red than green and blue
@@ -351,8 +356,8 @@ def test_guidance_stands_beside_the_unguided_tuned_map(here, tuned, monkeypatch)
     monkeypatch.setattr(
         recipes.sample, "save_result", lambda result, out, *a, **k: kept.update(k, guided=result)
     )
-    assert run(model="toy.py:Net", lora="lora") == 0
-    plain = steer.sample(tuned, rewards.load("toy.py:redness"), ["a", "b"], 3, 3, "none")
+    assert run(model="toy.py:Net", lora="lora", lora_scale=0.02) == 0  # pictures, not mere white
+    plain = steer.sample(tuned.at(0.02), rewards.load("toy.py:redness"), ["a", "b"], 3, 3, "none")
     torch.testing.assert_close(kept["unguided"].x, plain.x)
     assert float(kept["guided"].rewards.mean()) > float(plain.rewards.mean())
 
@@ -392,10 +397,217 @@ def test_options_that_the_model_cannot_use_are_refused_by_name(here, capsys, opt
     refused(capsys, option, "leave it out")
 
 
-def test_unknown_yaml_key(here, capsys):
-    (here / "c.yaml").write_text("prompts: [a]\n")
-    assert main(["sample", "--config", "c.yaml"]) == 2
-    refused(capsys, "prompts", "prompt")
+@pytest.mark.parametrize(
+    ("command", "content", "words", "parts"),
+    [
+        ("sample", "prompts: [a]", (), ["c.yaml: unknown option 'prompts'", "mean prompt"]),
+        ("sample", "partcles: {a: 1}", (), ["c.yaml: unknown option 'partcles'", "particles"]),
+        ("sample", "foo: {bar: 1}\nstps: 2", (), ["option 'foo'", "'stps': did you mean steps"]),
+        ("sample", "seed: 1", ("--partcles=3",), ["unknown option 'partcles'", "mean particles"]),
+        ("sample", "seed: 1", ("--see.a", "3"), ["unknown option 'see.a'", "Known: ", "seed"]),
+        ("finetune", "optons: {anchor: 1}", (), ["unknown option 'optons'", "mean options"]),
+        ("finetune", "rnk: 2", (), ["unknown option 'rnk'", "mean rank"]),
+        ("finetune", "options: {anchr: 1}", (), ["'anchr'", "anchor"]),
+        ("eval", "lora: runs/a\nbst: true", (), ["unknown option 'bst'", "mean best"]),
+        ("sample", "- prompt", (), ["c.yaml holds no settings"]),
+        ("sample", "prompt: [", (), ["c.yaml is no YAML file"]),
+        ("sample", "prompt: " + "[" * 3000 + "]" * 3000, (), ["c.yaml is nested too deeply"]),
+        ("sample", "particles: null", (), ["c.yaml: particles is null", "default (4)"]),
+        ("finetune", "rank: null", (), ["c.yaml: rank is null", "default (16)"]),
+        ("sample", "particles: many", (), ["particles", "many"]),
+    ],
+)
+def test_settings_are_refused_by_their_names(here, capsys, command, content, words, parts):
+    (here / "c.yaml").write_text(content)
+    assert main([command, "--config", "c.yaml", *words]) == 2
+    err = capsys.readouterr().err
+    assert all(part in err for part in parts), err
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+
+
+def test_a_null_is_a_value_where_there_may_be_none(here, capsys):
+    (here / "c.yaml").write_text("judge: null\ntemperature: null\nmethods: [fmt]\n")
+    assert main(["compare", "--config", "c.yaml"]) == 2
+    refused(capsys, "unknown option 'temperature'")
+    (here / "c.yaml").write_text("judge: null\nmethods: [fmt]\n")
+    assert main(["compare", "--config", "c.yaml"]) == 2
+    refused(capsys, "unknown method 'fmt'")
+
+
+def test_settings_that_come_along_are_found(here, capsys):
+    call = parse("sample", ["--config", "demo.yaml", "--seed", "3"])
+    assert call.settings["prompt"] == ["animal", "food", "plant"]
+    assert call.settings["seed"] == 3
+    told = capsys.readouterr().err
+    assert f"config: {CONFIGS / 'demo.yaml'}, which comes along" in told
+    assert parse("sample", ["--config=recipes/configs/demo.yaml"]).settings["steps"] == 8
+    (here / "demo.yaml").write_text("steps: 5\n")
+    capsys.readouterr()
+    assert parse("sample", ["--config=demo.yaml"]).settings["steps"] == 5
+    assert capsys.readouterr().err == ""
+    assert main(["sample", "--config", "dmo.yaml"]) == 2
+    refused(capsys, "no config file dmo.yaml: did you mean demo.yaml", "compare.yaml")
+
+
+EXAMPLES = [(name, line) for name, command in COMMANDS.items() for line in command.examples]
+
+
+@pytest.mark.parametrize(("name", "line"), EXAMPLES)
+def test_examples_of_the_help_are_read(here, name, line):
+    command, *words = shlex.split(line.partition(" > ")[0])
+    call = parse(command, words)
+    assert call.settings is not None
+    assert call.command.split()[0] == command
+    assert name in (call.command, "models", "methods", "objectives")
+
+
+@pytest.mark.parametrize("command", [name for name, c in COMMANDS.items() if c.options])
+def test_options_stand_in_one_group_each(command):
+    grouped = [name for names in COMMANDS[command].options.values() for name in names.split()]
+    assert sorted([*grouped, "config"]) == sorted(option_names(command))
+
+
+def test_shells_complete(here, capsys):
+    assert main(["completion", "bash"]) == 0
+    (here / "steer.sh").write_text(capsys.readouterr().out)
+    typed = ["steer sam", "steer sample --pro", "steer compare --method fm", "steer eval --lora-"]
+    asked = [
+        f"COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}; _steer; echo ${{COMPREPLY[@]}}"
+        for line in typed
+    ]
+    script = "; ".join(["source steer.sh", *asked])
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "sample", "--prompt --prompts-file", "fmtt fmrg-j", "--lora-scale",
+    ]  # fmt: skip
+    assert main(["completion", "fish"]) == 2
+    refused(capsys, "fish")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["methods"], ["objectives"]])
+def test_names_and_help_need_no_torch(words):
+    code = f"import sys; from recipes.cli import main; main({words}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "recipes.cli" in loaded
+    assert not loaded & {"torch", "numpy", "PIL", "rewards"}
+
+
+def heard(stdout, *words, **options):
+    """Run the program with its output going there: exit code, and what it said of it."""
+    command = [sys.executable, "-m", "recipes.cli", *words]
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+def test_output_that_cannot_be_written_is_no_full_disk(here):
+    with open("/dev/full", "w") as full:
+        code, err = heard(full, "methods")
+    assert code == 141
+    assert err.count("\n") == 1
+    assert "standard output was closed or is full" in err
+    reader, writer = os.pipe()
+    os.close(reader)
+    code, err = heard(writer, "--help")
+    os.close(writer)
+    assert code == 141
+    assert err.count("\n") == 1
+    assert "what the command wrote to files is whole" in err
+
+
+BROKEN = """
+import sys
+import torch
+import steer
+from toy import Pixels
+
+def attribute(images):
+    return images.nope()
+
+def key(images):
+    return {}["x"]
+
+def value(images):
+    return torch.stack([])
+
+def leaves(images):
+    sys.exit(0)
+
+def memory(images):
+    return torch.empty(10**15)
+
+class Stuck(Pixels):
+    def jump(self, x, s, t):
+        return 1 / 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"reward": "broken.py:attribute"}, ["AttributeError", "nope", "return images.nope()"]),
+        ({"reward": "broken.py:key"}, ["KeyError: 'x'", 'return {}["x"]']),
+        ({"reward": "broken.py:value"}, ["torch.stack([])"]),
+        ({"reward": "broken.py:leaves"}, ["ended the program", "sys.exit(0)"]),
+        ({"model": "broken.py:Stuck"}, ["ZeroDivisionError", "return 1 / 0"]),
+        ({"reward": "unread.py:f"}, ["SyntaxError", "unread.py, line 1: def f(:"]),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_faults_of_a_user_s_file_show_its_line(here, capsys, monkeypatch, options, parts):
+    monkeypatch.syspath_prepend(here)
+    (here / "broken.py").write_text(BROKEN)
+    (here / "unread.py").write_text("def f(:\n")
+    assert run(**{"prompt": "a", **options}) == 2
+    file = next(iter(options.values())).split(":")[0]
+    refused(capsys, f"({file}, line " if file == "broken.py" else file, *parts)
+    assert not (here / "run").exists()
+
+
+def test_memory_that_is_not_there(here, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(here)
+    (here / "broken.py").write_text(BROKEN)
+    assert run(reward="broken.py:memory") == 2
+    refused(capsys, "out of memory: ask for less at once", "fewer particles")
+
+
+def test_a_fault_of_the_program_shows_where_it_is(monkeypatch):
+    monkeypatch.setattr(steer, "METHODS", None)
+    with pytest.raises(AttributeError, match="items"):
+        main(["methods"])
+
+
+@pytest.mark.parametrize("name", ["o[/x]", "[bold]", ":cat:"])
+def test_brackets_in_a_folder_s_name_are_no_markup(here, capsys, name):
+    assert run(out=name) == 0
+    assert f"see {name}/grid.png" in " ".join(capsys.readouterr().err.split())
+    assert (here / name / "grid.png").exists()
+
+
+def test_a_file_of_json_lines_says_what_the_reward_is_asked(here, capsys):
+    (here / "said.py").write_text(
+        "import torch\n"
+        "def length(images, prompts):\n"
+        "    return images.mean((1, 2, 3)) * 0 + torch.tensor([float(len(p)) for p in prompts])\n"
+    )
+    lines = [{"prompt": "p"}, {"prompt": "q", "reward_prompt": "long\u2028er"}]
+    (here / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    settings = {"prompt": None, "prompts_file": "p.jsonl", "reward": "said.py:length"}
+    assert run(method="none", temperature=None, **settings) == 0
+    scores = [json.loads(line) for line in (here / "run/scores.jsonl").open(newline="\n")]
+    assert [(s["prompt"], s["reward_prompt"]) for s in scores[::3]] == [
+        ("p", "p"),
+        ("q", "long er"),
+    ]
+    assert [s["reward"] for s in scores[::3]] == [1, 7]
+    assert run(reward_prompt="r", out="other", **settings) == 2
+    refused(capsys, "p.jsonl says what the reward is asked, and so does reward_prompt")
+
+
+def test_a_model_of_one_s_own_has_no_reward(here, capsys):
+    assert run(reward=None) == 2
+    refused(capsys, "'toy.py:Pixels' has no reward of its own", "--reward")
 
 
 def test_unknown_command(capsys):
@@ -479,18 +691,18 @@ def test_lists(command, capsys):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
-    assert stop.value.code == 0
-    assert "usage: steer" in capsys.readouterr().out
+    assert main([*command.split(), "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "usage: steer" in out
+    assert all(f"steer {example}" in out for example in COMMANDS[command].examples)
 
 
 def test_plan_is_what_is_counted(here):
-    flow = recipes.sample._model("toy.py:Pixels", None, None)
+    flow = load_model("toy.py:Pixels")
     reward = rewards.load("toy.py:redness")
     for method in steer.METHODS:
         for steps in (1, 4):
-            plan = steer.sample.__globals__["plan"](method, steps)
+            plan = planned(method, steps)
             climbs = method in {"fmrg-j", "reno"}
             result = steer.sample(
                 flow, reward, "a", 2, steps, method, temperature=None if climbs else 1.0
@@ -500,7 +712,7 @@ def test_plan_is_what_is_counted(here):
 
 
 def test_result_save(here):
-    flow = recipes.sample._model("toy.py:Pixels", None, None)
+    flow = load_model("toy.py:Pixels")
     result = steer.sample(flow, lambda x: x[:, 0].mean((1, 2)), "a", particles=2, steps=2)
     result.save("saved")
     assert {p.name for p in (here / "saved").iterdir()} == {

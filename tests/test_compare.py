@@ -11,17 +11,18 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import recipes.compare
+import rewards
 import steer
 from recipes.cli import main
-from recipes.compare import PROMPTS, entry, equal_calls, kind
+from recipes.compare_report import kind
+from recipes.defaults import own
+from recipes.entries import Entry, entry, equal_calls
 from recipes.figures import estimate
-from recipes.sample import _model
-from rewards import load
+from recipes.inputs import load_model, read_prompts
 from steer.adapters.lora import adapt
 from steer.adapters.store import save_adapters
 from steer.sampling.forecast import plan
-from steer.sampling.run import PROBES
+from steer.sampling.request import PROBES
 
 FLOW = '''
 import torch, steer
@@ -87,6 +88,7 @@ def whole(folder):
 def run(*words, **options):
     settings = {
         "model": "toy.py:Pixels", "reward": "toy.py:redness", "seeds": 2, "out": "run",
+        "judge": "embedded",
         "prompts": '["fox", "animal"]', "methods": json.dumps(METHODS), **options,
     }  # fmt: skip
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items() if v is not None]
@@ -105,7 +107,7 @@ def folders(here):
 
 
 def test_an_entry_is_read():
-    assert entry("none") == recipes.compare.Entry("none", 4, 4)
+    assert entry("none") == Entry("none", 4, 4)
     assert entry("best-of-n").particles is None
     one = entry("split:steps=8, strength=1e1,threshold=[0.2, 0.5]")
     assert (one.steps, one.particles) == (8, 4)
@@ -153,7 +155,7 @@ def test_methods_of_the_same_cost_share_a_row():
 
 
 def test_the_packaged_prompts_are_half_specific():
-    prompts = yaml.safe_load(PROMPTS.read_text())
+    prompts = read_prompts(own("emoji").compared).prompts
     assert [kind(p) for p in prompts] == ["specific"] * 25 + ["broad"] * 25
     assert len(set(prompts)) == 50
     flow = steer.load("emoji")
@@ -202,7 +204,7 @@ def test_the_folder_is_complete_and_its_numbers_agree(here, whole, capsys):
 
 
 def test_adapters_are_compared_at_their_scale(here, capsys):
-    tuned = adapt(_model("toy.py:Net", None, None), rank=1)
+    tuned = adapt(load_model("toy.py:Net"), rank=1)
     for p in tuned.adapters().values():
         p.data += 0.5
         p.data[0] *= 2
@@ -211,7 +213,7 @@ def test_adapters_are_compared_at_their_scale(here, capsys):
     assert run(**settings, lora="lora", lora_scale=0.5) == 0
     (row,) = json.loads((here / "run/figures.json").read_text())["methods"].values()
     expected = steer.sample(
-        tuned.at(0.5), load("toy.py:redness"), ["fox", "animal"], 2, 1, "none", seed=0
+        tuned.at(0.5), rewards.load("toy.py:redness"), ["fox", "animal"], 2, 1, "none", seed=0
     )
     assert torch.tensor(row["reward"])[:, 0].tolist() == pytest.approx(
         expected.rewards.mean(1).tolist(), abs=1e-5
@@ -221,6 +223,29 @@ def test_adapters_are_compared_at_their_scale(here, capsys):
     capsys.readouterr()
     assert run(**settings, lora_scale=0.5, out="other") == 2
     refused(capsys, "lora_scale has nothing to scale")
+
+
+def test_a_model_of_one_s_own_is_compared_by_its_reward_alone(here, tmp_path, capsys):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a"}\n{"text": "b", "reward_prompt": "c"}\n')
+    settings = {"methods": '["none:steps=1,particles=2"]', "seeds": 1, "judge": None}
+    assert run(**settings, prompts=None, prompts_file=file) == 0
+    assert "model toy.py:Pixels has no judge of its own" in capsys.readouterr().err
+    figures = json.loads((here / "run/figures.json").read_text())
+    assert figures["prompts"] == [{"prompt": p, "kind": "all"} for p in "ab"]
+    (row,) = figures["methods"].values()
+    assert {*row["summary"]["all"]} == {"reward", "diversity", "reward - none", "nfe"}
+    assert row["diversity"][0] > 0
+    assert not {"judge", "top1"} & {*row}
+    assert not (here / "run/judge_reward.png").exists()
+    assert (here / "run/reward_nfe.png").exists()
+    assert "## all prompts (2 x 1 seeds)" in (here / "run/table.md").read_text()
+    for missing, message in [
+        ({"prompts": None}, "'toy.py:Pixels' has no prompts of its own: give --prompts"),
+        ({"reward": None}, "'toy.py:Pixels' has no reward of its own: give --reward"),
+    ]:
+        assert run(**{**settings, "out": "other", **missing}) == 2
+        refused(capsys, message)
 
 
 def test_an_interrupted_comparison_goes_on_and_gives_the_same(here, whole, monkeypatch, capsys):

@@ -11,8 +11,8 @@ from recipes.data.emoji import load
 from recipes.data.recolour import is_held_out, plain_label
 from recipes.evaluate import STEPS, evaluate
 from recipes.figures import estimate, markdown, rate
+from recipes.inputs import load_model
 from recipes.measure import draw, found, kid
-from recipes.sample import _model
 
 HEART = '''
 import torch, steer
@@ -148,7 +148,7 @@ def test_the_figures_are_written(measured):
 
 
 def test_one_picture_a_prompt(measured):
-    flow = _model(measured[0]["model"], None, None)
+    flow = load_model(measured[0]["model"])
     images = draw(flow, ["fox", "cat", "fox"], 1, seed=0, batch=2)
     assert images.shape == (3, 3, 32, 32)
     assert torch.allclose(images[0], images[2], atol=1e-3)

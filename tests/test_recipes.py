@@ -1,12 +1,16 @@
-"""Every YAML parses against its program's signature, and runs two steps."""
+"""Every YAML parses against its program's signature, and runs two steps; the room's own order."""
 
+import ast
 import importlib
 from pathlib import Path
 
 import pytest
 from jsonargparse import ArgumentParser
 
-CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "recipes" / "configs"
+FILES = sorted((ROOT / "recipes").rglob("*.py"))
+LONGEST = 350
 
 # file -> its program, and what makes it small
 TUNED = {
@@ -81,3 +85,47 @@ def test_config_runs(name, tmp_path):
         "train_judge": "model.safetensors",
     }.get(name, "front.png")
     assert expected in made
+
+
+# ------------------------------------------------------------------ the room
+
+
+def module(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path):
+    """(module, name) of what a file imports from this repository, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_says_what_it_is_and_what_it_gives(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LONGEST
+    assert ast.get_docstring(ast.parse(text))
+    private = [f"{where}.{name}" for where, name in imported(path) if name.startswith("_")]
+    assert not private
+    found = importlib.import_module(module(path))
+    names = getattr(found, "__all__", [])
+    plain = [name for name in names if name.isupper()]
+    classes = [name for name in names if name[0].isupper() and not name.isupper()]
+    functions = [name for name in names if name[0].islower()]
+    assert names == [*sorted(plain), *sorted(classes), *sorted(functions)]
+    assert all(hasattr(found, name) for name in names)
+
+
+def test_no_file_is_in_a_circle():
+    known = {module(path) for path in FILES}
+    left = {}
+    for path in FILES:
+        needs = {w for where, name in imported(path) for w in (where, f"{where}.{name}")}
+        left[module(path)] = (needs & known) - {module(path)}
+    while left:
+        free = [name for name, needs in left.items() if not needs & set(left)]
+        assert free, f"these import each other: {sorted(left)}"
+        for name in free:
+            del left[name]

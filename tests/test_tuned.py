@@ -12,16 +12,16 @@ import yaml
 
 import steer
 from recipes.cli import main
-from recipes.compare import entry
+from recipes.entries import entry
 from recipes.figures import estimate
-from recipes.tuned import rows_of
 from recipes.tuned_report import share
+from recipes.tuned_rows import rows_of
 from steer.adapters.lora import adapt
 from steer.adapters.store import save_adapters
 from steer.models.loading import save
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.noise import generator
-from steer.sampling.methods import plan
+from steer.sampling.forecast import plan
 
 PROMPTS = ["fox", "bird"]
 REDNESS = """
@@ -88,7 +88,7 @@ def run(*words, **options):
     settings = {
         "model": "net", "prompts": json.dumps(PROMPTS), "particles": 2, "steps": "[1, 4]",
         "lora-scale": "[0, 1]", "guidance": '["fmrg-j:steps=2", "best-of-n:steps=1"]',
-        "held-out": "[brightness]", "out": "run", **options,
+        "held-out": "[brightness]", "out": "run", "judge": "embedded", **options,
     }  # fmt: skip
     words = words or ("--lora", "runs/a", "--lora", "runs/b")
     return main(["eval", *words, *(f"--{k}={v}" for k, v in settings.items() if v is not None)])
@@ -223,7 +223,7 @@ def test_an_interrupted_comparison_goes_on_from_its_yaml(here, whole, monkeypatc
     refused(capsys, "exists already")
 
 
-def test_names_seeds_and_no_judge(here):
+def test_names_seeds_and_no_judge(here, capsys):
     lora = json.dumps({"one": "runs/a", "two": "runs/silent"})
     small = {
         "steps": "[1]",
@@ -232,7 +232,8 @@ def test_names_seeds_and_no_judge(here):
         "particles": 1,
         "best": "false",
     }
-    assert run("--lora", lora, reward="brightness", judge="null", seeds=2, **small) == 0
+    assert run("--lora", lora, reward="brightness", judge=None, seeds=2, **small) == 0
+    assert "model net has no judge of its own" in " ".join(capsys.readouterr().err.split())
     rows = json.loads((here / "run/metrics.json").read_text())["rows"]
     assert [*rows] == ["base, 1 step", "one, 1 step", "two, 1 step"]
     assert "judge" not in rows["base, 1 step"]["summary"]
@@ -250,6 +251,7 @@ def test_names_seeds_and_no_judge(here):
         ((), {"reward": "brightnes"}, ["brightnes", "did you mean brightness"]),
         ((), {"prompts": "[]"}, ["list of prompts is empty"]),
         ((), {"prompts": "nothing.txt"}, ["nothing.txt"]),
+        ((), {"prompts": None}, ["model 'net' has no prompts of its own"]),
         ((), {"particles": 0}, ["particles must be at least 1"]),
         ((), {"steps": "[0]"}, ["steps must be at least 1"]),
         ((), {"steps": "[]"}, ["list of steps is empty"]),

@@ -1,0 +1,175 @@
+"""The commands: what each runs, how its options are grouped, and examples. Needs no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["COMMANDS", "GROUPS", "Command"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the command line.
+
+    Attributes:
+        target: module:function; the function's arguments are the options.
+        group: under which heading `steer --help` lists it.
+        line: what it does.
+        examples: two calls, without `steer`.
+        options: heading -> names of options; those that are named nowhere come first.
+        positional: whether required arguments are written without their names.
+    """
+
+    target: str
+    group: str
+    line: str
+    examples: tuple[str, str]
+    options: Mapping[str, str] = field(default_factory=dict)
+    positional: bool = False
+
+
+GROUPS = ("draw", "tune and train", "rewards", "look up")
+"""The headings, in order."""
+
+_MODEL = "model lora lora_scale device dtype"
+
+COMMANDS = {
+    "sample": Command(
+        "recipes.sample:sample",
+        "draw",
+        "guided sampling into a run folder",
+        (
+            'sample --prompt "a blue apple" --method fmrg-j --steps 8 --out outputs/apple',
+            "sample --config demo.yaml --seed 1 --out outputs/demo_1",
+        ),
+        {
+            "what draws": _MODEL + " cfg negative_prompt",
+            "what is drawn": "prompt prompts_file init_image init_time",
+            "what is liked": "reward reward_prompt temperature strength",
+            "how": "method particles steps seed target budget",
+            "options of some methods": "scale threshold moves rate brake lookahead jumps finish "
+            "window every clip normalise settle",
+            "where to": "keep out overwrite",
+        },
+    ),
+    "compare": Command(
+        "recipes.compare:compare",
+        "draw",
+        "sampling methods against each other, equal calls",
+        (
+            "compare --config compare.yaml",
+            "compare --prompts '[fox, bird]' --methods '[none, best-of-n, \"fmtt:steps=8\"]'",
+        ),
+        {
+            "what draws": _MODEL,
+            "what is compared": "methods prompts prompts_file reward judge seeds",
+            "where to": "out overwrite",
+        },
+    ),
+    "eval": Command(
+        "recipes.evaluate:evaluate",
+        "draw",
+        "a model's figures on the emoji data",
+        ("eval --model emoji", "eval --model runs/emoji/map --repeats 1 --out outputs/mine"),
+    ),
+    "eval --lora": Command(
+        "recipes.tuned:evaluate_tuned",
+        "draw",
+        "tuned against base and guidance",
+        (
+            "eval --lora runs/direct",
+            "eval --lora runs/direct --lora runs/nft --steps '[1, 4]' --lora-scale '[0.5, 1]'",
+        ),
+        {
+            "what draws": "model lora lora_scale best device",
+            "what is compared": "steps guidance guided_tuned prompts particles seeds seed",
+            "what it is measured by": "reward held_out judge",
+            "where to": "out overwrite",
+        },
+    ),
+    "finetune": Command(
+        "recipes.finetune:finetune",
+        "tune and train",
+        "tune a LoRA on a model by rewards",
+        (
+            "finetune --config finetune.yaml",
+            "finetune --reward clip --objective direct --options '{anchor: 0.5}' --steps 250",
+        ),
+        {
+            "what is tuned": "model rank alpha targets",
+            "towards what": "reward prompts temperature strength",
+            "how": "objective options steps batch_size micro_batch learning_rate warm average "
+            "clip seed",
+            "what watches": "judge held_out check_prompts check_samples check_steps check_every "
+            "early_stop sweep sweep_steps",
+            "where it runs": "accelerator devices strategy precision checkpointing",
+            "where to": "out overwrite save_every wandb progress",
+        },
+    ),
+    "export": Command(
+        "recipes.export:export",
+        "tune and train",
+        "adapters for peft, for diffusers, or merged; the hub",
+        (
+            "export --lora runs/direct --out outputs/lora",
+            "export --lora runs/direct --format merged --out outputs/whole",
+        ),
+    ),
+    "train": Command(
+        "recipes.train:train",
+        "tune and train",
+        "train a flow map",
+        (
+            "train --config train_emoji.yaml",
+            "train --velocity-steps 20 --map-steps 10 --channels '[16, 32]' --blocks '[1, 1]'",
+        ),
+    ),
+    "rewards": Command(
+        "recipes.lists:rewards_",
+        "rewards",
+        "list the rewards that come along",
+        ("rewards", "rewards --check"),
+    ),
+    "check-reward": Command(
+        "recipes.check:check_reward",
+        "rewards",
+        "whether a reward keeps the contract",
+        (
+            "check-reward clip",
+            "check-reward file.py:Name --prompts '[a red apple]' --json",
+        ),
+        positional=True,
+    ),
+    "serve-reward": Command(
+        "recipes.serve:serve_reward",
+        "rewards",
+        "serve a reward over HTTP",
+        ("serve-reward clip", "serve-reward 'clip + brightness' --port 8001 --workers 2"),
+        positional=True,
+    ),
+    "models": Command(
+        "recipes.lists:models",
+        "look up",
+        "list the models that come along",
+        ("models", "sample --model emoji"),
+    ),
+    "methods": Command(
+        "recipes.lists:methods",
+        "look up",
+        "list the sampling methods",
+        ("methods", "sample --method split"),
+    ),
+    "objectives": Command(
+        "recipes.lists:objectives",
+        "look up",
+        "list the tuning objectives",
+        ("objectives", "finetune --objective transport"),
+    ),
+    "completion": Command(
+        "recipes.completion:completion",
+        "look up",
+        "a script by which a shell completes commands and options",
+        ("completion bash > ~/.steer_completion", "completion zsh > ~/.steer_completion"),
+        positional=True,
+    ),
+}
+"""Name -> command. `eval --lora` is what `eval` is where adapters are named."""

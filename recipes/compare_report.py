@@ -1,0 +1,183 @@
+"""What `steer compare` measured: a table, the numbers, plots and a sheet."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from recipes.data import emoji
+from recipes.data.recolour import plain_label
+from recipes.entries import Entry
+from recipes.figures import Estimate, estimate, markdown, pairwise_distance, scatter
+from steer.files import numbers
+from steer.pictures import captioned_grid, save_picture
+
+__all__ = ["KINDS", "Measured", "kind", "write"]
+
+KINDS = ("specific", "broad")
+SHOWN = 12  # columns of the sheet
+NONE = Estimate(None, None)
+SCORES = ("reward", "judge", "top1")  # of which the last two are there with a judge
+
+
+def kind(prompt: str) -> str:
+    """Return whether a prompt names a concept ("specific") or leaves it open ("broad").
+
+    >>> [kind(p) for p in ("fox", "blue flat fox", "bird", "red fruit", "")]
+    ['specific', 'specific', 'broad', 'broad', 'broad']
+    """
+    data = emoji.load()
+    styles = {word for style in emoji.STYLES.values() for word in style.split()}
+    bare = " ".join(w for w in prompt.split() if w not in styles)
+    named = {bare, plain_label(bare)} & {*data.concepts, *map(plain_label, data.concepts)}
+    open_words = {*data.groups, *data.subgroups}
+    return "broad" if not named or named & open_words else "specific"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a row measured: tensors (prompts, seeds, k, ...), and what a picture cost."""
+
+    tensors: dict[str, Tensor]
+    nfe: float
+    seconds: float
+
+    @property
+    def names(self) -> list[str]:
+        """What it was scored by."""
+        return [name for name in SCORES if name in self.tensors]
+
+    def per_prompt(self, name: str) -> Tensor:
+        """Return the mean of each prompt's pictures, (p,)."""
+        return self.tensors[name].mean((1, 2))
+
+    @property
+    def diversity(self) -> Tensor:
+        """Return the mean distance of each prompt's pictures, (p,)."""
+        return torch.tensor([pairwise_distance(f.flatten(0, 1)) for f in self.tensors["features"]])
+
+
+def _summary(
+    rows: Mapping[str, Measured], base: str | None, where: Tensor
+) -> dict[str, dict[str, Estimate]]:
+    """Return each row's estimates over some of the prompts."""
+    made = {}
+    for label, row in rows.items():
+        values = {name: row.per_prompt(name) for name in row.names} | {"diversity": row.diversity}
+        for name in (n for n in row.names if n != "top1"):
+            below = torch.nan if base in (None, label) else rows[base].per_prompt(name)
+            values[f"{name} - none"] = values[name] - below
+        made[label] = {name: estimate(v[where]) for name, v in values.items()}
+        made[label]["nfe"] = Estimate(row.nfe, None)
+    return made
+
+
+def write(
+    folder: Path,
+    rows: Sequence[Entry],
+    prompts: Sequence[str],
+    kinds: Sequence[str],
+    gathered: Sequence[Measured],
+) -> None:
+    """Write tables, figures, plots and pictures.
+
+    Args:
+        folder: where to.
+        rows: what was compared.
+        prompts: what was drawn.
+        kinds: of each prompt: one of `KINDS`, or "all" where that is not known.
+        gathered: what each row measured.
+    """
+    named = {entry.label: row for entry, row in zip(rows, gathered, strict=True)}
+    base = next((e.label for e in rows if e.mean), None)
+    parts = {k: torch.tensor([k == one for one in kinds]) for k in KINDS if k in kinds}
+    if len(parts) != 1:
+        parts["all"] = torch.ones(len(kinds), dtype=torch.bool)
+    summaries = {k: _summary(named, base, where) for k, where in parts.items()}
+    (folder / "table.md").write_text(_table(summaries, kinds, gathered), encoding="utf-8")
+    figures = {
+        "prompts": [{"prompt": p, "kind": k} for p, k in zip(prompts, kinds, strict=True)],
+        "methods": {
+            label: {
+                "nfe": row.nfe,
+                "seconds": row.seconds,
+                "summary": {k: {n: e._asdict() for n, e in s[label].items()}
+                            for k, s in summaries.items()},
+                **{n: row.tensors[n].mean(2) for n in row.names},
+                "diversity": row.diversity,
+            }
+            for label, row in named.items()
+        },
+    }  # fmt: skip
+    (folder / "figures.json").write_text(json.dumps(numbers(figures), indent=1), encoding="utf-8")
+    _plot(folder, rows, summaries)
+    pictures = {
+        label: row.tensors["images"].clamp(0, 1).mul(255).round().byte()
+        for label, row in named.items()
+    }
+    (folder / "pictures.safetensors").write_bytes(safetensors.torch.save(pictures))
+    step = max(1, math.ceil(len(prompts) / SHOWN))
+    grid = []
+    for label, row in named.items():
+        shown = row.tensors["images"][::step, 0, 0]
+        scores = row.tensors["reward"][::step, 0, 0].tolist()
+        captions = [f"{s:.3f} {p}" for s, p in zip(scores, prompts[::step], strict=True)]
+        grid.append((label, shown, captions))
+    save_picture(captioned_grid(grid), folder / "sheet.png")
+
+
+def _plot(folder: Path, rows: Sequence[Entry], summaries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Plot the rows against each other, a panel a kind of prompts."""
+    axes = {"nfe": "network calls a picture"} | {n: n for n in ("reward", "judge", "diversity")}
+    brute: dict[int, list[str]] = {}  # best-of-n by its steps: a curve
+    for e in rows:
+        if e.method == "best-of-n":
+            brute.setdefault(e.steps, []).append(e.label)
+    shown = {k: s for k, s in summaries.items() if k != "all" or len(summaries) == 1}
+    for x, y, name in (
+        ("nfe", "reward", "reward_nfe"),
+        ("diversity", "reward", "reward_diversity"),
+        ("reward", "judge", "judge_reward"),
+    ):
+        if any(y not in e for summary in shown.values() for e in summary.values()):
+            continue
+        panels = {
+            k: {label: (e[x], e[y]) for label, e in summary.items()}
+            for k, summary in shown.items()
+        }
+        scatter(panels, (axes[x], axes[y]), folder / f"{name}.png", x == "nfe", brute.values())
+
+
+def _table(
+    summaries: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], rows: Sequence[Measured]
+) -> str:
+    """Return the tables, one for each kind of prompts."""
+    titles = {"reward": "reward", "judge": "judge", "top1": "judge: 1 of 100",
+              "reward - none": "reward - none", "judge - none": "judge - none",
+              "diversity": "diversity"}  # fmt: skip
+    blocks = []
+    for k, summary in summaries.items():
+        count = len(kinds) if k == "all" else kinds.count(k)
+        first, *_ = summary.values()
+        known = [n for n in titles if n in first and any(e[n] != NONE for e in summary.values())]
+        shown = [n for n in known if n != "top1" or k == "specific"]
+        cells = [
+            [label, f"{e['nfe'].mean:g}", *(e[n] for n in shown)] for label, e in summary.items()
+        ]
+        header = ["method", "NFE a picture", *(titles[n] for n in shown)]
+        title = f"## {k} prompts ({count} x {rows[0].tensors['reward'].shape[1]} seeds)"
+        blocks.append(f"{title}\n\n{markdown(header, cells)}\n")
+    blocks.append(
+        "Mean ± standard error over prompts, each prompt's seeds averaged first. NFE: network "
+        "calls of all particles,\nand those that set a temperature, for one final picture: the "
+        "particle with the highest reward, and with\nnone each particle. Differences are paired. "
+        "Diversity: mean distance between the pictures of one\n"
+        "prompt, by the judge's features, or by averaged pixels where it has none.\n"
+    )
+    return "\n".join(blocks)

@@ -1,0 +1,119 @@
+"""What a model's commands take where nothing is said: its own reward, judge and prompts.
+
+They belong to the models that come along. A model of one's own has none: what is needed must be
+named, and what is not needed is left out, with a line that says so.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+import rewards
+import steer
+from recipes.inputs import Asked, read_prompts, takes_prompts
+from rewards.judge import Judge
+
+__all__ = ["DATA", "OWN", "Own", "judge_of", "listed", "own", "reward_of", "tuning_prompts"]
+
+DATA = Path(__file__).with_name("data")
+
+
+@dataclass(frozen=True)
+class Own:
+    """A model's own; None where it has none.
+
+    Attributes:
+        reward: what `sample`, `compare` and `finetune` ask.
+        judge: what no reward is tuned on.
+        tuned: file of the prompts that are tuned on.
+        held_out: file of those that are not.
+        compared: file of what `compare` draws.
+    """
+
+    reward: str | None = None
+    judge: str | None = None
+    tuned: Path | None = None
+    held_out: Path | None = None
+    compared: Path | None = None
+
+
+OWN = {
+    "emoji": Own(
+        "clip", "embedded", DATA / "tune.txt", DATA / "held_out.txt", DATA / "compare.jsonl"
+    ),
+}
+"""Model that comes along -> its own."""
+
+
+def own(model: str) -> Own:
+    """Return a model's own; nothing for one that does not come along."""
+    return OWN.get(model, Own())
+
+
+def reward_of(model: str, reward: str | None) -> str:
+    """Return the reward that was named, else the model's own.
+
+    Raises:
+        ValueError: neither.
+    """
+    found = reward or own(model).reward
+    if found is None:
+        raise ValueError(
+            f"model {model!r} has no reward of its own: give --reward, a name that `steer "
+            "rewards` lists, or file.py:Name"
+        )
+    return found
+
+
+def judge_of(model: str, judge: str | None, console: Console) -> steer.Reward | None:
+    """Load the judge that was named: "own" is the model's, "embedded" the emoji's, None none.
+
+    Args:
+        model: as it was named.
+        judge: or the folder of one, or a reward by name.
+        console: where it is said that the model has none.
+    """
+    if judge == "own":
+        judge = own(model).judge
+        if judge is None:
+            console.print(f"model {model} has no judge of its own, so none is asked: see --judge")
+    if judge is None:
+        return None
+    if judge == "embedded":
+        return Judge()
+    return Judge(Path(judge)) if os.path.isdir(judge) else rewards.load(judge)
+
+
+def listed(model: str, asked: Asked | None, file: Path | None) -> Asked:
+    """Return the prompts that were given, else those of the model's own file.
+
+    Args:
+        model: as it was named.
+        asked: what was given.
+        file: one of the model's own.
+
+    Raises:
+        ValueError: neither.
+    """
+    if asked is not None:
+        return asked
+    if file is None:
+        raise ValueError(
+            f"model {model!r} has no prompts of its own: give --prompts, a list or a file with a "
+            "prompt a line"
+        )
+    return read_prompts(file)
+
+
+def tuning_prompts(model: str, flow: steer.FlowMap, asked: Asked | None) -> Asked | None:
+    """Return what is tuned on: what was given, else the model's own; None for one without prompts.
+
+    Raises:
+        ValueError: a model that takes prompts, and none of them are given or its own.
+    """
+    file = own(model).tuned
+    if asked is None and file is None and not takes_prompts(flow):
+        return None
+    return listed(model, asked, file)

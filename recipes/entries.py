@@ -1,0 +1,117 @@
+"""What is compared, as it is written: `method:key=value,key=value`, at equal network calls."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader
+
+from recipes.methods import PROBES, TEMPERED, method_options, network_calls, steers, tempered
+from steer.names import unknown
+
+__all__ = ["Entry", "entry", "equal_calls"]
+
+COUNTED = ("steps", "particles")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the comparison.
+
+    Attributes:
+        method: its name.
+        steps: of the method.
+        particles: for each prompt; None: as many as the other rows' network calls buy.
+        options: the method's own, and temperature or strength.
+    """
+
+    method: str
+    steps: int
+    particles: int | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> bool:
+        """Whether every particle is a final picture, and not the best one alone."""
+        return self.method == "none"
+
+    @property
+    def label(self) -> str:
+        """What the tables call it."""
+        rest = "".join(f", {name} {value}" for name, value in self.options.items())
+        steps = f"{self.steps} step{'s' * (self.steps > 1)}"
+        if self.mean:
+            return f"none, {steps}{rest}"
+        if self.method == "best-of-n":
+            return f"best of {self.particles or 'n'}, {steps}{rest}"
+        particles = f"{self.particles} particle{'s' * (self.particles != 1)}"
+        return f"{self.method}, {steps}, {particles}{rest}"
+
+    def calls(self, differentiable: bool) -> int:
+        """Return the network calls of one prompt, those that set its temperature included."""
+        cost = network_calls(self.method, self.steps, differentiable, self.options)
+        probed = tempered(self.method) and "temperature" not in self.options
+        return (self.particles or 0) * cost + PROBES * probed
+
+
+def entry(text: str) -> Entry:
+    """Read "method:key=value,key=value"; the values are YAML.
+
+    >>> entry("fmtt:steps=8,strength=3").label
+    'fmtt, 8 steps, 4 particles, strength 3'
+
+    Raises:
+        ValueError: an unknown method or option, with the nearest names; a value of a wrong kind.
+    """
+    name, _, written = text.partition(":")
+    defaults = method_options(name)
+    known = [*COUNTED, *defaults, *(TEMPERED if tempered(name) else ())]
+    pairs = re.sub(r"(?:(?<=,)|^)\s*([\w-]+)\s*=", r" \1: ", written)
+    try:
+        values = get_loader("yaml")(f"{{{pairs}}}")
+    except (yaml.YAMLError, RecursionError):
+        values = None
+    if not isinstance(values, dict):  # the loader gives back as text what it cannot read
+        raise ValueError(f"cannot read {text[:60]!r}: write method:key=value,key=value")
+    for key, value in values.items():
+        if key not in known:
+            raise unknown(f"option of method {name!r},", str(key), known)
+        if value is None or (isinstance(value, str) and not isinstance(defaults.get(key), str)):
+            raise ValueError(f"option {key!r} of {text!r} is no number: write {key}=...")
+        if key in COUNTED and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ValueError(f"option {key!r} of {text!r} must be a whole number")
+    steps = values.pop("steps", 16 if steers(name) else 4)
+    particles = values.pop("particles", None if name == "best-of-n" else 4)
+    return Entry(name, steps, particles, values)
+
+
+def equal_calls(entries: Sequence[Entry], differentiable: bool) -> list[Entry]:
+    """Put a best-of-n without `particles` beside each method, with as many network calls.
+
+    Methods that cost the same share a row.
+
+    Raises:
+        ValueError: there is no method whose calls it could have, or a row is there twice.
+    """
+    open_ones = [e for e in entries if e.particles is None]
+    rows: list[Entry] = []
+    for one in entries:
+        if one.particles is None:
+            continue
+        rows.append(one)
+        if steers(one.method):
+            total = one.calls(differentiable)
+            beside = [replace(e, particles=max(1, total // e.steps)) for e in open_ones]
+            rows += [e for e in beside if e not in rows and e not in entries]
+    if open_ones and not any(steers(e.method) for e in rows):
+        raise ValueError(
+            "best-of-n without particles gets as many candidates as another method's network "
+            "calls buy: give it particles, or compare a method that steers"
+        )
+    labels = [row.label for row in rows]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"{label!r} is there twice: leave one out")
+    return rows

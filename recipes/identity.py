@@ -1,0 +1,54 @@
+"""What a run was made with: files by their content, versions, and its settings as YAML."""
+
+import hashlib
+import os
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import rewards
+import steer
+from steer.adapters.store import CONFIG, WEIGHTS
+
+__all__ = ["adapter_files", "config_text", "fingerprints"]
+
+
+def adapter_files(lora: Path | None) -> list[str]:
+    """Name the files that say which adapters a run had."""
+    return [] if lora is None else [str(lora / name) for name in (CONFIG, WEIGHTS)]
+
+
+def fingerprints(*names: str) -> dict[str, str]:
+    """Return what tells whether the code and the weights are still those of an earlier start.
+
+    Versions, and a hash of each file and folder that the names mention, and of the models and
+    rewards that come along.
+
+    Args:
+        names: models, rewards, files, as they were given.
+    """
+    words = [w for name in names for w in [name, *re.split(r"[=,+*()]", name)]]
+    files = [path for name in names for path in re.findall(r"[^\s:+*=,()]+\.py", name)]
+    files += [w.strip() for w in words if w.strip() and os.path.isfile(w.strip())]
+    zoos = [Path(package.__file__).with_name("zoo") for package in (steer, rewards)]  # type: ignore[type-var, arg-type]
+    folders = [Path(name) for name in names if os.path.isdir(name)] + zoos
+    files += [str(p) for f in folders for p in sorted(f.rglob("*.safetensors"))]
+    files += [str(p) for f in folders for p in sorted(f.rglob("*.json"))]
+    prints: dict[str, str] = {"flowsteer": steer.__version__, "torch": str(torch.__version__)}
+    for file in dict.fromkeys(files):
+        if os.path.isfile(file):
+            prints[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return prints
+
+
+def config_text(settings: Mapping[str, Any]) -> str:
+    """Return the settings as YAML that `--config` takes again, under a comment with versions."""
+    versions = f"flowsteer {steer.__version__}, torch {torch.__version__}"
+    header = f"# made by: {versions}, Python {platform.python_version()}\n"
+    kept = {k: v for k, v in settings.items() if v is not None}
+    return header + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,227 @@
+"""What commands are given: models, prompts and pictures, each read in one way for all of them."""
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.transforms.functional import to_tensor
+
+import steer
+from steer.adapters.store import load_adapters
+
+__all__ = [
+    "Asked",
+    "Dtype",
+    "asked_for",
+    "file_or_list",
+    "load_model",
+    "read_picture",
+    "read_prompts",
+    "takes_prompts",
+]
+
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+
+# ------------------------------------------------------------------ models
+
+
+def load_model(
+    model: str,
+    device: str | None = None,
+    dtype: Dtype | None = None,
+    lora: Path | None = None,
+    lora_scale: float | None = None,
+) -> steer.FlowMap:
+    """Load a model by its name, folder or file.py:Name, and adapters on it.
+
+    Raises:
+        ValueError: a scale without adapters, a device or a name that is not there.
+        TypeError: what the file gives is no flow map.
+    """
+    kind = None if dtype is None else getattr(torch, dtype)
+    if lora is None and lora_scale is not None:
+        raise ValueError(
+            "lora_scale has nothing to scale: give --lora FOLDER, or leave --lora-scale out"
+        )
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): give --device "
+            "cpu, or cuda where torch sees one"
+        ) from error
+    file, _, name = model.rpartition(":")
+    if file.endswith(".py"):
+        from rewards.loading import from_file
+
+        made = from_file(Path(file), name)
+        flow = made() if isinstance(made, type) or not isinstance(made, steer.FlowMap) else made
+        if not isinstance(flow, steer.FlowMap):
+            raise TypeError(f"{model} gives a {type(flow).__name__}: expected a steer.FlowMap")
+        flow = flow.to(device=device, dtype=kind)
+        flow.name = flow.name or model
+    else:
+        flow = steer.load(model, device=device, dtype=kind)
+    return (
+        flow
+        if lora is None
+        else load_adapters(flow, lora, 1 if lora_scale is None else lora_scale)
+    )
+
+
+def takes_prompts(flow: steer.FlowMap) -> bool:
+    """Return whether a flow can be bound to prompts."""
+    return flow.given([""]) is not flow
+
+
+# ------------------------------------------------------------------ prompts
+
+
+class Asked(NamedTuple):
+    """Prompts, and what a reward is asked for each where the file says so."""
+
+    prompts: list[str]
+    reward_prompts: list[str] | None
+
+    @property
+    def questions(self) -> list[str]:
+        """What a reward is asked."""
+        return self.prompts if self.reward_prompts is None else self.reward_prompts
+
+    def part(self, start: int, end: int) -> "Asked":
+        """Return some of them."""
+        texts = self.reward_prompts
+        return Asked(self.prompts[start:end], None if texts is None else texts[start:end])
+
+
+def read_prompts(file: Path) -> Asked:
+    """Read a file of prompts, UTF-8; blank lines are passed over.
+
+    A `.jsonl` file has an object a line: "prompt" (or "text"), and "reward_prompt" if the reward
+    is asked something else; other keys are left alone. Any other file has a prompt a line. Lines
+    end with a line feed, a carriage return or both; the separators of Unicode end none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no prompts in it, or a line that is not what it should be; names the line.
+    """
+    file = file.expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"no prompts file at {file.absolute()}: give a text or jsonl file")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it as UTF-8") from None
+    found = [(f"{file}, line {i + 1}", line) for i, line in enumerate(lines) if line.strip()]
+    if not found:
+        raise ValueError(f"{file} holds no prompts: put one on each line")
+    if file.suffix.lower() != ".jsonl":
+        if re.match(r"\s*\{\s*\"", found[0][1]):
+            raise ValueError(
+                f"{found[0][0]}: {found[0][1].strip()[:60]!r} looks like JSON: name the file "
+                "something.jsonl, with an object a line, or put plain prompts in it"
+            )
+        return Asked([_plain(line, where).strip() for where, line in found], None)
+    entries = [_entry(line, where) for where, line in found]
+    prompts, asked = [prompt for prompt, _ in entries], [question for _, question in entries]
+    return Asked(prompts, asked if asked != prompts else None)
+
+
+def _entry(line: str, where: str) -> tuple[str, str]:
+    """Return the prompt of a line of JSON, and what the reward is asked."""
+    try:
+        entry = json.loads(line)
+        prompt = entry["prompt"] if "prompt" in entry else entry["text"]
+        question = entry.get("reward_prompt", prompt)
+        if not (isinstance(prompt, str) and isinstance(question, str)):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(
+            f'{where}: {line.strip()[:60]!r} is no object with a "prompt": write '
+            '{"prompt": "a red apple"} on each line'
+        ) from None
+    return _plain(prompt, where), _plain(question, where)
+
+
+def _listed(prompts: Sequence[str]) -> Asked:
+    """Take prompts that are written out, in the command or in its YAML."""
+    if not prompts:
+        raise ValueError("the list of prompts is empty: give at least one, or leave it out")
+    return Asked([_plain(text, f"prompt {i + 1}") for i, text in enumerate(prompts)], None)
+
+
+def asked_for(prompts: str | Sequence[str] | None, file: Path | None = None) -> Asked | None:
+    """Return the prompts of a command with an option for a text, or several, and one for a file.
+
+    Raises:
+        ValueError: both, none in a list, the name of a file for a text.
+        FileNotFoundError: there is no such file.
+    """
+    if prompts is not None and file is not None:
+        raise ValueError("prompt and prompts_file both given: give one of them")
+    if file is not None:
+        return read_prompts(file)
+    if prompts is None:
+        return None
+    if not isinstance(prompts, str):
+        return _listed(prompts)
+    if Path(prompts).suffix.lower() in {".txt", ".jsonl"} and os.path.isfile(prompts):
+        raise ValueError(f"the prompt {prompts!r} is a file: give it as --prompts-file {prompts}")
+    return _listed([prompts])
+
+
+def file_or_list(prompts: str | Sequence[str] | None) -> Asked | None:
+    """Return the prompts of a command whose one option takes a file, or a list.
+
+    Raises:
+        ValueError: none in the list.
+        FileNotFoundError: there is no such file.
+    """
+    if prompts is None:
+        return None
+    return read_prompts(Path(prompts)) if isinstance(prompts, str) else _listed(prompts)
+
+
+def _plain(text: str, where: str) -> str:
+    """Return a text without line breaks and tabs, and refuse what a terminal would act on."""
+    text = re.sub(r"[\t\n\v\f\r\x85\u2028\u2029]+", " ", text)
+    for letter in text:
+        if unicodedata.category(letter) in {"Cc", "Cs"} or letter in _TURNS:
+            raise ValueError(
+                f"{where} holds the control character U+{ord(letter):04X}, which terminals and "
+                "pages would act on: take it out"
+            )
+    return text
+
+
+_TURNS = {chr(i) for i in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+"""Letters that turn the direction of what follows."""
+
+# ------------------------------------------------------------------ pictures
+
+
+def read_picture(file: Path, size: Sequence[int], option: str) -> Tensor:
+    """Read a picture on white, cropped to the middle and resized -> (3, h, w) in [0, 1].
+
+    Args:
+        file: the picture, turned as its EXIF data say.
+        size: (h, w).
+        option: the option that named the file, for the messages.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no picture of 8 bits a channel; says what to give.
+    """
+    from PIL import Image, ImageOps
+
+    from rewards.pixels.reading import read
+    from steer.pictures import to_pil
+
+    picture = to_pil(read(file, option)[0])
+    return to_tensor(ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.BICUBIC))

@@ -1,0 +1,103 @@
+"""How `steer eval --lora` draws and measures: the same noise for all rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import steer
+from recipes.inputs import Asked
+from recipes.methods import tempered
+from recipes.partial import Unit
+from recipes.tuned_rows import Row
+from steer.adapters.lora import Adapted
+from steer.flow import device_of, flat_prompts
+from steer.noise import Noise
+from steer.reward import Reward, score
+from steer.tuning.statistics import Drift, features_of, velocity_distance
+
+__all__ = ["Bench"]
+
+BATCH = 64  # rows of a unit
+DRIFT = 8  # prompts that the drift is read on
+
+
+class Bench:
+    """The flows, and what their pictures are measured by.
+
+    Args:
+        flow: the base.
+        adapters: name -> the base with them.
+        scorers: "reward", "judge" and held-out ones.
+        asked: the prompts.
+        particles: pictures of each.
+    """
+
+    def __init__(
+        self,
+        flow: steer.FlowMap,
+        adapters: Mapping[str, Adapted],
+        scorers: Mapping[str, Any],
+        asked: Asked,
+        particles: int,
+    ) -> None:
+        self.flow, self.adapters, self.asked, self.particles = flow, adapters, asked, particles
+        self.scorers: dict[str, Reward] = {k: s.to(device_of(flow)) for k, s in scorers.items()}
+        self.features = features_of(scorers.get("judge"))
+
+    def flow_of(self, row: Row) -> steer.FlowMap:
+        """Return the base, or the tuned flow at the row's scale."""
+        return self.adapters[row.adapter].at(row.scale) if row.adapter else self.flow
+
+    def drawn(self, row: Row) -> int:
+        """Return how many particles of a prompt are drawn at once."""
+        return row.count * (1 if tempered(row.method) else self.particles)
+
+    def size(self, row: Row) -> int:
+        """Return how many prompts a unit has: as many as fill a batch."""
+        return max(1, BATCH // self.drawn(row))
+
+    @torch.no_grad()
+    def run(self, unit: Unit[Row]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Draw and measure a unit -> scores and features, (p, k, ...), the first images, its cost.
+
+        Picture j of a best-of-n is chosen among the noises j, j + n, j + 2 n, ..., n the pictures
+        of a prompt, so that the base's own is one of them.
+        """
+        row, (names, questions) = unit.row, self.asked.part(unit.start, unit.end)
+        drawn = self.drawn(row)
+        result = steer.sample(
+            self.flow_of(row), self.scorers["reward"], names, drawn, row.steps, row.method,
+            seed=unit.seed, position=unit.start, reward_prompts=questions, **row.options,
+        )  # fmt: skip
+        if result.images is None:
+            raise ValueError("this model decodes to no pictures (n, 3, h, w): nothing to compare")
+        images = result.images
+        if row.count > 1:
+            kept = drawn // row.count
+            choice = result.rewards.unflatten(1, (row.count, kept)).argmax(1)
+            index = choice * kept + torch.arange(kept, device=choice.device)
+            images = images[torch.arange(len(names), device=index.device)[:, None], index]
+        k = images.shape[1]
+        flat, texts = images.flatten(0, 1), flat_prompts(questions or names, len(names) * k)
+        tensors = {"images": images[:, :1], "features": self.features(flat).unflatten(0, (-1, k))}
+        tensors |= {n: score(s, flat, texts).reshape(-1, k) for n, s in self.scorers.items()}
+        calls = result.nfe * row.count
+        calls += tempered(row.method) * result.costs["temperature_nfe_per_prompt"]
+        notes = {"nfe": calls, "seconds": result.costs["seconds"] / len(flat)}
+        return {name: t.float() for name, t in tensors.items()}, notes
+
+    def drifts(self, rows: Sequence[Row], seed: int) -> dict[tuple[str, float], Drift]:
+        """Return how far each of the flows is from the base, on the noise of the first pictures.
+
+        On some of the prompts, one picture each.
+        """
+        names = self.asked.prompts[:: max(1, len(self.asked.prompts) // DRIFT)][:DRIFT]
+        noise = Noise(seed, range(len(names)), 1, step="start", device=device_of(self.flow))
+        x_0, found = noise.normal(self.flow.event_shape), {}
+        for row in rows:
+            if row.adapter and (row.adapter, row.scale) not in found:
+                flows = self.flow_of(row).given(names), self.flow.given(names)
+                found[row.adapter, row.scale] = velocity_distance(*flows, x_0)
+        return found

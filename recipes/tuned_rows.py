@@ -1,0 +1,125 @@
+"""What `steer eval --lora` draws: base, tuned and guided, beside what costs as many calls."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from recipes.entries import Entry
+from recipes.methods import network_calls, tempered
+
+__all__ = ["Row", "calls_of", "rows_of"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is drawn: a flow and a method.
+
+    Attributes:
+        method: of `steer.METHODS`.
+        steps: of the method.
+        adapter: name of the adapters; "" is the base.
+        scale: of the adapters.
+        count: candidates of a picture, of which the one with the highest reward is kept. A method
+            with weights keeps one of all its particles.
+        section: the number of steps whose network calls it is held to; None: it has its own.
+        options: the method's own.
+    """
+
+    method: str
+    steps: int
+    adapter: str = ""
+    scale: float = 1.0
+    count: int = 1
+    section: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing guides it."""
+        return self.method == "none"
+
+    @property
+    def label(self) -> str:
+        """What the tables call it."""
+        steps = f"{self.steps} step{'s' * (self.steps > 1)}"
+        at = "" if self.scale == 1 else f" at {self.scale:g}"
+        if self.plain:
+            return f"{self.adapter + at or 'base'}, {steps}"
+        on = f" on {self.adapter}{at}" if self.adapter else ""
+        rest = "".join(f", {name} {value}" for name, value in self.options.items())
+        if self.method == "best-of-n":
+            return f"best of {self.count}, {steps}{rest}{on}"
+        return f"{self.method}, {steps}{rest}{on}"
+
+
+def rows_of(
+    adapters: Sequence[str],
+    scales: Sequence[float],
+    steps: Sequence[int],
+    entries: Sequence[Entry],
+    differentiable: bool = True,
+    guided_tuned: bool = False,
+) -> list[Row]:
+    """Return what is to be drawn, and the base by as many steps as each of it.
+
+    A best-of-n without `particles` has as many candidates as each number of steps has network
+    calls. A method that steers without weights stands beside each number of steps as well, with
+    as many steps of its own as those calls buy, if they buy any.
+
+    >>> from recipes.entries import entry
+    >>> entries = [entry("reno:steps=3"), entry("best-of-n:steps=1")]
+    >>> [row.label for row in rows_of(["a"], [0.5, 1], [1, 2], entries)]  # doctest: +ELLIPSIS
+    ['base, 1 step', 'a at 0.5, 1 step', 'a, 1 step', 'base, 2 steps', ..., 'base, 3 steps']
+
+    Args:
+        adapters: their names.
+        scales: of the adapters.
+        steps: composed jumps of base and tuned.
+        entries: the guidance.
+        differentiable: whether the reward has a gradient.
+        guided_tuned: also guide the tuned flows, at the largest scale, by the first method.
+
+    Raises:
+        ValueError: an entry that says how many particles a picture of its own has.
+    """
+    rows: list[Row] = []
+    for k in steps:
+        rows += [Row("none", k, section=k)]
+        rows += [Row("none", k, a, scale, section=k) for a in adapters for scale in scales]
+    for one in entries:
+        made = Row(one.method, one.steps, options=one.options)
+        if one.method == "best-of-n":
+            if one.particles is not None:
+                rows.append(replace(made, count=one.particles))
+                continue
+            counts = {k: k // one.steps for k in steps}
+            rows += [replace(made, count=n, section=k) for k, n in counts.items() if n > 1]
+            continue
+        if made.plain:
+            rows.append(made)
+            continue
+        if tempered(one.method):
+            rows.append(replace(made, count=one.particles or 1))
+            continue
+        if one.particles != 4:
+            raise ValueError(
+                f"every particle of {one.method!r} is a picture of its own: say how many with "
+                "particles, not in the list of guidance"
+            )
+        rows.append(made)
+        for k in steps:
+            fewer = [replace(made, steps=s, section=k) for s in range(1, k + 1)]
+            rows += [r for r in fewer if calls_of(r, differentiable) <= k][-1:]
+    first = next((r for r in rows if not r.plain and r.section is None), None)
+    if guided_tuned and first is not None:
+        rows += [replace(first, adapter=a, scale=max(scales)) for a in adapters]
+    rows += [Row("none", k) for k in sorted({row.steps for row in rows})]
+    distinct: dict[str, Row] = {}
+    for row in rows:
+        distinct.setdefault(row.label, row)
+    return list(distinct.values())
+
+
+def calls_of(row: Row, differentiable: bool) -> int:
+    """Return the network calls of a picture, those that set a temperature left out."""
+    return row.count * network_calls(row.method, row.steps, differentiable, row.options)
