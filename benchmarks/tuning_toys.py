@@ -22,7 +22,8 @@ from steer.adapters.lora import Adapted, adapt
 from steer.noise import Draws
 from steer.objectives.batch import Batch, Objective
 from steer.objectives.direct import Direct
-from steer.objectives.policy import GRPO, NFT
+from steer.objectives.grpo import GRPO
+from steer.objectives.nft import NFT
 from steer.path import Time, like
 from steer.reward import Reward, wrap
 from steer.testing import Corrected

@@ -4,19 +4,20 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from steer.names import unknown
+from steer.names import hint, unknown
 from steer.objectives.adjoint import Adjoint
 from steer.objectives.amortise import Amortise
 from steer.objectives.batch import Objective
 from steer.objectives.direct import Direct, Draft
-from steer.objectives.policy import GRPO, NFT
+from steer.objectives.grpo import GRPO
+from steer.objectives.nft import NFT
 from steer.objectives.transport import Transport
 from steer.objectives.value import Value
 
-__all__ = ["OBJECTIVES", "TABLE", "build", "name_of", "options_of"]
+__all__ = ["OBJECTIVES", "RENAMED", "TABLE", "build", "name_of", "options_of"]
 
 TABLE: dict[str, tuple[type[Objective], str]] = {
-    "direct": (Direct, "ascent of the reward through one jump, or several, with brakes"),
+    "direct": (Direct, "ascent of the reward through one jump, or several, with penalties"),
     "transport": (Transport, "the transport tilt: reward against control energy (2609.27033)"),
     "value": (
         Value,
@@ -32,6 +33,13 @@ TABLE: dict[str, tuple[type[Objective], str]] = {
 
 OBJECTIVES = {name: line for name, (_, line) in TABLE.items()}
 """Name -> one line."""
+
+RENAMED = {
+    "direct": {"data": "data_anchor", "noise": "noise_anchor"},
+    "value": {"clip": "max_log_w"},
+    "nft": {"clip": "max_advantage"},
+}
+"""Objective -> earlier names of its options -> those of today."""
 
 
 def build(objective: str | Objective, options: Mapping[str, Any] | None = None) -> Objective:
@@ -50,8 +58,11 @@ def build(objective: str | Objective, options: Mapping[str, Any] | None = None) 
     known = inspect.signature(kind).parameters
     for name in options or {}:
         if name not in known:
+            today = RENAMED.get(objective, {}).get(name)
+            near = hint(name, known) if today is None else f"it is called {today} now; "
             raise ValueError(
-                f"objective {objective!r} takes no option {name!r}: it takes {', '.join(known)}"
+                f"objective {objective!r} takes no option {name!r}: {near}it takes "
+                f"{', '.join(known)}"
             )
     return kind(**(options or {}))
 

@@ -25,7 +25,8 @@ from steer.flow import FlowMap
 from steer.noise import noise_dtype
 from steer.objectives import table as objectives
 from steer.objectives.batch import Objective
-from steer.objectives.policy import GRPO, NFT
+from steer.objectives.grpo import GRPO
+from steer.objectives.nft import NFT
 from steer.objectives.value import Value
 from steer.reward import Reward, name_of, wrap
 from steer.sampling.calibrate import learn
