@@ -25,7 +25,7 @@ from steer.reward import LinearReward, QuadraticReward, Reward
 from steer.sampling.methods import METHODS
 from steer.sampling.result import Result
 from steer.sampling.run import sample
-from steer.tuning.finetune import finetune
+from steer.tuning.run import finetune
 
 __version__ = "0.1.0"
 

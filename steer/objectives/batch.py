@@ -107,10 +107,12 @@ class Objective(nn.Module):
     Attributes:
         differentiable: whether it needs the reward's gradient.
         group: rows of each prompt in a batch.
+        per_call: whether the loss depends, a little, on which rows are in one call.
     """
 
     differentiable: bool = True
     group: int = 1
+    per_call: bool = False
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:

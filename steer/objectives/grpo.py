@@ -57,6 +57,7 @@ class GRPO(Objective):
     """
 
     differentiable = False
+    per_call = True  # the advantages of a call share one deviation
 
     def __init__(
         self,

@@ -98,6 +98,7 @@ class NFT(Objective):
     """
 
     differentiable = False
+    per_call = True  # the advantages of a call share one deviation
 
     def __init__(
         self,

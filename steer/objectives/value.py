@@ -83,6 +83,8 @@ class Value(Objective):
         ValueError: an option out of its range; the message says what it may be.
     """
 
+    per_call = True  # the running estimates move with each call
+
     def __init__(
         self,
         gradient: bool = True,

@@ -22,10 +22,10 @@ from steer.objectives.batch import Batch
 from steer.objectives.direct import Direct
 from steer.objectives.table import TABLE, build
 from steer.reward import wrap
+from steer.sampling.calibrate import spread
 from steer.tuning.module import RewardTuning
 from steer.tuning.prompts import Prompts
 from steer.tuning.settings import Settings
-from steer.tuning.spread import spread
 
 PROMPTS = ["cat", "red fox", "blue dog", "owl", "", "red cat"]
 QUICK = {
@@ -132,15 +132,16 @@ def test_resume_after_kill_9_equals_a_run_that_never_stopped(model, tmp_path):
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import os, signal
-import test_tune, steer, steer.tune
+import test_tuning, steer
+from steer.tuning.module import RewardTuning
 if len(sys.argv) > 2:
-    whole = steer.tune.RewardTuning.training_step
+    whole = RewardTuning.training_step
     def step(self, batch, index):
         if self.global_step == int(sys.argv[2]):
             os.kill(os.getpid(), signal.SIGKILL)
         return whole(self, batch, index)
-    steer.tune.RewardTuning.training_step = step
-test_tune.tune(steer.load({str(model)!r}), sys.argv[1], 7, micro_batch=2)
+    RewardTuning.training_step = step
+test_tuning.tune(steer.load({str(model)!r}), sys.argv[1], 7, micro_batch=2)
 """
     runs = [[tmp_path / "whole"], [tmp_path / "cut", "5"], [tmp_path / "cut"]]
     codes = [
@@ -236,12 +237,12 @@ def test_two_processes_give_the_same_loss_curve(model, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_tune, steer
+import test_tuning, steer
 if __name__ == "__main__":
     n = int(sys.argv[2])
-    test_tune.tune(
+    test_tuning.tune(
         steer.load({str(model)!r}), sys.argv[1], 4, micro_batch=2, devices=n,
-        reward=test_tune.Normalised(test_tune.redness), strategy="ddp" if n > 1 else "auto",
+        reward=test_tuning.Normalised(test_tuning.redness), strategy="ddp" if n > 1 else "auto",
     )
 """)
     curves = []
@@ -403,16 +404,16 @@ def test_a_flow_of_doubles_is_tuned_in_doubles():
 
 
 def test_checks_leave_the_modes_and_adapters_are_written_once_a_step(flow, tmp_path, monkeypatch):
-    from steer import watch
+    from steer.tuning import callbacks
 
     seen, written = [], []
-    step, save = RewardTuning.training_step, watch.SaveAdapters.save
+    step, save = RewardTuning.training_step, callbacks.SaveAdapters.save
     monkeypatch.setattr(
         RewardTuning, "training_step",
         lambda self, *a: seen.append(self.tuned.flow.network.training) or step(self, *a),
     )  # fmt: skip
     monkeypatch.setattr(
-        watch.SaveAdapters, "save", lambda self, k: written.append(k) or save(self, k)
+        callbacks.SaveAdapters, "save", lambda self, k: written.append(k) or save(self, k)
     )
     tune(flow, tmp_path / "run", 4, micro_batch=1, check_every=1, sweep=[])
     assert not any(seen)
@@ -420,7 +421,7 @@ def test_checks_leave_the_modes_and_adapters_are_written_once_a_step(flow, tmp_p
 
 
 def test_a_front_of_alarms_recommends_the_least(flow):
-    from steer.tuning.sweep import front_figures, recommended
+    from steer.tuning.front import front_figures, recommended
 
     front = [
         {"scale": s, "steps": 1, "alarms": ["x"], "reward": s, "reward/base": 0.0}
