@@ -323,6 +323,9 @@ def test_names():
         (lambda: Amortise(particles=2, group=4), "draw at least as many"),
         (lambda: Amortise(options={"scal": 1}), "takes no option 'scal'"),
         (lambda: build(Direct(), {"anchor": 1}), "options are for an objective by name"),
+        (lambda: build("direct", {"data": 1}), "it is called data_anchor now"),
+        (lambda: build("value", {"clip": 1}), "it is called max_log_w now"),
+        (lambda: build("nft", {"clip": 1}), "it is called max_advantage now"),
     ],
 )
 def test_wrong_options_say_what_to_do(make, message):

@@ -114,6 +114,16 @@ def test_empty_prompts_have_their_share():
     assert abs(prompts.count("") / len(prompts) - 0.12) < 0.03
 
 
+def test_the_average_follows_slowly_but_for_the_start():
+    from steer.training.average import follow
+
+    old, new = [torch.zeros(3), torch.ones(2, 2)], [torch.ones(3), torch.zeros(2, 2)]
+    follow(old, new, 0.9, 1)
+    assert torch.allclose(old[0], torch.full((3,), 1 - 2 / 11))
+    follow(old, new, 0.9, 1000)
+    assert torch.allclose(old[1], torch.full((2, 2), 0.9 * 2 / 11))
+
+
 def test_muon_steps_have_unit_singular_values_and_find_a_minimum():
     from steer.training.optim import MuonAdamW, muon_update
 

@@ -38,10 +38,10 @@ class Lines(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         """Say how far it is, if it is time."""
-        step, now = trainer.global_step, time.perf_counter()
+        step = trainer.global_step
         if step == self.last or not trainer.is_global_zero:
             return
-        self.last = step
+        self.last, now = step, time.perf_counter()
         if now - self.said < self.every and step < trainer.max_steps:
             return
         self.said, spent = now, now - self.began
