@@ -2,7 +2,7 @@
 
 Every picture is of bytes, as a file is. Once it goes through the original's own preprocessing
 (open_clip's transform, or transformers' image processor on Pillow), once through
-`rewards.preprocess.Preprocess`; the same network scores both. Contents: 100 emoji and 100
+`rewards.models.preprocess.Preprocess`; the same network scores both. Contents: 100 emoji and 100
 synthetic pictures, smooth, noisy and hard-edged; sides of 64, 256 and 512. Networks: the embedded
 CLIP (32 pixels, trained), and ViT-B-32 (224 pixels, random weights: nothing larger is at hand
 offline), each asked for one prompt. Deviations are given in units of the score's standard
@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recipes.data import emoji
-from rewards.models.backbone import OpenClip, open_clip_backbone
 from rewards.models.clip import EMBEDDED
+from rewards.models.towers import OpenClip, open_clip_backbone
 from steer.pictures import to_pil
 
 SIDES = (64, 256, 512)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 import rewards
-from rewards.models.backbone import Cosine, OpenClip
+from rewards.models.cosine import Cosine
+from rewards.models.towers import OpenClip
 
 
 def bare(backbone: OpenClip, texts: Tensor) -> Callable[[Tensor], Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import rewards
 from recipes.prompts import read_prompts
-from rewards.check import Report, check
+from rewards.checking import Report, check
 
 __all__ = ["check_reward"]
 

@@ -1,6 +1,7 @@
 """`steer serve-reward NAME`: any reward behind a URL, for runs in another environment."""
 
-from rewards.serving.serve import LIMITS, serve
+from rewards.serving.application import LIMITS
+from rewards.serving.serve import serve
 
 __all__ = ["serve_reward"]
 

@@ -1,4 +1,4 @@
-"""From a text to a reward: names, options, sums and functions, files, dotted paths, servers."""
+"""From a text to a reward: our names, functions of rewards, files, dotted paths, servers."""
 
 import importlib
 import importlib.util
@@ -11,74 +11,73 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
 from torch import nn
 
-from rewards.messages import hint, unknown
-from steer.reward import Reward, wrap
+from rewards.grammar import arguments, call, terms, written_options
+from steer.reward import Reward, hint, unknown, wrap
 
 __all__ = ["FUNCTIONS", "NAMES", "from_file", "load", "missing"]
 
 _TABLE = {
     "clip": (
-        "rewards.clip:Clip",
+        "models.clip:Clip",
         "cosine similarity of picture and prompt, by an open_clip model",
     ),
-    "colour": ("rewards.colour:Colour", "how near the drawing is to a named colour (name=red)"),
-    "brightness": ("rewards.colour:Brightness", "mean luma, from 0 (black) to 1 (white)"),
-    "contrast": ("rewards.tone:Contrast", "standard deviation of luma, from 0 to 0.5"),
-    "saturation": ("rewards.tone:Saturation", "mean chroma of the drawing, from 0 to 1"),
-    "sharpness": ("rewards.tone:Sharpness", "RMS Laplacian of luma, from 0 to 1"),
-    "smoothness": ("rewards.tone:Smoothness", "minus the total variation, from -1 to 0"),
+    "colour": ("pixels.colour:Colour", "how near the drawing is to a named colour (name=red)"),
+    "brightness": ("pixels.colour:Brightness", "mean luma, from 0 (black) to 1 (white)"),
+    "contrast": ("pixels.tone:Contrast", "standard deviation of luma, from 0 to 0.5"),
+    "saturation": ("pixels.tone:Saturation", "mean chroma of the drawing, from 0 to 1"),
+    "sharpness": ("pixels.tone:Sharpness", "RMS Laplacian of luma, from 0 to 1"),
+    "smoothness": ("pixels.tone:Smoothness", "minus the total variation, from -1 to 0"),
     "symmetry": (
-        "rewards.form:Symmetry",
+        "pixels.form:Symmetry",
         "how alike the halves are, from -1 to 0 (axis=vertical or horizontal)",
     ),
     "antisymmetry": (
-        "rewards.form:Antisymmetry",
+        "pixels.form:Antisymmetry",
         "how far the halves are negatives, from 0 to 1 (axis=vertical or horizontal)",
     ),
     "layout": (
-        "rewards.form:Layout",
+        "pixels.form:Layout",
         "share of the ink inside region=left, right, top, bottom, centre, or inside mask=FILE",
     ),
     "similarity": (
-        "rewards.reference:Similarity",
+        "pixels.reference:Similarity",
         "closeness to the picture image=FILE, from -1 to 0 (by=colour or luma)",
     ),
-    "jpeg": ("rewards.jpeg:Jpeg", "minus the size as a JPEG file in kB; no gradient"),
-    "siglip": ("rewards.siglip:Siglip", "cosine of picture and prompt by SigLIP 1 or 2"),
+    "jpeg": ("pixels.jpeg:Jpeg", "minus the size as a JPEG file in kB; no gradient"),
+    "siglip": ("models.siglip:Siglip", "cosine of picture and prompt by SigLIP 1 or 2"),
     "pickscore": (
-        "rewards.pickscore:PickScore",
+        "models.pickscore:PickScore",
         "which picture people pick for a prompt, about 16 to 26",
     ),
     "hpsv2": (
-        "rewards.hpsv2:HPSv2",
+        "models.hpsv2:HPSv2",
         "which picture people prefer for a prompt, about .2 to .35 (version=2.1 or 2.0)",
     ),
     "imagereward": (
-        "rewards.imagereward:ImageReward",
+        "models.imagereward:ImageReward",
         "how well people find a picture and its fit to the prompt, about -2.5 to 2.5",
     ),
     "mps": (
-        "rewards.mps:MPS",
+        "models.mps:MPS",
         "how people prefer a picture for a prompt under a condition",
     ),
     "aesthetic": (
-        "rewards.aesthetic:Aesthetic",
+        "models.aesthetic:Aesthetic",
         "LAION's mark for beauty, about 1 to 10; asks for no prompt",
     ),
     "vqa": (
-        "rewards.vqa:VQA",
+        "models.vqa:VQA",
         "log-probability of an answer about the picture, by a vision-language model",
     ),
     "classifier": (
-        "rewards.classifier:Classifier",
+        "models.classifier:Classifier",
         "log-probability of a class (model=timm:NAME or torchvision:NAME, target=)",
     ),
-    "lpips": ("rewards.lpips:Lpips", "minus the perceptual distance to image=FILE"),
-    "dino": ("rewards.dino:Dino", "cosine of self-supervised features with those of image=FILE"),
-    "remote": ("rewards.remote:Remote", "what a server of rewards says (url=http://HOST:PORT)"),
+    "lpips": ("models.lpips:Lpips", "minus the perceptual distance to image=FILE"),
+    "dino": ("models.dino:Dino", "cosine of self-supervised features with those of image=FILE"),
+    "remote": ("serving.remote:Remote", "what a server of rewards says (url=http://HOST:PORT)"),
 }
 NAMES: Mapping[str, str] = MappingProxyType({name: line for name, (_, line) in _TABLE.items()})
 """Name -> one line."""
@@ -87,28 +86,20 @@ GROUP = "flowsteer.rewards"
 """The entry-point group in which other packages offer rewards."""
 
 _FUNCTIONS = {
-    "min": ("rewards.algebra:Minimum", "the least of some rewards (smooth=WIDTH)"),
-    "product": ("rewards.algebra:Product", "log of the chance that all accept (at=, width=)"),
-    "capped": ("rewards.algebra:Capped", "a reward that is content with a target (at=, soft=)"),
-    "ensemble": ("rewards.algebra:Ensemble", "the mean less the disagreement (penalty=)"),
-    "normalised": ("rewards.algebra:Normalised", "scaled by what the run has seen (decay=)"),
+    "min": ("combine.algebra:Minimum", "the least of some rewards (smooth=WIDTH)"),
+    "product": ("combine.algebra:Product", "log of the chance that all accept (at=, width=)"),
+    "capped": ("combine.algebra:Capped", "a reward that is content with a target (at=, soft=)"),
+    "ensemble": ("combine.algebra:Ensemble", "the mean less the disagreement (penalty=)"),
+    "normalised": ("combine.normalised:Normalised", "scaled by what the run has seen (decay=)"),
     "augmented": (
-        "rewards.augment:Augmented",
+        "combine.augment:Augmented",
         "the mean over random crops, flips and noise (views=, crop=, flip=, noise=, seed=)",
     ),
-    "batched": ("rewards.algebra:Batched", "in micro-batches, for memory (size=)"),
+    "batched": ("combine.algebra:Batched", "in micro-batches, for memory (size=)"),
 }
 FUNCTIONS: Mapping[str, str] = MappingProxyType({k: line for k, (_, line) in _FUNCTIONS.items()})
 """What makes a reward of rewards, as in `min(clip, 2*brightness)`: name -> one line."""
 
-_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_MINUS = rf"(?:\s-\s|-\s*(?={_NUMBER}\s*\*))"
-_TERM = re.compile(
-    rf"\s*(?P<sign>[+-]?)\s*(?:(?P<weight>{_NUMBER})\s*\*)?"
-    rf"\s*(?P<name>[^\s+*-].*?)\s*(?=\+|{_MINUS}|$)",
-    re.DOTALL,
-)
-_CALL = re.compile(r"(?P<function>\w*)\s*\((?P<inside>.*)\)", re.DOTALL)
 _URL = re.compile(r"https?://\S+")
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)(?::(?P<options>.*))?")
 
@@ -129,13 +120,13 @@ def load(spec: str, **options: Any) -> Reward:
         FileNotFoundError: no such file.
         TypeError: what was found is not callable.
     """
-    terms = list(_terms(spec))
-    if options and len(terms) > 1:
+    parts = list(terms(spec))
+    if options and len(parts) > 1:
         raise ValueError(
             f"options {sorted(options)} for the sum {spec!r}: write them into its terms, as in "
             "'0.5*colour:name=red + clip'"
         )
-    made = [(weight, _one(text, options)) for weight, text in terms]
+    made = [(weight, _one(text, options)) for weight, text in parts]
     total = made[0][1] if made[0][0] == 1 else made[0][0] * made[0][1]
     for weight, reward in made[1:]:
         total = total + weight * reward
@@ -156,50 +147,15 @@ def missing(name: str) -> list[str]:
     """
     if name not in _TABLE:
         raise unknown("reward", name, _TABLE)
-    module = importlib.import_module(_TABLE[name][0].split(":")[0])
+    module = importlib.import_module(f"{__package__}.{_TABLE[name][0].split(':')[0]}")
     return [need.place for need in getattr(module, "NEEDS", ()) if need.here is None]
-
-
-def _terms(spec: str) -> Iterable[tuple[float, str]]:
-    """Split a sum at each '+', and at each '-' with spaces around it or a weight behind it."""
-    place, seen = 0, _masked(spec)
-    while place < max(1, len(spec.rstrip())):
-        match = _TERM.match(seen, place)
-        if match is None:
-            raise ValueError(
-                f"cannot read the reward {spec!r}: write a name, or a sum such as "
-                "'0.7*clip + 0.3*colour:name=red'"
-            )
-        a, b = match.span("name")
-        yield (-1 if match["sign"] == "-" else 1) * float(match["weight"] or 1), spec[a:b]
-        place = match.end()
-
-
-def _masked(text: str) -> str:
-    """Put x for all that is inside brackets, so that it is not taken for something outside."""
-    out, depth = [], 0
-    for letter in text:
-        depth -= letter in ")]"
-        out.append("x" if depth > 0 else letter)
-        depth += letter in "(["
-        if depth < 0:
-            return text  # not balanced: no brackets of ours
-    return text if depth else "".join(out)
-
-
-def _pieces(text: str) -> Iterable[str]:
-    """Split a text at its commas, but for those inside brackets."""
-    place = 0
-    for piece in _masked(text).split(","):
-        yield text[place : place + len(piece)]
-        place += len(piece) + 1
 
 
 def _one(text: str, options: Mapping[str, Any]) -> Reward:
     """Make one reward of 'name:key=value,key=value', a URL, a file, or a function of rewards."""
-    call = _CALL.fullmatch(text)
-    if call is not None and _masked(text).count("(") == 1:
-        return _apply(call["function"], call["inside"], options, text)
+    called = call(text)
+    if called is not None:
+        return _apply(*called, options, text)
     if "(" in text and text.split("(")[0].strip() in _FUNCTIONS:
         raise ValueError(f"cannot read the reward {text!r}: a bracket is not closed")
     if _URL.fullmatch(text):
@@ -211,7 +167,7 @@ def _one(text: str, options: Mapping[str, Any]) -> Reward:
     else:
         name, _, written = text.partition(":")
         found = _find(name.strip())
-    return _make(found, name, {**_options(written, name), **options})
+    return _make(found, name, {**written_options(written, name), **options})
 
 
 def _apply(function: str, inside: str, options: Mapping[str, Any], text: str) -> Reward:
@@ -220,37 +176,28 @@ def _apply(function: str, inside: str, options: Mapping[str, Any], text: str) ->
         return load(inside)
     if function not in _FUNCTIONS:
         raise unknown("function of rewards", function, _FUNCTIONS)
-    module, attribute = _FUNCTIONS[function][0].split(":")
-    made = getattr(importlib.import_module(module), attribute)
+    made = _ours(_FUNCTIONS[function][0])
     parameters = inspect.signature(made).parameters.values()
-    own = [p.name for p in parameters if p.name not in {"reward", "rewards"}]
-    rewards: list[str] = []
-    written: list[str] = []
-    for part in _pieces(inside):
-        key = part.partition("=")[0].strip()
-        if "=" in part and key in own:
-            written.append(part.strip())
-        elif re.fullmatch(r"\s*\w+=.*", part, re.DOTALL) and rewards and ":" in rewards[-1]:
-            rewards[-1] += "," + part  # an option of the reward before it
-        elif re.fullmatch(rf"\s*-?{_NUMBER}\s*", part) or re.fullmatch(r"\s*\w+=.*", part):
-            raise ValueError(
-                f"cannot read {part.strip()!r} in {text!r}: {function} has the options "
-                f"{', '.join(own)}, written {own[0]}=..."
-            )
-        else:
-            rewards.append(part)
-    given = {**_options(",".join(written), function), **options}
+    own = [p for p in parameters if p.name not in {"reward", "rewards"}]
+    rewards, written = arguments(inside, [p.name for p in own], function, text)
+    given = {**written_options(",".join(written), function), **options}
     single = "rewards" not in {p.name for p in parameters}
     if single and len(rewards) != 1:
         raise ValueError(f"{function}(...) takes one reward, and {text!r} has {len(rewards)}")
-    missing = [
+    if lacking := _lacking(own, given):
+        raise ValueError(f"{function}(...) needs {lacking[0]}=...: {text!r} leaves it out")
+    return _called(made, function, *(load(part) for part in rewards), **given)
+
+
+def _lacking(parameters: Iterable[inspect.Parameter], given: Mapping[str, Any]) -> list[str]:
+    """Return the options without a default that were not given."""
+    return [
         p.name
         for p in parameters
-        if p.name in own and p.default is p.empty and p.name not in given
+        if p.default is p.empty
+        and p.name not in given
+        and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
-    if missing:
-        raise ValueError(f"{function}(...) needs {missing[0]}=...: {text!r} leaves it out")
-    return _called(made, function, *(load(part) for part in rewards), **given)
 
 
 def _called(made: Any, name: str, /, *args: Any, **options: Any) -> Any:
@@ -261,28 +208,16 @@ def _called(made: Any, name: str, /, *args: Any, **options: Any) -> Any:
         raise ValueError(f"{name!r} cannot take {options}: {error}") from error
 
 
-def _options(written: str | None, name: str) -> dict[str, Any]:
-    """Read 'key=value,key=value'; the values are YAML scalars."""
-    out = {}
-    for pair in filter(None, _pieces(written or "")):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"option {pair!r} of reward {name!r}: write key=value")
-        try:
-            out[key.strip()] = value if value.startswith("#") else yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(
-                f"option {pair!r} of reward {name!r}: {value!r} is no plain value, as 3, red or "
-                "'in quotes' are"
-            ) from None
-    return out
+def _ours(place: str) -> Any:
+    """Return what stands at a place of the tables, imported only now."""
+    module, attribute = place.split(":")
+    return getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
 
 
 def _find(name: str) -> Any:
     """Find a name: ours, another package's entry point, or a dotted path."""
     if name in _TABLE:
-        module, attribute = _TABLE[name][0].split(":")
-        return getattr(importlib.import_module(module), attribute)
+        return _ours(_TABLE[name][0])
     others = {point.name: point for point in entry_points(group=GROUP)}
     if name in others:
         return others[name].load()
@@ -341,16 +276,9 @@ def _make(found: Any, name: str, options: dict[str, Any]) -> Reward:
         if strange and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
             has = ", ".join(takes) or "none"
             raise ValueError(f"reward {name!r} has no option {strange[0]!r}: it has {has}")
-        missing = [
-            key
-            for key, p in takes.items()
-            if p.default is p.empty
-            and key not in options
-            and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        ]
-        if missing:
+        if lacking := _lacking(takes.values(), options):
             raise ValueError(
-                f"reward {name!r} needs the option {missing[0]!r}: write {name}:{missing[0]}=..."
+                f"reward {name!r} needs the option {lacking[0]!r}: write {name}:{lacking[0]}=..."
             )
         found = _called(found, name, **options)
     elif options:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from steer.path import Path, Time, as_time, like
 
-__all__ = ["FlowMap", "Wrapped", "composed", "device_of", "flat_prompts", "per_row"]
+__all__ = ["FlowMap", "Wrapped", "composed", "device_of", "flat_prompts", "log_dtype", "per_row"]
 
 
 class FlowMap(nn.Module):
@@ -72,7 +72,7 @@ class FlowMap(nn.Module):
         return self.path.score(x, self.denoise(x, t), t)
 
     def derives(self, name: str) -> bool:
-        """Return whether `denoise` or `score` follows from the velocity: no closed form."""
+        """Return whether `denoise`, `score` or `log_prob` has no closed form here."""
         return getattr(type(self), name) is getattr(FlowMap, name)
 
     def log_prob(self, x: Tensor, t: Time = 1.0) -> Tensor | None:
@@ -204,3 +204,11 @@ def device_of(flow: nn.Module) -> torch.device:
     """Return where a flow's parameters are; the CPU for one without parameters."""
     some = next(iter(flow.parameters()), None)
     return torch.device("cpu") if some is None else some.device
+
+
+def log_dtype(device: torch.device) -> torch.dtype:
+    """Return what log-weights are kept in: float64 where the device has it.
+
+    A reward with a large offset costs float32 its digits: at 1e6 they end at .06.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64

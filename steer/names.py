@@ -58,9 +58,12 @@ def moved(package: str, homes: Mapping[str, Sequence[str]]) -> None:
         package: the package's name.
         homes: old module name -> the modules that hold its names now.
     """
+    own = sys.modules[package]
     for old, modules in homes.items():
         name = f"{package}.{old}"
-        sys.modules.setdefault(name, _Moved(name, modules))
+        sys.modules[name] = _Moved(name, modules)
+        if old not in getattr(own, "__all__", ()):  # the package may have a function of that name
+            setattr(own, old, sys.modules[name])
 
 
 class _Moved(ModuleType):

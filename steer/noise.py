@@ -94,8 +94,13 @@ class Noise:
 
 
 def noise_dtype(flow: nn.Module) -> torch.dtype:
-    """Return what noise is drawn in: float64 for a network of doubles, else float32."""
+    """Return what noise is drawn in, whatever torch's default is where a network says.
+
+    float64 for a network of doubles, float32 for any other; torch's default without parameters.
+    """
     kinds = {p.dtype for name, p in flow.named_parameters() if "lora_" not in name}
+    if not kinds:
+        return torch.get_default_dtype()
     return torch.float64 if kinds == {torch.float64} else torch.float32
 
 

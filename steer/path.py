@@ -132,19 +132,21 @@ class VariancePreserving(Path):
         self.rate_min, self.rate_max = rate_min, rate_max
         self._floor = math.exp(-rate_min / 2 - (rate_max - rate_min) / 4)
 
-    def _signal(self, t: Tensor) -> Tensor:
+    def _exponent(self, t: Tensor) -> Tensor:
         u = 1 - t
-        return torch.exp(-self.rate_min * u / 2 - (self.rate_max - self.rate_min) * u**2 / 4)
+        return self.rate_min * u / 2 + (self.rate_max - self.rate_min) * u**2 / 4
 
     def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
-        """Return (sqrt(1 - beta²), beta)."""
-        beta = (self._signal(as_time(t)) - self._floor) / (1 - self._floor)
-        return ((1 - beta) * (1 + beta)).clamp(min=0).sqrt(), beta
+        """Return (sqrt(1 - beta²), beta), alpha to full precision near t = 1 too."""
+        exponent = self._exponent(as_time(t))
+        beta = ((-exponent).exp() - self._floor) / (1 - self._floor)
+        missing = -torch.expm1(-exponent) / (1 - self._floor)  # 1 - beta, without cancellation
+        return (missing * (1 + beta)).clamp(min=0).sqrt(), beta
 
     def derivative(self, t: Time) -> tuple[Tensor, Tensor]:
         """Return (-beta beta' / alpha, beta')."""
         t = as_time(t)
         alpha, beta = self(t)
         rate = self.rate_min + (self.rate_max - self.rate_min) * (1 - t)
-        beta_dot = self._signal(t) * rate / 2 / (1 - self._floor)
+        beta_dot = (-self._exponent(t)).exp() * rate / 2 / (1 - self._floor)
         return -beta * beta_dot / alpha, beta_dot

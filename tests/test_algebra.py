@@ -9,8 +9,9 @@ from torch import nn
 
 import rewards
 import steer
-from rewards.combine.algebra import Batched, Capped, Ensemble, Minimum, Normalised, Product
+from rewards.combine.algebra import Batched, Capped, Ensemble, Minimum, Product
 from rewards.combine.augment import Augmented
+from rewards.combine.normalised import Normalised
 from rewards.models.backbone import Backbone
 from rewards.models.preprocess import Preprocess
 from rewards.pixels.colour import Brightness, Colour

@@ -144,10 +144,10 @@ def test_half_precision_and_no_gradient_stay_finite():
     flat = steer.reward.wrap(lambda x: 0 * x.sum(1))
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         assert torch.equal(
-            steer.control.direction(torch.zeros(2, 3, dtype=dtype)), torch.zeros(2, 3, dtype=dtype)
+            steer.guidance.control.direction(torch.zeros(2, 3, dtype=dtype)), torch.zeros(2, 3, dtype=dtype)
         )
         x = torch.tensor([[1e-4, 0, 0]], dtype=dtype)
-        assert float(steer.control.direction(x).norm()) == pytest.approx(1, rel=1e-2)
+        assert float(steer.guidance.control.direction(x).norm()) == pytest.approx(1, rel=1e-2)
     flow = mixture()
     done = last(FlowMapControl(flow, whole_reward(flow, flat, None), [0.0, 0.5, 1.0]), start())
     assert torch.isfinite(done.x).all()

@@ -9,7 +9,8 @@ from torch import nn
 
 import rewards
 from recipes.cli import main
-from rewards.check import CHECKS, PROMPTS, _blurred, check
+from rewards.checking import CHECKS, PROMPTS, check
+from rewards.checking.gradients import blurred
 from rewards.models.clip import Clip
 from rewards.pixels.reference import Similarity
 from steer.reward import Reward, clamp01, wrap
@@ -469,9 +470,9 @@ def test_the_reward_stays_as_it_is():
 
 def test_a_blur_is_a_blur():
     x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert float(_blurred(x).std()) < 0.6 * float(x.std())
-    assert torch.allclose(_blurred(torch.ones(1, 3, 8, 8)), torch.ones(1, 3, 8, 8))
-    torch.testing.assert_close(_blurred(x).mean((2, 3)), x.mean((2, 3)), atol=0.03, rtol=0)
+    assert float(blurred(x).std()) < 0.6 * float(x.std())
+    assert torch.allclose(blurred(torch.ones(1, 3, 8, 8)), torch.ones(1, 3, 8, 8))
+    torch.testing.assert_close(blurred(x).mean((2, 3)), x.mean((2, 3)), atol=0.03, rtol=0)
 
 
 def test_figures_are_what_they_say():

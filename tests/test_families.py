@@ -10,13 +10,14 @@ import torch
 from torch.nn import functional as F
 
 from rewards.models import aesthetic, hpsv2, hub, imagereward, mps, pickscore, siglip
-from rewards.models.aesthetic import Aesthetic, collapsed
+from rewards.models.aesthetic import Aesthetic
 from rewards.models.clip import EMBEDDED
 from rewards.models.hpsv2 import HPSv2
 from rewards.models.imagereward import ImageReward
 from rewards.models.mps import MPS
 from rewards.models.pickscore import PickScore
 from rewards.models.siglip import Siglip
+from rewards.models.weights import collapsed
 from rewards.testing import RewardContract
 from steer.reward import score
 

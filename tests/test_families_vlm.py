@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import rewards
-from rewards.models.vqa import VQA, VisionLanguage
+from rewards.models.vision_language import VisionLanguage
+from rewards.models.vqa import VQA
 from rewards.testing import RewardContract
 
 TEXTS = ["red apple", "a cat", "food", "a very flat fox indeed", "green frog"]

@@ -269,3 +269,20 @@ def test_micro_batches_change_nothing():
     for other in runs[1:]:
         assert torch.allclose(runs[0].x, other.x, atol=1e-5)
         assert torch.allclose(runs[0].log_z, other.log_z, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [steer.Jump, steer.Langevin])
+def test_an_offset_of_the_reward_moves_log_z_by_as_much(kernel):
+    """In float32, with an offset of 1e6: to what float32 leaves of the reward, and no worse."""
+    flow = steer.GaussianMixture(torch.zeros(1, 2), 1.0)
+    x0 = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
+
+    def log_z(offset):
+        def reward(x):
+            return x.sum(1) + offset
+
+        options = {"moves": 0} if kernel is steer.Langevin else {"churn": 0.5}
+        potential = steer.Lookahead(flow, reward, temperature=2.0)
+        return steer.Guidance(potential, kernel(flow, **options), threshold=0.5)(x0).log_z
+
+    assert float(log_z(1e6) - log_z(0.0)) == pytest.approx(1e6 / 2, abs=0.02)

@@ -1,6 +1,7 @@
 """What the house rules promise of the code itself."""
 
 import ast
+import graphlib
 import importlib
 import subprocess
 import sys
@@ -19,6 +20,27 @@ DRAWS = {
     "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm",
     "trunc_normal_", "uniform_",
 }  # fmt: skip
+SPLIT = ("rewards",)
+"""The packages whose files are short, without circles, and keep their private names."""
+LINES = 350
+"""The longest that a file of theirs may be."""
+ARROWS = {
+    "rewards": {"loading"},
+    "rewards.loading": {"grammar"},
+    "rewards.judge": {"models"},
+    "rewards.models": {"pixels"},
+    "rewards.combine": {"gradient"},
+    "rewards.serving": {"gradient"},
+    "rewards.pixels": set(),
+    "rewards.checking": set(),
+    "rewards.grammar": set(),
+    "rewards.gradient": set(),
+    "rewards.testing": set(),
+}
+"""Room -> the rooms of its package that it may import, beside itself; a file beside is a room."""
+LATE = {"rewards.models": {"loading"}, "rewards.serving": {"loading"}}
+"""Room -> those that it may import besides, inside functions."""
+
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 
 
@@ -35,6 +57,37 @@ def imported(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             yield node.module
+
+
+OURS = {module(path): path for path in FILES}
+SPLIT_FILES = [path for name, path in OURS.items() if name.split(".")[0] in SPLIT]
+every_split_file = pytest.mark.parametrize(
+    "path", SPLIT_FILES, ids=lambda p: str(p.relative_to(ROOT))
+)
+
+
+def statements(node, late=False):
+    """Every import statement below a node, and whether it stands inside a function."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child, late
+        inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        yield from statements(child, late or inside)
+
+
+def edges(path):
+    """The files of ours that a file imports, by their modules' names, and whether late."""
+    for node, late in statements(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found = [name.name for name in node.names]
+        else:
+            whole = [f"{node.module}.{name.name}" for name in node.names]
+            found = [name if name in OURS else node.module for name in whole]
+        yield from ((name, late) for name in found if name in OURS)
+
+
+def room(name):
+    return ".".join(name.split(".")[:2])
 
 
 def test_the_files_are_found():
@@ -61,6 +114,50 @@ def test_arrows_point_one_way(path):
         assert "rewards" not in rooms
     else:
         assert {n for n in names if n.split(".")[0] == "steer"} <= {"steer.reward"}
+
+
+@every_split_file
+def test_arrows_between_rooms(path):
+    """Each room imports those that it stands on; what is made by name is imported late."""
+    here = module(path)
+    package, own = here.split(".")[0], room(here)
+    for name, late in edges(path):
+        if name.split(".")[0] == package and room(name) != own:
+            allowed = ARROWS[own] | (LATE.get(own, set()) if late else set())
+            assert room(name).removeprefix(f"{package}.") in allowed, f"{here} -> {name}"
+
+
+@pytest.mark.parametrize("package", SPLIT)
+def test_no_circles(package):
+    """Not inside functions either."""
+    graph = {
+        name: {n for n, _ in edges(path) if n.split(".")[0] == package}
+        for name, path in OURS.items()
+        if name.split(".")[0] == package
+    }
+    assert any(graph.values())
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises, and names a circle
+    assert set(order) == set(graph)
+
+
+@every_split_file
+def test_files_are_short(path):
+    assert len(path.read_text().splitlines()) <= LINES
+
+
+@every_split_file
+def test_private_names_stay_at_home(path):
+    tree = ast.parse(path.read_text())
+    modules = set()
+    for node, _ in statements(tree):
+        for name in node.names:
+            whole = name.name if isinstance(node, ast.Import) else f"{node.module}.{name.name}"
+            if whole.split(".")[0] in {"steer", "rewards"}:
+                assert "._" not in whole, f"{path.name} imports {whole}"
+                modules |= {name.asname or name.name} if whole in OURS else set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            assert ast.unparse(node.value) not in modules, f"{path.name}:{node.lineno}"
 
 
 @every_file

@@ -306,6 +306,7 @@ def test_names():
         "direct", "transport", "value", "amortise", "nft", "grpo", "adjoint", "draft"
     }  # fmt: skip
     assert steer.OBJECTIVES is OBJECTIVES
+    assert set(TABLE) == set(OBJECTIVES)
     for name in TABLE:
         rule = build(name)
         assert name_of(rule) == name

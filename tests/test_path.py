@@ -46,3 +46,35 @@ def test_bad_rates():
 def test_times_that_do_not_fit():
     with pytest.raises(ValueError, match="one time per row"):
         like(torch.zeros(3), torch.zeros(4, 2))
+
+
+@every_path
+def test_coefficients_are_as_exact_in_float32(path):
+    """Near t = 1 too, where alpha is small: relative to the same times in float64."""
+    t = torch.tensor([0.0, 1e-3, 0.3, 0.9, 0.999, 0.9999, 0.99999])
+    for single, double in zip(path(t), path(t.double()), strict=True):
+        assert torch.allclose(single.double(), double, rtol=2e-6, atol=1e-7)
+    for single, double in zip(path.derivative(t), path.derivative(t.double()), strict=True):
+        assert torch.allclose(single.double(), double, rtol=5e-5, atol=1e-6)
+
+
+@every_path
+def test_pairs(path):
+    """`slope` is the time derivative of `interpolate`; denoiser and score invert them."""
+    g = torch.Generator().manual_seed(0)
+    x_0, x_1 = (torch.randn(4, 3, generator=g, dtype=torch.float64) for _ in range(2))
+    t = torch.full((4,), 0.4, dtype=torch.float64)
+    x, slope = torch.func.jvp(lambda t: path.interpolate(x_0, x_1, t), (t,), (torch.ones_like(t),))
+    assert torch.allclose(path.slope(x_0, x_1, t), slope, rtol=1e-9)
+    assert torch.allclose(path.denoiser(x, slope, t), x_1, atol=1e-9)
+    assert torch.allclose(path.score(x, x_1, t), -x_0 / path(0.4)[0], atol=1e-9)
+
+
+@every_path
+@pytest.mark.parametrize(("u", "t"), [(0.7, 0.4), (1.0, 0.4), (0.4, 0.4), (0.0, 0.0), (1.0, 1.0)])
+def test_renoising_keeps_the_marginals(path, u, t):
+    """`k x_u + sqrt(v) z` has the coefficients of `x_t`."""
+    k, v = path.renoise(u, t)
+    (alpha_u, beta_u), (alpha_t, beta_t) = path(u), path(t)
+    assert float(k * beta_u) == pytest.approx(float(beta_t), abs=1e-12)
+    assert float(k**2 * alpha_u**2 + v) == pytest.approx(float(alpha_t**2), abs=1e-12)

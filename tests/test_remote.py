@@ -18,8 +18,10 @@ import rewards
 import steer
 from recipes.cli import main
 from rewards.pixels.colour import Colour
-from rewards.serving.remote import TOKEN, Remote, pack, unpack
-from rewards.serving.serve import app, serve
+from rewards.serving.application import app
+from rewards.serving.protocol import TOKEN, pack, unpack
+from rewards.serving.remote import Remote
+from rewards.serving.serve import serve
 from rewards.testing import RewardContract
 from steer.reward import Reward, wrap
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import steer
-from steer.sampling.methods import method_options, plan
+from steer.sampling.forecast import plan
+from steer.sampling.methods import method_options
 from tests.test_flow import mixture
 
 METHODS = ["none", "best-of-n", "fmtt", "denoiser", "naive", "split", "fmrg-j", "reno"]
@@ -188,7 +189,7 @@ def test_a_flat_reward_has_no_temperature():
         ({"init_image": torch.zeros(3), "init_time": 1.0}, r"init_time must be in \[0, 1\)"),
         ({"method": "reno", "init_image": torch.zeros(3)}, "begins with pure noise"),
         ({"method": "none", "target": 1.0}, "cannot stop at a target"),
-        ({"budget": 3.0}, "a budget of 3 NFE a particle is too small.* at least 5"),
+        ({"budget": 3.0}, "a budget of 3 NFE a particle is too small.* at least 6"),
         ({"method": "none", "target": float("nan")}, "cannot stop at a target"),
         ({"target": float("nan")}, "target must be a finite reward"),
         ({"method": "reno", "rate": -1.0}, "rate must be above zero"),
@@ -419,7 +420,10 @@ def test_an_early_end_is_weighted_exactly():
     flow, view = mixture(), steer.Lookahead(mixture(), reward, temperature=0.4)
     guide = steer.Guidance(view, steer.Jump(flow, 0.5), threshold=0.0)
     x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
-    *_, last = guide.steps(x, stop=lambda population: population.time > 0.4)
+    for population in guide.steps(x):
+        if population.time > 0.4:
+            population.stop()
+    last = population
     assert last.time == 1
     assert torch.allclose(last.log_w, reward(last.x) / 0.4, atol=1e-5)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import steer
-from rewards.combine.algebra import Normalised
+from rewards.combine.normalised import Normalised
 from rewards.pixels.tone import Contrast
 from steer.adapters.lora import adapt, rejoin
 from steer.adapters.store import fingerprint, load_adapters

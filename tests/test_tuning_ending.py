@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import steer
-from rewards.combine.algebra import Normalised
+from rewards.combine.normalised import Normalised
 from rewards.pixels.tone import Contrast
 from steer.adapters.lora import Adapted, adapt
 from steer.adapters.store import read_metadata

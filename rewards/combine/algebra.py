@@ -1,7 +1,7 @@
-"""Rewards made of rewards: minimum, product of experts, a cap, running normalisation, ensembles.
+"""Rewards made of rewards: minimum, product of experts, a cap, ensembles, micro-batches.
 
 Sums are `0.7 * a + 0.3 * b`. In texts these are functions: `min(clip, brightness)`,
-`capped(clip, at=0.3)`, `normalised(clip) + normalised(colour:name=red)`.
+`capped(clip, at=0.3)`.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from rewards.gradient import with_gradient
 from steer.reward import Reward, score, sharing, wrap
 
-__all__ = ["Batched", "Capped", "Composed", "Ensemble", "Minimum", "Normalised", "Product"]
+__all__ = ["Batched", "Capped", "Composed", "Ensemble", "Minimum", "Product"]
 
 
 class Composed(Reward):
@@ -174,102 +174,6 @@ class Ensemble(Composed):
         variance = (scores - mean).square().mean(0)
         # smooth where all agree: the root has no slope there
         return mean - self.penalty * ((variance + 1e-12).sqrt() - 1e-6)
-
-
-class Normalised(Composed):
-    """`(r - mean) / std`, with the mean and deviation of the scores that a run has seen.
-
-    Rewards of different units then weigh alike in a sum. While the module is in training mode it
-    takes note of each score; `update()` makes them count, so that the scale stands still within
-    an optimizer step whatever the micro-batches, and for good in evaluation mode. `steer.finetune`
-    and `steer.sample` do both: the former learns on, the latter learns from one-jump samples of
-    its prompts and then leaves it. Until the first `update()` it is the bare reward.
-
-    The statistics (updates, mean, mean square) stay in float64 on the CPU wherever the reward is;
-    a tuning run saves them in its checkpoints and goes on with them.
-
-    Args:
-        reward: what is normalised.
-        decay: what remains of the old statistics at an `update()`; early ones are averaged
-            evenly.
-        centre: whether to take the mean off; a constant changes no law that is sampled.
-
-    Raises:
-        ValueError: a decay out of [0, 1).
-    """
-
-    def __init__(
-        self,
-        reward: Reward | Callable[..., Tensor],
-        decay: float = 0.99,
-        centre: bool = True,
-    ) -> None:
-        super().__init__(reward)
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
-        self.decay, self.centre = float(decay), centre
-        self.statistics = torch.zeros(3, dtype=torch.float64)
-        self.noted = torch.zeros(3, dtype=torch.float64)
-
-    @property
-    def learned(self) -> bool:
-        """Whether there are statistics yet."""
-        return bool(self.statistics[0] > 0)
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean, (); 0 before there are statistics."""
-        return self.statistics[1]
-
-    @property
-    def std(self) -> Tensor:
-        """The standard deviation, (); 1 before there are statistics."""
-        if not self.learned:
-            return torch.ones_like(self.mean)
-        return (self.statistics[2] - self.mean.square()).clamp(min=0).sqrt()
-
-    def join(self, scores: Tensor) -> Tensor:
-        """Return the normalised scores, (1, n) -> (n,), and take note of them in training."""
-        row = scores[0]
-        if self.training:
-            seen = row.detach().cpu().double()
-            self.noted += torch.stack(
-                [seen.new_tensor(len(seen)), seen.sum(), seen.square().sum()]
-            )
-        if not self.learned:
-            return row
-        mean = float(self.mean) if self.centre else 0.0
-        return (row - mean) / max(float(self.std), 1e-6)
-
-    def forget(self) -> None:
-        """Forget what was noted and did not count yet."""
-        self.noted = torch.zeros(3, dtype=torch.float64)
-
-    @torch.no_grad()
-    def update(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Let what was noted count, and forget it.
-
-        Args:
-            reduce: sums (3,) over processes, where there are several.
-        """
-        noted = self.noted if reduce is None else reduce(self.noted).cpu()
-        self.noted = torch.zeros(3, dtype=torch.float64)
-        count = noted[0]
-        if not count > 0:
-            return
-        updates = self.statistics[0]
-        old = torch.clamp(updates / (updates + 1), max=self.decay)
-        new = torch.stack([torch.ones_like(count), noted[1] / count, noted[2] / count])
-        self.statistics = old * self.statistics + (1 - old) * new
-        self.statistics[0] = updates + 1
-
-    def get_extra_state(self) -> Tensor:
-        """Return the statistics, for `state_dict`."""
-        return self.statistics.clone()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take up the statistics of a `state_dict`."""
-        self.statistics = state.clone()
 
 
 class Batched(Composed):

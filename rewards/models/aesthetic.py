@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from rewards.messages import unknown
-from rewards.models.backbone import open_clip_backbone
 from rewards.models.hub import File, Source, fetch_url, state
-from steer.reward import Reward
+from rewards.models.towers import open_clip_backbone
+from rewards.models.weights import collapsed
+from steer.reward import Reward, unknown
 
-__all__ = ["HEADS", "NEEDS", "Aesthetic", "Head", "collapsed"]
+__all__ = ["HEADS", "NEEDS", "Aesthetic", "Head"]
 
 
 @dataclass(frozen=True)
@@ -165,30 +164,3 @@ def _affine(weights: Mapping[str, Tensor], file: Path) -> tuple[Tensor, Tensor]:
             f"{tuple(bias.shape)}: it must have one output, weight (1, d) and bias (1,)"
         )
     return weight[0].float(), bias.reshape(()).float()
-
-
-def collapsed(weights: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, Tensor]:
-    """Return the affine map (W (m, d), b (m,)) that a chain of linear layers is, in float64.
-
-    Args:
-        weights: `{prefix}{i}.weight` and `{prefix}{i}.bias` of each layer; applied by rising i.
-        prefix: what the keys begin with.
-
-    Raises:
-        ValueError: a bias is missing, or the layers' widths do not meet.
-    """
-    found = (re.fullmatch(rf"{re.escape(prefix)}(\d+)\.weight", key) for key in weights)
-    numbers = sorted(int(match[1]) for match in found if match)
-    weight, bias = torch.empty(0, 0), torch.empty(0)
-    for i in numbers:
-        w, b = weights[f"{prefix}{i}.weight"].double(), weights.get(f"{prefix}{i}.bias")
-        if b is None or (len(weight) and w.shape[1] != len(weight)):
-            raise ValueError(
-                f"the layer {prefix}{i} of weight {tuple(w.shape)} "
-                + ("has no bias" if b is None else f"does not take the {len(weight)} before it")
-                + ": give the file as it is published"
-            )
-        first = not len(weight)
-        weight = w if first else w @ weight
-        bias = b.double() if first else w @ bias + b.double()
-    return weight, bias

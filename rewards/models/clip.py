@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rewards.combine.augment import SHIFTS, shifted
-from rewards.models.backbone import Cosine, open_clip_backbone
+from rewards.models.cosine import Cosine
+from rewards.models.towers import open_clip_backbone
+from rewards.pixels.views import SHIFTS, shifted
 
 __all__ = ["EMBEDDED", "Clip"]
 

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rewards.messages import reason, unknown
-from rewards.models.backbone import Backbone, folder_of, once, stamp
-from rewards.models.hub import Source
+from rewards.models.backbone import Backbone
+from rewards.models.hub import Source, folder_of
+from rewards.models.instances import once, stamp
 from rewards.models.preprocess import Preprocess
+from rewards.models.weights import refuse_lacking
 from rewards.pixels.reading import read
-from steer.reward import Reward
+from steer.reward import Reward, reason, unknown
 
 __all__ = ["NEEDS", "POOLS", "SOURCE", "Dino", "Tokens"]
 
@@ -138,13 +139,8 @@ def _tokens(model: str | Path | None, **execution: Any) -> Tokens:
                 f"hold {', '.join(SOURCE.files)}, as {SOURCE.page} does"
             ) from error
         # DINO's own files have no pooler, and none is used here
-        lacking = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-        if lacking:
-            raise ValueError(
-                f"the files in {str(folder)!r} lack {len(lacking)} weights of "
-                f"{type(network).__name__} ({lacking[0]} and so on): give those that its page "
-                "publishes, unchanged"
-            )
+        lacking = (key for key in info["missing_keys"] if not key.startswith("pooler."))
+        refuse_lacking(lacking, network, folder)
         if getattr(network.config, "patch_size", None) is None:
             raise ValueError(
                 f"{type(network).__name__} in {str(folder)!r} is no vision transformer: "

@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from rewards.messages import unknown
-from rewards.models.backbone import Cosine, OpenClip, fill, folder_of, once, stamp
-from rewards.models.hub import Source, state
+from rewards.models.cosine import Cosine
+from rewards.models.hub import Source, folder_of, state
+from rewards.models.instances import once, stamp
 from rewards.models.preprocess import Preprocess
+from rewards.models.towers import OpenClip
+from rewards.models.weights import fill
+from steer.reward import unknown
 
 __all__ = ["NEEDS", "SOURCES", "HPSv2"]
 

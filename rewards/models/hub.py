@@ -8,9 +8,9 @@ from urllib.parse import unquote
 
 from torch import Tensor
 
-from rewards.messages import reason
+from steer.reward import reason
 
-__all__ = ["File", "Source", "fetch", "fetch_url", "home", "local", "state"]
+__all__ = ["File", "Source", "fetch", "fetch_url", "folder_of", "home", "local", "state"]
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,28 @@ def fetch(source: Source, reward: str, option: str = "model") -> Path:
             f"hub ({type(error).__name__}: {reason(error)}). Download {source.place}, or say "
             f"where they are: {reward}:{option}=PATH"
         ) from error
+
+
+def folder_of(
+    model: str | Path | None, default: Source, reward: str, option: str = "model"
+) -> Path:
+    """Return the folder of a model: a path that was given, a hub id, or the default's.
+
+    Raises:
+        FileNotFoundError: what was given is a path, and nothing is there.
+        ValueError: the hub cannot be reached: says what to download and where to put it.
+    """
+    if model is None:
+        return fetch(default, reward, option)
+    text = str(model)
+    if Path(text).exists():
+        return Path(text)
+    if text.startswith((".", "/", "~")) or text.count("/") != 1:
+        raise FileNotFoundError(
+            f"no {text!r}: {reward}:{option}= takes a folder or file that exists, or a hub id "
+            "org/name"
+        )
+    return fetch(Source(text, default.files), reward, option)
 
 
 def fetch_url(url: str, reward: str, option: str) -> Path:

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rewards.models.aesthetic import collapsed
-from rewards.models.backbone import Backbone, fill, folder_of, once, stamp
-from rewards.models.hub import Source, state
+from rewards.models.backbone import Backbone
+from rewards.models.hub import Source, folder_of, state
+from rewards.models.instances import once, stamp
 from rewards.models.preprocess import Preprocess
 from rewards.models.prompts import one_each
+from rewards.models.weights import collapsed, count, fill
 from steer.reward import Reward
 
 __all__ = ["MEAN", "NEEDS", "SOURCE", "STD", "TOKENS", "Blip", "ImageReward"]
@@ -193,7 +194,7 @@ def _vision(weights: Mapping[str, Tensor]) -> nn.Module:
         BlipVisionConfig(
             hidden_size=width,
             intermediate_size=len(weights["encoder.layers.0.mlp.fc1.weight"]),
-            num_hidden_layers=_count(weights, "encoder.layers."),
+            num_hidden_layers=count(weights, "encoder.layers."),
             num_attention_heads=max(1, width // HEAD),
             image_size=round((places - 1) ** 0.5) * patch,
             patch_size=patch,
@@ -213,7 +214,7 @@ def _text(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> nn.Modu
         hidden_size=width,
         encoder_hidden_size=seen,
         intermediate_size=len(weights["encoder.layer.0.intermediate.dense.weight"]),
-        num_hidden_layers=_count(weights, "encoder.layer."),
+        num_hidden_layers=count(weights, "encoder.layer."),
         num_attention_heads=settings.get("num_attention_heads", max(1, width // HEAD)),
         max_position_embeddings=len(weights["embeddings.position_embeddings.weight"]),
         hidden_act=settings.get("hidden_act", "gelu"),
@@ -247,10 +248,6 @@ def _renamed(key: str) -> str:
 
 def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-
-
-def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
-    return len({key.split(".")[prefix.count(".")] for key in weights if key.startswith(prefix)})
 
 
 def _tokenizer(vocabulary: Path) -> Callable[[list[str]], tuple[Tensor, Tensor]]:

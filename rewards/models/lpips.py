@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rewards.messages import unknown
-from rewards.models.backbone import Backbone, once, stamp
+from rewards.models.backbone import Backbone
 from rewards.models.hub import File, Source, fetch_url, state
+from rewards.models.instances import once, stamp
 from rewards.pixels.reading import read
-from steer.reward import Reward, clamp01
+from steer.reward import Reward, clamp01, unknown
 
 __all__ = ["NEEDS", "NETS", "SOURCE", "Lpips"]
 

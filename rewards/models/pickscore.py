@@ -5,9 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
-from rewards.models.backbone import Cosine, Transformers, folder_of, once, pretrained, stamp
-from rewards.models.hub import Source
+from rewards.models.cosine import Cosine
+from rewards.models.hub import Source, folder_of
+from rewards.models.instances import once, stamp
 from rewards.models.preprocess import Preprocess
+from rewards.models.towers import Transformers
+from rewards.models.weights import pretrained
 
 __all__ = ["NEEDS", "SOURCE", "PickScore"]
 

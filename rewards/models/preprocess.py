@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rewards.messages import unknown
-from steer.reward import clamp01
+from steer.reward import clamp01, unknown
 
 __all__ = ["FITS", "Preprocess"]
 

@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.messages import unknown
-from rewards.models.backbone import Cosine, Transformers, folder_of, once, pretrained, stamp
-from rewards.models.hub import Source
+from rewards.models.cosine import Cosine
+from rewards.models.hub import Source, folder_of
+from rewards.models.instances import once, stamp
 from rewards.models.preprocess import Preprocess
+from rewards.models.towers import Transformers
+from rewards.models.weights import pretrained
+from steer.reward import unknown
 
 __all__ = ["NEEDS", "OUTPUTS", "SOURCE", "Siglip"]
 

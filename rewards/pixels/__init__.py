@@ -1,1 +1,5 @@
-"""Rewards of the pixels themselves, without weights."""
+"""Rewards of the pixels themselves, without weights; how they see and read a picture."""
+
+from rewards.pixels.reading import LARGEST, PixelReward, drawing, ink, luma, read, rms
+
+__all__ = ["LARGEST", "PixelReward", "drawing", "ink", "luma", "read", "rms"]

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.messages import hint
-from steer.reward import Reward, clamp01
+from steer.reward import Reward, clamp01, hint
 
 __all__ = ["Brightness", "Colour"]
 

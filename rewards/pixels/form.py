@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rewards.messages import unknown
 from rewards.pixels.reading import PixelReward, drawing, ink, luma, read, rms
+from steer.reward import unknown
 
 __all__ = ["REGIONS", "Antisymmetry", "Layout", "Symmetry"]
 

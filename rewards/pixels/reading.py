@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steer.reward import Reward, clamp01
 
-__all__ = ["PixelReward", "drawing", "ink", "luma", "read", "rms"]
+__all__ = ["LARGEST", "PixelReward", "drawing", "ink", "luma", "read", "rms"]
 
 LARGEST = 1024
 """Pictures from files are brought down to this side, so that they are quick to resize."""

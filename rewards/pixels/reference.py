@@ -5,8 +5,8 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional as F
 
-from rewards.messages import unknown
 from rewards.pixels.reading import PixelReward, luma, read, rms
+from steer.reward import unknown
 
 __all__ = ["Similarity"]
 

@@ -5,7 +5,6 @@ exponential tilt, and they have no log Z. What keeps their pictures believable i
 picture is one of its outputs) and the brakes: a small step, a window, a height at which to stop.
 """
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -13,11 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from steer.flow import FlowMap
+from steer.batches import Batched
+from steer.flow import FlowMap, composed
 from steer.guidance.control import direction, row_norm
-from steer.guidance.population import Population, Stop, check_times, lead_shape, not_finite
+from steer.guidance.population import Population, Rows, check_times
 from steer.guidance.potential import Lookahead, Potential
-from steer.guidance.state import SharedFlow, SharedPotential
+from steer.guidance.state import BatchedPotential, State
 from steer.path import like
 from steer.reward import Reward
 
@@ -29,10 +29,8 @@ class Sampler(Protocol):
 
     batch_size: int | None
 
-    def steps(
-        self, x0: Tensor, seed: int = 0, *, position: int = 0, stop: Stop | None = None
-    ) -> Iterator[Population]:
-        """Yield the population after each step."""
+    def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
+        """Yield the population after each step, and hear what the caller wishes of it."""
 
 
 def whole_reward(
@@ -43,41 +41,37 @@ def whole_reward(
 
 
 class _Ascent:
-    """What both samplers share: rows, micro-batches, checks, and what the caller sees."""
+    """What one run of either sampler has: rows, micro-batches, checks."""
 
     def __init__(
         self,
-        potential: Potential,
         flow: FlowMap,
-        batch_size: int | None = None,
+        potential: Potential,
+        batch_size: int | None,
+        x0: Tensor,
+        position: int,
+        count: int,
     ) -> None:
-        self.potential, self.flow, self.batch_size = potential, flow, batch_size
+        self.rows = Rows.of(x0, flow.event_shape, position, potential.prompts)
+        self.k, self.count = 0, count
+        self.flow = Batched(flow, batch_size, self.rows.p)
+        self.potential = BatchedPotential(potential, batch_size, self.rows.p, self._finite)
+        self.x0 = self.rows.flat(x0)
 
-    def _begin(self, x0: Tensor, position: int) -> None:
-        self.lead = lead_shape(x0, self.flow.event_shape)
-        self.p, self.n = (1, self.lead[0]) if len(self.lead) == 1 else self.lead
-        self.position, self.k, self.count = position, 0, 1
-        self.shared = SharedFlow(self.flow, self.p, self.batch_size)
+    def at(self, x: Tensor, t: float) -> State:
+        """Return rows at t."""
+        return State(x, t, self.flow, self.potential)
 
-        def check(what: str, values: Tensor) -> None:
-            prompts = self.potential.prompts
-            where = f"step {self.k + 1} of {self.count}"
-            not_finite(what, values, self.n, position, prompts, where)
+    def _finite(self, what: str, values: Tensor) -> None:
+        self.rows.refuse_not_finite(what, values, f"step {self.k + 1} of {self.count}")
 
-        self.seen = SharedPotential(
-            self.potential, self.p, self.batch_size, derivatives=False, check=check
-        )
-
-    def _population(self, x: Tensor, time: float, reward: Tensor) -> Population:
-        """Return the population: no weights, so they are zero."""
-        shaped = reward.reshape(self.lead)
-        zero = torch.zeros_like(shaped)
-        size = torch.full(self.lead[:-1], float(self.n), device=x.device)
-        x = x.reshape(*self.lead, *x.shape[1:])
-        return Population(x, time, zero, zero.sum(-1), shaped, size)
+    def kept(self, population: Population) -> Tensor | None:
+        """Return the rows that the caller wished to keep, if any."""
+        wish = population.wish.keep
+        return None if wish is None else self.rows.kept(wish).to(self.x0.device)
 
 
-class FlowMapControl(_Ascent):
+class FlowMapControl:
     """FMRG-J: the map's own steps, each with a push up the reward of the lookahead.
 
     `x <- X(s,t,x) + (t - s) scale |u| g / |g|`, theory (47), with the unguided mean velocity
@@ -108,7 +102,7 @@ class FlowMapControl(_Ascent):
         guided: Sequence[float] | None = None,
         batch_size: int | None = None,
     ) -> None:
-        super().__init__(potential, flow, batch_size)
+        self.flow, self.potential, self.batch_size = flow, potential, batch_size
         check_times(times)
         if not scale >= 0:
             raise ValueError(f"scale must not be negative, got {scale}: it would lead downwards")
@@ -119,47 +113,43 @@ class FlowMapControl(_Ascent):
         if len(self.guided) < len(wanted):
             raise ValueError(f"cannot push at {list(wanted)}: the steps begin at {begun}")
 
-    def steps(
-        self, x0: Tensor, seed: int = 0, *, position: int = 0, stop: Stop | None = None
-    ) -> Iterator[Population]:
+    def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
         """Yield the population after each step; nothing is random, the seed is not used.
 
         The population's reward is seen from where the next step pushes, and at t = 1; elsewhere
-        it is NaN. Where `stop` says so, one jump to t = 1 ends the run.
+        it is NaN. `population.keep` and `population.stop` as in `Guidance.steps`.
         """
-        yield from copy.copy(self)._steps(x0, position, stop)  # a run's state is its own
-
-    def _steps(self, x0: Tensor, position: int, stop: Stop | None) -> Iterator[Population]:
-        self._begin(x0, position)
-        self.count = len(self.times) - 1
-        x = x0.detach().reshape(self.p * self.n, *self.flow.event_shape)
-        for k, (s, t) in enumerate(zip(self.times, self.times[1:], strict=False)):
+        times, guided = list(self.times), self.guided
+        run = _Ascent(self.flow, self.potential, self.batch_size, x0, position, len(times) - 1)
+        here = run.at(run.x0, times[0])
+        while run.k + 1 < len(times):
+            t = times[run.k + 1]
             with torch.no_grad():
-                self.k = k
-                x = self._step(x, s, t)
-                population = self._population(x, t, self._reward(x, t))
+                x = self._step(here, t) if here.t in guided else run.flow.jump(here.x, here.t, t)
+                here = run.at(x, t)
+                population = self._population(run, here)
+            run.k += 1
             yield population
-            if t < 1 and stop is not None and stop(population):
-                with torch.no_grad():
-                    x = self.shared.jump(x, t, 1.0)
-                    population = self._population(x, 1.0, self.seen.evaluate(x, 1.0).reward)
-                yield population
-                return
+            kept = run.kept(population)
+            here = here if kept is None else here.rows(kept)
+            if population.wish.stop:  # one jump, without a push
+                times, guided = [*times[: run.k + 1], *([1.0] if t < 1 else [])], []
 
-    def _step(self, x: Tensor, s: float, t: float) -> Tensor:
-        y = self.shared.jump(x, s, t)
-        if s not in self.guided:
-            return y
-        push = direction(self.seen.gradient(x, s)[1])
-        return y + like(self.scale * row_norm(y - x), x) * push
+    def _step(self, here: State, t: float) -> Tensor:
+        y = here.flow.jump(here.x, here.t, t)
+        gradient = here.evaluation(derivatives=True).gradient
+        assert gradient is not None
+        return y + like(self.scale * row_norm(y - here.x), here.x) * direction(gradient)
 
-    def _reward(self, x: Tensor, t: float) -> Tensor:
-        if t < 1 and t not in self.guided:
-            return torch.full((len(x),), torch.nan, device=x.device)
-        return self.seen.evaluate(x, t, derivatives=t < 1).reward
+    def _population(self, run: _Ascent, here: State) -> Population:
+        if here.t < 1 and here.t not in self.guided:
+            unseen = torch.full((len(here.x),), torch.nan, device=here.x.device)
+            return run.rows.population(here.x, here.t, unseen)
+        seen = here.evaluation(derivatives=here.t < 1)
+        return run.rows.population(here.x, here.t, seen.reward, seen.images)
 
 
-class NoiseAscent(_Ascent):
+class NoiseAscent:
     """ReNO: ascent in noise space of `reward(X(0,1,x_0))`, the norm of x_0 kept.
 
     `x_0 <- x_0 + rate |x_0| g / |g|`, then back to its own norm, theory (49). The publication
@@ -191,7 +181,7 @@ class NoiseAscent(_Ascent):
         finish: int | None = None,
         batch_size: int | None = None,
     ) -> None:
-        super().__init__(potential, flow, batch_size)
+        self.flow, self.potential, self.batch_size = flow, potential, batch_size
         if not rate > 0:
             raise ValueError(f"rate must be above zero, got {rate}: it is a share of the norm")
         counts = {"iterations": iterations, "jumps": jumps, "finish": finish}
@@ -200,39 +190,40 @@ class NoiseAscent(_Ascent):
                 raise ValueError(f"{name} must be at least 1, got {count}")
         self.iterations, self.rate, self.jumps, self.finish = iterations, rate, jumps, finish
 
-    def steps(
-        self, x0: Tensor, seed: int = 0, *, position: int = 0, stop: Stop | None = None
-    ) -> Iterator[Population]:
+    def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
         """Yield the best noise so far (time 0) after each step, and in the end its picture.
 
         The last of the `iterations` looks moves nothing: its reward only counts for the best.
+        `population.keep` goes on from some particles, `population.stop` makes the picture.
         """
-        yield from copy.copy(self)._steps(x0, position, stop)
-
-    def _steps(self, x0: Tensor, position: int, stop: Stop | None) -> Iterator[Population]:
-        self._begin(x0, position)
-        self.count = self.iterations
-        x = x0.detach().reshape(self.p * self.n, *self.flow.event_shape)
-        norm = row_norm(x)
-        best, height = x, torch.full_like(norm, -torch.inf)
+        run = _Ascent(self.flow, self.potential, self.batch_size, x0, position, self.iterations)
+        here = run.at(run.x0, 0.0)
+        norm = row_norm(here.x)
+        best, height = here.x, torch.full_like(norm, -torch.inf)
         for k in range(self.iterations):
             with torch.no_grad():
-                self.k, last = k, k == self.iterations - 1
-                seen = self.seen.evaluate(x, 0.0, derivatives=not last)
+                run.k, last = k, k == self.iterations - 1
+                seen = here.evaluation(derivatives=not last)
                 better = seen.reward > height
-                best = torch.where(like(better.to(x), x) > 0, x, best)
+                best = torch.where(like(better.to(best), best) > 0, here.x, best)
                 height = torch.where(better, seen.reward.to(height), height)
                 if seen.gradient is not None:
-                    x = self._step(x, seen.gradient, norm, k)
-                population = self._population(best, 0.0, height)
-            if last or (stop is not None and stop(population)):
+                    here = run.at(self._step(here.x, seen.gradient, norm, k), 0.0)
+                population = run.rows.population(best, 0.0, height)
+            if last:
                 break
             yield population
+            if population.wish.stop:
+                break
+            kept = run.kept(population)
+            if kept is not None:
+                here, best, height, norm = here.rows(kept), best[kept], height[kept], norm[kept]
         with torch.no_grad():
             jumps = self.jumps if self.finish is None else self.finish
-            for i in range(jumps):
-                best = self.shared.jump(best, i / jumps, (i + 1) / jumps)
-            yield self._population(best, 1.0, self.seen.evaluate(best, 1.0).reward)
+            end = run.at(composed(run.flow, best, [i / jumps for i in range(jumps + 1)]), 1.0)
+            seen = end.evaluation()
+            population = run.rows.population(end.x, 1.0, seen.reward, seen.images)
+        yield population
 
     def _step(self, x: Tensor, gradient: Tensor, norm: Tensor, k: int) -> Tensor:
         rate = self.rate * 0.5 * (1 + math.cos(math.pi * k / self.iterations))

@@ -25,10 +25,6 @@ class _Wrapper(Potential):
         self.temperature, self.prompts = potential.temperature, potential.prompts
         self.differentiable = potential.differentiable
 
-    def note(self, x: Tensor, t: Time, evaluation: Evaluation) -> None:
-        """Tell the potential inside."""
-        self.potential.note(x, t, evaluation)
-
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Evaluate the potential inside, and change its gradient."""
         seen = self.potential.evaluate(x, t, derivatives)

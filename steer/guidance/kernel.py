@@ -4,16 +4,19 @@ A kernel proposes `x' = m(x) + shift + sqrt(v) z` with `shift = scale (v / 2) �
 of the shift is `log p(x'|x) - log q(x'|x) = -(|shift|² + 2 sqrt(v) shift·z) / (2 v)`, theory (27).
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 from steer.flow import FlowMap, per_row
-from steer.guidance.potential import Evaluation, Potential
+from steer.guidance.potential import Potential
+from steer.guidance.state import State
 from steer.noise import Noise
 from steer.path import like
 
@@ -60,6 +63,19 @@ class Kernel(ABC):
     ) -> Tensor:
         """Move x at time t by a kernel that leaves `rho_t e^{r_t}` invariant. Default: stay."""
         return x
+
+    def refresh(self, here: State, noise: Noise, run: Adaptation | None = None) -> State:
+        """Make the moves of `move`, what is known of the rows going along."""
+        flow, potential = here.views()
+        x = self.over(flow).move(here.x, here.t, potential, noise, run)
+        return here if x is here.x else here.at(x, here.t)
+
+    @final
+    def over(self, flow: FlowMap) -> Self:
+        """Return this kernel over another flow of the same process."""
+        view = copy.copy(self)
+        view.flow = flow
+        return view
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -121,9 +137,7 @@ class Jump(Kernel):
     ) -> tuple[Tensor, Tensor]:
         """Return (x', log-ratio): one jump, and the gradient at (x, s) if scale is not 0."""
         u = t + self.churn * (1 - t)
-        (alpha_t, beta_t), (alpha_u, beta_u) = self.flow.path(t), self.flow.path(u)
-        k = float(beta_t / beta_u)
-        variance = float(alpha_t) ** 2 - k**2 * float(alpha_u) ** 2 if u > t else 0.0
+        k, variance = (float(c) for c in self.flow.path.renoise(u, t))
         y = self.flow.jump(x, s, u)
         return _shifted(
             k * y, variance, lambda: potential.gradient(x, s)[1], scale, self.clip, noise
@@ -227,72 +241,57 @@ class Langevin(Kernel):
         run: Adaptation | None = None,
     ) -> Tensor:
         """Make the moves; `run` keeps the adapted step from one call to the next."""
-        if t == 1 or self.moves == 0:
-            return x
+        return self.refresh(State(x, t, self.flow, potential), noise, run).x
+
+    def refresh(self, here: State, noise: Noise, run: Adaptation | None = None) -> State:
+        """Make the moves from a state; none at t = 1."""
+        if here.t == 1:
+            return here
         run = run if run is not None else Adaptation()
-        here = self._look(x, t, potential)
         for _ in range(self.moves):
-            x, here = self._once(x, here, t, potential, noise, run)
-        potential.note(x, t, here[0])
-        return x
+            here = self._once(here, noise, run)
+        return here
 
-    def _look(self, x: Tensor, t: float, potential: Potential) -> tuple[Evaluation, Tensor]:
-        """Return the potential and the score at x."""
-        seen = potential.evaluate(x, t, derivatives=potential.differentiable)
-        return seen, self.flow.score(x, t)
-
-    def _once(
-        self,
-        x: Tensor,
-        here: tuple[Evaluation, Tensor],
-        t: float,
-        potential: Potential,
-        noise: Noise,
-        run: Adaptation,
-    ) -> tuple[Tensor, tuple[Evaluation, Tensor]]:
-        p = len(noise.prompts)
+    def _once(self, here: State, noise: Noise, run: Adaptation) -> State:
+        x, t, p = here.x, here.t, len(noise.prompts)
         if run.step is None:
             run.step = torch.full((p,), 0.1, dtype=torch.float64, device=x.device)
-        alpha = float(self.flow.path(t)[0])
+        alpha = float(here.flow.path(t)[0])
         step = run.step * alpha**2
         if self.step_size is not None:
             step = torch.full_like(run.step, self.step_size)
         h = per_row(step, len(x))
         z = noise.normal(x.shape[1:]).to(x)
         y = x + like(h, x) * self._drift(here) + like((2 * h).sqrt(), x) * z
-        there = self._look(y, t, potential)
-        if not self.adjust:
-            return y, there
-        log_rho, disagreement = self._log_density_ratio(x, y, t, here[1], there[1])
+        there = here.at(y, t)
         back = x - y - like(h, x) * self._drift(there)
+        if not self.adjust:
+            return there
+        log_rho, disagreement = self._log_density_ratio(here, there)
         log_q = -_dot(back, back) / (4 * h) + _dot(z, z) / 2
-        log_accept = log_rho + there[0].value - here[0].value + log_q
+        log_accept = log_rho + there.value - here.value + log_q
         accept = noise.uniform().to(log_accept).log() < log_accept
         if self.step_size is None:
             self._adapt(run, log_accept, disagreement)
-
-        def choose(a: Tensor, b: Tensor) -> Tensor:
-            return torch.where(accept.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-        return choose(y, x), (there[0].map(choose, here[0]), choose(there[1], here[1]))
+        return there.choose(accept, here)
 
     @staticmethod
-    def _drift(look: tuple[Evaluation, Tensor]) -> Tensor:
-        seen, score = look
-        return score if seen.gradient is None else score + seen.gradient
+    def _drift(at: State) -> Tensor:
+        gradient = at.evaluation(derivatives=at.potential.differentiable).gradient
+        return at.score if gradient is None else at.score + gradient
 
-    def _log_density_ratio(
-        self, x: Tensor, y: Tensor, t: float, score_x: Tensor, score_y: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return `log rho_t(y) - log rho_t(x)`, theory (33), and an error estimate.
+    @staticmethod
+    def _log_density_ratio(here: State, there: State) -> tuple[Tensor, Tensor | None]:
+        """Return `log rho_t(there) - log rho_t(here)`, theory (33), and an error estimate.
 
         That is how far Simpson is from the trapezoid; None where the flow knows its density.
         """
-        log_x, log_y = self.flow.log_prob(x, t), self.flow.log_prob(y, t)
+        x, y, t, flow = here.x, there.x, here.t, here.flow
+        log_x, log_y = flow.log_prob(x, t), flow.log_prob(y, t)
         if log_x is not None and log_y is not None:
             return log_y - log_x, None
-        trapezoid = _dot((score_x + score_y) / 2, y - x)
-        middle = _dot(self.flow.score((x + y) / 2, t), y - x)
+        trapezoid = _dot((here.score + there.score) / 2, y - x)
+        middle = _dot(flow.score((x + y) / 2, t), y - x)
         simpson = trapezoid / 3 + 2 * middle / 3
         return simpson, (simpson - trapezoid).abs()
 

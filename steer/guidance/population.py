@@ -1,18 +1,23 @@
-"""Guided sampling as sequential Monte Carlo: potential, kernel, weights, resampler.
+"""Weighted particles as the caller sees them, and the rows that they are inside a run."""
 
-Each step proposes, weights, resamples where the effective sample size has fallen, and moves. With
-`Ratio` weights, theory (23), `E[exp(log_z)] = Z = E_p[exp(reward / temperature)]` for the kernel's
-own law p, theory (37).
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-__all__ = ["Population", "Stop", "check_times", "lead_shape", "not_finite"]
+from steer.guidance.resampler import ess
+
+__all__ = ["Population", "Rows", "Wish", "check_times"]
+
+
+@dataclass
+class Wish:
+    """What the caller wants of the sampler before its next step."""
+
+    keep: Tensor | None = None
+    stop: bool = False
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,15 @@ class Population:
         x: the particles, (n, *event) or (p, n, *event).
         time: where they are.
         log_w: log-weights since the last resampling, unnormalised, (n,) or (p, n).
-        log_z: the whole estimate of log Z up to here, theory (37), () or (p,).
+        log_z: the whole estimate of log Z up to here, theory (37), () or (p,); NaN after `keep`.
         reward: the reward as the potential sees it from here, in its own units, (n,) or (p, n);
             NaN where nothing is seen yet.
         ess: the effective sample size, () or (p,).
+        images: what the reward was asked about at t = 1, decoded, (n, ...) or (p, n, ...); None
+            before.
+        positions: of these prompts in the caller's whole list.
+        nfe: what a particle has cost so far, where somebody counts: theory (51).
+        wish: what `keep` and `stop` ask of the sampler.
     """
 
     x: Tensor
@@ -35,66 +45,151 @@ class Population:
     log_z: Tensor
     reward: Tensor
     ess: Tensor
+    images: Tensor | None = None
+    positions: Sequence[int] = (0,)
+    nfe: float = float("nan")
+    wish: Wish = field(default_factory=Wish, repr=False, compare=False)
+
+    def keep(self, index: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> None:
+        """Go on from these particles alone, as somebody chose them: copies take turns.
+
+        Their weights start anew. What was chosen is no draw of the tilt any more, so `log_z` is
+        NaN from here on.
+
+        Args:
+            index: which to keep, (k,) for every prompt or (p, k), k at least 1.
+
+        Raises:
+            ValueError: no index, or one that no particle has.
+        """
+        chosen = torch.as_tensor(index)
+        lead, n = self.log_w.shape[:-1], self.log_w.shape[-1]
+        fits = chosen.ndim >= 1 and chosen.shape[-1] > 0 and chosen.shape[:-1] in {(), lead}
+        if not fits or chosen.is_floating_point() or bool(((chosen < 0) | (chosen >= n)).any()):
+            raise ValueError(
+                f"cannot keep {index}: give the indices of the particles to keep, whole numbers "
+                f"from 0 to {n - 1}, one list or one for each prompt"
+            )
+        self.wish.keep = chosen
+
+    def stop(self) -> None:
+        """End the run: the sampler makes one jump to t = 1 and yields a last population."""
+        self.wish.stop = True
 
 
-Stop = Callable[[Population], bool]
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a run, flat and prompt-major: p prompts of n particles.
 
-"""Says, after a step, whether the run shall end."""
+    Attributes:
+        lead: (n,), or (p, n) where the caller gave a prompt axis.
+        position: the place of the first prompt in the caller's whole list.
+        asked: what the reward is asked, one for each prompt or one for all.
+    """
+
+    lead: tuple[int, ...]
+    position: int = 0
+    asked: Sequence[str] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        x0: Tensor,
+        event_shape: Sequence[int],
+        position: int = 0,
+        asked: Sequence[str] | None = None,
+    ) -> "Rows":
+        """Return the rows of a start (n, *event) or (p, n, *event).
+
+        Raises:
+            ValueError: it has another shape, or its prompts are not the reward's.
+        """
+        event = tuple(event_shape)
+        lead = tuple(x0.shape[: x0.ndim - len(event)])
+        if tuple(x0.shape[len(lead) :]) != event or len(lead) not in {1, 2} or 0 in lead:
+            raise ValueError(
+                f"a start of shape {tuple(x0.shape)}: this flow wants (n, {event}) or, with "
+                f"prompts, (p, n, {event}), events of shape {event}"
+            )
+        rows = cls(lead, position, asked)
+        if asked is not None and len(asked) not in {1, rows.p}:
+            raise ValueError(
+                f"the potential asks the reward about {len(asked)} prompts, the start has "
+                f"{rows.p}: give x0 as ({len(asked)}, n, *event)"
+            )
+        return rows
+
+    @property
+    def p(self) -> int:
+        """How many prompts."""
+        return 1 if len(self.lead) == 1 else self.lead[0]
+
+    @property
+    def n(self) -> int:
+        """How many particles each."""
+        return self.lead[-1]
+
+    @property
+    def positions(self) -> range:
+        """The prompts' places in the caller's whole list."""
+        return range(self.position, self.position + self.p)
+
+    def flat(self, x0: Tensor) -> Tensor:
+        """Return a start as rows (p * n, *event)."""
+        return x0.detach().reshape(self.p * self.n, *x0.shape[len(self.lead) :])
+
+    def kept(self, index: Tensor) -> Tensor:
+        """Return the rows that take the places of all when these particles are kept, (p * n,)."""
+        chosen = index.expand(self.p, -1) if index.ndim == 1 else index
+        turns = chosen[:, torch.arange(self.n) % chosen.shape[1]]
+        return (turns + self.n * torch.arange(self.p)[:, None]).flatten()
+
+    def population(
+        self,
+        x: Tensor,
+        time: float,
+        reward: Tensor,
+        images: Tensor | None = None,
+        log_w: Tensor | None = None,
+        log_z: Tensor | None = None,
+    ) -> Population:
+        """Return what the caller sees of rows (p * n, ...); without weights these are zero."""
+        reward = reward.reshape(self.lead)
+        zero = torch.zeros_like(reward)
+        log_w = zero if log_w is None else log_w.reshape(self.lead)
+        log_z = zero.sum(-1) if log_z is None else log_z.reshape(self.lead[:-1])
+        x = x.reshape(*self.lead, *x.shape[1:])
+        if images is not None:
+            images = images.reshape(*self.lead, *images.shape[1:])
+        return Population(x, time, log_w, log_z, reward, ess(log_w), images, self.positions)
+
+    def refuse_not_finite(self, what: str, values: Tensor, where: str) -> None:
+        """Raise for the first row that is not finite.
+
+        Args:
+            what: what the numbers are.
+            values: one number a row, (p * n,).
+            where: step and time.
+
+        Raises:
+            FloatingPointError: names prompt, particle and step.
+        """
+        bad = (~torch.isfinite(values)).nonzero()
+        if not len(bad):
+            return
+        row = int(bad[0])
+        i = row // self.n
+        name = f" ({self.asked[i % len(self.asked)]!r})" if self.asked else ""
+        raise FloatingPointError(
+            f"the {what} is {float(values[row])} for prompt {self.position + i}{name}, particle "
+            f"{row % self.n}, {where}: a reward must be finite for every "
+            "picture; guard its logarithms and divisions, or raise the temperature if it "
+            "only overflows"
+        )
 
 
 def check_times(times: Sequence[float]) -> None:
     """Raise a ValueError unless times increase within [0, 1], at least two of them."""
     ts = list(times)
-    if len(ts) < 2 or ts[0] < 0 or ts[-1] > 1 or any(a >= b for a, b in pairwise(ts)):
+    if len(ts) < 2 or not (ts[0] >= 0 and ts[-1] <= 1) or not all(a < b for a, b in pairwise(ts)):
         raise ValueError(f"times must increase within [0, 1], at least two of them; got {ts}")
-
-
-def lead_shape(x0: Tensor, event_shape: Sequence[int]) -> tuple[int, ...]:
-    """Return (n,) or (p, n) of a start.
-
-    Raises:
-        ValueError: it has another shape.
-    """
-    event = tuple(event_shape)
-    lead = tuple(x0.shape[: x0.ndim - len(event)])
-    if tuple(x0.shape[len(lead) :]) != event or len(lead) not in {1, 2} or 0 in lead:
-        raise ValueError(
-            f"a start of shape {tuple(x0.shape)}: this flow wants (n, {event}) or, with "
-            f"prompts, (p, n, {event}), events of shape {event}"
-        )
-    return lead
-
-
-def not_finite(
-    what: str,
-    values: Tensor,
-    particles: int,
-    position: int,
-    prompts: Sequence[str] | None,
-    where: str,
-) -> None:
-    """Raise for the first row that is not finite.
-
-    Args:
-        what: what the numbers are.
-        values: one number a row, prompt-major.
-        particles: rows of a prompt.
-        position: the place of the first prompt in the caller's whole list.
-        prompts: what the reward is asked.
-        where: step and time.
-
-    Raises:
-        FloatingPointError: names prompt, particle and step.
-    """
-    bad = (~torch.isfinite(values)).nonzero()
-    if not len(bad):
-        return
-    row = int(bad[0])
-    i = row // particles
-    name = f" ({prompts[i % len(prompts)]!r})" if prompts else ""
-    raise FloatingPointError(
-        f"the {what} is {float(values[row])} for prompt {position + i}{name}, particle "
-        f"{row % particles}, {where}: a reward must be finite for every "
-        "picture; guard its logarithms and divisions, or raise the temperature if it "
-        "only overflows"
-    )

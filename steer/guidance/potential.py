@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from steer.flow import FlowMap, flat_prompts, per_row
+from steer.flow import FlowMap, flat_prompts, log_dtype, per_row
 from steer.path import Time, as_time, like
 from steer.reward import Reward, score, wrap
 
@@ -28,11 +28,12 @@ class Evaluation:
     """What a potential knows of some rows at one (x, t).
 
     Attributes:
-        value: `r_t(x)`, (n,).
+        value: `r_t(x)`, (n,), in `log_dtype`.
         reward: the reward seen from here, in its own units, (n,); NaN where none is seen.
         gradient: `∇r_t(x)`, (n, *event), where it was asked for.
         partial: `∂_t r_t(x)`, (n,), beside the gradient.
         total: `(∂_t + b·∇) r_t`, (n,), where it is known without the gradient.
+        images: what the reward was asked about, decoded, at t = 1.
     """
 
     value: Tensor
@@ -40,6 +41,7 @@ class Evaluation:
     gradient: Tensor | None = None
     partial: Tensor | None = None
     total: Tensor | None = None
+    images: Tensor | None = None
 
     def rate(self, b: Tensor) -> Tensor:
         """Return `(∂_t + b·∇) r_t`, theory (22), (n,)."""
@@ -81,25 +83,28 @@ class Potential(ABC):
                 returns something else than one number per sample.
         """
 
-    def note(self, x: Tensor, t: Time, evaluation: Evaluation) -> None:  # noqa: B027
-        """Be told of an evaluation that the caller already holds. Default: forget it."""
-
     @final
     def __call__(self, x: Tensor, t: Time) -> Tensor:
-        """Return `r_t(x)`, (n,)."""
-        return self.evaluate(x, t).value
+        """Return `r_t(x)`, (n,), in the reward's precision."""
+        seen = self.evaluate(x, t)
+        return seen.value.to(seen.reward.dtype)
 
     @final
     def gradient(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """Return `r_t(x)` (n,) and `∇r_t(x)` (n, *event)."""
         seen = self.evaluate(x, t, derivatives=True)
         assert seen.gradient is not None
-        return seen.value, seen.gradient
+        return seen.value.to(seen.reward.dtype), seen.gradient
 
     @final
     def rate(self, x: Tensor, t: Time, b: Tensor) -> Tensor:
         """Return `(∂_t + b·∇) r_t(x)`, (n,), for the velocity b (n, *event) at (x, t)."""
         return self.evaluate(x, t, derivatives=True).rate(b)
+
+
+def _arrived(t: Tensor) -> bool:
+    """Return whether all rows are at t = 1, where every view is x itself."""
+    return t.ndim == 0 and float(t) == 1
 
 
 class _Viewed(Potential):
@@ -128,13 +133,13 @@ class _Viewed(Potential):
     def _view(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the clean sample that x is seen as, (n, *event)."""
 
-    def _score(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the reward of the view, (n,), at least in float32. At t = 1 the view is x."""
-        arrived = t.ndim == 0 and float(t) == 1
-        images = self.flow.decode(x if arrived else self._view(x, t))
+    def _score(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the reward of the view, (n,), at least in float32, and the view decoded."""
+        images = self.flow.decode(x if _arrived(t) else self._view(x, t))
         prompts = None if self.prompts is None else flat_prompts(self.prompts, len(x))
         scores = score(self.reward, images, prompts)
-        return scores.to(x.device, torch.promote_types(scores.dtype, torch.float32))
+        kind = torch.promote_types(scores.dtype, torch.float32)
+        return scores.to(x.device, kind), images
 
     def _inverse_temperature(self, x: Tensor) -> Tensor:
         temperature = torch.as_tensor(self.temperature).to(x.device)
@@ -153,9 +158,10 @@ class _Viewed(Potential):
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Return the reward of the view, ramped and divided by the temperature."""
         g, g_dot = self._ramp(t)
+        images: Tensor | None = None
         k = self._inverse_temperature(x)
         if not derivatives or (g.ndim == 0 and float(g) == 0):
-            reward = self._score(x, as_time(t))
+            reward, images = self._score(x, as_time(t))
             gradient = torch.zeros_like(x) if derivatives else None
             partial = None
         else:
@@ -163,13 +169,15 @@ class _Viewed(Potential):
             reward, gradient, partial = self._differentiate(x, as_time(t))
             partial = like(g * k.to(g), reward) * partial
             gradient = like(g * k.to(g), x) * gradient
-        slope = like(g_dot, reward) * reward * k.to(reward)
+        wide = reward.to(log_dtype(reward.device))
+        slope = like(g_dot, wide) * wide * k.to(wide)
         return Evaluation(
-            value=like(g, reward) * reward * k.to(reward),
+            value=like(g, wide) * wide * k.to(wide),
             reward=reward,
             gradient=gradient,
             partial=slope if partial is None else slope + partial,
             total=self._total(slope),
+            images=images if _arrived(as_time(t)) else None,
         )
 
     def _total(self, slope: Tensor) -> Tensor | None:
@@ -189,7 +197,7 @@ class _Viewed(Potential):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             time = self._time_to_differentiate(t, x)
-            scores = self._score(x, time)
+            scores, _ = self._score(x, time)
             if not scores.requires_grad:
                 raise ValueError(
                     "the reward is declared differentiable, but its scores carry no gradient to "
@@ -265,8 +273,8 @@ class Terminal(_Viewed):
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Return zeros before t = 1, without asking the reward."""
         if float(as_time(t).max()) < 1:
-            zero = torch.zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
-            zero = zero.to(x.device)
+            zero = torch.zeros(len(x), dtype=log_dtype(x.device), device=x.device)
+            unseen = zero.to(torch.promote_types(x.dtype, torch.float32)) + torch.nan
             gradient = torch.zeros_like(x) if derivatives else None
-            return Evaluation(zero, zero + torch.nan, gradient, zero)
+            return Evaluation(zero, unseen, gradient, zero)
         return super().evaluate(x, t, derivatives)

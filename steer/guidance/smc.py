@@ -5,18 +5,19 @@ Each step proposes, weights, resamples where the effective sample size has falle
 own law p, theory (37).
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from steer.guidance.kernel import Adaptation, Kernel, Sde
-from steer.guidance.population import Population, Stop, check_times, lead_shape, not_finite
+from steer.batches import Batched
+from steer.flow import log_dtype
+from steer.guidance.kernel import Adaptation, Jump, Kernel, Sde
+from steer.guidance.population import Population, Rows, check_times
 from steer.guidance.potential import Denoised, Lookahead, Naive, Potential
 from steer.guidance.resampler import Resampler, ess, log_mean_exp, systematic
-from steer.guidance.state import SharedFlow, SharedPotential
-from steer.guidance.weights import Continuous, Ratio, Step, Weights
+from steer.guidance.state import BatchedPotential, State
+from steer.guidance.weights import Continuous, Ratio, Step, Unweighted, Weights
 from steer.noise import Noise
 
 __all__ = ["Guidance"]
@@ -96,17 +97,18 @@ class Guidance:
             pass
         return population
 
-    def steps(
-        self, x0: Tensor, seed: int = 0, *, position: int = 0, stop: Stop | None = None
-    ) -> Iterator[Population]:
+    def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
         """Yield the population after each step.
+
+        The caller may choose: `population.keep` goes on from some particles alone,
+        `population.stop` ends the run by one deterministic jump to the last time, whose weight is
+        `r_1 - r_t`, exact for that jump. A stop that depends on the population, as at a target,
+        makes `log_z` biased all the same.
 
         Args:
             x0: the start at times[0], (n, *event) or (p, n, *event).
             seed: keys all randomness of the run.
             position: the place of the first prompt in the caller's whole list.
-            stop: asked after each step but the last; where it says so, one deterministic jump to
-                the last time ends the run. Its weight is `r_1 - r_t`, exact for that jump.
 
         Raises:
             ValueError: a start of another shape, prompts that do not fit it.
@@ -114,128 +116,116 @@ class Guidance:
                 names prompt, particle and step.
         """
         run = _Run(self, x0, seed, position)
-        for k in range(len(self.times) - 1):
+        while run.k < run.count:
             with torch.no_grad():  # not around the yield: the caller's grad mode is the caller's
-                run.step(k)
+                run.step()
                 population = run.population()
+            run.k += 1
             yield population
-            if stop is not None and k + 2 < len(self.times) and stop(population):
+            if run.k < run.count:
                 with torch.no_grad():
-                    run.finish()
-                    population = run.population()
-                yield population
-                return
+                    run.hear(population)
 
 
 class _Run:
     """The state of one run; rows are flat and prompt-major."""
 
     def __init__(self, guide: Guidance, x0: Tensor, seed: int, position: int) -> None:
-        event = tuple(guide.kernel.flow.event_shape)
-        lead = lead_shape(x0, event)
-        self.guide, self.lead = guide, lead
-        self.p, self.n = (1, lead[0]) if len(lead) == 1 else lead
-        asked = guide.potential.prompts
-        if asked is not None and len(asked) not in {1, self.p}:
+        flow, potential = guide.kernel.flow, guide.potential
+        self.guide = guide
+        self.rows = rows = Rows.of(x0, flow.event_shape, position, potential.prompts)
+        size = torch.as_tensor(potential.temperature).numel()
+        batch = guide.batch_size or rows.p * rows.n
+        if size not in {1, rows.p} and (size != rows.p * rows.n or batch < size):
             raise ValueError(
-                f"the potential asks the reward about {len(asked)} prompts, the start has "
-                f"{self.p}: give x0 as ({len(asked)}, n, *event)"
-            )
-        size = torch.as_tensor(guide.potential.temperature).numel()
-        batch = guide.batch_size or self.p * self.n
-        if size not in {1, self.p} and (size != self.p * self.n or batch < size):
-            raise ValueError(
-                f"the potential has {size} temperatures, the start {self.p} x {self.n} rows: give "
+                f"the potential has {size} temperatures, the start {rows.p} x {rows.n} rows: give "
                 "one, one per prompt, or one per row with batch_size=None"
             )
-        if size not in {1, self.p} and guide.threshold != 0:
+        if size not in {1, rows.p} and guide.threshold != 0:
             raise ValueError(
                 "one temperature per row, and resampling that would hand particles to other rows: "
                 "give one per prompt, or threshold=0"
             )
         self.noise = Noise(
             seed,
-            range(position, position + self.p),
-            self.n,
+            rows.positions,
+            rows.n,
             device=x0.device,
             dtype=torch.promote_types(x0.dtype, torch.float32),
         )
-        self.k, self.time = 0, guide.times[0]
-        self.flow = SharedFlow(guide.kernel.flow, self.p, guide.batch_size)
-        self.kernel = copy.copy(guide.kernel)
-        self.kernel.flow = self.flow
-        wants = guide.scale != 0 or (
-            guide.kernel.moves_by_gradient and guide.potential.differentiable
-        )
-        self.potential = SharedPotential(
-            guide.potential, self.p, guide.batch_size, derivatives=wants, check=self._finite
+        self.k, self.times = 0, list(guide.times)
+        eager = guide.scale != 0 or (guide.kernel.moves_by_gradient and potential.differentiable)
+        self.state = State(
+            rows.flat(x0),
+            guide.times[0],
+            Batched(flow, guide.batch_size, rows.p),
+            BatchedPotential(potential, guide.batch_size, rows.p, self._finite, eager),
         )
         self.adaptation = Adaptation()
-        self.x = x0.detach().reshape(self.p * self.n, *event)
-        self.log_w = torch.zeros(self.p, self.n, dtype=self.noise.dtype, device=x0.device)
+        self.log_w = torch.zeros(rows.p, rows.n, dtype=log_dtype(x0.device), device=x0.device)
         self.banked = self.log_w[:, 0].clone()
+        self.weights, self.kernel = guide.weights, guide.kernel
 
-    def step(self, k: int) -> None:
+    @property
+    def count(self) -> int:
+        """How many steps the run has."""
+        return len(self.times) - 1
+
+    def step(self) -> None:
         """Propose, weight, resample, move."""
-        s, t = self.guide.times[k], self.guide.times[k + 1]
-        self.k, noise = k, self.noise.at(k)
-        x, log_ratio = self.kernel.propose(self.x, s, t, self.potential, self.guide.scale, noise)
-        step = Step(self.x, s, x, t, log_ratio, self.potential, self.flow, first=k == 0)
-        increment = self.guide.weights(step).to(self.log_w)
+        here, t, noise = self.state, self.times[self.k + 1], self.noise.at(self.k)
+        flow, potential = here.views()
+        propose = self.kernel.over(flow).propose
+        x, log_ratio = propose(here.x, here.t, t, potential, self.guide.scale, noise)
+        there = here.at(x, t)
+        increment = self.weights(Step(here, there, log_ratio, first=self.k == 0))
+        increment = increment.to(self.log_w)
         self._finite("log-weight", increment)
-        self.log_w = self.log_w + increment.reshape(self.p, self.n)
-        self.x, self.time = x, t
-        if k + 2 < len(self.guide.times):
-            self._resample(noise)
-        self.x = self.kernel.move(self.x, t, self.potential, noise, self.adaptation)
+        self.log_w = self.log_w + increment.reshape(self.rows.p, self.rows.n)
+        last = self.k + 1 == self.count
+        self.state = there if last else self._resampled(there, noise)
+        self.state = self.kernel.refresh(self.state, noise, self.adaptation)
 
-    def finish(self) -> None:
-        """Jump to the last time at once.
+    def hear(self, population: Population) -> None:
+        """Do what the caller wished of the population that was yielded."""
+        wish = population.wish
+        if wish.keep is not None:
+            self.state = self.state.rows(self.rows.kept(wish.keep).to(self.state.x.device))
+            self.log_w = torch.zeros_like(self.log_w)
+            self.banked = self.banked + torch.nan
+        if wish.stop:  # one deterministic jump, weighted by its ratio, theory (23, 30)
+            self.times = [*self.times[: self.k + 1], self.times[-1]]
+            self.kernel = Jump(self.kernel.flow)
+            self.weights = self.weights if isinstance(self.weights, Unweighted) else Ratio()
 
-        The weight is the ratio's, theory (23, 30), whatever the rule was.
-        """
-        last = self.guide.times[-1]
-        x = self.flow.jump(self.x, self.time, last)
-        increment = self.potential(x, last) - self.potential(self.x, self.time)
-        self._finite("log-weight", increment)
-        self.log_w = self.log_w + increment.to(self.log_w).reshape(self.p, self.n)
-        self.x, self.time = x, last
-
-    def _resample(self, noise: Noise) -> None:
+    def _resampled(self, there: State, noise: Noise) -> State:
         """Resample the prompts whose turn it is, theory (36), and bank their weight."""
-        index = torch.arange(self.p * self.n, device=self.x.device).reshape(self.p, self.n)
-        due = self._due()
+        p, n = self.rows.p, self.rows.n
+        index = torch.arange(p * n, device=there.x.device).reshape(p, n)
+        due = self._due(there.t)
         for i in due:
             self.banked[i] += log_mean_exp(self.log_w[i])
             index[i] = index[i][self.guide.resampler(self.log_w[i], noise.generator(i))]
             self.log_w[i] = 0
-        if due:
-            rows = index.flatten()
-            known = self.potential.known(self.x, self.time)
-            self.x = self.x[rows]
-            if known is not None:
-                self.potential.note(self.x, self.time, known.map(lambda v: v[rows]))
+        return there.rows(index.flatten()) if due else there
 
-    def _due(self) -> list[int]:
+    def _due(self, time: float) -> list[int]:
         threshold = self.guide.threshold
         if isinstance(threshold, tuple):
-            due = any(abs(self.time - t) <= 1e-9 for t in threshold)
-            return list(range(self.p)) if due else []
-        return (ess(self.log_w) / self.n < threshold).nonzero().flatten().tolist()
+            due = any(abs(time - t) <= 1e-9 for t in threshold)
+            return list(range(self.rows.p)) if due else []
+        return (ess(self.log_w) / self.rows.n < threshold).nonzero().flatten().tolist()
 
     def population(self) -> Population:
         """Return what the caller sees."""
-        x, log_w = self.x, self.log_w
-        reward = self.potential.evaluate(x, self.time).reward.reshape(self.p, self.n)
-        log_z, size = self.banked + log_mean_exp(log_w), ess(log_w)
-        if len(self.lead) == 1:
-            return Population(x, self.time, log_w[0], log_z[0], reward[0], size[0])
-        x = x.unflatten(0, (self.p, self.n))
-        return Population(x, self.time, log_w, log_z, reward, size)
+        seen = self.state.evaluation()
+        log_z = self.banked + log_mean_exp(self.log_w)
+        log_w = self.log_w.to(self.noise.dtype)
+        return self.rows.population(
+            self.state.x, self.state.t, seen.reward, seen.images, log_w, log_z
+        )
 
     def _finite(self, what: str, values: Tensor) -> None:
         """Raise for the first row that is not finite."""
-        guide = self.guide
-        where = f"step {self.k + 1} of {len(guide.times) - 1} (t = {guide.times[self.k + 1]:.3f})"
-        first = self.noise.prompts[0]
-        not_finite(what, values, self.n, first, guide.potential.prompts, where)
+        where = f"step {self.k + 1} of {self.count} (t = {self.times[self.k + 1]:.3f})"
+        self.rows.refuse_not_finite(what, values, where)

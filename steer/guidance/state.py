@@ -1,147 +1,171 @@
-"""What a run wraps around a flow, a reward and a potential; none of it changes a value.
+"""What a step knows of its rows: one value that travels from step to step."""
 
-Micro-batches, one evaluation per (x, t), and counts.
-"""
-
-from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from steer.flow import FlowMap
+from steer.batches import in_batches, join_rows
+from steer.flow import FlowMap, Wrapped
 from steer.guidance.potential import Evaluation, Potential
 from steer.path import Time
-from steer.sampling.counts import Counted
 
-__all__ = ["SharedFlow", "SharedPotential"]
-
-
-def _batched(f: Callable[..., Any], x: Tensor, prompts: int, size: int | None) -> list[Any]:
-    """Apply f to micro-batches of `size` rows, as many (and at least one) of every prompt."""
-    n = len(x) // prompts
-    m = n if size is None else max(1, size // prompts)
-    if n <= m:
-        return [f(x)]
-    grouped = x.unflatten(0, (prompts, n))
-    return [f(grouped[:, a : a + m].flatten(0, 1)) for a in range(0, n, m)]
+__all__ = ["BatchedPotential", "State"]
 
 
-def _join(prompts: int) -> Callable[..., Tensor]:
-    """Return the function that puts micro-batches together again."""
+class State:
+    """Rows at one time, and what is known of them.
 
-    def join(*parts: Tensor) -> Tensor:
-        if len(parts) == 1:
-            return parts[0]
-        return torch.cat([p.unflatten(0, (prompts, -1)) for p in parts], 1).flatten(0, 1)
-
-    return join
-
-
-class SharedFlow(FlowMap):
-    """A flow in micro-batches, that remembers its last velocity.
+    Evaluation, velocity and score are each computed once, when somebody first asks, and go along
+    when rows are chosen or drawn again.
 
     Args:
-        flow: the flow, prompts already bound.
-        prompts: how many prompts its rows belong to.
-        batch_size: the most rows in one network call; None: all.
+        x: rows, (n, *event).
+        t: where they are.
+        flow: asked for velocity and score.
+        potential: asked for evaluations.
     """
 
-    def __init__(self, flow: FlowMap, prompts: int, batch_size: int | None) -> None:
-        super().__init__()
-        self.flow, self.prompts, self.batch_size = flow, prompts, batch_size
-        self.path, self.event_shape = flow.path, flow.event_shape
-        self._last: tuple[Tensor, Time, Tensor] | None = None
+    def __init__(self, x: Tensor, t: float, flow: FlowMap, potential: Potential) -> None:
+        self.x, self.t, self.flow, self.potential = x, t, flow, potential
+        self._seen: Evaluation | None = None
+        self._velocity: Tensor | None = None
+        self._score: Tensor | None = None
 
-    def _batched(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return _join(self.prompts)(*_batched(f, x, self.prompts, self.batch_size))
+    def at(self, x: Tensor, t: float) -> "State":
+        """Return other rows, of which nothing is known yet."""
+        return State(x, t, self.flow, self.potential)
 
-    def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """Return the velocity, evaluated once for the same x at the same time."""
-        if self._last is None or self._last[0] is not x or self._last[1] != t:
-            self._last = x, t, self._batched(lambda x: self.flow.velocity(x, t), x)
-        return self._last[2]
-
-    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Return the flow's jump."""
-        return self._batched(lambda x: self.flow.jump(x, s, t), x)
-
-    def denoise(self, x: Tensor, t: Time) -> Tensor:
-        """Return the flow's own denoiser, sharing the velocity where it is made of it."""
-        if self._source.denoise is not FlowMap.denoise:
-            return self._batched(lambda x: self.flow.denoise(x, t), x)
-        return super().denoise(x, t)
-
-    def score(self, x: Tensor, t: Time) -> Tensor:
-        """Return the flow's own score, sharing the velocity where it is made of it."""
-        if self._source.score is not FlowMap.score:
-            return self._batched(lambda x: self.flow.score(x, t), x)
-        return super().score(x, t)
+    def evaluation(self, derivatives: bool = False) -> Evaluation:
+        """Return what the potential sees, with its gradient if `derivatives`."""
+        if self._seen is None or (derivatives and self._seen.gradient is None):
+            self._seen = self.potential.evaluate(self.x, self.t, derivatives)
+        return self._seen
 
     @property
-    def _source(self) -> type[FlowMap]:
-        """The class of the flow below the counting."""
-        return type(self.flow.flow if isinstance(self.flow, Counted) else self.flow)
+    def value(self) -> Tensor:
+        """`r_t(x)`, (n,)."""
+        return self.evaluation().value
 
-    def log_prob(self, x: Tensor, t: Time = 1.0) -> Tensor | None:
-        """Return the flow's log-density."""
-        return self.flow.log_prob(x, t)
+    @property
+    def velocity(self) -> Tensor:
+        """`b_t(x)`, (n, *event)."""
+        if self._velocity is None:
+            self._velocity = self.flow.velocity(self.x, self.t)
+        return self._velocity
 
-    def decode(self, x: Tensor) -> Tensor:
-        """Return the flow's images."""
-        return self._batched(self.flow.decode, x)
+    @property
+    def score(self) -> Tensor:
+        """`s_t(x)`, (n, *event): of the same velocity, where the flow has no closed form."""
+        if self._score is None:
+            if self.flow.derives("score") and self.flow.derives("denoise"):
+                path = self.flow.path
+                denoised = path.denoiser(self.x, self.velocity, self.t)
+                self._score = path.score(self.x, denoised, self.t)
+            else:
+                self._score = self.flow.score(self.x, self.t)
+        return self._score
+
+    def rows(self, index: Tensor) -> "State":
+        """Return these rows alone, in this order, with all that is known of them."""
+        return self._map(lambda v: v[index])
+
+    def choose(self, accept: Tensor, other: "State") -> "State":
+        """Return this state's rows where `accept`, (n,), and another's elsewhere."""
+
+        def pick(a: Tensor, b: Tensor) -> Tensor:
+            return torch.where(accept.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+        return self._map(pick, other)
+
+    def _map(self, f: Callable[..., Tensor], *others: "State") -> "State":
+        """Apply `f` to all that these states know."""
+        states = (self, *others)
+        made = self.at(f(*(s.x for s in states)), self.t)
+        seen, *rest = (s._seen for s in states)
+        if seen is not None and all(e is not None for e in rest):
+            made._seen = seen.map(f, *(e for e in rest if e is not None))
+        for name in ("_velocity", "_score"):
+            values = [getattr(s, name) for s in states]
+            if all(v is not None for v in values):
+                setattr(made, name, f(*values))
+        return made
+
+    def views(self) -> "tuple[FlowMap, Potential]":
+        """Return flow and potential as a kernel asks them: of these rows, what is known is told.
+
+        A kernel's `propose(x, s, t, potential, ...)` has no other way to hear of it.
+        """
+        return _KnownFlow(self), _KnownPotential(self)
+
+    def is_of(self, x: Tensor, t: Time) -> bool:
+        """Return whether these are the very rows x at t."""
+        scalar = not isinstance(t, Tensor) or t.ndim == 0
+        return x is self.x and scalar and bool(t == self.t)
 
 
-class SharedPotential(Potential):
-    """A potential in micro-batches, that remembers its last evaluations and checks them.
+class _KnownFlow(Wrapped):
+    """The flow, which tells what is known of one state."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state.flow)
+        self._state = state
+
+    def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
+        if name == "velocity" and self._state.is_of(x, times[0]):
+            return self._state.velocity
+        return super().call(name, x, *times)
+
+    def score(self, x: Tensor, t: Time) -> Tensor:
+        return self._state.score if self._state.is_of(x, t) else super().score(x, t)
+
+
+class _KnownPotential(Potential):
+    """The potential, which tells what is known of one state."""
+
+    def __init__(self, state: State) -> None:
+        inner = state.potential
+        self._state = state
+        self.temperature, self.prompts = inner.temperature, inner.prompts
+        self.differentiable = inner.differentiable
+
+    def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
+        if self._state.is_of(x, t):
+            return self._state.evaluation(derivatives)
+        return self._state.potential.evaluate(x, t, derivatives)
+
+
+class BatchedPotential(Potential):
+    """A potential in micro-batches, whose numbers are checked.
 
     Args:
         potential: the potential.
+        size: the most rows in one call; None: all.
         prompts: how many prompts its rows belong to.
-        batch_size: the most rows in one call; None: all.
-        derivatives: whether to take the gradient along whenever the value is asked for.
-        check: called with (name, numbers (n,)) of each new evaluation.
+        check: called with (name, numbers (n,)) of each evaluation.
+        eager: whether to take the gradient along whenever a value is asked for before t = 1.
     """
 
     def __init__(
         self,
         potential: Potential,
+        size: int | None,
         prompts: int,
-        batch_size: int | None,
-        *,
-        derivatives: bool,
         check: Callable[[str, Tensor], None],
+        eager: bool = False,
     ) -> None:
-        self.potential, self._rows, self.batch_size = potential, prompts, batch_size
+        self.potential, self.size, self.check, self.eager = potential, size, check, eager
+        self.count, self.prompts = prompts, potential.prompts
         self.differentiable, self.temperature = potential.differentiable, potential.temperature
-        self.prompts = potential.prompts
-        self._derivatives, self._check = derivatives, check
-        self._recent: deque[tuple[Tensor, Time, Evaluation]] = deque(maxlen=2)
-
-    def known(self, x: Tensor, t: Time) -> Evaluation | None:
-        """Return what is remembered of x at t: of the two ends of the step."""
-        for at, time, evaluation in reversed(self._recent):
-            if at is x and time == t:
-                return evaluation
-        return None
-
-    def note(self, x: Tensor, t: Time, evaluation: Evaluation) -> None:
-        """Remember an evaluation."""
-        self._recent.append((x, t, evaluation))
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
-        """Evaluate, once for the same x at the same time."""
-        known = self.known(x, t)
-        if known is not None and (known.gradient is not None or not derivatives):
-            return known
-        derivatives = derivatives or (self._derivatives and float(t) < 1)
-        parts = _batched(
-            lambda x: self.potential.evaluate(x, t, derivatives), x, self._rows, self.batch_size
+        """Evaluate part after part."""
+        derivatives = derivatives or (self.eager and float(t) < 1)
+        parts = in_batches(
+            lambda part: self.potential.evaluate(part, t, derivatives), x, self.size, self.count
         )
-        seen = parts[0].map(_join(self._rows), *parts[1:])
-        self._check("reward", seen.value)
+        seen = parts[0].map(lambda *v: join_rows(v, self.count), *parts[1:])
+        self.check("reward", seen.value)
         if seen.gradient is not None:
-            self._check("gradient", seen.gradient.flatten(1).sum(1))
-        self.note(x, t, seen)
+            self.check("gradient", seen.gradient.flatten(1).sum(1))
         return seen

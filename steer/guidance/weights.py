@@ -1,49 +1,44 @@
 """Weights: how much a step adds to a particle's log-weight."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor
 
-from steer.flow import FlowMap
-from steer.guidance.potential import Potential
+from steer.guidance.state import State
 
-__all__ = ["Continuous", "Ratio", "Step", "Weights"]
+__all__ = ["Continuous", "Ratio", "Step", "Unweighted", "Weights"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Step:
-    """One step of all particles, from (x, s) to (x_next, t).
+    """One step of all particles, from `here` to `there`.
 
     Attributes:
-        log_ratio: `log p(x_next | x) - log q(x_next | x)`, (n,).
+        here: the state at the start.
+        there: the state that was proposed.
+        log_ratio: `log p(there | here) - log q(there | here)`, (n,).
         first: whether r at the start counts as 0.
     """
 
-    x: Tensor
-    s: float
-    x_next: Tensor
-    t: float
+    here: State
+    there: State
     log_ratio: Tensor
-    potential: Potential
-    flow: FlowMap
-    first: bool
+    first: bool = False
 
-    @cached_property
+    @property
     def r_s(self) -> Tensor:
         """`r_s(x)`, and 0 at the first time."""
-        return self.log_ratio * 0 if self.first else self.potential(self.x, self.s)
+        return self.log_ratio * 0 if self.first else self.here.value
 
-    @cached_property
+    @property
     def r_t(self) -> Tensor:
-        """`r_t(x_next)`."""
-        return self.potential(self.x_next, self.t)
+        """`r_t(x')`."""
+        return self.there.value
 
     def rate(self) -> Tensor:
         """`(∂_t + b·∇) r` at the start of the step."""
-        seen = self.potential.evaluate(self.x, self.s, derivatives=True)
-        b = self.x if seen.total is not None else self.flow.velocity(self.x, self.s)
-        return seen.rate(b)
+        seen = self.here.evaluation(derivatives=True)
+        return seen.rate(self.here.x if seen.total is not None else self.here.velocity)
 
 
 class Weights:
@@ -66,6 +61,14 @@ class Ratio(Weights):
         return step.r_t - step.r_s + step.log_ratio
 
 
+class Unweighted(Weights):
+    """`log_w` stays 0: for what is drawn without a reward."""
+
+    def __call__(self, step: Step) -> Tensor:
+        """Return zeros, (n,)."""
+        return step.log_ratio * 0
+
+
 class Continuous(Weights):
     """`log_w += (t - s) (∂_t r + b·∇r)(x, s)`: the published dA over the step, biased O(t - s).
 
@@ -75,5 +78,5 @@ class Continuous(Weights):
 
     def __call__(self, step: Step) -> Tensor:
         """Return the increment of log_w, (n,)."""
-        start = step.potential(step.x, step.s) if step.first else 0  # r at the start counts as 0
-        return start + (step.t - step.s) * step.rate()
+        start = step.here.value if step.first else 0  # r at the start counts as 0
+        return start + (step.there.t - step.here.t) * step.rate()

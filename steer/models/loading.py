@@ -15,6 +15,7 @@ import torch
 
 from steer.adapters.lora import Adapted
 from steer.adapters.store import load_adapters
+from steer.catalogue import MODELS
 from steer.files import write_atomically
 from steer.flow import FlowMap
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
@@ -22,11 +23,6 @@ from steer.models.two_time import NetworkFlow, TwoTimeUNet
 __all__ = ["MODELS", "load", "save"]
 
 ZOO = Path(__file__).parents[1] / "zoo"
-
-MODELS = {
-    "emoji": "307 animals, plants, foods, drinks and faces in four drawing styles, 32x32 pixels",
-}
-"""Embedded model -> what it draws."""
 
 FORMAT = "steer.two-time-unet/1"
 

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from steer.catalogue import OBJECTIVES
 from steer.names import hint, unknown
 from steer.objectives.adjoint import Adjoint
 from steer.objectives.amortise import Amortise
@@ -16,23 +17,17 @@ from steer.objectives.value import Value
 
 __all__ = ["OBJECTIVES", "RENAMED", "TABLE", "build", "name_of", "options_of"]
 
-TABLE: dict[str, tuple[type[Objective], str]] = {
-    "direct": (Direct, "ascent of the reward through one jump, or several, with penalties"),
-    "transport": (Transport, "the transport tilt: reward against control energy (2609.27033)"),
-    "value": (
-        Value,
-        "the exponential tilt by weighted posterior draws (Meta Flow Maps, 2601.14430)",
-    ),
-    "amortise": (Amortise, "guidance paid once: regress the map on a guided population"),
-    "nft": (NFT, "no gradient: forward-process contrast on the map (2509.16117, 2607.15273)"),
-    "grpo": (GRPO, "no gradient: group-relative, anchored stochastic jumps (2607.00535)"),
-    "adjoint": (Adjoint, "baseline: adjoint matching on a memoryless rollout (2409.08861)"),
-    "draft": (Draft, "baseline: truncated backpropagation through a rollout (2309.17400)"),
+TABLE: dict[str, type[Objective]] = {
+    "direct": Direct,
+    "transport": Transport,
+    "value": Value,
+    "amortise": Amortise,
+    "nft": NFT,
+    "grpo": GRPO,
+    "adjoint": Adjoint,
+    "draft": Draft,
 }
-"""Name -> its class, and one line."""
-
-OBJECTIVES = {name: line for name, (_, line) in TABLE.items()}
-"""Name -> one line."""
+"""Name -> its class; `steer.catalogue.OBJECTIVES` says in a line what each is."""
 
 RENAMED = {
     "direct": {"data": "data_anchor", "noise": "noise_anchor"},
@@ -54,7 +49,7 @@ def build(objective: str | Objective, options: Mapping[str, Any] | None = None) 
         return objective
     if objective not in TABLE:
         raise unknown("objective", objective, TABLE)
-    kind = TABLE[objective][0]
+    kind = TABLE[objective]
     known = inspect.signature(kind).parameters
     for name in options or {}:
         if name not in known:
@@ -69,7 +64,7 @@ def build(objective: str | Objective, options: Mapping[str, Any] | None = None) 
 
 def name_of(objective: Objective) -> str:
     """Return an objective's name, or its class's where it has none here."""
-    for name, (kind, _) in TABLE.items():
+    for name, kind in TABLE.items():
         if type(objective) is kind:
             return name
     return type(objective).__name__

@@ -1,9 +1,4 @@
-"""What a reward is: a module that gives one number a sample, higher is better.
-
->>> darkness = wrap(lambda images: -images.mean((1, 2, 3)))
->>> (0.5 * darkness + 2 * darkness)(torch.ones(2, 3, 4, 4))
-tensor([-2.5000, -2.5000])
-"""
+"""A composed reward taken apart: scores and gradients of what it is made of."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +24,7 @@ def term_scores(
 ) -> dict[str, Tensor]:
     """Score each reward that a composed one ends in, by itself, unweighted: name -> (n,).
 
+    >>> from steer.reward import wrap
     >>> light, dark = wrap(lambda x: x.mean((1, 2, 3))), wrap(lambda x: -x.mean((1, 2, 3)))
     >>> {k: v.item() for k, v in term_scores(light + dark, torch.ones(1, 3, 2, 2)).items()}
     {'<lambda>': 1.0, '<lambda> 2': -1.0}
@@ -59,6 +55,7 @@ def term_gradients(
     `|d total / d s_i * d s_i / d images|` with s_i the leaf's score: for a weighted sum,
     `w_i |d s_i / d images|`. Leaves without a gradient are left out.
 
+    >>> from steer.reward import wrap
     >>> light = wrap(lambda x: x.mean((1, 2, 3)))
     >>> term_gradients(2.0 * light, torch.ones(1, 3, 2, 2))["<lambda>"] * 12**0.5
     tensor([2.0000])
@@ -124,7 +121,7 @@ def _only(reward: Reward, leaf: Reward, images: Tensor, prompts: Sequence[str] |
 def learners(reward: Reward) -> list[Any]:
     """Return the parts that learn a scale from the scores of a run.
 
-    They have `learned`, `update(reduce)` and `statistics`, as `rewards.algebra.Normalised` does,
-    and take note of scores in training mode.
+    They have `learned`, `update(reduce)` and `statistics`, as
+    `rewards.combine.normalised.Normalised` does, and take note of scores in training mode.
     """
     return [m for m in reward.modules() if hasattr(m, "learned") and hasattr(m, "statistics")]

@@ -1,9 +1,4 @@
-"""What a reward is: a module that gives one number a sample, higher is better.
-
->>> darkness = wrap(lambda images: -images.mean((1, 2, 3)))
->>> (0.5 * darkness + 2 * darkness)(torch.ones(2, 3, 4, 4))
-tensor([-2.5000, -2.5000])
-"""
+"""Rewards of what is not one yet: functions, objects with `score`, metrics, functions of PIL."""
 
 import inspect
 from collections.abc import Callable, Sequence

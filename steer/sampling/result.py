@@ -1,12 +1,45 @@
-"""`steer.sample`: guided sampling in one call, by the name of a method."""
+"""What a run of `steer.sample` gives, and the folder that it is saved as."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["Result"]
+from steer.files import numbers, peak_memory, slug, whole_folder
+from steer.guidance.population import Population
+from steer.pictures import captioned_grid, to_pil
+
+__all__ = ["TRACED", "Part", "Result", "joined_trace", "save_result"]
+
+
+TRACED = ("ess", "log_z", "reward")
+"""What is kept of each step."""
+
+
+@dataclass
+class Part:
+    """What the result keeps of a group of prompts: the last population, and traces."""
+
+    history: list[tuple[Tensor, ...]] = field(default_factory=list)
+
+    def note(self, population: Population) -> None:
+        """Keep what is traced of a step."""
+        self.history.append((population.ess, population.log_z, population.reward.mean(-1)))
+
+    def tensors(self, last: Population, temperature: Tensor) -> dict[str, Tensor]:
+        """Return everything by its name in the result."""
+        part = {name: getattr(last, name) for name in ("x", "log_w", "ess", "log_z")}
+        part |= {"rewards": last.reward, "temperature": temperature}
+        images = last.images
+        if images is not None and images.ndim == 5 and images.shape[2] == 3:
+            part["images"] = images
+        steps = zip(*self.history, strict=True)
+        traces = zip(TRACED, map(torch.stack, map(list, steps)), strict=True)
+        return part | {f"trace_{name}": values for name, values in traces}
 
 
 @dataclass
@@ -60,6 +93,111 @@ class Result:
             ValueError: the samples have no pixels.
             FileExistsError: the folder exists, and `overwrite` is not set.
         """
-        from steer.sampling.folder import save_result
-
         return save_result(self, Path(folder), overwrite)
+
+
+def joined_trace(parts: list[Tensor]) -> Tensor:
+    """Join traces (steps, p) of batches of prompts; those that stopped early keep their last."""
+    steps = max(map(len, parts))
+    return torch.cat([torch.cat([t, t[-1:].expand(steps - len(t), -1)]) for t in parts], 1)
+
+
+def metrics(result: Result) -> dict[str, Any]:
+    """Return what `metrics.json` holds."""
+    return numbers(
+        {
+            "method": result.method,
+            "seed": result.seed,
+            "log_z": result.log_z,
+            "ess": result.ess,
+            "temperature": result.temperature,
+            "reward_mean": result.rewards.mean(-1),
+            "reward_best": result.rewards.amax(-1),
+            "nfe_per_particle": result.nfe,
+            **result.costs,
+            "trace": result.trace,
+            "peak_memory": peak_memory(),
+        }
+    )
+
+
+def save_result(
+    result: Result,
+    folder: Path,
+    overwrite: bool = False,
+    *,
+    unguided: Result | None = None,
+    keep: str = "all",
+    terms: dict[str, Tensor] | None = None,
+    gradients: dict[str, Tensor] | None = None,
+    files: dict[str, str] | None = None,
+) -> Path:
+    """Write a result as a run folder.
+
+    Args:
+        result: what `steer.sample` returned.
+        folder: where to.
+        overwrite: whether an existing folder is replaced.
+        unguided: the same seeds without guidance, drawn beside it in the grid.
+        keep: "all" particles or the "best" of each prompt go to `images/`.
+        terms: the reward's terms by name, shaped as its rewards, for `scores.jsonl`.
+        gradients: likewise, the norm of what each term adds to the reward's gradient.
+        files: further text files by name.
+
+    Raises:
+        ValueError: the samples have no pixels.
+        FileExistsError: the folder exists, and `overwrite` is not set.
+    """
+    if result.images is None:
+        raise ValueError(
+            "these samples have no pixels, so there are no pictures to save: keep result.x, for "
+            "instance with safetensors.torch.save_file"
+        )
+    lead = result.rewards.ndim == 2
+    prompts = list(result.prompts) if lead and result.prompts else [result.prompts or ""]
+    asked = result.reward_prompts or prompts
+    asked = [asked] * len(prompts) if isinstance(asked, str) else list(asked)
+
+    def rows(v: Tensor) -> Tensor:
+        return v if lead else v[None]
+
+    images, rewards, log_w, best = map(
+        rows, (result.images, result.rewards, result.log_w, result.best)
+    )
+    with whole_folder(folder, overwrite) as scratch:
+        (scratch / "images").mkdir()
+        lines, grid = [], []
+        for i, prompt in enumerate(prompts):
+            text = str(prompt)
+            for j in range(images.shape[1]):
+                name = f"images/{i:04d}_{slug(text)}_{j:02d}.png"
+                kept = keep == "all" or j == int(best[i])
+                if kept:
+                    to_pil(images[i, j]).save(scratch / name)
+                line = {
+                    "prompt": text,
+                    "reward_prompt": asked[i],
+                    "seed": result.seed,
+                    "particle": j,
+                    "image": name if kept else None,
+                    "reward": float(rewards[i, j]),
+                    "terms": {k: float(rows(v)[i, j]) for k, v in (terms or {}).items()},
+                    "gradients": {k: float(rows(v)[i, j]) for k, v in (gradients or {}).items()},
+                    "log_w": float(log_w[i, j]),
+                    "best": j == int(best[i]),
+                }
+                lines.append(json.dumps(numbers(line), ensure_ascii=False))
+            shown = slice(0, 8)
+            if unguided is not None and unguided.images is not None:
+                plain, plain_rewards = rows(unguided.images)[i], rows(unguided.rewards)[i]
+                captions = [f"{r:.3g}" for r in plain_rewards[shown].tolist()]
+                grid.append((f"{text!r} unguided", plain[shown], captions))
+            captions = [f"{r:.3g}" for r in rewards[i, shown].tolist()]
+            question = "" if asked[i] == prompt else f", the reward asks for {asked[i]!r}"
+            grid.append((f"{text!r} {result.method}{question}", images[i, shown], captions))
+        captioned_grid(grid).save(scratch / "grid.png")
+        (scratch / "scores.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (scratch / "metrics.json").write_text(json.dumps(metrics(result), indent=2) + "\n")
+        for name, content in (files or {}).items():
+            (scratch / name).write_text(content, encoding="utf-8")
+    return folder

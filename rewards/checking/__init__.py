@@ -1,0 +1,15 @@
+"""What a reward does and what it should not: a check of the contract, with figures.
+
+>>> from rewards import load
+>>> report = check(load("brightness"), size=16)
+>>> report.ok
+True
+>>> [finding.name for finding in report.findings if finding.verdict == "warn"]
+[]
+"""
+
+from rewards.checking.bench import PROMPTS
+from rewards.checking.report import Finding, Report
+from rewards.checking.run import CHECKS, check
+
+__all__ = ["CHECKS", "PROMPTS", "Finding", "Report", "check"]

@@ -1,0 +1,101 @@
+"""All checks, one after another: those that stand on one that failed are left out."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rewards.checking import cost, gradients, robustness, values
+from rewards.checking.bench import Bench, ordinary
+from rewards.checking.report import Finding, Report, Seen, said
+from steer.reward import Reward, name_of, wrap
+
+__all__ = ["CHECKS", "check"]
+
+Look = Callable[[Bench], Seen]
+
+CHECKS: Mapping[str, tuple[Look, tuple[str, ...]]] = {
+    "shape": (values.shape, ()),
+    "finite": (values.finite, ("shape",)),
+    "range": (values.extent, ("shape",)),
+    "determinism": (values.determinism, ("shape",)),
+    "generators": (values.generators, ("shape",)),
+    "in place": (values.in_place, ("shape",)),
+    "batch": (values.batch, ("determinism",)),
+    "prompts": (values.prompts, ("determinism",)),
+    "parameters": (gradients.parameters, ()),
+    "differentiable": (gradients.differentiable, ("shape",)),
+    "finite gradient": (gradients.finite_gradient, ("differentiable",)),
+    "gradient": (gradients.gradient, ("differentiable",)),
+    "rows": (gradients.rows, ("gradient",)),
+    "clamp": (values.clamp, ("determinism",)),
+    "copy": (robustness.copies, ("determinism",)),
+    "double": (robustness.double, ("copy",)),
+    "bfloat16": (robustness.bfloat16, ("copy",)),
+    "float16": (robustness.float16, ("copy",)),
+    "devices": (robustness.devices, ("copy",)),
+    "finite difference": (gradients.finite_difference, ("determinism", "rows")),
+    "high frequencies": (gradients.high_frequencies, ("gradient",)),
+    "unseen change": (gradients.unseen, ("determinism", "gradient")),
+    "resolution": (robustness.resolution, ("determinism",)),
+    "speed": (cost.speed, ("shape",)),
+    "memory": (cost.memory, ("shape",)),
+}
+"""Name -> what looks, and the checks that it stands on."""
+
+
+def check(
+    reward: Reward | Callable[..., Tensor],
+    prompts: str | Sequence[str] | None = None,
+    size: int = 64,
+    images: Tensor | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+) -> Report:
+    """Check a reward: the contract, its gradient, its cost, and what it is sensitive to.
+
+    It looks at 8 ordinary pictures (smooth ones, shapes on white) and at hard ones (black, white,
+    grey, chessboard, noise). A check that raises has failed, with the exception's message; those
+    that stand on it are skipped, the others go on.
+
+    Args:
+        reward: what is checked; the network in it need not be small, but is called some 60 times.
+        prompts: asked of the pictures in turn. Default: none, or `PROMPTS` where the reward does
+            not go without.
+        size: side of the pictures.
+        images: the ordinary pictures (n, 3, h, w) in [0, 1], at least 2, instead of ours.
+        device: where the reward is moved to. Default: where it is.
+        seed: draws pictures and directions.
+
+    Raises:
+        ValueError: a size below 8, images of another shape or range, no prompts in a list, or a
+            device that is not there. Whatever is wrong with the reward is in the report.
+    """
+    bench = Bench(wrap(reward), prompts, ordinary(size, images, seed), device, seed)
+    with torch.random.fork_rng(devices=[]):  # a reward that draws leaves the caller's state alone
+        bench.settle()
+        for name, (look, needs) in CHECKS.items():
+            bench.done[name] = _look(bench, name, look, needs)
+    return Report(
+        name_of(bench.reward),
+        tuple(bench.done.values()),
+        (bench.images.shape[-2], bench.images.shape[-1]),
+        str(bench.device),
+        None if bench.prompts is None else tuple(bench.rows(len(bench.images)) or ()),
+    )
+
+
+def _look(bench: Bench, name: str, look: Look, needs: Sequence[str]) -> Finding:
+    """Run a check where what it stands on holds."""
+    for need in needs:
+        before = bench.done[need]
+        if before.verdict == "fail":
+            return Finding(name, "skip", f"it stands on {need!r}: mend that first")
+        if before.verdict == "skip":
+            return Finding(name, "skip", before.line)
+        if need == "differentiable" and not bench.reward.differentiable:
+            return Finding(name, "skip", "it is declared to have no gradient")
+    try:
+        return Finding(name, *look(bench))
+    except Exception as error:
+        return Finding(name, "fail", f"it raised {said(error)}")

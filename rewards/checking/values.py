@@ -1,0 +1,185 @@
+"""Checks of scores: one finite number a picture, by that picture and its prompt alone."""
+
+from random import getstate
+
+import torch
+from torch import Tensor
+
+from rewards.checking.bench import PROMPTS, Bench
+from rewards.checking.report import Seen, graded
+from steer.reward import score
+
+__all__ = [
+    "batch",
+    "clamp",
+    "determinism",
+    "extent",
+    "finite",
+    "generators",
+    "in_place",
+    "prompts",
+    "shape",
+]
+
+ROUNDING = 1e-3, 5e-2
+"""Scores that should agree may differ by the first; beyond the second they are others: in spreads,
+the standard deviation of the scores over the ordinary pictures."""
+
+
+def shape(bench: Bench) -> Seen:
+    """See that it gives one float a picture, on the pictures' device."""
+    images = bench.images
+    scores = score(bench.reward, images.clone(), bench.rows(len(images)))
+    if not scores.is_floating_point():
+        return "fail", f"the scores are {scores.dtype}: return floats", {}
+    if scores.device != images.device:
+        line = f"the scores are on {scores.device}, the images on {images.device}: return them "
+        return "fail", line + "with scores.to(images.device)", {}
+    kind = str(scores.dtype).removeprefix("torch.")
+    return "pass", f"one {kind} a picture, {tuple(images.shape)} -> {tuple(scores.shape)}", {}
+
+
+def finite(bench: Bench) -> Seen:
+    """See that every score is finite, on hard pictures too."""
+    scores = bench.scores(bench.every)
+    bad = [n for n, s in zip(bench.names, scores, strict=True) if not s.isfinite()]
+    figures = {"pictures": float(len(scores)), "not_finite": float(len(bad))}
+    if bad:
+        line = f"no finite score for {', '.join(bad)}: keep roots, logarithms and quotients off "
+        return "fail", line + "zero, as (x + 1e-8).sqrt()", figures
+    return (
+        "pass",
+        "every score is finite, on black, white, grey, chessboard and noise too",
+        figures,
+    )
+
+
+def extent(bench: Bench) -> Seen:
+    """See that scores differ, and tell their range."""
+    scores = bench.scores(bench.every)
+    scores = scores[scores.isfinite()]
+    if not len(scores):
+        return "fail", "no score is finite", {}
+    low, middle, high = float(scores.min()), float(scores.median()), float(scores.max())
+    figures = {"min": low, "median": middle, "max": high}
+    if high - low <= 1e-6 * max(abs(low), abs(high)):
+        return "fail", "all pictures score the same: it prefers nothing", figures
+    figures["spread"] = float(bench.base[bench.base.isfinite()].std(unbiased=False))
+    if figures["spread"] <= 1e-6 * max(abs(low), abs(high)):
+        return "fail", "ordinary pictures score the same: it is saturated there", figures
+    return "pass", "what pictures in [0, 1] score; the spread is over the ordinary ones", figures
+
+
+def determinism(bench: Bench) -> Seen:
+    """See that two calls agree."""
+    apart = bench.apart(bench.scores(bench.images), bench.scores(bench.images))
+    figures = {"difference": apart}
+    if apart == 0:
+        return "pass", "twice the same call, bit for bit the same scores", figures
+    if apart <= 1e-4:
+        return "warn", "two calls differ by rounding: some operation is not deterministic", figures
+    line = "two calls give other scores: fix the draws for a run (a generator with a seed of its "
+    return "fail", line + "own), and switch dropout off (eval())", figures
+
+
+def generators(bench: Bench) -> Seen:
+    """See that it leaves the global generators alone."""
+
+    def states() -> list[Tensor]:
+        here = bench.device.type == "cuda"
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if here else [])]
+
+    torch.default_generator.manual_seed(12345)  # where no reward's own seed leaves it
+    before, python = states(), getstate()
+    bench.scores(bench.images)
+    same = all(torch.equal(a, b) for a, b in zip(before, states(), strict=True))
+    if same and python == getstate():
+        return "pass", "it leaves the global generators alone", {}
+    line = "it draws from a global generator, or seeds it, and so changes every later draw of the "
+    return "fail", line + "run: draw with generator=torch.Generator().manual_seed(...)", {}
+
+
+def in_place(bench: Bench) -> Seen:
+    """See that the pictures stay as they were."""
+    images = bench.every * 1.5 - 0.25  # a clamp in place would show
+    given = images.clone()
+    with torch.no_grad():
+        score(bench.reward, given, bench.rows(len(given)))
+    changed = float((images != given).double().mean())
+    if changed:
+        line = (
+            "it changes the images that it is given: leave out operations in place (clamp_, mul_)"
+        )
+        return "fail", line, {"changed": changed}
+    return "pass", "the images are as they were", {"changed": changed}
+
+
+def batch(bench: Bench) -> Seen:
+    """See that a picture scores alike alone, in a batch and in another place."""
+    images, first = bench.images, bench.rows(1)
+    n = len(images)
+    asked = None if first is None else first * n  # one prompt: rows of prompts are another check
+    whole = bench.scores(images, asked)
+    alone = torch.cat([bench.scores(images[i : i + 1], first) for i in range(n)])
+    order = torch.randperm(n, generator=bench.generator)
+    permuted = bench.scores(images[order.to(images.device)], asked)
+    figures = {
+        "alone": bench.apart(alone, whole),
+        "permuted": bench.apart(permuted, whole[order]),
+    }
+    verdict = graded(max(figures.values()), ROUNDING)
+    if verdict == "pass":
+        return verdict, "a picture scores alike alone, in a batch, and in another place", figures
+    line = "a picture's score depends on its batch by so many spreads: "
+    if verdict == "warn":
+        return verdict, line + "rounding, if the network is of a half type", figures
+    return verdict, line + "leave out means over the batch and batch norm in training", figures
+
+
+def prompts(bench: Bench) -> Seen:
+    """See that prompts matter, each for its own picture."""
+    images, n = bench.images, len(bench.images)
+    own = list(dict.fromkeys([*(bench.prompts or ()), *PROMPTS]))
+    rows, others = ([own[(i + k) % len(own)] for i in range(n)] for k in (0, 1))
+    try:
+        scores = bench.scores(images, rows)
+        shifts = (scores - bench.scores(images, others)).abs() / bench.spread
+    except Exception:
+        if bench.prompts is not None:
+            raise
+        return "skip", "it takes no prompts", {}
+    figures = {"effect": float(shifts.mean())}
+    if not (shifts > 1e-4).any():
+        if bench.needs_prompts:
+            return "fail", "it asks for prompts, and its scores do not depend on them", figures
+        if bench.prompts is not None:
+            return "warn", "prompts make no difference: it scores pictures alone", figures
+        return "skip", "it scores pictures alone, prompts make no difference", figures
+    alone = torch.cat([bench.scores(images[i : i + 1], [rows[i]]) for i in range(n)])
+    order = torch.randperm(n, generator=bench.generator)
+    moved = bench.scores(images[order.to(images.device)], [rows[i] for i in order])
+    figures["alone"] = bench.apart(alone, scores)
+    figures["permuted"] = bench.apart(moved, scores[order])
+    if max(figures["alone"], figures["permuted"]) > ROUNDING[1]:
+        line = "prompts are not matched with their pictures, row by row: score image i with "
+        return "fail", line + "prompts[i]", figures
+    return "pass", "other prompts, other scores; each picture is asked its own", figures
+
+
+def clamp(bench: Bench) -> Seen:
+    """See that values beyond [0, 1] score as if clamped and keep their gradient."""
+    wild = 3 * bench.images - 1
+    figures = {"difference": bench.apart(bench.scores(wild), bench.scores(wild.clamp(0, 1)))}
+    if figures["difference"] > ROUNDING[1]:
+        line = "values outside [0, 1] are not scored as if clamped: begin with clamp01(images)"
+        return "fail", line + " of steer.reward", figures
+    if not bench.ok("gradient"):
+        return "pass", "values outside [0, 1] score as if clamped", figures
+    gradient, outside = bench.gradient(wild), (wild < 0) | (wild > 1)
+    inner, outer = (gradient[m].square().mean().sqrt() for m in (~outside, outside))
+    if inner > 0:
+        figures["gradient_outside"] = float(outer / inner)
+        if not figures["gradient_outside"] > 1e-6:
+            line = "pixels outside [0, 1] have no gradient and are stranded there: use clamp01 of "
+            return "fail", line + "steer.reward, which passes it through", figures
+    return "pass", "values outside [0, 1] score as if clamped and keep their gradient", figures

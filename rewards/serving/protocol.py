@@ -1,0 +1,65 @@
+"""The protocol between a server of a reward and its clients, version 1, and the files it sends.
+
+`steer serve-reward NAME` serves any of ours. A server of one's own needs safetensors and a web
+framework, not this package.
+
+`GET /` answers JSON: `{"protocol": 1, "name": "clip", "differentiable": true, "max_bytes":
+134217728, "max_rows": 256}`. The limits may be left out.
+
+`POST /score` has a safetensors file as its body: a tensor `images` (n, 3, h, w), float32 or
+float64, in [0, 1], and in the file's metadata a text `request`, which is JSON:
+
+- `id`: a text, which the answer repeats;
+- `prompts`: n texts, or null;
+- `metadata`: n values of JSON, or null;
+- `gradient`: whether the client wants the gradient.
+
+The answer (status 200) is a safetensors file too: `scores` (n,), floating and finite; where
+`gradient` was true also `gradient` (n, 3, h, w) with row i `d scores_i / d images_i`; and the
+metadata `id`. Any other status has a JSON body `{"error": "what is wrong, and the mend"}`. 429,
+502, 503 and 504 mean "ask again", after the seconds in the header `Retry-After` if there is one.
+Where the server wants a token, the client shows it as `Authorization: Bearer TOKEN`.
+
+Scores are a function of the request alone, so to ask again is safe: no answer is counted twice,
+and the id tells a late answer to another request from the one asked for.
+"""
+
+import json
+
+from torch import Tensor
+
+__all__ = ["PROTOCOL", "TOKEN", "pack", "unpack"]
+
+PROTOCOL = 1
+"""The version of the protocol that client and server speak."""
+
+TOKEN = "FLOWSTEER_REWARD_TOKEN"
+"""The environment variable that holds the token, for clients and servers."""
+
+
+def pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Return a safetensors file."""
+    from safetensors.torch import save
+
+    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
+
+
+def unpack(body: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file.
+
+    >>> import torch
+    >>> unpack(pack({"scores": torch.ones(2)}, {"id": "a"}))
+    ({'scores': tensor([1., 1.])}, {'id': 'a'})
+
+    Raises:
+        ValueError: the body is no such file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(body)
+        header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
+        raise ValueError(f"no safetensors file ({error})") from None
+    return tensors, header.get("__metadata__") or {}

@@ -1,0 +1,143 @@
+"""What a method will cost: counted in a dry run on a stub of the flow, before any work."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steer.flow import FlowMap
+from steer.path import Linear, Time
+from steer.reward import wrap
+from steer.sampling.counts import Counted, CountedReward, Counts
+from steer.sampling.methods import TABLE, check_options, step_times
+
+__all__ = ["affordable", "plan"]
+
+
+class _Stub(FlowMap):
+    """One number that stands still: costs as the flow does, and computes nothing."""
+
+    def __init__(self, flow: FlowMap | None) -> None:
+        super().__init__()
+        self.path, self.event_shape = Linear() if flow is None else flow.path, (1,)
+        self.evaluations = 1 if flow is None else flow.evaluations
+        self.like = flow
+
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        return 0 * x
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        return 1 * x
+
+    def denoise(self, x: Tensor, t: Time) -> Tensor:
+        return super().denoise(x, t) if self.derives("denoise") else 1 * x
+
+    def score(self, x: Tensor, t: Time) -> Tensor:
+        return super().score(x, t) if self.derives("score") else -x
+
+    def log_prob(self, x: Tensor, t: Time = 1.0) -> Tensor | None:
+        return None if self.derives("log_prob") else 0 * x[:, 0]
+
+    def derives(self, name: str) -> bool:
+        return True if self.like is None else self.like.derives(name)
+
+
+def _dry_run(
+    method: str,
+    times: Sequence[float],
+    differentiable: bool,
+    options: dict[str, Any],
+    flow: FlowMap | None,
+    stop_after: int | None = None,
+) -> Counts:
+    """Run a method with one particle on a stub, ended after so many steps, and count."""
+    counts = Counts()
+    reward = CountedReward(wrap(lambda x: x.flatten(1).sum(1), differentiable), counts)
+    stub = Counted(_Stub(flow), counts)
+    sampler = TABLE[method].build(stub, reward, None, 1.0, times, **options)
+    for k, population in enumerate(sampler.steps(torch.zeros(1, 1))):
+        if k + 1 == stop_after:
+            population.stop()
+    return counts
+
+
+def plan(
+    method: str,
+    steps: int,
+    differentiable: bool = True,
+    start: float = 0.0,
+    *,
+    flow: FlowMap | None = None,
+    **options: Any,
+) -> dict[str, int]:
+    """Return what a method will cost a particle at most: network calls and reward calls.
+
+    Network calls are NFE, theory (51).
+
+    >>> plan("fmtt", 16)
+    {'nfe': 47, 'reward_calls': 17}
+
+    Args:
+        method: its name.
+        steps: of the run.
+        differentiable: whether the reward has gradients.
+        start: where the run begins.
+        flow: whose calls are counted. Default: one that evaluates its network once a call, and
+            has no closed forms.
+        **options: the method's own.
+    """
+    check_options(method, options)
+    counts = _dry_run(method, step_times(steps, start), differentiable, options, flow)
+    return {"nfe": counts.nfe, "reward_calls": counts.reward}
+
+
+def affordable(
+    method: str,
+    steps: int,
+    budget: float,
+    differentiable: bool = True,
+    start: float = 0.0,
+    *,
+    flow: FlowMap | None = None,
+    **options: Any,
+) -> int | None:
+    """Return after how many steps a run must end to cost at most `budget`; None: it costs less.
+
+    A run that ends after k steps jumps to t = 1.
+
+    >>> affordable("none", 16, 5), affordable("none", 4, 5)
+    (4, None)
+
+    Args:
+        method: its name.
+        steps: of the whole run.
+        budget: NFE a particle, theory (51).
+        differentiable: whether the reward has gradients.
+        start: where the run begins.
+        flow: see `plan`.
+        **options: the method's own.
+
+    Raises:
+        ValueError: not even one step and the end fit; the message says what would.
+    """
+    check_options(method, options)
+    times = step_times(steps, start)
+
+    def spent(k: int | None) -> int:
+        return _dry_run(method, times, differentiable, options, flow, k).nfe
+
+    whole = spent(None)
+    if whole <= budget:
+        return None
+    least = min(spent(1), whole) if steps > 1 else whole
+    if steps == 1 or spent(1) > budget:
+        raise ValueError(
+            f"a budget of {budget:g} NFE a particle is too small: method {method!r} needs at "
+            f"least {least} for its first step and the end"
+        )
+    low, high = 1, steps  # it fits after low steps, and not after high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if spent(middle) <= budget else (low, middle)
+    return low

@@ -1,0 +1,228 @@
+"""What `steer.sample` is asked, checked once: every mistake is found before any work."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steer.flow import FlowMap, device_of
+from steer.noise import noise_dtype
+from steer.reward import Reward, wrap
+from steer.sampling.forecast import affordable
+from steer.sampling.methods import TABLE, Method, check_options, step_times
+
+__all__ = ["PROBES", "Request"]
+
+PROBES = 32
+"""How many one-jump samples a prompt's temperature is set by."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of `steer.sample`; see there for the arguments.
+
+    Raises:
+        ValueError: what `steer.sample` documents; the message says how to mend it.
+    """
+
+    flow: FlowMap
+    reward: Reward
+    prompts: Sequence[str] | str | None = None
+    particles: int = 8
+    steps: int = 16
+    method: str = "fmtt"
+    temperature: float | None = None
+    strength: float | None = None
+    seed: int = 0
+    reward_prompts: Sequence[str] | str | None = None
+    init_image: Tensor | None = None
+    init_time: float | None = None
+    target: float | None = None
+    budget: float | None = None
+    batch_size: int | None = None
+    position: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reward", wrap(self.reward))
+        check_options(self.method, self.options)
+        self._check_numbers()
+        self._check_start()
+        self._check_method()
+        build, options = self.chosen.build, self.options
+        build(self.flow, self.reward, self.asked, 1.0, self.times, **options)  # checks numbers
+        self.most_steps  # noqa: B018  a budget that is too small is refused
+
+    @property
+    def chosen(self) -> Method:
+        """The method's entry in the table."""
+        return TABLE[self.method]
+
+    @property
+    def names(self) -> list[str] | None:
+        """The prompts as a list, None without prompts."""
+        return [self.prompts] if isinstance(self.prompts, str) else self._list(self.prompts)
+
+    @property
+    def count(self) -> int:
+        """p, how many prompts there are; 1 without prompts."""
+        return 1 if self.names is None else len(self.names)
+
+    @property
+    def asked(self) -> list[str] | None:
+        """What the reward is asked, one for each prompt."""
+        given = self.reward_prompts
+        if given is None:
+            return self.names
+        return [given] * self.count if isinstance(given, str) else list(given)
+
+    @property
+    def start(self) -> float:
+        """Where the run begins: 0 is pure noise."""
+        if self.init_image is None:
+            return 0.0
+        return 0.5 if self.init_time is None else float(self.init_time)
+
+    @property
+    def times(self) -> list[float]:
+        """The times of the run."""
+        return step_times(self.steps, self.start)
+
+    @property
+    def rows(self) -> int:
+        """The most rows of one network call."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return 64 if any(True for _ in self.flow.parameters()) else self.count * self.particles
+
+    @cached_property
+    def most_steps(self) -> int | None:
+        """After how many steps the budget ends the run; None: it does not."""
+        if self.budget is None:
+            return None
+        return affordable(
+            self.method, self.steps, self.budget, self.reward.differentiable, self.start,
+            flow=self.flow, **self.options,
+        )  # fmt: skip
+
+    @property
+    def groups(self) -> list[range]:
+        """The indices of the prompts that are sampled together, group by group."""
+        size = max(1, self.rows // self.particles)
+        if self.target is not None:  # each ends by itself
+            size = 1
+        return [range(a, min(a + size, self.count)) for a in range(0, self.count, size)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the flow is."""
+        return device_of(self.flow)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What noise is drawn in."""
+        return noise_dtype(self.flow)
+
+    @cached_property
+    def encoded(self) -> Tensor | None:
+        """The x of the init image, or of one for each prompt, (1 or p, *event).
+
+        Raises:
+            ValueError: a picture out of range, of a wrong number or of a shape that does not fit.
+        """
+        image = self.init_image
+        if image is None:
+            return None
+        images = image[None] if image.ndim == 3 else image
+        if not images.is_floating_point() or float(images.min()) < 0 or float(images.max()) > 1:
+            raise ValueError(
+                f"an init image of {images.dtype} from {float(images.min()):g} to "
+                f"{float(images.max()):g}: pictures are floats in [0, 1], so divide bytes by 255"
+            )
+        if len(images) not in {1, self.count}:
+            raise ValueError(
+                f"{len(images)} init images for {self.count} prompts: give one, or one each"
+            )
+        x = self.flow.encode(images.to(device_of(self.flow)))
+        if tuple(x.shape[1:]) != tuple(self.flow.event_shape):
+            raise ValueError(
+                f"an init image of shape {tuple(images.shape[1:])}, which the model takes for x "
+                f"of shape {tuple(x.shape[1:])}: it wants {tuple(self.flow.event_shape)}, so "
+                "resize the image"
+            )
+        return x
+
+    @staticmethod
+    def _list(prompts: Sequence[str] | None) -> list[str] | None:
+        return None if prompts is None else list(prompts)
+
+    def _check_numbers(self) -> None:
+        if self.prompts is not None and len(self.prompts) == 0:
+            raise ValueError(
+                "the list of prompts is empty: give at least one, or None for no prompt"
+            )
+        if self.asked is not None and len(self.asked) != self.count:
+            raise ValueError(
+                f"{len(self.asked)} reward_prompts for {self.count} prompts: give one for each, "
+                "or one"
+            )
+        size = 1 if self.batch_size is None else self.batch_size
+        counts = {"particles": self.particles, "steps": self.steps, "batch_size": size}
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.temperature is not None and self.strength is not None:
+            raise ValueError(
+                "temperature and strength both given: strength sets the temperature from the "
+                "reward's spread, so give one of them"
+            )
+        for name, number in (("temperature", self.temperature), ("strength", self.strength)):
+            if number is not None and not (number > 0 and math.isfinite(number)):
+                raise ValueError(f"{name} must be a number above zero, got {number}")
+
+    def _check_start(self) -> None:
+        if self.init_image is None and self.init_time is not None:
+            raise ValueError(
+                "init_time says where a start from a picture is: give init_image as well"
+            )
+        if self.init_time is not None and not 0 <= self.init_time < 1:
+            raise ValueError(
+                f"init_time must be in [0, 1) (0 noise, 1 data), got {self.init_time}"
+            )
+        if self.init_image is not None and self.chosen.from_noise:
+            raise ValueError(
+                f"method {self.method!r} begins with pure noise and cannot start from a picture: "
+                f"take one of {_those(lambda m: not m.from_noise)}"
+            )
+        self.encoded  # noqa: B018  a picture that does not fit is refused
+
+    def _check_method(self) -> None:
+        chosen = self.chosen
+        if self.target is not None and not chosen.steers:
+            raise ValueError(
+                f"method {self.method!r} looks at no reward on the way, so it cannot stop at a "
+                "target: take a method that steers"
+            )
+        if self.target is not None and not math.isfinite(self.target):
+            raise ValueError(f"target must be a finite reward, got {self.target}")
+        if chosen.steers and not chosen.tempered and (self.temperature or self.strength):
+            raise ValueError(
+                f"method {self.method!r} has no temperature: it climbs as far as its own options "
+                f"say ({', '.join(chosen.options)}); leave temperature and strength out, or take "
+                f"one of {_those(lambda m: m.tempered)}"
+            )
+        if chosen.gradient and not self.reward.differentiable:
+            raise ValueError(
+                f"method {self.method!r} needs the reward's gradient, and the reward is declared "
+                f"not differentiable: take one of {_those(lambda m: not m.gradient)}, or a "
+                "differentiable reward"
+            )
+
+
+def _those(condition: Callable[[Method], bool]) -> str:
+    """Name the methods that meet a condition."""
+    return ", ".join(name for name, method in TABLE.items() if condition(method))
