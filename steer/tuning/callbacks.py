@@ -22,10 +22,10 @@ from steer.tuning.front import figures
 from steer.tuning.panel import Panel, has_pictures
 from steer.tuning.request import Tuning
 
-__all__ = ["SaveAdapters", "Watch", "lookers"]
+__all__ = ["SaveAdapters", "Watch", "onlookers"]
 
 
-def lookers(
+def onlookers(
     tuning: Tuning, tuned: Adapted, out: Path | None, notes: Mapping[str, Any]
 ) -> "tuple[Watch | None, SaveAdapters | None, list[L.Callback]]":
     """Return what looks on at a run: the instruments, what writes the adapters, and all of them.

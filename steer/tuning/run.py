@@ -94,13 +94,14 @@ def tune(tuning: Tuning, folder: RunFolder | None = None) -> Adapted:
     """
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    from steer.tuning.callbacks import lookers
+    from steer.tuning.callbacks import onlookers
     from steer.tuning.ending import end
     from steer.tuning.module import RewardTuning
     from steer.tuning.trainer import device_of_run, fit, trainer_of
 
     settings = tuning.settings
-    tuned = tuning.adapted(device_of_run(settings))
+    device = device_of_run(settings)
+    tuned = tuning.adapted(device)
     begun = {} if folder is None else folder.begun()
     temperature = tuning.calibrate(tuned.base, begun.get("temperature"))
     module = RewardTuning(
@@ -118,14 +119,15 @@ def tune(tuning: Tuning, folder: RunFolder | None = None) -> Adapted:
             return load_adapters(tuning.flow, folder.path)
     out = None if folder is None else folder.path
     notes = tuning.notes(temperature, module.base_sha256)
-    watch, saver, callbacks = lookers(tuning, tuned, out, notes)
+    watch, saver, callbacks = onlookers(tuning, tuned, out, notes)
     trainer = trainer_of(settings, tuning.steps, accumulate, callbacks, out)
     if trainer.is_global_zero:
         print(_what(tuning, tuned, temperature, accumulate))
     fit(trainer, module, None if folder is None else folder.last)
-    rejoin(tuned, tuning.flow)  # Lightning has moved it to the CPU
+    tuned.to(device)  # Lightning has moved it to the CPU
     if trainer.is_global_zero:
         print(end(tuning, module, watch, saver, folder))
+    rejoin(tuned, tuning.flow)
     return tuned.eval().requires_grad_(False)
 
 
