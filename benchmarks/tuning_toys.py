@@ -27,6 +27,7 @@ from steer.objectives.nft import NFT
 from steer.path import Time, like
 from steer.reward import Reward, wrap
 from steer.testing import Corrected
+from steer.training.average import follow
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,7 @@ def tune(
         optimizer.zero_grad()
         objective(batch)["loss"].backward()
         optimizer.step()
-        now = min(decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for p, q in zip(slow, parameters, strict=True):
-                p.lerp_(q, 1 - now)
+        follow(slow, parameters, decay, step)
         if (step + 1) % (every or steps) == 0:
             curve.append(((step + 1) * rows, gain(toy, average)))
     return student, curve
