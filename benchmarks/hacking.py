@@ -1,7 +1,7 @@
 """Do the instruments see a reward being hacked before the judge does?
 
 `python -m benchmarks.hacking --out outputs/hacking` tunes the embedded model by a reward that is
-there to be hacked (mean brightness), by a CLIP that is climbed without brakes on bare pixels, and
+there to be hacked (mean brightness), by a CLIP that is climbed on bare pixels, unheld, and
 by the honest recipe, three seeds each, and prints when the first alarm came, how far the judge had
 moved by then, and how far it went in the end. It goes on where it was stopped.
 """
@@ -25,7 +25,7 @@ RUNS = {
         "options": {"jumps": [1], "anchor": 0.02},
         "check_every": 4,
     },
-    "clip, no brakes": {
+    "clip, no anchor": {
         "reward": "clip", "steps": 100, "temperature": 0.005, "learning_rate": 2e-3,
         "options": {"jumps": [1], "anchor": 0.0},
         "check_every": 10,

@@ -22,10 +22,12 @@ from steer.adapters.lora import Adapted, adapt
 from steer.noise import Draws
 from steer.objectives.batch import Batch, Objective
 from steer.objectives.direct import Direct
-from steer.objectives.policy import GRPO, NFT
+from steer.objectives.grpo import GRPO
+from steer.objectives.nft import NFT
 from steer.path import Time, like
 from steer.reward import Reward, wrap
 from steer.testing import Corrected
+from steer.training.average import follow
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,7 @@ def tune(
         optimizer.zero_grad()
         objective(batch)["loss"].backward()
         optimizer.step()
-        now = min(decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for p, q in zip(slow, parameters, strict=True):
-                p.lerp_(q, 1 - now)
+        follow(slow, parameters, decay, step)
         if (step + 1) % (every or steps) == 0:
             curve.append(((step + 1) * rows, gain(toy, average)))
     return student, curve

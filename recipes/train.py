@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recipes.sheet import contact_sheet
 from steer.files import write_atomically
+from steer.flow import composed
 
 __all__ = ["fit", "train"]
 
@@ -88,8 +89,8 @@ def train(
 
     _, words = _data(data)
     _same_settings(out, settings)
-    images, draw = _drawing(recoloured)
-    batches = Batches(images, draw, batch_size, seed=seed, empty=empty, shift=shift)
+    count, draw = _drawing(recoloured, shift)
+    batches = Batches(count, draw, batch_size, seed=seed, empty=empty)
     torch.manual_seed(seed)
     for stage in stages:
         folder = out / stage
@@ -105,22 +106,22 @@ def train(
                         f"the velocity in {start} has another network or other words than this "
                         "run's settings: give the channels, blocks and width that it was made with"
                     )
-            objective: Any = FlowMatching()
-            rate, decay, steps = 1.0, average, velocity_steps
+            rule: Any = FlowMatching()
+            scale, decay, steps = 1.0, average, velocity_steps
         else:
             flow = load(out / "velocity").train().requires_grad_(True)
-            objective = MapDistillation(load(out / "velocity"), guidance)
-            rate, decay, steps = map_rate, map_average, map_steps
+            rule = MapDistillation(load(out / "velocity"), guidance)
+            scale, decay, steps = map_rate, map_average, map_steps
         flow.network.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
         module = FlowTraining(
             flow,
-            objective,
+            rule,
             batches,
             steps=steps,
             seed=seed + len(stage),
             average=decay,
-            muon=rate * muon,
-            adamw=rate * adamw,
+            muon=scale * muon,
+            adamw=scale * adamw,
         )
         sheet = _sheet(folder / "sheets", guidance if stage == "velocity" else None)
         fit(module, folder, save_every, precision, sheet_every, sheet)
@@ -141,10 +142,11 @@ def _data(name: str) -> tuple[Any, list[str]]:
     return emoji, sorted({w for text in texts for w in split(text)})
 
 
-def _drawing(recoloured: float) -> tuple[Tensor, Callable[..., tuple[Tensor, str]]]:
-    """Return the training pictures, and how one of them and its caption are drawn."""
+def _drawing(recoloured: float, shift: int) -> tuple[int, Callable[..., tuple[Tensor, str]]]:
+    """Return how many pictures there are to train on, and how one's x and caption are drawn."""
     from recipes.data import emoji as plain
     from recipes.data import recolour
+    from recipes.data.shifts import shifted
 
     emoji, other = plain.load(), recolour.load()
     index = emoji.train.tolist()
@@ -157,7 +159,13 @@ def _drawing(recoloured: float) -> tuple[Tensor, Callable[..., tuple[Tensor, str
                 return other.picture(i, name), other.captions(i, name, generator)
         return emoji.images[i], emoji.captions(i, generator)
 
-    return emoji.images[index], draw
+    moved = shifted(emoji.images[index], draw, shift)
+
+    def drawn(i: int, generator: torch.Generator) -> tuple[Tensor, str]:
+        picture, caption = moved(i, generator)
+        return 2 * picture - 1, caption  # what the network decodes to it
+
+    return len(index), drawn
 
 
 def _same_settings(out: Path, settings: dict[str, Any]) -> None:
@@ -189,9 +197,7 @@ def _sheet(folder: Path, guidance: float | None) -> Callable[[Any, int], None]:
         x = torch.randn(len(prompts), *flow.event_shape, generator=generator)
         x = x.to(next(flow.parameters()).device)
         if guidance is None:  # the map: four jumps
-            bound = flow.given(prompts)
-            for k in range(4):
-                x = bound.jump(x, k / 4, (k + 1) / 4)
+            x = composed(flow.given(prompts), x, [0.0, 0.25, 0.5, 0.75, 1.0])
         else:  # the velocity: 12 Euler steps, guided
             velocity = guided_velocity(flow, prompts, guidance)
             for k in range(12):
@@ -220,10 +226,11 @@ def fit(
         sheet: called with (module.average, global step).
     """
     import lightning as L
-    from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar
+    from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, ProgressBar
     from lightning.pytorch.loggers import CSVLogger
 
     from steer.training.data import step_loader
+    from steer.training.progress import progress
 
     def after(trainer: L.Trainer, module: Any, *_: Any) -> None:
         if sheet is not None and sheet_every and trainer.global_step % sheet_every == 0:
@@ -239,13 +246,15 @@ def fit(
         save_top_k=1,
         enable_version_counter=False,
     )
+    seen = progress()
     trainer = L.Trainer(
         max_steps=module.steps,
         max_epochs=-1,
         devices=1,
         precision=precision,  # type: ignore[arg-type]
         logger=CSVLogger(folder, name="log"),
-        callbacks=[saver, RichProgressBar(), LambdaCallback(on_train_batch_end=after)],
+        callbacks=[saver, seen, LambdaCallback(on_train_batch_end=after)],
+        enable_progress_bar=isinstance(seen, ProgressBar),
         enable_model_summary=False,
         log_every_n_steps=min(10, module.steps),
     )

@@ -141,7 +141,7 @@ from .reward import (
 from .sampling.result import Result as Result
 from .sampling.run import sample as sample
 from .sampling.run import stream as stream
-from .tuning.finetune import finetune as finetune
+from .tuning.run import finetune as finetune
 
 __version__: str
 

@@ -204,7 +204,7 @@ class Wrapped(FlowMap):
         return self.flow.encode(images)
 
 
-def composed(flow: FlowMap, x: Tensor, times: Sequence[float]) -> Tensor:
+def composed(flow: FlowMap, x: Tensor, times: Sequence[Time]) -> Tensor:
     """Return x carried from times[0] to times[-1] by one jump from each time to the next."""
     for s, t in pairwise(times):
         x = flow.jump(x, s, t)

@@ -29,14 +29,26 @@ def reason(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [repr(error)])[0]
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
+def unknown(
+    kind: str, name: str, known: Iterable[str], renamed: Mapping[str, str] | None = None
+) -> ValueError:
     """Return the error for an unknown name, with the nearest names and the whole list.
 
     >>> print(unknown("method", "fmt", ["none", "fmtt"]))
     unknown method 'fmt': did you mean fmtt? Known: fmtt, none
+    >>> print(unknown("setting", "clip", ["gradient_clip"], {"clip": "gradient_clip"}))
+    unknown setting 'clip': it is called gradient_clip now. Known: gradient_clip
+
+    Args:
+        kind: what it is a name of.
+        name: the name.
+        known: those there are.
+        renamed: earlier names -> those of today.
     """
     names = sorted(known)
-    return ValueError(f"unknown {kind} {name!r}: {hint(name, names)}Known: {', '.join(names)}")
+    today = (renamed or {}).get(name)
+    near = hint(name, names) if today is None else f"it is called {today} now. "
+    return ValueError(f"unknown {kind} {name!r}: {near}Known: {', '.join(names)}")
 
 
 def moved(package: str, homes: Mapping[str, Sequence[str]]) -> None:

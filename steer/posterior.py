@@ -1,8 +1,4 @@
-"""The exponential tilt by its value function, and draws of the clean posterior from a denoiser.
-
-`p exp(R) / Z` has the velocity `b + (σ²/2) ∇V`, with the value `V_t(x) = log E[exp(R(x_1)) | x_t]`
-of theory (19) and `σ²/2 = (β'/β) α² - α' α`. A weighted regression finds it without the logarithm.
-"""
+"""Draws of the clean posterior `p(x_1 | x_t = x)` of a flow, from its denoiser alone."""
 
 import math
 
@@ -12,7 +8,7 @@ from torch import Tensor
 from steer.flow import FlowMap
 from steer.path import Path, Time, as_time, like
 
-__all__ = ["glass", "interpolate"]
+__all__ = ["glass", "time_at"]
 
 
 def time_at(path: Path, angle: Tensor) -> Tensor:
@@ -90,9 +86,3 @@ def glass(flow: FlowMap, x: Tensor, t: Time, noise: Tensor, steps: int = 6) -> T
         mean = new
         u = carry(start, mean, slope, f, grid[k + 1])
     return m + u
-
-
-def interpolate(path: Path, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
-    """Return `x_t = alpha_t x_0 + beta_t x_1`, (n, *event), t (n,)."""
-    alpha, beta = path(t)
-    return like(alpha, x_0) * x_0 + like(beta, x_1) * x_1

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import steer
+from steer.tuning import statistics as measures
 from steer.tuning.alarms import Thresholds
-from steer.tuning.instruments import Instruments, Paired, Reading
+from steer.tuning.instruments import Instruments
+from steer.tuning.reading import Paired, Reading
 from steer.tuning.statistics import (
     Drift,
     diversity,
@@ -137,7 +139,7 @@ def test_against_a_slow_reference():
 def test_a_batch_is_its_pictures(monkeypatch):
     x = pictures(7, 12)
     whole = image_statistics(x.double())
-    monkeypatch.setattr(steer.instruments, "PIXELS", 2 * 144)
+    monkeypatch.setattr(measures, "PIXELS", 2 * 144)
     for name, value in image_statistics(x).items():
         assert value.dtype == torch.float32
         assert torch.allclose(value, whole[name], atol=1e-6)

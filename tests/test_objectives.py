@@ -216,7 +216,7 @@ def test_draft_has_the_gradient_of_its_last_steps():
     assert not torch.allclose(gradient(2), gradient(2, anchor=1.0), atol=1e-6)
 
 
-# ------------------------------------------------------------------ the brakes
+# ------------------------------------------------------------------ the penalties
 
 
 def test_action_of_one_jump_is_half_the_squared_displacement():
@@ -274,14 +274,14 @@ def test_self_distillation_is_small_on_a_flow_map_and_not_elsewhere():
     assert self_distillation(bad, bad, x, (s, t), h).max() == 0  # what the base has stays
 
 
-@pytest.mark.parametrize("brake", ["anchor", "data", "noise"])
-def test_each_brake_holds_the_reward_back(brake):
+@pytest.mark.parametrize("penalty", ["anchor", "data_anchor", "noise_anchor"])
+def test_each_penalty_holds_the_reward_back(penalty):
     tuned = adapt(Corrected(NORMAL), 4)
     student = Shifted(NORMAL, 1.0, 0.5)
-    weights = {"anchor": 0.0, "data": 0.0, "noise": 0.0}
+    weights = {"anchor": 0.0, "data_anchor": 0.0, "noise_anchor": 0.0}
     slope = []
     for weight in (0.0, 3.0):
-        rule = Direct(jumps=[2], **{**weights, brake: weight})
+        rule = Direct(jumps=[2], **{**weights, penalty: weight})
         (g,) = torch.autograd.grad(
             rule(batch(student, LinearReward(torch.ones(1)), base=NORMAL))["loss"], student.theta
         )
@@ -306,6 +306,7 @@ def test_names():
         "direct", "transport", "value", "amortise", "nft", "grpo", "adjoint", "draft"
     }  # fmt: skip
     assert steer.OBJECTIVES is OBJECTIVES
+    assert set(TABLE) == set(OBJECTIVES)
     for name in TABLE:
         rule = build(name)
         assert name_of(rule) == name
@@ -323,6 +324,9 @@ def test_names():
         (lambda: Amortise(particles=2, group=4), "draw at least as many"),
         (lambda: Amortise(options={"scal": 1}), "takes no option 'scal'"),
         (lambda: build(Direct(), {"anchor": 1}), "options are for an objective by name"),
+        (lambda: build("direct", {"data": 1}), "it is called data_anchor now"),
+        (lambda: build("value", {"clip": 1}), "it is called max_log_w now"),
+        (lambda: build("nft", {"clip": 1}), "it is called max_advantage now"),
     ],
 )
 def test_wrong_options_say_what_to_do(make, message):

@@ -11,7 +11,9 @@ from steer.adapters.lora import adapt
 from steer.noise import Draws
 from steer.objectives.batch import Batch
 from steer.objectives.direct import Direct
-from steer.objectives.policy import GRPO, NFT, advantages, derivative
+from steer.objectives.grpo import GRPO
+from steer.objectives.nft import NFT, derivative
+from steer.objectives.policy import advantages
 from steer.path import like
 from steer.reward import LinearReward, wrap
 from steer.testing import Corrected
@@ -112,7 +114,7 @@ def test_a_group_of_one_is_refused(objective):
 
 @free
 def test_a_constant_reward_moves_nothing(build):
-    """No advantage, and the base is where the brake holds: the gradient is rounding."""
+    """No advantage, and the base is where the penalty holds: the gradient is rounding."""
     got = gradient(build(), batch_of(lambda x: torch.ones(len(x))))
     uphill = gradient(build(), batch_of(lambda x: x[:, 0]))
     assert got.norm() < 1e-3 * uphill.norm()
@@ -195,7 +197,7 @@ def test_parts_are_reported(part):
     ("build", "message"),
     [
         (lambda: NFT(beta=0.0), "beta must be above 0"),
-        (lambda: NFT(clip=-1.0), "clip must be above 0"),
+        (lambda: NFT(max_advantage=-1.0), "max_advantage must be above 0"),
         (lambda: NFT(kl=-0.1), "kl must not be negative"),
         (lambda: NFT(jumps=()), "jumps must be numbers of at least 1"),
         (lambda: NFT(diagonal=1.5), "diagonal must be a share"),

@@ -248,7 +248,7 @@ def test_weights_are_those_of_the_other_draws():
     kept = Value(draws=2)
     kept.load_state_dict(objective.state_dict())
     assert torch.equal(kept.weigh(batch, r), objective.weigh(batch, r))
-    clipped = Value(draws=2, clip=0.5).weigh(batch, r)
+    clipped = Value(draws=2, max_log_w=0.5).weigh(batch, r)
     assert float(clipped.log().max()) == pytest.approx(0.5)
 
 
@@ -287,12 +287,12 @@ def test_rewards_without_gradient_are_enough():
         (lambda: Value(draws=0), "one x_1 for each x_t"),
         (lambda: Value(steps=1), "4 to 8"),
         (lambda: Value(policy="old"), "'base' or 'student'"),
-        (lambda: Value(clip=0.0), "None leaves it unbounded"),
+        (lambda: Value(max_log_w=0.0), "None leaves it unbounded"),
         (lambda: Value(ends=0.0), r"\[e, 1 - e\]"),
-        (lambda: Value(distil=-1.0), "0 tunes no jumps"),
+        (lambda: Value(distil=-1.0), "distil must not be negative"),
         (lambda: Adjoint(steps=1), "16 or more"),
         (lambda: Adjoint(subset=17), "between 1 and steps = 16"),
-        (lambda: Adjoint(distil=-1.0), "0 tunes no jumps"),
+        (lambda: Adjoint(distil=-1.0), "distil must not be negative"),
         (lambda: glass(mixture(), torch.zeros(1, 2), 0.5, torch.zeros(1, 2), 1), "at least 2"),
     ],
 )

@@ -88,39 +88,47 @@ def test_the_configuration_file_names_arguments_that_exist():
 
 def test_batches_are_functions_of_seed_and_step_and_never_cut_ink():
     from recipes.data.emoji import load as load_emoji
+    from recipes.data.shifts import shifted
     from steer.training.data import Batches
 
     emoji = load_emoji()
     images = emoji.images[:40]
-
-    def draw(i, generator):
-        return images[i], emoji.captions(i, generator)
-
-    batches = Batches(images, draw, 8, seed=3)
+    draw = shifted(images, lambda i, g: (images[i], emoji.captions(i, g)), 2)
+    batches = Batches(40, draw, 8, seed=3)
     x, prompts = batches(7)
-    again, same = Batches(images, draw, 8, seed=3)(7)
+    again, same = Batches(40, draw, 8, seed=3)(7)
     assert torch.equal(x, again)
     assert prompts == same
-    assert prompts != Batches(images, draw, 8, seed=4)(7)[1]
+    assert prompts != Batches(40, draw, 8, seed=4)(7)[1]
     ink = (1 - images).sum((1, 2, 3)).sort().values
     seen = torch.cat([batches(k)[0] for k in range(5)])  # one epoch
-    torch.testing.assert_close((1 - (seen + 1) / 2).sum((1, 2, 3)).sort().values, ink)
+    torch.testing.assert_close((1 - seen).sum((1, 2, 3)).sort().values, ink)
 
 
 def test_empty_prompts_have_their_share():
     from steer.training.data import Batches
 
     white = torch.ones(10, 3, 4, 4)
-    batches = Batches(white, lambda i, g: (white[i], "word"), 50, empty=0.12)
+    batches = Batches(10, lambda i, g: (white[i], "word"), 50, empty=0.12)
     prompts = [p for k in range(40) for p in batches(k)[1]]
     assert abs(prompts.count("") / len(prompts) - 0.12) < 0.03
 
 
+def test_the_average_follows_slowly_but_for_the_start():
+    from steer.training.average import follow
+
+    old, new = [torch.zeros(3), torch.ones(2, 2)], [torch.ones(3), torch.zeros(2, 2)]
+    follow(old, new, 0.9, 1)
+    assert torch.allclose(old[0], torch.full((3,), 1 - 2 / 11))
+    follow(old, new, 0.9, 1000)
+    assert torch.allclose(old[1], torch.full((2, 2), 0.9 * 2 / 11))
+
+
 def test_muon_steps_have_unit_singular_values_and_find_a_minimum():
-    from steer.training.optim import MuonAdamW, _muon
+    from steer.training.optim import MuonAdamW, muon_update
 
     g = torch.randn(16, 4, 3, 3, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(_muon(g, {}).flatten(1)) / (0.2 * 6)
+    values = torch.linalg.svdvals(muon_update(g, {}).flatten(1)) / (0.2 * 6)
     assert 0.6 < values.min() < values.max() < 1.3
     torch.manual_seed(0)
     layer, goal = nn.Linear(4, 4), nn.Linear(4, 4)

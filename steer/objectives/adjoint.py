@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from steer.objectives.batch import Batch, Objective
-from steer.objectives.parts import distil, squared
+from steer.objectives.parts import distil, penalties, squared
 from steer.path import Path, as_time, like
-from steer.posterior import interpolate
 
 __all__ = ["Adjoint", "memoryless"]
 
@@ -29,9 +28,8 @@ def memoryless(path: Path, s: float, t: float) -> tuple[Tensor, Tensor, Tensor]:
         s: start, below 1.
         t: end, above s.
     """
-    (a, b), (alpha, beta) = path(as_time(s)), path(as_time(t))
-    k = b / beta
-    v = a**2 - k**2 * alpha**2
+    k, v = path.renoise(t, s)
+    (a, _), (alpha, beta) = path(as_time(s)), path(as_time(t))
     return k * alpha**2 / a**2, beta * v / a**2, alpha**2 * v / a**2
 
 
@@ -56,7 +54,7 @@ class Adjoint(Objective):
     Args:
         steps: of a rollout, at least 2. Their times move from batch to batch.
         subset: how many of them the loss sees, spread over all.
-        distil: weight of the self-distillation.
+        distil: weight of the self-distillation; 0 tunes no jumps.
         step: shortest and longest Heun step of it.
 
     Raises:
@@ -75,8 +73,7 @@ class Adjoint(Objective):
             raise ValueError(f"steps must be at least 2, got {steps}: 16 or more are accurate")
         if not 1 <= subset <= steps:
             raise ValueError(f"subset must be between 1 and steps = {steps}, got {subset}")
-        if distil < 0:
-            raise ValueError(f"distil must not be negative, got {distil}; 0 tunes no jumps")
+        penalties(distil=distil)
         self.steps, self.subset = steps, subset
         self.distil, self.step = distil, tuple(step)
 
@@ -139,6 +136,6 @@ class Adjoint(Objective):
         total, out = tilt, {"tilt": tilt.detach()}
         if self.distil:
             x_0, x_1, path = batch.noise(), states[-1], batch.base.path
-            off = distil(batch, lambda s: interpolate(path, x_0, x_1, s), *self.step)
+            off = distil(batch, lambda s: path.interpolate(x_0, x_1, s), *self.step)
             total, out["off"] = tilt + self.distil * off, off.detach()
         return {"loss": total, "reward": value.mean() * batch.temperature, **out}

@@ -11,15 +11,16 @@ from steer.noise import Noise
 from steer.objectives.batch import Batch, Objective
 from steer.objectives.parts import distil, squared
 from steer.objectives.regression import velocity_loss
-from steer.posterior import interpolate
+from steer.sampling.methods import TABLE, check_options
+from steer.sampling.run import sample
 
-__all__ = ["Amortise", "Population"]
+__all__ = ["Amortise", "Drawn"]
 
 COUPLED = ("fmrg-j",)
 """Methods whose picture is a function of its noise: the map can learn the pairs."""
 
-Population = Mapping[str, Tensor]
-"""A prompt's draws: "x_0", "x_1" (m, *event) and "log_w" (m,)."""
+Drawn = Mapping[str, Tensor]
+"""A prompt's guided draws: "x_0", "x_1" (m, *event) and "log_w" (m,)."""
 
 
 class Amortise(Objective):
@@ -64,8 +65,6 @@ class Amortise(Objective):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        from steer.sampling.methods import TABLE, check_options
-
         check_options(method, options or {})
         if particles < group:
             raise ValueError(
@@ -77,9 +76,9 @@ class Amortise(Objective):
         self.coupled = method in COUPLED
         self.differentiable = TABLE[method].gradient
         self.tempered = TABLE[method].tempered
-        self._drawn: dict[tuple[str, int], Population] = {}
+        self._drawn: dict[tuple[str, int], Drawn] = {}
 
-    def population(self, batch: Batch, prompt: int, turn: int) -> Population:
+    def population(self, batch: Batch, prompt: int, turn: int) -> Drawn:
         """Return the draws of one of the batch's prompts in a round, drawn where they are missing.
 
         Args:
@@ -97,9 +96,7 @@ class Amortise(Objective):
             self._drawn[key] = self._draw(batch, None if names is None else name, asked, turn)
         return self._drawn[key]
 
-    def _draw(self, batch: Batch, name: str | None, asked: str | None, turn: int) -> Population:
-        from steer.sampling.run import sample
-
+    def _draw(self, batch: Batch, name: str | None, asked: str | None, turn: int) -> Drawn:
         if batch.unbound is None:
             raise ValueError("amortise samples by itself: give the batch its unbound base")
         digest = hashlib.blake2b((name or "").encode(), digest_size=4).digest()
@@ -151,5 +148,5 @@ class Amortise(Objective):
         noise, t = batch.noise(), batch.draws.uniform()
         tilt = velocity_loss(batch.student, noise, x_1, t).mean()
         path = batch.student.path
-        off = distil(batch, lambda s: interpolate(path, noise, x_1, s), *self.step)
+        off = distil(batch, lambda s: path.interpolate(noise, x_1, s), *self.step)
         return {"loss": tilt + self.distil * off, "tilt": tilt.detach(), "off": off.detach()}

@@ -1,7 +1,7 @@
-"""What the objectives of reward tuning share: their batch, their brakes, and their names.
+"""What an objective of reward tuning is, and what it is called with: a batch.
 
-An objective is called with a `Batch` and returns a loss and what is worth logging. In `R` the
-reward is divided by the temperature, so a batch says how hard it is tuned.
+It returns a loss and what is worth logging. In `R` the reward is divided by the temperature, so a
+batch says how hard it is tuned.
 """
 
 from abc import abstractmethod
@@ -107,10 +107,12 @@ class Objective(nn.Module):
     Attributes:
         differentiable: whether it needs the reward's gradient.
         group: rows of each prompt in a batch.
+        per_call: whether the loss depends, a little, on which rows are in one call.
     """
 
     differentiable: bool = True
     group: int = 1
+    per_call: bool = False
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:

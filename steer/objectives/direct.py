@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from steer.flow import composed
 from steer.guidance.control import direction
 from steer.objectives.batch import Batch, Objective
-from steer.objectives.parts import action, consistency, noise_displacement, squared
+from steer.objectives.parts import action, consistency, noise_displacement, penalties, squared
 
 __all__ = ["Direct", "Draft"]
 
@@ -33,11 +34,11 @@ def ascend(batch: Batch, x_1: Tensor, normalise: float | None) -> tuple[Tensor, 
 
 
 class Direct(Objective):
-    """`-R(X(0,1,x_0))` through one jump, or through several at random times, with brakes.
+    """`-R(X(0,1,x_0))` through one jump, or through several at random times, with penalties.
 
-    `loss = E[-R(x_1) + Σ brakes]`, `x_1 = X(t_k,1, ... X(0,t_1,x_0))`: DRaFT (Clark et al. 2023,
-    arXiv 2309.17400) with the map in place of the sampler's last step: nothing is truncated, and
-    the gradient is that of the picture that is drawn.
+    `loss = E[-R(x_1) + Σ penalties]`, `x_1 = X(t_k,1, ... X(0,t_1,x_0))`: DRaFT (Clark et al.
+    2023, arXiv 2309.17400) with the map in place of the sampler's last step: nothing is truncated,
+    and the gradient is that of the picture that is drawn.
 
     With one jump and `anchor` alone the optimum is known: each noise by itself maximises
     `R(y) - anchor/2 |y - X_b(0,1,x_0)|²`. For a linear reward, `R = a·x`, that is the base's
@@ -48,22 +49,23 @@ class Direct(Objective):
         jumps: how many jumps a batch is drawn by: one of these, at random.
         anchor: weight of the control energy of each jump, `(t-s)/2 |v_θ - v_b|²`; at one jump it
             is `½ |X_θ - X_b|²`.
-        data: weight of `½ |x_1 - x_1'|²`, with x_1' the reference's picture of the same noise.
-        noise: weight of `½ |z - z'|²`, with z and z' the noise that the base's flow leads to x_1
-            and x_1'.
+        data_anchor: weight of `½ |x_1 - x_1'|²`, with x_1' the reference's picture of the same
+            noise.
+        noise_anchor: weight of `½ |z - z'|²`, with z and z' the noise that the base's flow leads
+            to x_1 and x_1'.
         consistency: weight of the map's consistency, theory (7), between random times, so that
             what one jump learns reaches the jumps that compose it.
         normalise: give each row's reward gradient this norm; None: as it is. Then R is no longer
             what is maximised, and the temperature has no effect.
-        reference: what the brakes hold to: the base, or the running average of the adapters.
+        reference: what the anchors hold to: the base, or the running average of the adapters.
     """
 
     def __init__(
         self,
         jumps: Sequence[int] = (1, 2, 4),
         anchor: float = 1.0,
-        data: float = 0.0,
-        noise: float = 0.0,
+        data_anchor: float = 0.0,
+        noise_anchor: float = 0.0,
         consistency: float = 0.0,
         normalise: float | None = None,
         reference: Literal["base", "average"] = "base",
@@ -71,14 +73,15 @@ class Direct(Objective):
         super().__init__()
         if not jumps or min(jumps) < 1:
             raise ValueError(f"jumps must be numbers of at least 1, got {list(jumps)}")
-        brakes = {"anchor": anchor, "data": data, "noise": noise, "consistency": consistency}
-        for name, weight in brakes.items():
-            if weight < 0:
-                raise ValueError(f"{name} must not be negative, got {weight}: it is a brake")
+        penalties(
+            anchor=anchor, data_anchor=data_anchor, noise_anchor=noise_anchor,
+            consistency=consistency,
+        )  # fmt: skip
         if reference not in ("base", "average"):
             raise ValueError(f"reference must be 'base' or 'average', got {reference!r}")
         self.jumps, self.normalise, self.reference = list(jumps), normalise, reference
-        self.anchor, self.data, self.noise, self.consistency = anchor, data, noise, consistency
+        self.anchor, self.consistency = anchor, consistency
+        self.data_anchor, self.noise_anchor = data_anchor, noise_anchor
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss", "reward", "action", ...}."""
@@ -96,18 +99,16 @@ class Direct(Objective):
         loss, value = ascend(batch, x, self.normalise)
         loss = loss + self.anchor * spent
         out = {"reward": value.mean() * batch.temperature, "action": spent.detach().mean()}
-        if self.data or self.noise:
+        if self.data_anchor or self.noise_anchor:
             with torch.no_grad():
-                plain = x_0
-                for s, t in pairwise(times):
-                    plain = held.jump(plain, s, t)
-        if self.data:
-            loss = loss + self.data / 2 * squared(x - plain)
-        if self.noise:
+                plain = composed(held, x_0, times)
+        if self.data_anchor:
+            loss = loss + self.data_anchor / 2 * squared(x - plain)
+        if self.noise_anchor:
             moved = noise_displacement(batch.base, x)
             with torch.no_grad():
                 home = noise_displacement(batch.base, plain)
-            loss = loss + self.noise / 2 * squared(moved - home)
+            loss = loss + self.noise_anchor / 2 * squared(moved - home)
         total = loss.mean()
         if self.consistency:
             s, u, t = batch.draws.uniform((3,)).sort(1).values.unbind(1)
@@ -126,7 +127,7 @@ class Draft(Objective):
 
     DRaFT-K (Clark et al. 2023, arXiv 2309.17400), AlignProp (Prabhudesai et al. 2023, arXiv
     2310.03739): the baseline that needs no flow map. The gradient is truncated, so it has no
-    optimum of its own: early stops and the adapters' scale are its brakes.
+    optimum of its own: early stops and the adapters' scale are what holds it.
 
     Args:
         steps: Euler steps of a rollout.
@@ -138,8 +139,7 @@ class Draft(Objective):
         super().__init__()
         if not 1 <= last <= steps:
             raise ValueError(f"last must be between 1 and steps = {steps}, got {last}")
-        if anchor < 0:
-            raise ValueError(f"anchor must not be negative, got {anchor}: it is a brake")
+        penalties(anchor=anchor)
         self.steps, self.last, self.anchor = steps, last, anchor
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

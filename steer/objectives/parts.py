@@ -1,7 +1,6 @@
-"""What the objectives of reward tuning share: their batch, their brakes, and their names.
+"""Terms that the losses of reward tuning are made of: penalties that hold a flow, and consistency.
 
-An objective is called with a `Batch` and returns a loss and what is worth logging. In `R` the
-reward is divided by the temperature, so a batch says how hard it is tuned.
+A penalty has a weight, at least 0, and is a cost in the units of `R`.
 """
 
 from collections.abc import Callable
@@ -21,9 +20,24 @@ __all__ = [
     "distil",
     "draw_pair_of",
     "noise_displacement",
+    "penalties",
     "self_distillation",
     "squared",
 ]
+
+
+def penalties(**weights: float) -> None:
+    """Refuse weights of penalties that are negative.
+
+    Raises:
+        ValueError: one of them is; the message names it.
+    """
+    for name, weight in weights.items():
+        if not weight >= 0:
+            raise ValueError(
+                f"{name} must not be negative, got {weight}: it is the weight of a penalty, and 0 "
+                "leaves it out"
+            )
 
 
 def squared(x: Tensor) -> Tensor:
@@ -127,7 +141,7 @@ def distil(batch: Batch, x: Callable[[Tensor], Tensor], low: float, high: float)
 
 
 def draw_pair_of(draws: Draws, ends: float = 0.35) -> tuple[Tensor, Tensor]:
-    """Draw pairs s < t as `consistency.draw_pair` does, from the rows' own randomness."""
+    """Draw pairs s < t, uniform on the triangle; a share `ends` has s = 0, as many t = 1, (n,)."""
     pair = draws.uniform((2,)).sort(1).values
     s, t = pair.unbind(1)
     s = torch.where(draws.uniform() < ends, 0.0, s)

@@ -1,6 +1,6 @@
-"""Training a velocity, then the flow map of a frozen velocity.
+"""Regressions that make a velocity, and the flow map of a velocity.
 
-The velocity is fitted by flow matching (Lipman et al. 2023, arXiv 2210.02747). The map by the
+A velocity is fitted by flow matching (Lipman et al. 2023, arXiv 2210.02747). A map by the
 Lagrangian rule `∂_t X(s,t,x) = b_t(X(s,t,x))` (Boffi et al. 2024, 2406.07507) in discrete form:
 the map at t is the map at t - h carried on by one Heun step of the velocity. No derivative of
 the network is taken, so high time frequencies cannot blow the rule up. Derived in docs/theory.md.
@@ -14,13 +14,14 @@ from torch import Tensor
 from steer.flow import FlowMap
 from steer.path import like
 
-__all__ = ["Velocity", "lagrangian_loss", "lagrangian_target", "velocity_loss"]
+__all__ = ["Velocity", "lagrangian_loss", "lagrangian_target", "mean_square", "velocity_loss"]
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
+"""`(x, t) -> b_t(x)`, times (n,)."""
 
 
-def _square(error: Tensor) -> Tensor:
-    """Mean square over the event, (n,)."""
+def mean_square(error: Tensor) -> Tensor:
+    """Return the mean square over the event, (n,), in float32."""
     return error.float().square().flatten(1).mean(1)
 
 
@@ -33,10 +34,10 @@ def velocity_loss(flow: FlowMap, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
         x_1: data (n, *event).
         t: times (n,).
     """
-    alpha, beta = flow.path(t)
     alpha_dot, beta_dot = flow.path.derivative(t)
-    x_t = like(alpha, x_0) * x_0 + like(beta, x_1) * x_1
-    return _square(flow.velocity(x_t, t) - like(alpha_dot, x_0) * x_0 - like(beta_dot, x_1) * x_1)
+    b = flow.velocity(flow.path.interpolate(x_0, x_1, t), t)
+    # one after the other, not `slope`: a run that was begun before goes on to the last bit
+    return mean_square(b - like(alpha_dot, x_0) * x_0 - like(beta_dot, x_1) * x_1)
 
 
 def lagrangian_target(
@@ -75,4 +76,4 @@ def lagrangian_loss(
     with torch.no_grad():
         goal = lagrangian_target(target, velocity, x, s, t, h)
     gap = like((t - s).clamp(min=1e-3), x)
-    return _square((flow.jump(x, s, t) - goal) / gap)
+    return mean_square((flow.jump(x, s, t) - goal) / gap)

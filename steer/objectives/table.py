@@ -4,34 +4,37 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from steer.names import unknown
+from steer.catalogue import OBJECTIVES
+from steer.names import hint, unknown
 from steer.objectives.adjoint import Adjoint
 from steer.objectives.amortise import Amortise
 from steer.objectives.batch import Objective
 from steer.objectives.direct import Direct, Draft
-from steer.objectives.policy import GRPO, NFT
+from steer.objectives.grpo import GRPO
+from steer.objectives.nft import NFT
 from steer.objectives.transport import Transport
 from steer.objectives.value import Value
 
-__all__ = ["OBJECTIVES", "TABLE", "build", "name_of", "options_of"]
+__all__ = ["OBJECTIVES", "RENAMED", "TABLE", "build", "name_of", "options_of"]
 
-TABLE: dict[str, tuple[type[Objective], str]] = {
-    "direct": (Direct, "ascent of the reward through one jump, or several, with brakes"),
-    "transport": (Transport, "the transport tilt: reward against control energy (2609.27033)"),
-    "value": (
-        Value,
-        "the exponential tilt by weighted posterior draws (Meta Flow Maps, 2601.14430)",
-    ),
-    "amortise": (Amortise, "guidance paid once: regress the map on a guided population"),
-    "nft": (NFT, "no gradient: forward-process contrast on the map (2509.16117, 2607.15273)"),
-    "grpo": (GRPO, "no gradient: group-relative, anchored stochastic jumps (2607.00535)"),
-    "adjoint": (Adjoint, "baseline: adjoint matching on a memoryless rollout (2409.08861)"),
-    "draft": (Draft, "baseline: truncated backpropagation through a rollout (2309.17400)"),
+TABLE: dict[str, type[Objective]] = {
+    "direct": Direct,
+    "transport": Transport,
+    "value": Value,
+    "amortise": Amortise,
+    "nft": NFT,
+    "grpo": GRPO,
+    "adjoint": Adjoint,
+    "draft": Draft,
 }
-"""Name -> its class, and one line."""
+"""Name -> its class; `steer.catalogue.OBJECTIVES` says in a line what each is."""
 
-OBJECTIVES = {name: line for name, (_, line) in TABLE.items()}
-"""Name -> one line."""
+RENAMED = {
+    "direct": {"data": "data_anchor", "noise": "noise_anchor"},
+    "value": {"clip": "max_log_w"},
+    "nft": {"clip": "max_advantage"},
+}
+"""Objective -> earlier names of its options -> those of today."""
 
 
 def build(objective: str | Objective, options: Mapping[str, Any] | None = None) -> Objective:
@@ -46,19 +49,22 @@ def build(objective: str | Objective, options: Mapping[str, Any] | None = None) 
         return objective
     if objective not in TABLE:
         raise unknown("objective", objective, TABLE)
-    kind = TABLE[objective][0]
+    kind = TABLE[objective]
     known = inspect.signature(kind).parameters
     for name in options or {}:
         if name not in known:
+            today = RENAMED.get(objective, {}).get(name)
+            near = hint(name, known) if today is None else f"it is called {today} now; "
             raise ValueError(
-                f"objective {objective!r} takes no option {name!r}: it takes {', '.join(known)}"
+                f"objective {objective!r} takes no option {name!r}: {near}it takes "
+                f"{', '.join(known)}"
             )
     return kind(**(options or {}))
 
 
 def name_of(objective: Objective) -> str:
     """Return an objective's name, or its class's where it has none here."""
-    for name, (kind, _) in TABLE.items():
+    for name, kind in TABLE.items():
         if type(objective) is kind:
             return name
     return type(objective).__name__

@@ -1,4 +1,4 @@
-"""The exponential tilt by its value function, and draws of the clean posterior from a denoiser.
+"""The exponential tilt by its value function.
 
 `p exp(R) / Z` has the velocity `b + (σ²/2) ∇V`, with the value `V_t(x) = log E[exp(R(x_1)) | x_t]`
 of theory (19) and `σ²/2 = (β'/β) α² - α' α`. A weighted regression finds it without the logarithm.
@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from steer.objectives.batch import Batch, Objective
-from steer.objectives.parts import distil, squared
+from steer.objectives.parts import distil, penalties, squared
 from steer.path import Path, like
-from steer.posterior import glass, interpolate
+from steer.posterior import glass
 
-__all__ = ["Value"]
+__all__ = ["Value", "slot", "tilt_gain"]
 
 SLOTS = 4096
-
 """Running constants, one for each prompt (two that share one do no harm)."""
 
 
@@ -75,8 +74,8 @@ class Value(Objective):
         steps: denoiser calls of one draw, see `glass`.
         policy: whose jumps x_t is made of. The student's are where it will be, and make weights
             even for a strong tilt; all draws are then `glass`'s.
-        clip: the largest log w, a bias towards the base; None: unbounded.
-        distil: weight of the self-distillation.
+        max_log_w: the largest log w, a bias towards the base; None: unbounded.
+        distil: weight of the self-distillation; 0 tunes no jumps.
         step: shortest and longest Heun step of it.
         ends: how near t comes to 0 and 1.
 
@@ -84,13 +83,15 @@ class Value(Objective):
         ValueError: an option out of its range; the message says what it may be.
     """
 
+    per_call = True  # the running estimates move with each call
+
     def __init__(
         self,
         gradient: bool = True,
         draws: int = 1,
         steps: int = 6,
         policy: Literal["base", "student"] = "base",
-        clip: float | None = None,
+        max_log_w: float | None = None,
         distil: float = 1.0,
         step: tuple[float, float] = (0.03, 0.13),
         ends: float = 0.01,
@@ -102,17 +103,16 @@ class Value(Objective):
             raise ValueError(f"steps must be at least 2, got {steps}: 4 to 8 are accurate")
         if policy not in ("base", "student"):
             raise ValueError(f"policy must be 'base' or 'student', got {policy!r}")
-        if clip is not None and clip <= 0:
+        if max_log_w is not None and max_log_w <= 0:
             raise ValueError(
-                f"clip must be positive, got {clip}: it bounds log w, which is near 0 at first; "
-                "None leaves it unbounded"
+                f"max_log_w must be positive, got {max_log_w}: it bounds log w, which is near 0 "
+                "at first; None leaves it unbounded"
             )
         if not 0 < ends < 0.5:
             raise ValueError(f"ends must be in (0, .5), got {ends}: t is uniform on [e, 1 - e]")
-        if distil < 0:
-            raise ValueError(f"distil must not be negative, got {distil}; 0 tunes no jumps")
+        penalties(distil=distil)
         self.gradient = self.differentiable = gradient
-        self.draws, self.steps, self.policy, self.clip = draws, steps, policy, clip
+        self.draws, self.steps, self.policy, self.max_log_w = draws, steps, policy, max_log_w
         self.distil, self.step, self.ends = distil, tuple(step), ends
         unseen = torch.full((SLOTS,), torch.nan, dtype=torch.float64)
         self.register_buffer("log_z", unseen)
@@ -165,7 +165,7 @@ class Value(Objective):
         others = torch.where(own, running[:, None, None], r[:, None, :])  # (n, draw, the others)
         log_w = r - (others.logsumexp(2) - math.log(m))
         self.log_z[slots] = torch.logaddexp(known + math.log(0.95), now + math.log(0.05))
-        return (log_w if self.clip is None else log_w.clamp(max=self.clip)).exp()
+        return (log_w if self.max_log_w is None else log_w.clamp(max=self.max_log_w)).exp()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss", "reward", "tilt", "off", "ess"}.
@@ -178,7 +178,7 @@ class Value(Objective):
         t = self.ends + (1 - 2 * self.ends) * batch.draws.uniform()
         with torch.no_grad():
             x_1 = source.jump(z, 0.0, 1.0)
-            x = interpolate(source.path, x_0, x_1, t)
+            x = source.path.interpolate(x_0, x_1, t)
             b = batch.base.velocity(x, t)
         exact = self.policy == "base" and not self.differentiable
         r, w, push = self.push(batch, x, t, x_1 if exact else None)
@@ -187,7 +187,7 @@ class Value(Objective):
         tilt = squared(v - goal).mean() / x[0].numel()
         total, out = tilt, {"tilt": tilt.detach()}
         if self.distil:
-            off = distil(batch, lambda s: interpolate(source.path, x_0, x_1, s), *self.step)
+            off = distil(batch, lambda s: source.path.interpolate(x_0, x_1, s), *self.step)
             total, out["off"] = tilt + self.distil * off, off.detach()
         out["ess"] = w.mean().square() / w.square().mean()
         return {"loss": total, "reward": r.mean() * batch.temperature, **out}

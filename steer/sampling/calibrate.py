@@ -1,15 +1,19 @@
-"""What is learnt of a reward before a run: from one-jump samples of its prompts."""
+"""What is found out of a reward before a run, from one-jump samples: its scale, and its spread."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from steer.flow import FlowMap, flat_prompts
+from steer.batches import in_batches, join_rows
+from steer.flow import FlowMap, device_of, flat_prompts
 from steer.noise import Noise, noise_dtype
 from steer.reward import Reward, learners, name_of, score
 
-__all__ = ["learn", "one_jump_scores"]
+__all__ = ["learn", "one_jump_scores", "spread"]
+
+ROWS = 64
+"""Rows of one call, where nothing else is said."""
 
 
 @torch.no_grad()
@@ -20,22 +24,70 @@ def one_jump_scores(
     asked: Sequence[str] | None = None,
     seed: int = 0,
     most: int = 16,
+    batch_size: int = ROWS,
 ) -> Tensor:
     """Score one-jump samples: 8 of each of at most `most` prompts, or 128 without prompts.
+
+    Args:
+        flow: what draws them, where it is; no prompts bound.
+        reward: where the flow is.
+        prompts: what is drawn; None for a flow without prompts.
+        asked: what the reward is asked for each, where that differs.
+        seed: keys the noise.
+        most: how many of the prompts are drawn.
+        batch_size: the most rows of one call.
 
     Returns:
         The scores (p, n), in float64.
     """
     chosen = None if prompts is None else list(prompts)[:most]
-    n = 128 if chosen is None else 8
-    noise = Noise(seed, range(len(chosen or [""])), n, step="spread", dtype=noise_dtype(flow))
-    x = noise.normal(flow.event_shape)
-    some = next(iter(flow.parameters()), None)
-    bound = flow if chosen is None else flow.given(chosen)
-    y = bound.lookahead(x if some is None else x.to(some.device), 0.0)
-    questions = asked if asked is not None else chosen
-    texts = None if questions is None else flat_prompts(list(questions)[:most], len(y))
-    return score(reward, flow.decode(y), texts).double().reshape(-1, n)
+    p, n = (1, 128) if chosen is None else (len(chosen), 8)
+    noise = Noise(seed, range(p), n, step="spread", dtype=noise_dtype(flow))
+    x = noise.normal(flow.event_shape).to(device_of(flow))
+    questions = chosen if asked is None else list(asked)[:most]
+    group = max(1, batch_size // n)  # prompts of one call
+    parts = []
+    for a in range(0, p, group):
+        some = slice(a, min(a + group, p))
+        bound = flow if chosen is None else flow.given(chosen[some])
+        texts = None if questions is None else questions[some]
+
+        def scores(x: Tensor, bound: FlowMap = bound, texts: list[str] | None = texts) -> Tensor:
+            asked = None if texts is None else flat_prompts(texts, len(x))
+            return score(reward, bound.decode(bound.lookahead(x, 0.0)), asked)
+
+        rows = x[a * n : some.stop * n]
+        parts.append(join_rows(in_batches(scores, rows, batch_size, some.stop - a), some.stop - a))
+    return torch.cat(parts).double().reshape(p, n)
+
+
+def spread(
+    flow: FlowMap,
+    reward: Reward,
+    prompts: Sequence[str] | None,
+    asked: Sequence[str] | None = None,
+    seed: int = 0,
+    *,
+    most: int = 16,
+    batch_size: int = ROWS,
+) -> float:
+    """Return the reward's standard deviation over one-jump samples of the same prompt.
+
+    Root mean square over at most `most` prompts, 8 samples each; 128 samples without prompts. The
+    arguments are those of `one_jump_scores`.
+
+    Raises:
+        ValueError: the reward is the same for all samples.
+    """
+    values = one_jump_scores(flow, reward, prompts, asked, seed, most, batch_size)
+    deviation = float(values.var(1).mean().sqrt())
+    if not deviation > 1e-8:
+        raise ValueError(
+            f"reward {name_of(reward)!r} is the same, {float(values[0, 0]):g}, for all one-jump "
+            "samples of a prompt: it has no spread to set a temperature by, so give temperature, "
+            "in the reward's units, or look at the reward"
+        )
+    return deviation
 
 
 def learn(
@@ -44,6 +96,8 @@ def learn(
     prompts: Sequence[str] | None = None,
     asked: Sequence[str] | None = None,
     seed: int = 0,
+    *,
+    batch_size: int = ROWS,
 ) -> int:
     """Let the parts of a reward that learn a scale learn it, where they have none yet.
 
@@ -55,6 +109,7 @@ def learn(
         prompts: what is drawn; None for a flow without prompts.
         asked: what the reward is asked for each, where that differs.
         seed: keys the noise.
+        batch_size: the most rows of one call.
 
     Returns:
         How many samples were drawn: 0 where there was nothing to learn.
@@ -74,7 +129,7 @@ def learn(
     # from the inside out: an outer scale is learnt of scores that the inner ones have normalised
     for part in reversed(new):
         part.training = True
-        scores = one_jump_scores(flow, reward, prompts, asked, seed)
+        scores = one_jump_scores(flow, reward, prompts, asked, seed, batch_size=batch_size)
         bad = scores[~torch.isfinite(scores)]
         if len(bad):
             raise FloatingPointError(

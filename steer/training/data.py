@@ -1,8 +1,4 @@
-"""Lightning training of a flow map: running average, exact resume, Muon with AdamW.
-
-Everything that is drawn in step k is a function of (seed, k), so a run that was stopped and
-resumed equals one that never was. Import it by name: `import steer` does not load Lightning.
-"""
+"""What a training step draws: a function of (seed, step), so that a resumed run draws the same."""
 
 from collections.abc import Callable
 
@@ -13,6 +9,7 @@ from torch.utils.data import DataLoader
 __all__ = ["Batch", "Batches", "generator_of", "step_loader"]
 
 Batch = tuple[Tensor, list[str]]
+"""x (batch, *event) and a caption for each."""
 
 
 def generator_of(seed: int, step: int, stream: int = 0) -> torch.Generator:
@@ -22,61 +19,44 @@ def generator_of(seed: int, step: int, stream: int = 0) -> torch.Generator:
 
 
 class Batches:
-    """Draw the batch of a step: shifted pictures in [-1, 1] and their captions.
-
-    A picture is shifted by up to `shift` whole pixels, but only inside its own blank margin: no
-    ink is ever cut. Every picture is seen once before any is seen twice.
+    """Draw the batch of a step: every item is seen once before any is seen twice.
 
     Args:
-        images: pictures on white (n, 3, h, w) in [0, 1]; their ink says how far one may shift.
-        draw: (index, generator) -> (the picture or a variant of it, a caption).
-        batch_size: pictures a step.
+        count: how many items there are.
+        draw: (index, generator) -> (the x of an item, or of a variant of it, and a caption).
+        batch_size: items a step.
         seed: with the step, it fixes the batch.
-        empty: share of empty prompts.
-        shift: largest shift in pixels.
+        empty: share of empty captions.
     """
 
     def __init__(
         self,
-        images: Tensor,
+        count: int,
         draw: Callable[[int, torch.Generator], tuple[Tensor, str]],
         batch_size: int,
         *,
         seed: int = 0,
         empty: float = 0.12,
-        shift: int = 2,
     ) -> None:
-        self.images, self.draw, self.batch_size = images, draw, batch_size
-        self.seed, self.empty, self.shift = seed, empty, shift
-        ink = (images < 0.99).any(1)
-        rows, columns = ink.any(2).int(), ink.any(1).int()
-        margins = [rows.argmax(1), rows.flip(1).argmax(1)]
-        margins += [columns.argmax(1), columns.flip(1).argmax(1)]
-        self.margins = torch.stack(margins, 1).clamp(max=shift)
-
-    def _shifted(self, i: int, picture: Tensor, generator: torch.Generator) -> Tensor:
-        shifts = []
-        for before, after in self.margins[i].reshape(2, 2).tolist():
-            shifts.append(int(torch.randint(-before, after + 1, (), generator=generator)))
-        return picture.roll(shifts, (1, 2))
+        self.count, self.draw, self.batch_size = count, draw, batch_size
+        self.seed, self.empty = seed, empty
 
     def __call__(self, step: int) -> Batch:
-        """Return the pictures (batch, 3, h, w) and the prompts of a step."""
-        n = len(self.images)
+        """Return x (batch, *event) and the captions of a step."""
+        n = self.count
         places = range(step * self.batch_size, (step + 1) * self.batch_size)
         orders = {
             epoch: torch.randperm(n, generator=generator_of(self.seed, epoch, 1)).tolist()
             for epoch in {p // n for p in places}
         }
         generator = generator_of(self.seed, step, 2)
-        pictures, prompts = [], []
+        drawn, captions = [], []
         for p in places:
-            i = orders[p // n][p % n]
-            picture, caption = self.draw(i, generator)
-            pictures.append(self._shifted(i, picture, generator))
+            x, caption = self.draw(orders[p // n][p % n], generator)
+            drawn.append(x)
             none = float(torch.rand((), generator=generator)) < self.empty
-            prompts.append("" if none else caption)
-        return 2 * torch.stack(pictures) - 1, prompts
+            captions.append("" if none else caption)
+        return torch.stack(drawn), captions
 
 
 def step_loader(steps: int) -> DataLoader:

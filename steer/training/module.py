@@ -1,4 +1,4 @@
-"""Lightning training of a flow map: running average, exact resume, Muon with AdamW.
+"""Lightning training of a flow map by a rule, with the running average of its weights.
 
 Everything that is drawn in step k is a function of (seed, k), so a run that was stopped and
 resumed equals one that never was. Import it by name: `import steer` does not load Lightning.
@@ -9,24 +9,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
-import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from steer.flow import FlowMap
+from steer.training.average import follow
 from steer.training.data import Batch, generator_of
 from steer.training.optim import MuonAdamW, warm_cosine
 
-__all__ = ["FlowTraining"]
+__all__ = ["FlowTraining", "Rule"]
 
-Objective = Callable[[FlowMap, FlowMap, Tensor, Sequence[str], torch.Generator], dict[str, Tensor]]
+Rule = Callable[[FlowMap, FlowMap, Tensor, Sequence[str], Generator], dict[str, Tensor]]
+"""(flow, average, x_1, prompts, generator) -> {"loss", ...}: see `steer.training.rules`."""
 
 
 class FlowTraining(L.LightningModule):
-    """Train a flow map with an objective, keeping the running average of its weights.
+    """Train a flow map by a rule, keeping the running average of its weights.
 
     Args:
         flow: what is trained, in place.
-        objective: (flow, average, x_1, prompts, generator) -> {"loss", ...}.
+        rule: what the loss of a batch is.
         batches: step -> (x_1, prompts).
         steps: length of the run: the rates follow a cosine to zero over it.
         seed: with the step, it fixes noise and times.
@@ -38,7 +39,7 @@ class FlowTraining(L.LightningModule):
     def __init__(
         self,
         flow: FlowMap,
-        objective: Objective,
+        rule: Rule,
         batches: Callable[[int], Batch],
         *,
         steps: int,
@@ -50,7 +51,7 @@ class FlowTraining(L.LightningModule):
         super().__init__()
         self.flow = flow
         self.average = copy.deepcopy(flow).eval().requires_grad_(False)
-        self.objective, self.batches = objective, batches
+        self.rule, self.batches = rule, batches
         self.steps, self.seed, self.decay = steps, seed, average
         self.rates = {"muon": muon, "adamw": adamw}
 
@@ -58,7 +59,7 @@ class FlowTraining(L.LightningModule):
         """Return the loss of the batch that belongs to the global step."""
         x_1, prompts = self.batches(self.global_step)
         generator = generator_of(self.seed, self.global_step, 3)
-        terms = self.objective(self.flow, self.average, x_1.to(self.device), prompts, generator)
+        terms = self.rule(self.flow, self.average, x_1.to(self.device), prompts, generator)
         self.log_dict(terms, prog_bar=True, batch_size=len(x_1))
         return terms["loss"]
 
@@ -69,14 +70,10 @@ class FlowTraining(L.LightningModule):
         """
         k = self.global_step + 1
         super().optimizer_step(*args, **kwargs)
-        decay = min(self.decay, (1 + k) / (10 + k))
-        pairs = list(zip(self.average.parameters(), self.flow.parameters(), strict=True))
-        with torch.no_grad():
-            torch._foreach_lerp_([a for a, _ in pairs], [p for _, p in pairs], 1 - decay)
+        follow(self.average.parameters(), self.flow.parameters(), self.decay, k)
 
     def configure_optimizers(self) -> Any:
         """Muon and AdamW, 50 steps up, then a cosine to zero."""
         tables = [m.weight for m in self.flow.modules() if isinstance(m, nn.Embedding)]
         optimizer = MuonAdamW(self.flow.parameters(), **self.rates, embeddings=tables)
-
         return {"optimizer": optimizer, "lr_scheduler": warm_cosine(optimizer, self.steps)}

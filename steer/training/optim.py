@@ -1,7 +1,8 @@
-"""Lightning training of a flow map: running average, exact resume, Muon with AdamW.
+"""Muon with AdamW in one optimizer, and the schedule of their rates.
 
-Everything that is drawn in step k is a function of (seed, k), so a run that was stopped and
-resumed equals one that never was. Import it by name: `import steer` does not load Lightning.
+torch's `Muon` takes matrices alone, where most of our weights are convolutions, and iterates in
+bfloat16. Its `AdamW` would be a second optimizer beside it, where Lightning steps one: the few
+lines of it stand here, and its state with the other's.
 """
 
 import math
@@ -11,11 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MuonAdamW", "warm_cosine"]
+__all__ = ["MuonAdamW", "muon_update", "warm_cosine"]
 
 
 def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warm: int = 50) -> dict[str, Any]:
-    """Return Lightning's description of a schedule: `warm` steps up, then a cosine to zero."""
+    """Return Lightning's description of a schedule: `warm` steps up, times a cosine to zero.
+
+    torch's `LinearLR` and `CosineAnnealingLR` in a `SequentialLR` would begin the cosine after the
+    warm-up, with other rates all along.
+    """
 
     def rate(k: int) -> float:
         return min(1.0, (k + 1) / warm) * 0.5 * (1 + math.cos(math.pi * min(1, k / steps)))
@@ -68,7 +73,7 @@ class MuonAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            update = _muon if group["matrix"] else _adamw
+            update = muon_update if group["matrix"] else _adamw
             for p in group["params"]:
                 if p.grad is not None:
                     p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -76,8 +81,8 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
 
-def _muon(grad: Tensor, state: dict[str, Any], momentum: float = 0.95) -> Tensor:
-    """Nesterov momentum with its singular values pushed to one."""
+def muon_update(grad: Tensor, state: dict[str, Any], momentum: float = 0.95) -> Tensor:
+    """Return Nesterov momentum with its singular values pushed to one, in the gradient's shape."""
     if not state:
         state["momentum"] = torch.zeros_like(grad)
     m = state["momentum"].lerp_(grad, 1 - momentum)

@@ -1,9 +1,6 @@
-"""Training a velocity, then the flow map of a frozen velocity.
+"""Training rules: a velocity, then the flow map of a frozen velocity, each on a step's batch.
 
-The velocity is fitted by flow matching (Lipman et al. 2023, arXiv 2210.02747). The map by the
-Lagrangian rule `∂_t X(s,t,x) = b_t(X(s,t,x))` (Boffi et al. 2024, 2406.07507) in discrete form:
-the map at t is the map at t - h carried on by one Heun step of the velocity. No derivative of
-the network is taken, so high time frequencies cannot blow the rule up. Derived in docs/theory.md.
+The regressions themselves are in `steer.objectives.regression`; here is what a batch draws.
 """
 
 from collections.abc import Sequence
@@ -12,8 +9,7 @@ import torch
 from torch import Tensor
 
 from steer.flow import FlowMap
-from steer.objectives.regression import Velocity, _square, lagrangian_loss, velocity_loss
-from steer.path import Linear, Path, like
+from steer.objectives.regression import Velocity, lagrangian_loss, mean_square, velocity_loss
 
 __all__ = ["FlowMatching", "MapDistillation", "draw_pair", "draw_time", "guided_velocity"]
 
@@ -51,8 +47,6 @@ def guided_velocity(flow: FlowMap, prompts: Sequence[str], scale: float) -> Velo
 
 class FlowMatching:
     """The velocity's objective: its mean loss on one batch."""
-
-    path: Path = Linear()
 
     def __call__(
         self,
@@ -102,12 +96,10 @@ class MapDistillation:
         s, t = (u.to(x_1.device) for u in draw_pair(n - k, generator))
         low, high = self.step
         h = (low + (high - low) * torch.rand(n - k, generator=generator)).to(x_1.device)
-        alpha, beta = flow.path(torch.cat([tau, s]))
-        x = like(alpha, x_0) * x_0 + like(beta, x_1) * x_1
-
+        x = flow.path.interpolate(x_0, x_1, torch.cat([tau, s]))
         with torch.no_grad():
             goal = guided_velocity(self.teacher, prompts[:k], self.guidance)(x[:k], tau)
-        diagonal = _square(flow.given(prompts[:k]).velocity(x[:k], tau) - goal).mean()
+        diagonal = mean_square(flow.given(prompts[:k]).velocity(x[:k], tau) - goal).mean()
         off = lagrangian_loss(
             flow.given(prompts[k:]),
             average.given(prompts[k:]),

@@ -1,21 +1,10 @@
-"""Instruments against reward hacking: what pictures look like, apart from the reward.
-
-A reward that rises says nothing when it is the thing that was climbed. These are read beside it,
-on the base's pictures and the tuned pictures of the same prompts and the same noise, so that each
-picture has its pair: plain statistics of pixels, diversity within a prompt, kernel distance to
-the base's pictures, a judge and rewards that were held out, and how far the velocity drifted.
-
->>> grey = torch.linspace(0.4, 0.6, 8)[:, None, None, None].expand(8, 3, 16, 16)
->>> instruments = Instruments(grey, ["a cat", "a dog"])
->>> [alarm.name for alarm in instruments.alarms(instruments.read(torch.ones_like(grey)))]
-['brightness', 'diversity']
-"""
+"""When a reading of the instruments is a sign that the reward is being hacked."""
 
 from dataclasses import dataclass, fields
 
-from steer.tuning.reading import Paired
+from steer.tuning.reading import Paired, Reading
 
-__all__ = ["HELD_OUT", "SPREAD", "Alarm", "Thresholds"]
+__all__ = ["HELD_OUT", "Alarm", "Thresholds", "alarms_of"]
 
 SPREAD = {
     "brightness": 0.1,
@@ -25,20 +14,16 @@ SPREAD = {
     "high_frequency": 0.03,
     "clipped": 0.1,
 }
-
 """A spread of the base's pictures below this counts as this: pictures of one prompt are alike, and
 a few of them would raise an alarm at nothing. 24 prompts of the emoji model have a little more."""
 
 RISES = {"high_frequency", "clipped"}
-
 """Statistics of which a fall is no harm: there is less grain."""
 
 TEXTURE = {"entropy", "edge_density", "high_frequency"}
-
 """Statistics that an honest run moves too: clearer drawings have more edges and detail."""
 
 HELD_OUT = "held_out/"
-
 """What the names of held-out rewards begin with in a reading."""
 
 ADVICE = (
@@ -164,3 +149,21 @@ def _forsaken(name: str, value: Paired, reward: Paired, limits: Thresholds) -> A
         f"{name.removeprefix(HELD_OUT)}, held out, fell from {value.base:.3g} to {value.mean:.3g} "
         f"while the reward rose from {reward.base:.3g} to {reward.mean:.3g}: {ADVICE}",
     )
+
+
+def alarms_of(reading: Reading, limits: Thresholds) -> list[Alarm]:
+    """Return what in a reading is a sign of hacking, none if all is well."""
+    values = reading.values
+    found = [_statistic(name, values[name], limits) for name in SPREAD]
+    if "diversity" in values:
+        found.append(_collapse(values["diversity"], limits))
+    if "judge" in values:
+        found.append(_judged(values["judge"], limits))
+    reward = values.get("reward")
+    if reward is not None and reward.change > 0 and reward.moved(limits.score_errors):
+        found += [
+            _forsaken(name, value, reward, limits)
+            for name, value in values.items()
+            if name.startswith(HELD_OUT)
+        ]
+    return [alarm for alarm in found if alarm is not None]

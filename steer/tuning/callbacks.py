@@ -1,7 +1,4 @@
-"""Lightning callbacks of a tuning run: instruments, sheets, the best adapters, an early stop.
-
-Everything is drawn from fixed noise for fixed prompts that are not tuned on, base beside tuned.
-"""
+"""Lightning callbacks of a tuning run: instruments, sheets, the best adapters, an early stop."""
 
 import json
 import time
@@ -11,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from steer.adapters.lora import Adapted
@@ -18,10 +16,44 @@ from steer.adapters.store import save_adapters
 from steer.files import write_atomically
 from steer.pictures import captioned_grid
 from steer.reward import learners
+from steer.training.progress import progress
 from steer.tuning.alarms import Alarm
-from steer.tuning.panel import Panel
+from steer.tuning.front import figures
+from steer.tuning.panel import Panel, has_pictures
+from steer.tuning.request import Tuning
 
-__all__ = ["SaveAdapters", "Watch"]
+__all__ = ["SaveAdapters", "Watch", "onlookers"]
+
+
+def onlookers(
+    tuning: Tuning, tuned: Adapted, out: Path | None, notes: Mapping[str, Any]
+) -> "tuple[Watch | None, SaveAdapters | None, list[L.Callback]]":
+    """Return what looks on at a run: the instruments, what writes the adapters, and all of them.
+
+    Args:
+        tuning: what is asked for.
+        tuned: the flow with its adapters.
+        out: the run's folder; None: nothing is written.
+        notes: what the adapters' files are told of the run.
+    """
+    chosen, callbacks = tuning.settings, list[L.Callback]()
+    watch = saver = None
+    if chosen.check_every and has_pictures(tuned):
+        watch = Watch(
+            Panel.of(tuning, tuned), out, chosen.check_every, steps=chosen.check_steps,
+            early_stop=chosen.early_stop, metadata=notes,
+        )  # fmt: skip
+        callbacks.append(watch)
+    if chosen.progress:
+        callbacks.append(progress())
+    if out is not None:
+        saver = SaveAdapters(tuned, out, chosen.save_every, notes)
+        kept = ModelCheckpoint(
+            out / "checkpoints", filename="last", every_n_train_steps=chosen.save_every,
+            save_top_k=1, enable_version_counter=False,
+        )  # fmt: skip
+        callbacks += [saver, kept]
+    return watch, saver, callbacks
 
 
 class Watch(L.Callback):
@@ -180,9 +212,3 @@ class SaveAdapters(L.Callback):
     def save(self, step: int) -> None:
         """Write now."""
         save_adapters(self.tuned, self.out, {**self.metadata, "steps": step})
-
-
-def figures(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return what a model card tells: name -> base and tuned."""
-    names = [k.removesuffix("/base") for k in entry if k.endswith("/base")]
-    return {n: {"base": entry[f"{n}/base"], "tuned": entry[n]} for n in names}

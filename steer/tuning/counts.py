@@ -1,17 +1,11 @@
-"""Lightning tuning of a flow map's adapters by a reward: running average, counts, exact resume.
+"""What tuning costs: calls, gradients to inputs and to weights, and recomputations, counted."""
 
-Student and teacher are one network, its adapters on and off. Everything that is drawn in step k is
-a function of (seed, k, row): the draws know nothing of micro-batches, processes and restarts.
-Import it by name: `import steer` does not load Lightning.
-"""
-
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from steer.adapters.lora import Adapted
-from steer.flow import FlowMap
+from steer.flow import Wrapped
 from steer.path import Time
 from steer.sampling.counts import Counts
 
@@ -38,21 +32,26 @@ class TuningCounts(Counts):
         return self.forward + self.backward + self.weights + self.again
 
 
-class Metered(FlowMap):
-    """A flow with adapters whose calls, gradients and recomputations are counted."""
+class Metered(Wrapped):
+    """A flow with adapters whose calls, gradients and recomputations are counted.
+
+    Args:
+        flow: the flow at some scale.
+        counts: what is added to; views by `given` share it.
+        trained: whether its adapters have gradients.
+    """
 
     def __init__(self, flow: Adapted, counts: TuningCounts, trained: bool = False) -> None:
-        super().__init__()
-        self.flow, self.counts, self.trained = flow, counts, trained
-        self.path, self.event_shape = flow.path, flow.event_shape
-        self.evaluations, self.name = flow.evaluations, flow.name
+        super().__init__(flow)
+        self.counts, self.trained, self.again = counts, trained, flow.checkpoint
 
-    def _count(self, x: Tensor, y: Tensor) -> Tensor:
+    def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
+        """Call the flow, and count; the gradients where they come to pass."""
+        y = super().call(name, x, *times)
         counts, rows = self.counts, self.evaluations * len(x)
         counts.forward += rows
         if y.requires_grad:
-            to_input, to_weights = x.requires_grad, self.trained
-            again = self.flow.checkpoint
+            to_input, to_weights, again = x.requires_grad, self.trained, self.again
 
             def add(gradient: Tensor) -> None:
                 counts.backward += rows * to_input
@@ -61,19 +60,3 @@ class Metered(FlowMap):
 
             y.register_hook(add)
         return y
-
-    def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """Return the flow's velocity."""
-        return self._count(x, self.flow.velocity(x, t))
-
-    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Return the flow's jump."""
-        return self._count(x, self.flow.jump(x, s, t))
-
-    def given(self, prompts: Sequence[str]) -> "Metered":
-        """Bind prompts; the calls go to the same counts."""
-        return Metered(self.flow.given(prompts), self.counts, self.trained)
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Return the flow's images."""
-        return self.flow.decode(x)

@@ -17,31 +17,20 @@ import torch
 from torch import Tensor
 
 from steer.flow import flat_prompts
-from steer.reward import Reward, score, wrap
-from steer.tuning.alarms import (
-    HELD_OUT,
-    SPREAD,
-    Alarm,
-    Thresholds,
-    _collapse,
-    _forsaken,
-    _judged,
-    _statistic,
-)
-from steer.tuning.reading import Reading, _paired
+from steer.reward import Reward, learners, score, wrap
+from steer.tuning.alarms import HELD_OUT, Alarm, Thresholds, alarms_of
+from steer.tuning.reading import Reading, paired
 from steer.tuning.statistics import (
     PIXELS,
     Drift,
-    _check,
+    check_pictures,
     diversity,
     features_of,
     image_statistics,
     kid,
 )
 
-__all__ = [
-    "Instruments",
-]
+__all__ = ["Instruments"]
 
 
 class Instruments:
@@ -49,7 +38,8 @@ class Instruments:
 
     It is built once, on the base's pictures, and keeps their numbers, not the pictures. How either
     were drawn is the caller's; only the pairs matter: row i of both came of the same noise, by the
-    same number of steps.
+    same number of steps. A reward that learns its scale over a run gives other numbers later:
+    `rescore` asks it again of the base's pictures.
 
     Args:
         images: the base's, (p * n, 3, h, w), prompt-major, not clamped.
@@ -75,41 +65,52 @@ class Instruments:
         held_out: Mapping[str, Reward | Callable[..., Tensor]] | None = None,
         thresholds: Thresholds | None = None,
     ) -> None:
-        _check(images)
+        check_pictures(images)
         self.prompts, self.rows = list(prompts), flat_prompts(prompts, len(images))
         self.thresholds = Thresholds() if thresholds is None else thresholds
         scorers = {"reward": reward, "judge": judge}
         scorers |= {HELD_OUT + name: f for name, f in (held_out or {}).items()}
         self._scorers = {name: wrap(f) for name, f in scorers.items() if f is not None}
         self._features = features_of(judge)
-        self._shape = images.shape
+        self._shape, self._part = images.shape, max(1, PIXELS // images[0, 0].numel())
         self._base, self._base_features = self._measure(images)
 
     @torch.no_grad()
     def _measure(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Return every number of these pictures, (n,) or (p,), and their features; on the CPU."""
-        rows = max(1, PIXELS // images[0, 0].numel())
-        parts = images.detach().split(rows)
-        values = {
-            name: torch.cat(
-                [
-                    score(scorer, part, self.rows[i * rows : i * rows + len(part)]).float().cpu()
-                    for i, part in enumerate(parts)
-                ]
-            )
-            for name, scorer in self._scorers.items()
-        }
-        for name, scores in values.items():
-            if not bool(torch.isfinite(scores).all()):
-                row = int((~torch.isfinite(scores)).nonzero()[0])
-                raise ValueError(
-                    f"{name} is {float(scores[row])} for picture {row} ({self.rows[row]!r}): it "
-                    "must be finite for every picture; guard its logarithms and divisions"
-                )
+        values = {name: self._scores(name, images) for name in self._scorers}
+        parts = images.detach().split(self._part)
         features = torch.cat([self._features(part).float().cpu() for part in parts])
         if len(images) > len(self.prompts):
             values["diversity"] = diversity(features, len(self.prompts))
         return values | {k: v.cpu() for k, v in image_statistics(images).items()}, features
+
+    @torch.no_grad()
+    def _scores(self, name: str, images: Tensor) -> Tensor:
+        """Return what a scorer says of the pictures, (n,), on the CPU."""
+        size, scorer = self._part, self._scorers[name]
+        parts = [
+            score(scorer, part, self.rows[i * size : i * size + len(part)]).float().cpu()
+            for i, part in enumerate(images.detach().split(size))
+        ]
+        scores = torch.cat(parts)
+        if not bool(torch.isfinite(scores).all()):
+            row = int((~torch.isfinite(scores)).nonzero()[0])
+            raise ValueError(
+                f"{name} is {float(scores[row])} for picture {row} ({self.rows[row]!r}): it "
+                "must be finite for every picture; guard its logarithms and divisions"
+            )
+        return scores
+
+    def rescore(self, images: Tensor) -> None:
+        """Ask the scorers that learn a scale again, of the base's pictures; the others stand.
+
+        Args:
+            images: those that the instruments were built on.
+        """
+        for name, scorer in self._scorers.items():
+            if learners(scorer):
+                self._base[name] = self._scores(name, images)
 
     def read(self, images: Tensor, drift: Drift | None = None) -> Reading:
         """Compare pictures with the base's.
@@ -127,28 +128,15 @@ class Instruments:
                 f"pictures are {tuple(images.shape)}, the base's were {tuple(self._shape)}: draw "
                 "them of the same noise for the same prompts, or build the instruments anew"
             )
-        _check(images)
+        check_pictures(images)
         values, features = self._measure(images)
         many = len(features) > 1
         return Reading(
-            {name: _paired(value, self._base[name]) for name, value in values.items()},
+            {name: paired(value, self._base[name]) for name, value in values.items()},
             kid(self._base_features, features, paired=True) if many else (0.0, 0.0),
             drift,
         )
 
     def alarms(self, reading: Reading) -> list[Alarm]:
         """Return what in a reading is a sign of hacking, none if all is well."""
-        values, limits = reading.values, self.thresholds
-        found = [_statistic(name, values[name], limits) for name in SPREAD]
-        if "diversity" in values:
-            found.append(_collapse(values["diversity"], limits))
-        if "judge" in values:
-            found.append(_judged(values["judge"], limits))
-        reward = values.get("reward")
-        if reward is not None and reward.change > 0 and reward.moved(limits.score_errors):
-            found += [
-                _forsaken(name, value, reward, limits)
-                for name, value in values.items()
-                if name.startswith(HELD_OUT)
-            ]
-        return [alarm for alarm in found if alarm is not None]
+        return alarms_of(reading, self.thresholds)

@@ -21,6 +21,7 @@ from steer.noise import Draws, noise_dtype
 from steer.objectives.batch import Batch, Objective
 from steer.reward import Reward, learners
 from steer.sampling.counts import CountedReward
+from steer.training.average import follow
 from steer.training.optim import warm_cosine
 from steer.tuning.counts import Metered, TuningCounts
 from steer.tuning.prompts import Prompts
@@ -28,7 +29,6 @@ from steer.tuning.prompts import Prompts
 __all__ = ["AVERAGE", "RewardTuning"]
 
 AVERAGE = "average"
-
 """The adapters that hold the running average."""
 
 
@@ -163,7 +163,7 @@ class RewardTuning(L.LightningModule):
         if not bool(torch.isfinite(terms["loss"])):
             raise FloatingPointError(
                 f"the loss of step {self.global_step} is {float(terms['loss'].detach())}: lower "
-                "learning_rate, raise the temperature or a brake; the last checkpoint is whole"
+                "learning_rate, raise the temperature or a penalty; the last checkpoint is whole"
             )
         self._terms.append({name: value.detach().float() for name, value in terms.items()})
         return terms["loss"]
@@ -212,11 +212,8 @@ class RewardTuning(L.LightningModule):
         """
         k = self.global_step + 1
         super().optimizer_step(*args, **kwargs)
-        decay = min(self.decay, (1 + k) / (10 + k))
-        new: list[Tensor] = list(self.tuned.adapters().values())
-        with torch.no_grad():
-            old: list[Tensor] = list(self.tuned.adapters(AVERAGE).values())
-            torch._foreach_lerp_(old, new, 1 - decay)
+        old, new = self.tuned.adapters(AVERAGE), self.tuned.adapters()
+        follow(old.values(), new.values(), self.decay, k)
 
     def configure_optimizers(self) -> Any:
         """AdamW without decay of weights, `warm` steps up, then a cosine to zero."""
@@ -235,6 +232,12 @@ class RewardTuning(L.LightningModule):
         for part in learners(self.reward):
             part.forget()
             part.training = True  # it takes note of the objective's scores from here on
+
+    def on_fit_end(self) -> None:
+        """Let the reward's scales stand from here on."""
+        for part in learners(self.reward):
+            part.forget()
+            part.training = False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapters, the objective's memory, the counts and the generators: no base."""

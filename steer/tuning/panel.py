@@ -1,7 +1,4 @@
-"""Lightning callbacks of a tuning run: instruments, sheets, the best adapters, an early stop.
-
-Everything is drawn from fixed noise for fixed prompts that are not tuned on, base beside tuned.
-"""
+"""What is looked at during a tuning run: fixed prompts and fixed noise, base beside tuned."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,18 +6,37 @@ import torch
 from torch import Tensor
 
 from steer.adapters.lora import Adapted
+from steer.flow import FlowMap, composed, device_of
 from steer.noise import Noise, noise_dtype
 from steer.pictures import Row
 from steer.reward import Reward, dissect
 from steer.tuning.alarms import Alarm
-from steer.tuning.instruments import Instruments, Reading
-from steer.tuning.statistics import Drift, velocity_distance
+from steer.tuning.instruments import Instruments
+from steer.tuning.reading import Reading
+from steer.tuning.request import Tuning
+from steer.tuning.statistics import DRIFT_CALLS, Drift, velocity_distance
 
-__all__ = ["Panel"]
+__all__ = ["Panel", "has_pictures"]
 
 ROWS = 64
-
 """Rows of one network call when pictures are drawn for a check."""
+
+PROMPTS = 16
+"""How many of the tuned prompts are drawn where no others are given."""
+
+DRIFTING = 8
+"""Rows that the drift is read on."""
+
+SHOWN = 6, 4
+"""Prompts of a sheet, and pictures of each, base and tuned: 822 x 810 pixels fit a screen."""
+
+
+@torch.no_grad()
+def has_pictures(flow: FlowMap) -> bool:
+    """Return whether the flow decodes to pictures, (n, 3, h, w)."""
+    x = torch.zeros(1, *flow.event_shape, device=device_of(flow), dtype=noise_dtype(flow))
+    shape = flow.decode(x).shape
+    return len(shape) == 4 and shape[1] == 3
 
 
 class Panel:
@@ -59,10 +75,19 @@ class Panel:
         self._instruments: dict[int, Instruments] = {}
         self.base: dict[int, Tensor] = {}
 
-    @property
-    def device(self) -> torch.device:
-        """Where the flow is now."""
-        return next(iter(self.tuned.parameters())).device
+    @classmethod
+    def of(cls, tuning: Tuning, tuned: Adapted) -> "Panel":
+        """Return a run's panel: the prompts that its settings say, else the first tuned ones."""
+        check, asked = tuning.settings.check_prompts, tuning.settings.check_prompts
+        tuned_on = tuning.prompts
+        if check is None and tuned_on.prompts is not None:
+            check = tuned_on.prompts[:PROMPTS]
+            asked = (tuned_on.asked or tuned_on.prompts)[:PROMPTS]
+        return cls(
+            tuned, None if tuned_on.prompts is None else check, tuning.settings.check_samples,
+            tuning.reward, judge=tuning.judge, held_out=tuning.held_out, asked=asked,
+            seed=tuning.seed,
+        )  # fmt: skip
 
     @torch.no_grad()
     def draw(self, scale: float = 1.0, steps: int = 1) -> Tensor:
@@ -73,10 +98,9 @@ class Panel:
         parts = []
         for a in range(0, len(names), group):
             some = names[a : a + group]
-            x = self.x_0[a * n : (a + len(some)) * n].to(self.device)
+            x = self.x_0[a * n : (a + len(some)) * n].to(device_of(flow))
             bound = flow if self.prompts is None else flow.given(some)
-            for k in range(steps):
-                x = bound.jump(x, k / steps, (k + 1) / steps)
+            x = composed(bound, x, [k / steps for k in range(steps + 1)])
             parts.append(flow.decode(x).float())
         return torch.cat(parts)
 
@@ -85,7 +109,7 @@ class Panel:
         if steps not in self._instruments:
             for reward in (self.reward, self.judge, *self.held_out.values()):
                 if reward is not None:
-                    reward.to(self.device)
+                    reward.to(device_of(self.tuned))
             self.base[steps] = self.draw(0.0, steps)
             self._instruments[steps] = Instruments(
                 self.base[steps], self.asked, self.reward, judge=self.judge, held_out=self.held_out
@@ -95,21 +119,36 @@ class Panel:
     def read(
         self, scale: float = 1.0, steps: int = 1, drift: bool = False
     ) -> tuple[Reading, list[Alarm], Tensor]:
-        """Draw, and return the reading, its alarms, and the pictures."""
+        """Draw, and return the reading, its alarms, and the pictures.
+
+        Base and tuned are scored on one scale, today's, also by a reward that is learning it.
+        """
         instruments = self.instruments(steps)
-        images = self.draw(scale, steps)
+        instruments.rescore(self.base[steps])
+        images = self.draw(scale, steps) if scale else self.base[steps]
         reading = instruments.read(images, self.drift(scale) if drift else None)
         return reading, instruments.alarms(reading), images
 
-    def drift(self, scale: float = 1.0, prompts: int = 8) -> Drift:
+    def drift(self, scale: float = 1.0) -> Drift:
         """Return how far velocity and jump are from the base's, one noise for each prompt."""
-        flow, base, x = self.tuned.at(scale), self.tuned.base, self.x_0[:: self.samples][:prompts]
-        if self.prompts is None:
-            x = self.x_0[:prompts]
-        else:
-            names = self.prompts[:prompts]
+        if not scale:
+            return Drift(0.0, 0.0)
+        flow, base, x = self.tuned.at(scale), self.tuned.base, self.x_0[:DRIFTING]
+        if self.prompts is not None:
+            names, x = self.prompts[:DRIFTING], self.x_0[:: self.samples][:DRIFTING]
             flow, base = flow.given(names), base.given(names)
-        return velocity_distance(flow, base, x.to(self.device))
+        return velocity_distance(flow, base, x.to(device_of(flow)))
+
+    def cost(self, scales: Sequence[float], steps: Sequence[int]) -> int:
+        """Return the network calls of reading each scale at each number of steps, drift once.
+
+        The base is drawn once for each number of steps, if it was not yet.
+        """
+        tuned = sum(1 for scale in scales if scale)
+        drawn = sum(k * (tuned + (k not in self.base)) for k in steps)
+        rows = len(self.x_0) if self.prompts is None else len(self.prompts)
+        drift = DRIFT_CALLS * min(rows, DRIFTING) * tuned if steps else 0
+        return self.tuned.evaluations * (len(self.x_0) * drawn + drift)
 
     def terms(self, images: Tensor) -> dict[str, float]:
         """Return each term's mean score and mean share of the gradient, of a composed reward.
@@ -123,13 +162,14 @@ class Panel:
             f"gradient/{k}": float(v.mean()) for k, v in gradients.items()
         }
 
-    def sheet(self, images: Tensor, steps: int, shown: int = 8) -> list[Row]:
-        """Return the rows of a sheet: the base's pictures of a prompt, the tuned ones below."""
-        n = self.samples
+    def sheet(self, images: Tensor, steps: int) -> list[Row]:
+        """Return the rows of a sheet, one a prompt: the base's pictures, then the tuned ones."""
+        prompts, most = SHOWN
+        n = min(self.samples, most)
         rows: list[Row] = []
-        for i, prompt in enumerate((self.prompts or [""])[:shown]):
-            part = slice(i * n, (i + 1) * n)
-            for whose, pictures in (("base", self.base[steps]), ("tuned", images)):
-                scores = self.reward(pictures[part], [self.asked[i]] * n).tolist()
-                rows.append((f"{prompt!r} {whose}", pictures[part], [f"{s:.3g}" for s in scores]))
+        for i, prompt in enumerate((self.prompts or [""])[:prompts]):
+            part = slice(i * self.samples, i * self.samples + n)
+            pictures = torch.cat([self.base[steps][part], images[part]])
+            scores = self.reward(pictures, [self.asked[i]] * 2 * n).tolist()
+            rows.append((f"{prompt!r}: base, then tuned", pictures, [f"{s:.3g}" for s in scores]))
         return rows

@@ -1,9 +1,4 @@
-"""Lightning tuning of a flow map's adapters by a reward: running average, counts, exact resume.
-
-Student and teacher are one network, its adapters on and off. Everything that is drawn in step k is
-a function of (seed, k, row): the draws know nothing of micro-batches, processes and restarts.
-Import it by name: `import steer` does not load Lightning.
-"""
+"""Which prompts a step of tuning has: a function of (seed, step)."""
 
 from collections.abc import Sequence
 
@@ -21,11 +16,17 @@ class Prompts:
         prompts: all of them; None for a flow without prompts.
         asked: what the reward is asked for each, where that differs.
         seed: fixes the order.
+
+    Raises:
+        TypeError: one text in place of a list.
+        ValueError: an empty list, or not as many questions as prompts.
     """
 
     def __init__(
         self, prompts: Sequence[str] | None, asked: Sequence[str] | None = None, seed: int = 0
     ) -> None:
+        if isinstance(prompts, str):
+            raise TypeError(f"prompts are a list: write prompts=[{prompts!r}]")
         if prompts is not None and not len(prompts):
             raise ValueError("the list of prompts is empty: give at least one, or None for none")
         if asked is not None and len(asked) != len(prompts or ()):

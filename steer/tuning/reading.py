@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from steer.tuning.statistics import (
-    Drift,
-)
+from steer.tuning.statistics import Drift
 
-__all__ = ["Paired", "Reading"]
+__all__ = ["Paired", "Reading", "paired"]
 
 
 class Paired(NamedTuple):
@@ -38,7 +36,7 @@ class Paired(NamedTuple):
         return self.change_error is None or abs(self.change) > errors * self.change_error
 
 
-def _paired(new: Tensor, old: Tensor) -> Paired:
+def paired(new: Tensor, old: Tensor) -> Paired:
     """Compare values (n,) with those of the base, in float64."""
     new, old = new.double(), old.double()
     change = new - old

@@ -1,17 +1,21 @@
-"""`steer.finetune`: tune the adapters of a flow map by a reward, in one call.
+"""How a tuning run is run: its numbers, checked once."""
 
-The recipe of a run: probe the temperature, put adapters on, run Lightning's loop with the
-instruments on, and at the end draw the front of reward against drift by a sweep of the adapters'
-scale. A run that stopped goes on from its last checkpoint when it is called again.
-"""
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from steer.names import unknown
 
-if TYPE_CHECKING:
-    pass
+__all__ = ["RENAMED", "RUNTIME", "Settings"]
 
-__all__ = ["RUNTIME", "Settings"]
+RUNTIME = {
+    "precision", "devices", "strategy", "accelerator", "progress", "wandb", "micro_batch",
+    "checkpointing", "sweep", "sweep_steps", "save_every", "check_every", "early_stop",
+}  # fmt: skip
+"""Settings that may differ when a run goes on: they change no draw."""
+
+RENAMED = {"clip": "gradient_clip"}
+"""Earlier names of settings -> those of today."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,10 @@ class Settings:
         learning_rate: of AdamW; after the warm-up it follows a cosine to zero.
         warm: steps of linear warm-up.
         batch_size: rows of an optimizer step, over all processes and micro-batches.
-        micro_batch: rows of one call on one process. Default: a process's whole share.
+        micro_batch: rows of one call on one process. Default: a process's whole share, and 64 for
+            the one-jump samples that a run begins with.
         average: decay of the running average of the adapters.
-        clip: largest norm of the gradient.
+        gradient_clip: largest norm of the adapters' gradient.
         check_prompts: prompts that are drawn at checks; give some that are not tuned on. Default:
             the first 16 tuned ones.
         check_samples: pictures of each.
@@ -36,15 +41,18 @@ class Settings:
         check_every: steps between checks; 0: no instruments.
         early_stop: end the run after so many checks in a row with an alarm; 0: never.
         save_every: steps between checkpoints.
-        sweep: scales of the adapters at the end of the run; empty: no sweep.
-        sweep_steps: for each of these numbers of jumps.
+        sweep: scales of the adapters that are read at the end of the run; empty: no sweep.
+        sweep_steps: at each of these numbers of jumps. Where both are left out, it is 0, .25, .5,
+            .75 and 1 at 1, 2, 4 and 8 jumps, as far as that costs a tenth of the run's own network
+            calls at most, fewest jumps first: a run of some steps has no sweep. Where one is
+            given, it is read in full.
         precision: Lightning's; "auto" is bf16-mixed where the hardware has bf16, else 32-true.
         devices: processes.
         strategy: Lightning's: auto or ddp.
         accelerator: Lightning's: auto, cpu, gpu.
         checkpointing: recompute activations in the backward pass instead of keeping them.
         wandb: also log to Weights & Biases, in this project.
-        progress: whether to show a progress bar.
+        progress: whether to say how far the run is: a bar on a screen, else a line now and then.
     """
 
     rank: int = 16
@@ -55,15 +63,15 @@ class Settings:
     batch_size: int = 16
     micro_batch: int | None = None
     average: float = 0.98
-    clip: float = 1.0
+    gradient_clip: float = 1.0
     check_prompts: list[str] | None = None
     check_samples: int = 4
     check_steps: int = 1
     check_every: int = 50
     early_stop: int = 2
     save_every: int = 25
-    sweep: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
-    sweep_steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    sweep: list[float] | None = None
+    sweep_steps: list[int] | None = None
     precision: str = "auto"
     devices: int = 1
     strategy: str = "auto"
@@ -82,14 +90,14 @@ class Settings:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch must be at least 1, got {self.micro_batch}")
-        if any(k < 1 for k in self.sweep_steps):
+        if any(k < 1 for k in self.sweep_steps or ()):
             raise ValueError(f"sweep_steps must be at least 1 each, got {self.sweep_steps}")
         if any(name in self.strategy for name in ("fsdp", "deepspeed")):
             raise ValueError(
                 f"strategy {self.strategy!r} splits the weights over processes, which checks and "
                 "adapter files cannot take yet: use auto or ddp, where each process holds the base"
             )
-        for name in ("learning_rate", "clip"):
+        for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above zero, got {getattr(self, name)}")
         if not 0 <= self.average < 1:
@@ -100,10 +108,16 @@ class Settings:
         """Rows of one call on one process."""
         return self.micro_batch or max(1, self.batch_size // self.devices)
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Settings":
+        """Return the settings of these names.
 
-RUNTIME = {
-    "precision", "devices", "strategy", "accelerator", "progress", "wandb", "micro_batch",
-    "checkpointing", "sweep", "sweep_steps", "save_every", "check_every", "early_stop",
-}  # fmt: skip
-
-"""Settings that may differ when a run goes on: they change no draw."""
+        Raises:
+            ValueError: an unknown name, with the nearest ones, or today's for an earlier one; a
+                number out of its range.
+        """
+        known = cls.__dataclass_fields__
+        for name in settings:
+            if name not in known:
+                raise unknown("setting", name, known, RENAMED)
+        return cls(**settings)

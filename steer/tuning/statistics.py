@@ -1,14 +1,6 @@
-"""Instruments against reward hacking: what pictures look like, apart from the reward.
+"""What pictures look like, in numbers: pixels, diversity, kernel distance, drift of the velocity.
 
-A reward that rises says nothing when it is the thing that was climbed. These are read beside it,
-on the base's pictures and the tuned pictures of the same prompts and the same noise, so that each
-picture has its pair: plain statistics of pixels, diversity within a prompt, kernel distance to
-the base's pictures, a judge and rewards that were held out, and how far the velocity drifted.
-
->>> grey = torch.linspace(0.4, 0.6, 8)[:, None, None, None].expand(8, 3, 16, 16)
->>> instruments = Instruments(grey, ["a cat", "a dog"])
->>> [alarm.name for alarm in instruments.alarms(instruments.read(torch.ones_like(grey)))]
-['brightness', 'diversity']
+They are read of tuned pictures beside the base's own: see `steer.tuning.instruments`.
 """
 
 import math
@@ -22,8 +14,10 @@ from torch.nn import functional as F
 from steer.flow import FlowMap
 
 __all__ = [
+    "DRIFT_CALLS",
     "PIXELS",
     "Drift",
+    "check_pictures",
     "diversity",
     "features_of",
     "image_statistics",
@@ -33,20 +27,19 @@ __all__ = [
 ]
 
 BINS = 16
-
 """Of the histogram of luminance: its entropy is at most 4 bits. More of them see faint grain."""
 
 EDGE = 0.2
-
 """Luminance that changes by more than this over two pixels is an edge."""
 
 OUTSIDE = 0.02
-
 """A channel value further than this outside [0, 1] counts as clipped; 5 of 255 levels."""
 
 PIXELS = 2**22
-
 """As many pixels are measured at once."""
+
+DRIFT_CALLS = 13
+"""Network calls of `velocity_distance` for each row, of both flows, at its default times."""
 
 
 def image_statistics(images: Tensor) -> dict[str, Tensor]:
@@ -73,7 +66,7 @@ def image_statistics(images: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: another shape, or values that are not finite.
     """
-    _check(images)
+    check_pictures(images)
     rows = max(1, PIXELS // images[0, 0].numel())
     parts = [_statistics(part.detach().float()) for part in images.split(rows)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -126,7 +119,8 @@ def _high_frequency(x: Tensor) -> Tensor:
     return above / (above + below + 1e-8)
 
 
-def _check(images: Tensor) -> None:
+def check_pictures(images: Tensor) -> None:
+    """Raise a ValueError for what are no pictures (n, 3, h, w) of finite floats."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
         raise ValueError(
             f"pictures must be (n, 3, h, w), at least one, got {tuple(images.shape)}: decode the "

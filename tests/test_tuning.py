@@ -22,10 +22,10 @@ from steer.objectives.batch import Batch
 from steer.objectives.direct import Direct
 from steer.objectives.table import TABLE, build
 from steer.reward import wrap
+from steer.sampling.calibrate import spread
 from steer.tuning.module import RewardTuning
 from steer.tuning.prompts import Prompts
 from steer.tuning.settings import Settings
-from steer.tuning.spread import spread
 
 PROMPTS = ["cat", "red fox", "blue dog", "owl", "", "red cat"]
 QUICK = {
@@ -132,15 +132,16 @@ def test_resume_after_kill_9_equals_a_run_that_never_stopped(model, tmp_path):
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import os, signal
-import test_tune, steer, steer.tune
+import test_tuning, steer
+from steer.tuning.module import RewardTuning
 if len(sys.argv) > 2:
-    whole = steer.tune.RewardTuning.training_step
+    whole = RewardTuning.training_step
     def step(self, batch, index):
         if self.global_step == int(sys.argv[2]):
             os.kill(os.getpid(), signal.SIGKILL)
         return whole(self, batch, index)
-    steer.tune.RewardTuning.training_step = step
-test_tune.tune(steer.load({str(model)!r}), sys.argv[1], 7, micro_batch=2)
+    RewardTuning.training_step = step
+test_tuning.tune(steer.load({str(model)!r}), sys.argv[1], 7, micro_batch=2)
 """
     runs = [[tmp_path / "whole"], [tmp_path / "cut", "5"], [tmp_path / "cut"]]
     codes = [
@@ -177,6 +178,38 @@ def test_a_finished_run_is_loaded_and_another_is_refused(model, tmp_path):
     with pytest.raises(FileExistsError, match="holds no tuning run"):
         tune(flow, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_run_begun_under_earlier_names_goes_on(model, tmp_path, monkeypatch):
+    """Its options and settings are told by today's names; only what differs is refused."""
+    names = {"data_anchor": 0.2, "noise_anchor": 0.1}
+    whole = tune(load(model), None, 5, options=names, gradient_clip=0.5)
+    step = RewardTuning.training_step
+
+    def cut(self, batch, index):
+        if self.global_step == 3:
+            raise RuntimeError("power cut")
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardTuning, "training_step", cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            tune(load(model), tmp_path / "run", 5, options=names, gradient_clip=0.5)
+    file = tmp_path / "run" / "run.json"
+    known = json.loads(file.read_text())
+    for part, old, new in (
+        ("options", "data", "data_anchor"),
+        ("options", "noise", "noise_anchor"),
+        ("settings", "clip", "gradient_clip"),
+    ):
+        known[part][old] = known[part].pop(new)
+    file.write_text(json.dumps(known))
+    with pytest.raises(FileExistsError, match=r"\(settings.gradient_clip: 0.5 -> 1.0\)"):
+        tune(load(model), tmp_path / "run", 5, options=names)
+    with pytest.raises(FileExistsError, match=r"\(options.data_anchor: 0.2 -> 0.0\)"):
+        tune(load(model), tmp_path / "run", 5, options={"noise_anchor": 0.1}, gradient_clip=0.5)
+    tuned = tune(load(model), tmp_path / "run", 5, options=names, gradient_clip=0.5)
+    assert same(state(whole), state(tuned))
 
 
 def test_a_checkpoint_of_another_base_is_refused(model, tmp_path):
@@ -236,12 +269,12 @@ def test_two_processes_give_the_same_loss_curve(model, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_tune, steer
+import test_tuning, steer
 if __name__ == "__main__":
     n = int(sys.argv[2])
-    test_tune.tune(
+    test_tuning.tune(
         steer.load({str(model)!r}), sys.argv[1], 4, micro_batch=2, devices=n,
-        reward=test_tune.Normalised(test_tune.redness), strategy="ddp" if n > 1 else "auto",
+        reward=test_tuning.Normalised(test_tuning.redness), strategy="ddp" if n > 1 else "auto",
     )
 """)
     curves = []
@@ -326,11 +359,40 @@ def test_temperature_comes_from_the_spread(flow):
         spread(flow, wrap(lambda x: x.new_ones(len(x))), PROMPTS)
 
 
+@pytest.mark.parametrize(("prompts", "micro"), [(PROMPTS * 3, None), (PROMPTS * 3, 2), (None, 16)])
+def test_one_jump_samples_come_in_micro_batches(flow, monkeypatch, prompts, micro):
+    """128 of them, at most 64 rows a call, or micro_batch; the spread is that of one call."""
+    rows = []
+
+    def noted(images):
+        rows.append(len(images))
+        return redness(images)
+
+    whole = spread(flow, wrap(noted), prompts, batch_size=1000)
+    assert rows == [128]
+    rows.clear()
+    networks = []
+    jump = NetworkFlow.jump
+    monkeypatch.setattr(
+        NetworkFlow, "jump", lambda self, x, *t: networks.append(len(x)) or jump(self, x, *t)
+    )
+    tuned = steer.finetune(
+        flow, noted, prompts, "direct", 1, **QUICK | {"micro_batch": micro, "batch_size": 16}
+    )
+    most = 64 if micro is None else micro
+    assert max(rows) == max(networks) == most
+    assert tuned.adapters()
+    assert spread(flow, wrap(noted), prompts, batch_size=most) == pytest.approx(whole, rel=1e-5)
+
+
 def test_errors_say_what_to_do(flow, tmp_path):
     cases = [
         ({"objective": "dirct"}, ValueError, "did you mean direct"),
-        ({"options": {"ancor": 1}}, ValueError, "takes no option 'ancor'"),
+        ({"options": {"ancor": 1}}, ValueError, "takes no option 'ancor': did you mean anchor"),
+        ({"options": {"noise": 1}}, ValueError, "it is called noise_anchor now"),
         ({"rankk": 3}, ValueError, "did you mean rank"),
+        ({"clip": 3.0}, ValueError, "it is called gradient_clip now"),
+        ({"gradient_clip": 0.0}, ValueError, "gradient_clip must be above zero"),
         ({"rank": 0}, ValueError, "rank must be at least 1"),
         ({"steps": 0}, ValueError, "steps must be at least 1"),
         ({"batch_size": 6, "micro_batch": 4}, ValueError, "multiple of 4"),
@@ -403,16 +465,16 @@ def test_a_flow_of_doubles_is_tuned_in_doubles():
 
 
 def test_checks_leave_the_modes_and_adapters_are_written_once_a_step(flow, tmp_path, monkeypatch):
-    from steer import watch
+    from steer.tuning import callbacks
 
     seen, written = [], []
-    step, save = RewardTuning.training_step, watch.SaveAdapters.save
+    step, save = RewardTuning.training_step, callbacks.SaveAdapters.save
     monkeypatch.setattr(
         RewardTuning, "training_step",
         lambda self, *a: seen.append(self.tuned.flow.network.training) or step(self, *a),
     )  # fmt: skip
     monkeypatch.setattr(
-        watch.SaveAdapters, "save", lambda self, k: written.append(k) or save(self, k)
+        callbacks.SaveAdapters, "save", lambda self, k: written.append(k) or save(self, k)
     )
     tune(flow, tmp_path / "run", 4, micro_batch=1, check_every=1, sweep=[])
     assert not any(seen)
@@ -420,7 +482,7 @@ def test_checks_leave_the_modes_and_adapters_are_written_once_a_step(flow, tmp_p
 
 
 def test_a_front_of_alarms_recommends_the_least(flow):
-    from steer.tuning.sweep import front_figures, recommended
+    from steer.tuning.front import front_figures, recommended
 
     front = [
         {"scale": s, "steps": 1, "alarms": ["x"], "reward": s, "reward/base": 0.0}
@@ -509,6 +571,7 @@ def test_a_scale_is_learnt_over_the_run_and_resumes_exactly(model, tmp_path, mon
     again = reward()
     resumed = tune(load(model), tmp_path / "cut", 6, reward=again, **extra)
     assert same(state(whole), state(resumed))
+    assert readings(tmp_path / "whole") == readings(tmp_path / "cut")
     assert all(torch.equal(a, p.statistics) for a, p in zip(scales, again.rewards, strict=True))
     small = reward()
     tune(load(model), None, 6, reward=small, **QUICK | {"micro_batch": 2})

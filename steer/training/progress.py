@@ -1,0 +1,62 @@
+"""How far a run is: a bar on a screen, and a line now and then where the output is a file."""
+
+import time
+from typing import Any
+
+import lightning as L
+
+__all__ = ["Lines", "duration", "progress"]
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it.
+
+    >>> duration(7.4), duration(95), duration(7300)
+    ('7 s', '1 min 35 s', '2 h 1 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class Lines(L.Callback):
+    """Print a line every so many seconds, and one at the end.
+
+    Args:
+        every: seconds between lines; a line stands at the end of a step.
+    """
+
+    def __init__(self, every: float = 30.0) -> None:
+        self.every = every
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Begin to count, where a resumed run goes on."""
+        self.began = self.said = time.perf_counter()
+        self.first = self.last = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+        """Say how far it is, if it is time."""
+        step = trainer.global_step
+        if step == self.last or not trainer.is_global_zero:
+            return
+        self.last, now = step, time.perf_counter()
+        if now - self.said < self.every and step < trainer.max_steps:
+            return
+        self.said, spent = now, now - self.began
+        left = spent / (step - self.first) * (trainer.max_steps - step)
+        shown = "".join(f", {k} {float(v):.4g}" for k, v in trainer.progress_bar_metrics.items())
+        print(
+            f"step {step} of {trainer.max_steps}{shown}; {duration(spent)}, {duration(left)} left",
+            flush=True,
+        )
+
+
+def progress() -> L.Callback:
+    """Return a bar where there is a screen or a notebook, else lines."""
+    from lightning.pytorch.callbacks import RichProgressBar
+    from rich import get_console
+
+    console = get_console()
+    return RichProgressBar() if console.is_terminal or console.is_jupyter else Lines()

@@ -1,0 +1,107 @@
+"""How a tuning run ends: the last adapters, the front, the card, and a summary to read."""
+
+import shlex
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steer.adapters.card import write_card
+from steer.tuning.callbacks import SaveAdapters, Watch
+from steer.tuning.front import figures, front_figures, plan_sweep, recommended, sweep
+from steer.tuning.module import RewardTuning
+from steer.tuning.request import Tuning
+from steer.tuning.run_folder import RunFolder
+
+__all__ = ["end", "summary"]
+
+
+def end(
+    tuning: Tuning, module: RewardTuning, watch: Watch | None, saver: SaveAdapters | None,
+    folder: RunFolder | None,
+) -> str:  # fmt: skip
+    """Write what a run leaves behind, and return a summary of it.
+
+    Args:
+        tuning: what was asked for.
+        module: what was run.
+        watch: what looked on, if anything did.
+        saver: what writes the adapters, where there is a folder.
+        folder: the run's; None: nothing is written.
+    """
+    said: dict[str, Any] = {}
+    lines = []
+    if watch is not None:
+        said["figures"] = figures(watch.readings[-1])
+    if folder is not None and saver is not None:
+        saver.metadata |= said
+        saver.save(module.global_step)
+        if watch is not None:
+            scales, steps, left = plan_sweep(watch.panel, tuning.settings, module.nfe)
+            lines += [left] if left else []
+            if steps:
+                front = sweep(watch.panel, scales, steps, folder.path)
+                said = {"scale": recommended(front), "figures": front_figures(front)}
+                saver.metadata |= said
+                saver.save(module.global_step)
+        folder.finish(
+            {
+                "steps": tuning.steps, "done": module.global_step, "nfe": module.nfe,
+                "reward_calls": module.reward_calls,
+                "stopped": "" if watch is None else watch.stopped,
+                "watch_seconds": 0.0 if watch is None else watch.seconds,
+            }
+        )  # fmt: skip
+        _card(folder.path)
+    lines += summary(tuning, said, module.global_step, None if folder is None else folder.path)
+    return "\n".join(lines)
+
+
+def summary(
+    tuning: Tuning, said: Mapping[str, Any], done: int, out: Path | None = None
+) -> list[str]:
+    """Return what a run came to, in a few lines: figures, where it is, what to do next.
+
+    Args:
+        tuning: what was asked for.
+        said: "figures", and "scale" where a sweep recommends one.
+        done: steps that were taken.
+        out: the run's folder.
+    """
+    scale = said.get("scale", 1.0)
+    found = said.get("figures", {})
+    parts = [
+        f"{name} {found[name]['base']:.4g} -> {found[name]['tuned']:.4g}"
+        for name in ("reward", "judge")
+        if name in found
+    ]
+    read = f": {', '.join(parts)} at scale {scale:g}" if parts else ""
+    advice = ", which is recommended" if "scale" in said else ""
+    lines = [f"tuned for {done} of {tuning.steps} steps{read}{advice}"]
+    if out is None:
+        return lines
+    names = ("best", "sheets", "grid.png", "front.png", "README.md")
+    kept = [name for name in names if (out / name).exists()]
+    lines.append(f"{out} holds the adapters; beside them {', '.join(kept)}")
+    lines.append(f"next: {_next(tuning, out, scale)}")
+    return lines
+
+
+def _next(tuning: Tuning, out: Path, scale: float) -> str:
+    """Return the command that draws tuned pictures; in Python for a base that has no name."""
+    if not tuning.flow.name:
+        return f"steer.sample(tuned.at({scale:g}), reward, prompts, method='none')"
+    words = ["steer", "sample", "--model", tuning.flow.name, "--lora", str(out)]
+    words += ["--lora-scale", f"{scale:g}", "--method", "none"]
+    named = vars(tuning.reward).get("__name__")  # as it was asked for on the command line
+    words += ["--reward", str(named)] if named else []
+    words += ["--prompt", tuning.prompts.prompts[0]] if tuning.prompts.prompts else []
+    return shlex.join(words)
+
+
+def _card(out: Path) -> None:
+    """Write the model card, with a sheet of base beside tuned."""
+    sheets = sorted((out / "sheets").glob("[0-9]*.png"))
+    if sheets:
+        shutil.copyfile(sheets[-1], out / "grid.png")
+    write_card(out)

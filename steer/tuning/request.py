@@ -1,0 +1,123 @@
+"""What a tuning run is asked to do: one frozen request, which checks itself when it is made."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from steer.adapters.lora import Adapted, adapt
+from steer.flow import FlowMap
+from steer.objectives.batch import Objective
+from steer.objectives.table import name_of as objective_name
+from steer.objectives.table import options_of
+from steer.reward import Reward, name_of
+from steer.sampling.calibrate import ROWS, learn, spread
+from steer.tuning.prompts import Prompts
+from steer.tuning.settings import RUNTIME, Settings
+
+__all__ = ["Tuning"]
+
+STRENGTH = 3.0
+"""The temperature is the reward's spread divided by this, where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A flow, a reward, and how the one is tuned by the other.
+
+    Attributes:
+        flow: the base; it is never changed.
+        reward: what is tuned for.
+        prompts: what is tuned on.
+        objective: by which rule.
+        steps: optimizer steps.
+        temperature: what the reward is divided by, in its units; None: from its spread.
+        strength: then it is the spread divided by this; None: by 3.
+        judge: what says whether pictures became better; nothing is tuned by it.
+        held_out: name -> rewards that are read at checks, and not tuned for.
+        seed: keys all that is drawn.
+        settings: how the run is run.
+
+    Raises:
+        ValueError: temperature and strength both, one that is not above zero, no steps, or a flow
+            that has adapters already.
+    """
+
+    flow: FlowMap
+    reward: Reward
+    prompts: Prompts
+    objective: Objective
+    steps: int
+    temperature: float | None
+    strength: float | None
+    judge: Reward | None
+    held_out: Mapping[str, Reward]
+    seed: int
+    settings: Settings
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and self.strength is not None:
+            raise ValueError("temperature and strength both given: give one of them")
+        for name in ("temperature", "strength"):
+            number = getattr(self, name)
+            if number is not None and not (number > 0 and math.isfinite(number)):
+                raise ValueError(f"{name} must be a number above zero, got {number}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if isinstance(self.flow, Adapted):
+            raise ValueError(
+                "this flow has adapters already: tune its base, or steer.lora.merged(flow), which "
+                "is a plain flow"
+            )
+
+    def adapted(self, device: torch.device) -> Adapted:
+        """Return the flow with new adapters, on the run's device; the base stays where it is."""
+        chosen = self.settings
+        tuned = adapt(
+            self.flow, chosen.rank, chosen.alpha, targets=chosen.targets, seed=self.seed
+        ).to(device)
+        tuned.checkpoint = chosen.checkpointing
+        return tuned
+
+    def calibrate(self, base: FlowMap, known: float | None = None) -> float:
+        """Let the reward learn what scales it has, and return the run's temperature.
+
+        Args:
+            base: what draws one-jump samples, where the run will be; the reward is moved there.
+            known: the temperature that this run was begun with, if it was.
+
+        Raises:
+            ValueError: the reward has no spread.
+        """
+        asked = self.prompts.prompts, self.prompts.asked, self.seed
+        size = self.settings.micro_batch or ROWS
+        learn(base, self.reward, *asked, batch_size=size)
+        for given in (self.temperature, known):
+            if given is not None:
+                return given
+        deviation = spread(base, self.reward, *asked, batch_size=size)
+        return deviation / (self.strength or STRENGTH)
+
+    def identity(self, temperature: float, base_sha256: str) -> dict[str, Any]:
+        """Return what makes a run this one, and no other: plain values, for JSON."""
+        chosen = self.settings
+        return {
+            "objective": objective_name(self.objective), "options": options_of(self.objective),
+            "reward": name_of(self.reward), "prompts": self.prompts.prompts,
+            "reward_prompts": self.prompts.asked, "temperature": temperature,
+            "strength": self.strength, "seed": self.seed, "base": self.flow.name,
+            "calls": [chosen.micro, chosen.devices] if self.objective.per_call else None,
+            "base_sha256": base_sha256, "steps": self.steps,
+            "settings": {k: v for k, v in asdict(chosen).items() if k not in RUNTIME},
+        }  # fmt: skip
+
+    def notes(self, temperature: float, base_sha256: str) -> dict[str, Any]:
+        """Return what a file of the run's adapters says of them, for `steer.adapters.card`."""
+        texts = self.prompts.prompts or []
+        known = self.identity(temperature, base_sha256)
+        kept = "reward", "objective", "options", "temperature", "seed", "settings", "base_sha256"
+        return {name: known[name] for name in kept} | {
+            "prompts": texts[:8], "prompt_count": len(texts), "batch": self.settings.batch_size,
+        }  # fmt: skip

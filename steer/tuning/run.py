@@ -1,0 +1,143 @@
+"""`steer.finetune`: tune the adapters of a flow map by a reward, in one call.
+
+A run: the request checks itself, the reward's scale and spread are found out, adapters are put on,
+Lightning's loop runs with the instruments on, and at the end the front of reward against drift is
+read at some scales of the adapters. One that stopped goes on when it is called again.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from steer.adapters.lora import Adapted, rejoin
+from steer.adapters.store import load_adapters
+from steer.flow import FlowMap
+from steer.objectives.batch import Objective
+from steer.objectives.table import build, name_of
+from steer.reward import Reward, wrap
+from steer.tuning.prompts import Prompts
+from steer.tuning.request import Tuning
+from steer.tuning.run_folder import RunFolder
+from steer.tuning.settings import Settings
+
+__all__ = ["finetune", "tune"]
+
+
+def finetune(
+    flow: FlowMap,
+    reward: Reward | Callable[..., Tensor],
+    prompts: Sequence[str] | None = None,
+    objective: str | Objective = "direct",
+    steps: int = 400,
+    temperature: float | None = None,
+    strength: float | None = None,
+    judge: Reward | None = None,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    held_out: Mapping[str, Reward] | None = None,
+    reward_prompts: Sequence[str] | None = None,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Adapted:
+    """Tune a LoRA on a flow map so that its plain samples follow a reward.
+
+    Args:
+        flow: the base: a network, no prompts bound. It is never changed.
+        reward: a Reward, or any callable on images (n, 3, h, w) and, if it wants them, prompts.
+        prompts: what to tune on, or None for a flow without prompts.
+        objective: a name of `steer.OBJECTIVES`, or an objective.
+        steps: optimizer steps.
+        temperature: what the reward is divided by, in its units; lower tunes harder.
+        strength: instead: the temperature is the reward's standard deviation over one-jump samples
+            of the same prompt, divided by this. Default: 3.
+        judge: what says whether the pictures became better: it is never tuned for. The best
+            adapters by it are kept in out/best.
+        seed: keys all that is drawn.
+        out: the run's folder; `steer.load(base, lora=out)` and peft read it. None: no files. A run
+            that stopped goes on when it is called again with the same arguments; a finished one
+            is loaded. A reward is known by its name: give functions names of their own.
+        options: the objective's own, where it is given by name.
+        held_out: name -> rewards that are not tuned for, read at checks.
+        reward_prompts: what the reward is asked for each prompt, where that differs.
+        overwrite: drop an earlier run in the folder.
+        **settings: those of `Settings`.
+
+    Returns:
+        The base with the adapters of the last step, at scale 1, in evaluation mode. It shares the
+        base's tensors.
+
+    Raises:
+        ValueError: an unknown objective, option or setting (with the nearest names), temperature
+            and strength both, sizes that do not divide, a reward without spread or without the
+            gradient that the objective needs, a flow without layers to adapt.
+        FileExistsError: the folder holds another run, or something else.
+        FloatingPointError: a reward or a loss that is not finite.
+    """
+    tuning = Tuning(
+        flow, wrap(reward), Prompts(prompts, reward_prompts, seed), build(objective, options),
+        steps, temperature, strength, judge, held_out or {}, seed, Settings.of(settings),
+    )  # fmt: skip
+    return tune(tuning, None if out is None else RunFolder(Path(out), overwrite))
+
+
+def tune(tuning: Tuning, folder: RunFolder | None = None) -> Adapted:
+    """Run a request, or go on with it, or load what it ended with; see `finetune`.
+
+    Args:
+        tuning: what is asked for.
+        folder: where it is kept; None: nowhere.
+    """
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    from steer.tuning.callbacks import onlookers
+    from steer.tuning.ending import end
+    from steer.tuning.module import RewardTuning
+    from steer.tuning.trainer import device_of_run, fit, trainer_of
+
+    settings = tuning.settings
+    device = device_of_run(settings)
+    tuned = tuning.adapted(device)
+    begun = {} if folder is None else folder.begun()
+    temperature = tuning.calibrate(tuned.base, begun.get("temperature"))
+    module = RewardTuning(
+        tuned, tuning.objective, tuning.reward, tuning.prompts, steps=tuning.steps,
+        batch_size=settings.batch_size, micro_batch=settings.micro, temperature=temperature,
+        learning_rate=settings.learning_rate, warm=settings.warm, average=settings.average,
+        seed=tuning.seed,
+    )  # fmt: skip
+    accumulate = module.accumulate(settings.devices)  # what does not fit makes no folder
+    if folder is not None:
+        if not getattr(rank_zero_only, "rank", 0):  # the first process, whoever started them
+            folder.claim(tuning.identity(temperature, module.base_sha256))
+        if folder.finished:
+            print(f"{folder.path} is finished")
+            return load_adapters(tuning.flow, folder.path)
+    out = None if folder is None else folder.path
+    notes = tuning.notes(temperature, module.base_sha256)
+    watch, saver, callbacks = onlookers(tuning, tuned, out, notes)
+    trainer = trainer_of(settings, tuning.steps, accumulate, callbacks, out)
+    if trainer.is_global_zero:
+        print(_what(tuning, tuned, temperature, accumulate))
+    fit(trainer, module, None if folder is None else folder.last)
+    tuned.to(device)  # Lightning has moved it to the CPU
+    if trainer.is_global_zero:
+        print(end(tuning, module, watch, saver, folder))
+    rejoin(tuned, tuning.flow)
+    return tuned.eval().requires_grad_(False)
+
+
+def _what(tuning: Tuning, tuned: Adapted, temperature: float, accumulate: int) -> str:
+    """Return a line on what is about to be run."""
+    size, rows, count = tuning.settings.batch_size, tuning.settings.micro, tuning.settings.devices
+    trained = sum(p.numel() for p in tuned.adapters().values())
+    return (
+        f"effective batch {size} = {rows} rows a call x {accumulate} accumulated x {count} "
+        f"process{'es' if count > 1 else ''}; {tuning.steps} steps, temperature "
+        f"{temperature:.4g}, {trained:,} trained parameters, objective "
+        f"{name_of(tuning.objective)}"
+    )

@@ -1,0 +1,103 @@
+"""Lightning's Trainer of a tuning run: precision, loggers, device, and the loop itself."""
+
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+
+from steer.tuning.module import RewardTuning
+from steer.tuning.settings import Settings
+
+__all__ = ["device_of_run", "fit", "loggers", "precision", "trainer_of"]
+
+KNOWN = (
+    "Found .* in eval mode",  # so that nothing is dropped out
+    "You're resuming from a checkpoint that ended before the epoch",  # batches are keyed
+    "Checkpoint directory .* exists",  # it is the run's own
+    "The '.*' does not have many workers",  # the loader only counts
+)
+"""Warnings of Lightning's that say nothing here."""
+
+
+def device_of_run(settings: Settings) -> torch.device:
+    """Return where this process will run, as Lightning chooses it."""
+    return L.Fabric(
+        accelerator=settings.accelerator, devices=settings.devices, strategy=settings.strategy
+    ).device
+
+
+def trainer_of(
+    settings: Settings,
+    steps: int,
+    accumulate: int,
+    callbacks: Sequence[L.Callback],
+    out: Path | None = None,
+) -> L.Trainer:
+    """Return the Trainer of a run.
+
+    Args:
+        settings: how it is run.
+        steps: optimizer steps.
+        accumulate: micro-batches of a step on each process.
+        callbacks: what looks on.
+        out: where logs go; None: nowhere, and there are no checkpoints.
+    """
+    return L.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        strategy=settings.strategy,
+        precision=precision(settings),  # type: ignore[arg-type]
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=settings.gradient_clip,
+        use_distributed_sampler=False,
+        logger=False if out is None else loggers(out, settings.wandb),
+        callbacks=list(callbacks),
+        enable_checkpointing=out is not None,
+        enable_progress_bar=any(isinstance(one, ProgressBar) for one in callbacks),
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+
+
+def fit(trainer: L.Trainer, module: RewardTuning, last: Path | None = None) -> None:
+    """Run the loop, from a checkpoint where there is one."""
+    with warnings.catch_warnings():
+        for message in KNOWN:
+            warnings.filterwarnings("ignore", message)
+        trainer.fit(module, module.loader(), ckpt_path=last, weights_only=True)
+
+
+def precision(settings: Settings) -> str:
+    """Return Lightning's name of the precision: bf16-mixed for "auto" where there is bf16."""
+    if settings.precision != "auto":
+        return settings.precision
+    on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
+    has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def loggers(out: Path, wandb: str | None = None) -> list[Any]:
+    """Return CSV always, TensorBoard where it is installed, Weights & Biases where asked for.
+
+    Raises:
+        ImportError: Weights & Biases is asked for and not installed.
+    """
+    found: list[Any] = [CSVLogger(out, name="log", flush_logs_every_n_steps=10)]
+    if importlib.util.find_spec("tensorboard") or importlib.util.find_spec("tensorboardX"):
+        found.append(TensorBoardLogger(out, name="tensorboard", version=""))
+    if wandb:
+        if importlib.util.find_spec("wandb") is None:
+            raise ImportError(
+                f"wandb={wandb!r} needs Weights & Biases: pip install wandb, or leave wandb out; "
+                "CSV and TensorBoard are written anyway"
+            )
+        found.append(WandbLogger(project=wandb, save_dir=out, name=out.name))
+    return found
