@@ -3,6 +3,7 @@
 import io
 from bisect import bisect_right
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -91,4 +92,4 @@ def _cut(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: i
     """
     text = " ".join(text[: width + 1].splitlines())
     lengths = range(len(text) + 1)
-    return text[: bisect_right(lengths, width, key=lambda n: font.getlength(text[:n])) - 1]
+    return text[: bisect_right(lengths, width, key=lambda n: ceil(font.getlength(text[:n]))) - 1]
