@@ -13,16 +13,10 @@ from torch import Tensor
 import steer
 from recipes.sample import _model
 from steer.adapters.card import PICTURES, card
-from steer.adapters.lora import Adapted, merged
-from steer.adapters.store import (
-    CONFIG,
-    PREFIX,
-    WEIGHTS,
-    pack,
-    plain_config,
-    read_config,
-    read_metadata,
-)
+from steer.adapters.config import plain_config
+from steer.adapters.lora import Adapted
+from steer.adapters.merge import merged
+from steer.adapters.store import CONFIG, PREFIX, WEIGHTS, pack, read_config, read_metadata
 from steer.files import refuse_existing, whole_folder, write_atomically
 from steer.models.loading import save
 

@@ -14,7 +14,7 @@ import recipes.sample
 import rewards
 import steer
 from recipes.cli import COMMANDS, LATER, main
-from steer.adapters.lora import adapt
+from steer.adapters.inject import adapt
 from steer.adapters.store import save_adapters
 
 FLOW = '''

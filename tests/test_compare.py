@@ -18,7 +18,7 @@ from recipes.compare import PROMPTS, entry, equal_calls, kind
 from recipes.figures import estimate
 from recipes.sample import _model
 from rewards import loading as load
-from steer.adapters.lora import adapt
+from steer.adapters.inject import adapt
 from steer.adapters.store import save_adapters
 from steer.sampling.methods import plan
 from steer.sampling.run import PROBES

@@ -15,7 +15,7 @@ import steer
 from recipes.cli import main
 from recipes.export import DIFFUSERS, diffusers_file
 from steer.adapters.card import card, write_card
-from steer.adapters.lora import adapt
+from steer.adapters.inject import adapt
 from steer.adapters.store import CONFIG, WEIGHTS, read_metadata, save_adapters
 from steer.models.loading import save
 from steer.models.two_time import NetworkFlow, TwoTimeUNet

@@ -14,15 +14,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import steer
-from steer.adapters.lora import adapt, merged
-from steer.adapters.store import (
-    CONFIG,
-    WEIGHTS,
-    fingerprint,
-    load_adapters,
-    read_metadata,
-    save_adapters,
-)
+from steer.adapters.fingerprint import fingerprint
+from steer.adapters.inject import adapt
+from steer.adapters.merge import merged
+from steer.adapters.store import CONFIG, WEIGHTS, load_adapters, read_metadata, save_adapters
 from steer.models.loading import save
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.testing import Corrected
@@ -169,9 +164,19 @@ def test_scales_are_linear_in_a_linear_layer():
 # ------------------------------------------------------------------ switching
 
 
+def switched(view):
+    return view.switch.at(view.adapter, view.scale)
+
+
+def again_or_not(tuned, checkpointed):
+    view = tuned.at(tuned.scale, tuned.adapter)
+    view.checkpoint = checkpointed
+    return view
+
+
 def gradients(tuned, again):
     """Base, two scales and a second adapter in one graph, each feeding the next."""
-    view = tuned._view(checkpoint=again)
+    view = again_or_not(tuned, again)
     for adapter in ("default", "other"):
         for p in view.adapters(adapter).values():
             p.requires_grad_(True)
@@ -202,7 +207,7 @@ def test_recomputing_under_other_adapters_would_be_silently_wrong(flow):
     tuned.add("other")
     view = train(tuned, "other", seed=5).at(1.0, "other")
     x, y = noise().requires_grad_(True), noise().requires_grad_(True)
-    with view._switched():
+    with switched(view):
         inside = checkpoint(lambda x: view.flow.jump(x, 0.0, 1.0), x, use_reentrant=False)
     inside.sum().backward()
     view.jump(y, 0.0, 1.0).sum().backward()
@@ -213,7 +218,7 @@ def test_dropout_is_recomputed_with_the_same_mask(flow):
     tuned = train(adapt(flow, dropout=0.5)).train()
     found = []
     for again in (False, True):
-        view = tuned._view(checkpoint=again)
+        view = again_or_not(tuned, again)
         for p in view.adapters().values():
             p.requires_grad_(True)
             p.grad = None
@@ -235,11 +240,11 @@ def test_nested_switches_and_exceptions_restore(flow):
 
     before = state()
     expected = tuned.at(0.5).jump(noise(), 0.0, 1.0)
-    with pytest.raises(RuntimeError, match="stop"), tuned._switched():  # noqa: PT012
+    with pytest.raises(RuntimeError, match="stop"), switched(tuned):  # noqa: PT012
         assert torch.equal(tuned.at(0.5).jump(noise(), 0.0, 1.0), expected)
-        with tuned.at(0.25)._switched():  # not 0.25 of the outer scale
+        with switched(tuned.at(0.25)):  # not 0.25 of the outer scale
             assert torch.equal(tuned.at(0.5).jump(noise(), 0.0, 1.0), expected)
-            with tuned.base._switched(), tuned.at(1.0, "other")._switched():
+            with switched(tuned.base), switched(tuned.at(1.0, "other")):
                 assert tuned.layers[0].scaling["other"] == 2.0
             raise RuntimeError("stop")
     assert state() == before
@@ -414,11 +419,11 @@ def test_we_read_what_peft_writes(flow, tmp_path):
     [
         ({"peft_type": "IA3"}, "its peft_type is 'IA3'"),
         ({"use_dora": True}, "sets use_dora: only the plain update"),
-        ({"modules_to_save": ["head"], "bias": "all"}, "sets modules_to_save, bias"),
+        ({"modules_to_save": ["head"], "bias": "all"}, "sets bias, modules_to_save"),
         ({"r": 4}, "another shape .*not from the same save"),
-        ({"target_modules": ["conv1"]}, "are for layers that it does not have"),
+        ({"target_modules": ["conv1"]}, "are for layers that its denoiser does not have"),
         ({"target_modules": ["to_q"]}, "do not fit this base: .*to_q"),
-        ({"r": "three"}, "do not fit this base"),
+        ({"r": "three"}, "r must be a whole number from 1 to 4096, got 'three'"),
     ],
     ids=str,
 )

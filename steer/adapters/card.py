@@ -1,7 +1,7 @@
 """The model card of a folder of adapters: what it is, what it was made of, how to use it.
 
 The card is the folder's `README.md`, Markdown under the YAML front matter that model hubs read.
-It says what the adapters' file says of itself (`steer.lora.read_metadata`), and nothing else.
+It says what the adapters' file says of itself (`read_metadata`), and nothing else.
 """
 
 import json
@@ -11,8 +11,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from steer.adapters.store import read_config, read_metadata
 from steer.files import write_atomically
@@ -79,7 +77,7 @@ def write_card(folder: str | os.PathLike[str], where: str | None = None) -> Path
     """Write the card of a folder of adapters, `README.md`, from what their file says of itself.
 
     Args:
-        folder: as `steer.lora.save_adapters` writes it; pictures that lie in it are shown.
+        folder: as `save_adapters` writes it; pictures that lie in it are shown.
         where: how to write the folder in the lines that load it. Default: its name.
 
     Returns:
@@ -104,8 +102,10 @@ def write_card(folder: str | os.PathLike[str], where: str | None = None) -> Path
 
 def _front(base: str, form: str, metadata: Mapping[str, Any]) -> str:
     """Return the front matter: a base that is a folder on somebody's disk is no hub's name."""
+    from huggingface_hub import ModelCardData
+
     library = {"peft": "peft", "diffusers": "diffusers"}.get(form, "flowsteer")
-    front: dict[str, Any] = {"library_name": library}
+    front: dict[str, Any] = {}
     if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", base) and not Path(base).exists():
         front["base_model"] = base
         front["base_model_relation"] = "merge" if form == "merged" else "adapter"
@@ -114,8 +114,10 @@ def _front(base: str, form: str, metadata: Mapping[str, Any]) -> str:
     if metadata.get("prompt_count") or metadata.get("prompts"):
         front["pipeline_tag"] = "text-to-image"
     tags = ["flow-map", "reward-fine-tuning", "flowsteer"]
-    front["tags"] = tags if form == "merged" else ["lora", *tags]
-    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---"
+    data = ModelCardData(
+        library_name=library, tags=tags if form == "merged" else ["lora", *tags], **front
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _summary(base: str, form: str, metadata: Mapping[str, Any]) -> str:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from steer.adapters.lora import Adapted, adapt, rejoin
+from steer.adapters.inject import adapt, rejoin
+from steer.adapters.lora import Adapted
 from steer.adapters.store import load_adapters, save_adapters
 from steer.flow import FlowMap
 from steer.noise import noise_dtype
