@@ -121,8 +121,9 @@ class FlowMapContract:
 
     def test_gradient(self) -> None:
         """The lookahead's gradient is that of finite differences along a random direction."""
-        flow = self.create_flow().double()
+        flow = self.create_flow()
         x = self.points(flow, 0.4).double().requires_grad_()
+        flow = flow.double()
         v = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
         (gradient,) = torch.autograd.grad(flow.lookahead(x, 0.4).square().sum(), x)
         with torch.no_grad():

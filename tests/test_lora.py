@@ -18,6 +18,7 @@ from steer.adapters.fingerprint import fingerprint
 from steer.adapters.inject import adapt
 from steer.adapters.merge import merged
 from steer.adapters.store import CONFIG, WEIGHTS, load_adapters, read_metadata, save_adapters
+from steer.files import pack, read_notes
 from steer.models.loading import save
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.testing import Corrected
@@ -363,6 +364,12 @@ def test_adapters_come_back_bit_for_bit(flow, saved):
     assert all("lora_" in k for k in safetensors.torch.load_file(folder / WEIGHTS))
 
 
+def test_a_note_that_looks_like_json_stays_a_text(tmp_path):
+    notes = {"a": "12", "b": "null", "c": [1, {"d": None}], "e": "x", "f": "[" * 50_000, "g": 2.5}
+    (tmp_path / "file").write_bytes(pack({"x": torch.zeros(2, 2).T}, notes))
+    assert read_notes(tmp_path / "file") == notes
+
+
 def test_notes_keep_their_kind(saved):
     notes = read_metadata(saved[1])
     assert notes["prompts"] == ["a", '"b" ü']
@@ -524,6 +531,29 @@ def test_fingerprint(flow):
     changed.network.head.bias[1] += 0.01
     assert fingerprint(changed) != own
     assert fingerprint(network(seed=1)) != own
+
+
+def test_of_a_large_flow_a_fixed_sample_is_hashed(flow, monkeypatch):
+    values = sum(p.numel() for p in flow.state_dict().values())
+    whole = fingerprint(flow)
+    monkeypatch.setattr("steer.adapters.fingerprint.WHOLE", values)
+    assert fingerprint(flow) == whole  # old adapters name this hash
+    monkeypatch.setattr("steer.adapters.fingerprint.WHOLE", values - 1)
+    assert fingerprint(flow) == whole  # all its tensors are small: all values are in the sample
+    monkeypatch.setattr("steer.adapters.fingerprint.SAMPLE", 8)
+    some = fingerprint(flow)
+    assert some != whole
+    assert fingerprint(train(adapt(flow))) == some
+    assert fingerprint(copy.deepcopy(flow).to(torch.bfloat16)) == some
+    assert fingerprint(copy.deepcopy(flow).double()) == some
+    assert fingerprint(network(seed=1)) != some
+    changed = copy.deepcopy(flow)
+    changed.network.stem.weight.view(-1)[-1] += 0.1  # the last value is in the sample
+    assert fingerprint(changed) != some
+
+
+def test_the_embedded_models_hash_is_that_of_before():
+    assert fingerprint(steer.load("emoji")).startswith("0ea6c032a6d6")
 
 
 def test_guidance_on_top_of_a_tuned_map(flow):

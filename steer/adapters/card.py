@@ -5,6 +5,7 @@ It says what the adapters' file says of itself (`read_metadata`), and nothing el
 """
 
 import json
+import math
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ from typing import Any
 from steer.adapters.store import read_config, read_metadata
 from steer.files import write_atomically
 
-__all__ = ["FORMS", "PICTURES", "card", "write_card"]
+__all__ = ["FORMS", "PICTURES", "card", "known_notes", "write_card"]
 
 PICTURES = {
     "grid.png": "base and tuned, same seeds",
@@ -33,6 +34,27 @@ FORMS = {
 
 EXAMPLES = 8
 """Prompts that a card shows."""
+
+_KINDS: dict[str, tuple[type, ...]] = (
+    dict.fromkeys(("options", "settings", "versions", "figures"), (Mapping,))
+    | dict.fromkeys(("scale", "baked_scale", "prompt_count"), (int, float))
+    | {"prompts": (list,), "base": (str,)}
+)
+"""What values of the notes have to be, where a card or an export takes them apart."""
+
+
+def known_notes(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file says of itself, without values that are not of their kind.
+
+    >>> known_notes({"reward": "clip", "scale": "large", "prompts": "a fox"})
+    {'reward': 'clip'}
+    """
+    return {
+        name: value
+        for name, value in metadata.items()
+        if isinstance(value, _KINDS.get(name, (object,)))
+        and not (isinstance(value, float) and not math.isfinite(value))
+    }
 
 
 def card(
@@ -59,6 +81,7 @@ def card(
         rank: of the adapters.
         alpha: their update is scaled by alpha / rank.
     """
+    metadata = known_notes(metadata)
     base = str(metadata.get("base") or "")
     reward = metadata.get("reward")
     title = f"{base or 'a flow map'}, tuned by {reward}" if reward else f"{base}, tuned"
@@ -197,7 +220,8 @@ def _advice(scale: Any, metadata: Mapping[str, Any]) -> str:
 def _figures(figures: Mapping[str, Any]) -> str:
     rows = ["| | base | tuned |", "|---|---|---|"]
     for name, pair in figures.items():
-        cells = [_number(pair.get(k)) for k in ("base", "tuned")]
+        known = pair if isinstance(pair, Mapping) else {}
+        cells = [_number(known.get(k)) for k in ("base", "tuned")]
         rows.append(f"| {_line(name)} | {cells[0]} | {cells[1]} |")
     return "\n".join(rows)
 

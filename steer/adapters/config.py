@@ -4,10 +4,12 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-__all__ = ["narrowed", "plain_config", "rank_of", "understood"]
+from steer.adapters.targets import ends
+
+__all__ = ["about", "narrowed", "plain_config", "rank_of", "scaling_of", "understood"]
 
 RANKS = 4096
 """The largest rank."""
@@ -97,17 +99,45 @@ def narrowed(config: Mapping[str, Any]) -> bool:
     return bool(config["exclude_modules"] or config["layers_to_transform"])
 
 
+def about(config: Mapping[str, Any], layers: Iterable[str]) -> dict[str, Any]:
+    """Return a configuration without the names that are none of these layers'.
+
+    peft tries each of them at each layer: a file with thousands would take minutes.
+    """
+    called = {end for layer in layers for end in ends(layer)}
+    patterns = {
+        key: {name: v for name, v in config[key].items() if name.removeprefix("^") in called}
+        for key in ("rank_pattern", "alpha_pattern")
+    }
+    known = [name for name in config["target_modules"] if name in called]
+    return {**config, "target_modules": known, **patterns}
+
+
 def rank_of(config: Mapping[str, Any], layer: str) -> int:
     """Return the rank of a layer's adapters.
 
     >>> rank_of({"r": 2, "rank_pattern": {"^up.conv": 4, "out": 8}}, "up.conv")
     4
     """
-    for name, rank in config["rank_pattern"].items():
+    return _of_layer(config["rank_pattern"], layer, config["r"])
+
+
+def scaling_of(config: Mapping[str, Any], layer: str, rank: int) -> float:
+    """Return what the update B A of a layer's adapters is multiplied by at scale 1.
+
+    >>> scaling_of({"lora_alpha": 6, "alpha_pattern": {}, "use_rslora": False}, "out", 2)
+    3.0
+    """
+    alpha = _of_layer(config["alpha_pattern"], layer, config["lora_alpha"])
+    return alpha / (rank**0.5 if config["use_rslora"] else rank)
+
+
+def _of_layer(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
+    for name, value in patterns.items():
         whole = name.removeprefix("^")
         if layer == whole or (whole == name and layer.endswith(f".{whole}")):
-            return rank
-    return config["r"]
+            return value
+    return default
 
 
 def plain_config(config: Mapping[str, Any]) -> bytes:

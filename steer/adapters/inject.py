@@ -106,6 +106,7 @@ def inject(
     copied = twin(flow, shared)
     modes = {name: m.training for name, m in copied.named_modules()}
     asks = {p: p.requires_grad for m in shared for p in m.parameters()}
+    config.exclude_modules = None  # the names say which layers
     keys: dict[str, Any] = {f"{name}.lora_A.weight": None for name in names}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft draws from the global generator, and says that other layers have such names too

@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -61,15 +62,15 @@ def _refuse_grouped(layer: nn.Module, name: str) -> None:
 
 def _write(layer: Any, weight: Tensor, name: str) -> None:
     """Give a layer another weight, through what computes it where something does."""
+    found: Tensor | None = None  # what a hook computes at the next call, in the older norms
     if parametrize.is_parametrized(layer, "weight"):
-        layer.weight = weight
-        found = layer.weight
+        with suppress(RuntimeError, ValueError, NotImplementedError):  # torch says: not its kind
+            layer.weight = weight
+            found = layer.weight
     elif "weight" in layer._parameters:
         layer.weight = nn.Parameter(weight, layer.weight.requires_grad)
         found = weight
-    else:
-        found = torch.full_like(weight, torch.nan)  # a hook computes it at the next call
-    if not torch.allclose(found, weight, rtol=1e-3, atol=1e-5):
+    if found is None or not torch.allclose(found, weight, rtol=1e-3, atol=1e-5):
         raise ValueError(
             f"the weights of {name} are computed from others (a spectral norm, or the older "
             "torch.nn.utils.weight_norm), and their sum with the adapters is not of that kind. "

@@ -11,7 +11,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from steer.adapters.config import narrowed, plain_config, rank_of, understood
+from steer.adapters.config import about, narrowed, plain_config, rank_of, understood
 from steer.adapters.fingerprint import fingerprint
 from steer.adapters.inject import inject, refuse_adapted
 from steer.adapters.lora import DEFAULT, Adapted
@@ -146,7 +146,7 @@ def load_adapters(
         _check_base(flow, notes, folder)
     config, state = read_config(folder), read_weights(folder)
     refuse_adapted(flow)
-    found, wanted = targets(flow), config["target_modules"]
+    found, wanted = targets(flow), frozenset(config["target_modules"])
     theirs = {name.rpartition(".lora_")[0] for name in state}
     some = narrowed(config)
     names = [n for n in found.inside if matches(n, wanted) and (n in theirs or not some)]
@@ -155,6 +155,7 @@ def load_adapters(
             f"the adapters in {folder} do not fit this base: its denoiser has no layer named "
             f"{', '.join(sorted(wanted)[:8]) or 'in target_modules'}"
         )
+    config = about(config, names)
     ranks = {n: len(state[f"{n}.lora_A.weight"]) for n in names if f"{n}.lora_A.weight" in state}
     # before anything is made of the sizes that it names
     wrong = [f"{n}.lora_A.weight" for n, rank in ranks.items() if rank != rank_of(config, n)]

@@ -1,6 +1,6 @@
 """Which layers of a flow can have adapters: those of its denoiser, and not all of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from steer.flow import FlowMap, device_of
 
-__all__ = ["Targets", "chosen", "matches", "targets"]
+__all__ = ["Targets", "chosen", "ends", "matches", "targets"]
 
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -76,13 +76,24 @@ def _beside(module: nn.Module, within: set[int]) -> Iterator[nn.Module]:
             yield from _beside(child, within)
 
 
-def matches(name: str, wanted: Sequence[str]) -> bool:
+def ends(name: str) -> Iterator[str]:
+    """Give a layer's name and its ends from a dot on: what it may be called by.
+
+    >>> list(ends("up.0.conv"))
+    ['up.0.conv', '0.conv', 'conv']
+    """
+    while name:
+        yield name
+        name = name.partition(".")[2]
+
+
+def matches(name: str, wanted: Collection[str]) -> bool:
     """Return whether one of the wanted is a layer's name, or the end of it from a dot on.
 
     >>> matches("up.0.conv", ["0.conv"]), matches("up.0.conv", ["nv", "up"])
     (True, False)
     """
-    return any(name == target or name.endswith(f".{target}") for target in wanted)
+    return any(end in wanted for end in ends(name))
 
 
 def chosen(flow: FlowMap, found: Targets, wanted: Sequence[str], rank: int) -> list[str]:
