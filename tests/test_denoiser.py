@@ -198,7 +198,7 @@ def test_asking_changes_nothing():
 
 
 def test_targets_beside_the_denoiser_are_refused():
-    with pytest.raises(ValueError, match=r"of the denoiser of Said is named 'decoder\.0': there"):
+    with pytest.raises(ValueError, match=r"of Said's denoiser is named 'decoder\.0': there"):
         adapt(Said(), targets=["decoder.0"])
 
 

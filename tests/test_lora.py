@@ -556,6 +556,23 @@ def test_the_embedded_models_hash_is_that_of_before():
     assert fingerprint(steer.load("emoji")).startswith("0ea6c032a6d6")
 
 
+def test_adapters_fit_a_network_that_was_compiled_and_one_that_was_not(flow, saved, tmp_path):
+    tuned, folder = saved
+    compiled = network()
+    compiled.network = torch.compile(compiled.network, backend="eager")
+    assert fingerprint(compiled) == fingerprint(flow)
+    loaded = load_adapters(compiled, folder)
+    x = noise()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.jump(x, 0, 1), tuned.jump(x, 0, 1))
+        assert torch.equal(loaded.at(0).jump(x, 0, 1), compiled.jump(x, 0, 1))
+    save_adapters(loaded, tmp_path / "again")
+    same(load_adapters(flow, tmp_path / "again"), tuned)
+    pairs = (adapt(f).adapters().values() for f in (flow, compiled))
+    for p, q in zip(*pairs, strict=True):
+        assert torch.equal(p, q)
+
+
 def test_guidance_on_top_of_a_tuned_map(flow):
     """Every method, on tiny numbers; scale 0 is guidance of the base."""
     tuned = train(adapt(flow))

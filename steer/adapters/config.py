@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from steer.adapters.targets import ends
+from steer.adapters.targets import ends, plain_name
 
 __all__ = ["about", "narrowed", "plain_config", "rank_of", "scaling_of", "understood"]
 
@@ -133,6 +133,7 @@ def scaling_of(config: Mapping[str, Any], layer: str, rank: int) -> float:
 
 
 def _of_layer(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
+    layer = plain_name(layer)
     for name, value in patterns.items():
         whole = name.removeprefix("^")
         if layer == whole or (whole == name and layer.endswith(f".{whole}")):

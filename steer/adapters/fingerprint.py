@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from steer.adapters.lora import Adapted
+from steer.adapters.targets import plain_name
 from steer.flow import FlowMap
 
 __all__ = ["WHOLE", "fingerprint"]
@@ -28,7 +29,7 @@ def fingerprint(flow: FlowMap) -> str:
     inner = flow.flow if isinstance(flow, Adapted) else flow
     digest = hashlib.sha256()
     named = {
-        name.replace("base_layer.", ""): p
+        plain_name(name.replace("base_layer.", "")): p
         for name, p in inner.state_dict().items()
         if "lora_" not in name
     }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from steer.adapters.lora import DEFAULT, Adapted, at_least_single
 from steer.adapters.switch import Switch
-from steer.adapters.targets import Targets, chosen, matches
+from steer.adapters.targets import Targets, chosen, matches, plain_name
 from steer.adapters.targets import targets as find
 from steer.flow import FlowMap, device_of
 from steer.noise import generator
@@ -71,7 +71,9 @@ def adapt(
     for name, p in tuned.adapters().items():  # as peft draws them, but from our own seed
         if ".lora_A." in name:
             bound = p[0].numel() ** -0.5
-            values = torch.rand(p.shape, generator=generator(seed, name), dtype=p.dtype)
+            values = torch.rand(
+                p.shape, generator=generator(seed, plain_name(name)), dtype=p.dtype
+            )
             p.data = (2 * values - 1).mul_(bound).to(p.device)
     return tuned
 

@@ -15,7 +15,7 @@ from steer.adapters.config import about, narrowed, plain_config, rank_of, unders
 from steer.adapters.fingerprint import fingerprint
 from steer.adapters.inject import inject, refuse_adapted
 from steer.adapters.lora import DEFAULT, Adapted
-from steer.adapters.targets import matches, targets
+from steer.adapters.targets import matches, plain_name, targets
 from steer.files import pack, read_notes, write_atomically
 from steer.flow import FlowMap
 
@@ -56,7 +56,7 @@ def save_adapters(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {f"{PREFIX}{name}": p for name, p in _state(tuned).items()}
+    state = {f"{PREFIX}{plain_name(name)}": p for name, p in _state(tuned).items()}
     notes = {
         "base": tuned.name,
         "flowsteer": steer.__version__,
@@ -67,6 +67,8 @@ def save_adapters(
         notes["base_sha256"] = fingerprint(tuned)
     config = tuned.configs[tuned.adapter].to_dict()
     config["inference_mode"] = True
+    for key in ("target_modules", "exclude_modules"):
+        config[key] = sorted(map(plain_name, config[key])) if config[key] else None
     write_atomically(folder / WEIGHTS, pack(state, notes))
     write_atomically(folder / CONFIG, plain_config(config))
 
@@ -149,17 +151,19 @@ def load_adapters(
     found, wanted = targets(flow), frozenset(config["target_modules"])
     theirs = {name.rpartition(".lora_")[0] for name in state}
     some = narrowed(config)
-    names = [n for n in found.inside if matches(n, wanted) and (n in theirs or not some)]
+    named = [n for n in found.inside if matches(n, wanted)]
+    names = [n for n in named if plain_name(n) in theirs or not some]
     if not names:
         raise ValueError(
             f"the adapters in {folder} do not fit this base: its denoiser has no layer named "
             f"{', '.join(sorted(wanted)[:8]) or 'in target_modules'}"
         )
     config = about(config, names)
-    ranks = {n: len(state[f"{n}.lora_A.weight"]) for n in names if f"{n}.lora_A.weight" in state}
+    layers = set(map(plain_name, names))
+    a = {n: state[f"{n}.lora_A.weight"] for n in layers if f"{n}.lora_A.weight" in state}
     # before anything is made of the sizes that it names
-    wrong = [f"{n}.lora_A.weight" for n, rank in ranks.items() if rank != rank_of(config, n)]
-    _refuse_misfit(folder, set(names) - theirs, theirs - set(names), wrong)
+    wrong = [f"{n}.lora_A.weight" for n, p in a.items() if p.shape[:1] != (rank_of(config, n),)]
+    _refuse_misfit(folder, layers - theirs, theirs - layers, wrong)
 
     from peft import LoraConfig, set_peft_model_state_dict  # seconds: not before it is needed
 
@@ -169,10 +173,13 @@ def load_adapters(
         tuned = inject(flow, LoraConfig(**options), names, found.beside)
     except (ValueError, TypeError) as error:
         raise ValueError(f"the adapters in {folder} do not fit this base: {error}") from None
-    own = _state(tuned)
+    here = _state(tuned)
+    own, name_here = {plain_name(n): p for n, p in here.items()}, {plain_name(n): n for n in here}
     wrong = [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
     _refuse_misfit(folder, own.keys() - state.keys(), state.keys() - own.keys(), wrong)
-    set_peft_model_state_dict(tuned.switch.flow, state, DEFAULT)
+    set_peft_model_state_dict(
+        tuned.switch.flow, {name_here[n]: p for n, p in state.items()}, DEFAULT
+    )
     return tuned.at(scale)
 
 

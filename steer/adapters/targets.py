@@ -10,7 +10,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from steer.flow import FlowMap, device_of
 
-__all__ = ["Targets", "chosen", "ends", "matches", "targets"]
+__all__ = ["Targets", "chosen", "ends", "matches", "plain_name", "targets"]
 
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -76,12 +76,22 @@ def _beside(module: nn.Module, within: set[int]) -> Iterator[nn.Module]:
             yield from _beside(child, within)
 
 
+def plain_name(name: str) -> str:
+    """Return a name as it is without `torch.compile`, which puts a module of its own around.
+
+    >>> plain_name("network._orig_mod.stem")
+    'network.stem'
+    """
+    return name.replace("_orig_mod.", "")
+
+
 def ends(name: str) -> Iterator[str]:
     """Give a layer's name and its ends from a dot on: what it may be called by.
 
     >>> list(ends("up.0.conv"))
     ['up.0.conv', '0.conv', 'conv']
     """
+    name = plain_name(name)
     while name:
         yield name
         name = name.partition(".")[2]
@@ -123,7 +133,7 @@ def chosen(flow: FlowMap, found: Targets, wanted: Sequence[str], rank: int) -> l
                     f"{why}: {mend}leave {target!r} out of the targets"
                 )
         raise ValueError(
-            f"no linear layer or convolution of the denoiser of {kind} is named {target!r}: there "
+            f"no linear layer or convolution of {kind}'s denoiser is named {target!r}: there "
             f"are {', '.join(taken[:12])}{' ...' if len(taken) > 12 else ''}; the end of a name "
             "stands for all that end so"
         )
