@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import steer
-from steer.adapters.lora import adapt
+from steer.adapters.inject import adapt
 from steer.noise import Draws
 from steer.objectives.adjoint import Adjoint
 from steer.objectives.amortise import Amortise

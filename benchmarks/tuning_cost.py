@@ -16,7 +16,7 @@ import torch
 
 import rewards
 import steer
-from steer.adapters.lora import adapt
+from steer.adapters.inject import adapt
 from steer.objectives.direct import Direct
 from steer.objectives.parts import squared
 from steer.tuning.module import AVERAGE, RewardTuning

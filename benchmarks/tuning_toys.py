@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 
 import steer
-from steer.adapters.lora import Adapted, adapt
+from steer.adapters.inject import adapt
+from steer.adapters.lora import Adapted
 from steer.noise import Draws
 from steer.objectives.batch import Batch, Objective
 from steer.objectives.direct import Direct

@@ -1,8 +1,11 @@
 """`steer export`: adapters as a clean folder, as diffusers' file, or added to the weights."""
 
 import math
+import os
 import re
 import shutil
+import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,18 +15,12 @@ from torch import Tensor
 
 import steer
 from recipes.inputs import load_model
-from steer.adapters.card import PICTURES, card
-from steer.adapters.lora import Adapted, merged
-from steer.adapters.store import (
-    CONFIG,
-    PREFIX,
-    WEIGHTS,
-    pack,
-    plain_config,
-    read_config,
-    read_metadata,
-)
-from steer.files import refuse_existing, whole_folder, write_atomically
+from steer.adapters.card import PICTURES, card, known_notes
+from steer.adapters.config import plain_config, scaling_of
+from steer.adapters.lora import Adapted
+from steer.adapters.merge import merged
+from steer.adapters.store import CONFIG, WEIGHTS, read_config, read_metadata, read_weights
+from steer.files import pack, refuse_existing, whole_folder, write_atomically
 from steer.models.loading import save
 
 __all__ = ["diffusers_file", "export", "push_folder"]
@@ -57,7 +54,8 @@ def export(
             `pipe.load_lora_weights` reads, for models that are a diffusers pipeline's denoiser;
             merged, a whole model for `steer --model`.
         scale: make this scale of the adapters the new scale 1.
-        model: the base, for merged. Default: the one that the adapters name.
+        model: the base, for merged. Default: the one that the adapters name, where it is an
+            embedded one (`steer models`): what else a file names is not loaded.
         component: what the pipeline calls its denoiser (diffusers): transformer, the default, or
             unet.
         inside: the attribute of the model that is this denoiser (diffusers). Default: the first
@@ -81,12 +79,12 @@ def export(
     if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
         raise ValueError(f"push takes a hub repository, user/name, and got {push!r}")
     factor = 1.0 if scale is None else scale
-    notes, config = read_metadata(lora), read_config(lora)
-    notes.pop("format", None)
+    notes, config = known_notes(read_metadata(lora)), read_config(lora)
     if notes.get("scale"):
         notes["scale"] /= factor
     if scale is not None:
         notes["baked_scale"] = notes.get("baked_scale", 1) * scale
+    console = Console(stderr=True)
     with whole_folder(out, overwrite) as scratch:
         if format == "peft":
             _write_peft(lora, scratch, config, notes, factor)
@@ -94,13 +92,8 @@ def export(
             data = diffusers_file(lora, component or "transformer", inside, factor, notes)
             write_atomically(scratch / DIFFUSERS, data)
         else:
-            base = model or str(notes.get("base") or "")
-            if not base:
-                raise ValueError(f"{lora} does not name its base: give it with --model")
-            save(merged(_adapted(base, lora, factor)), scratch)
-        pictures = [name for name in PICTURES if (lora / name).is_file()]
-        for name in pictures:
-            shutil.copyfile(lora / name, scratch / name)
+            save(merged(_adapted(model or _named_base(lora, notes), lora, factor)), scratch)
+        pictures = [name for name in PICTURES if _copy_picture(lora, scratch, name, console)]
         whole = format == "merged"
         text = card(
             notes, out.name, repository=push, form=format, pictures=pictures,
@@ -108,7 +101,6 @@ def export(
             alpha=None if whole else config["lora_alpha"] * factor,
         )  # fmt: skip
         write_atomically(scratch / "README.md", text.encode())
-    console = Console(stderr=True)
     console.print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     if format == "diffusers" and notes.get("base") in steer.MODELS:
         console.print(
@@ -118,6 +110,39 @@ def export(
     if push is not None:
         console.print(f"pushed to {push_folder(out, push, private)}")
     return out
+
+
+def _named_base(lora: Path, notes: Mapping[str, Any]) -> str:
+    """Return the base that a file of adapters names: an embedded model, and nothing else."""
+    base = str(notes.get("base") or "")
+    if base in steer.MODELS:
+        return base
+    if not base:
+        raise ValueError(f"{lora} does not name its base: give it with --model")
+    raise ValueError(
+        f"{lora} names {base!r} as its base, which is none of the embedded models "
+        f"({', '.join(steer.MODELS)}), and nothing else is loaded because a file names it: give "
+        "the base with --model"
+    )
+
+
+def _copy_picture(lora: Path, folder: Path, name: str, console: Console) -> bool:
+    """Copy a picture that lies beside the adapters, and say whether there is one.
+
+    A link is not followed: it may lead to any file of this machine, and the folder may be pushed.
+    """
+    try:
+        number = os.open(lora / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        if (lora / name).is_symlink():
+            console.print(f"{lora / name} is a link, and is left out: copy the picture itself")
+        return False
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        return False
+    with os.fdopen(number, "rb") as source, (folder / name).open("wb") as target:
+        shutil.copyfileobj(source, target)
+    return True
 
 
 def _adapted(base: str, lora: Path, scale: float) -> Adapted:
@@ -130,7 +155,7 @@ def _write_peft(
     lora: Path, folder: Path, config: dict[str, Any], notes: dict[str, Any], scale: float
 ) -> None:
     """Write the adapters' two files anew, the scale in alpha."""
-    patterns = {k: v * scale for k, v in (config.get("alpha_pattern") or {}).items()}
+    patterns = {k: v * scale for k, v in config["alpha_pattern"].items()}
     scaled = {**config, "lora_alpha": config["lora_alpha"] * scale, "alpha_pattern": patterns}
     state = safetensors.torch.load_file(lora / WEIGHTS)
     write_atomically(folder / WEIGHTS, pack(state, notes))
@@ -161,13 +186,7 @@ def diffusers_file(
     Raises:
         ValueError: a layer is not inside.
     """
-    from peft.utils.other import get_pattern_key
-
-    config = read_config(lora)
-    state = {
-        name.removeprefix(PREFIX): p
-        for name, p in safetensors.torch.load_file(lora / WEIGHTS).items()
-    }
+    config, state = read_config(lora), read_weights(lora)
     if inside is None:
         heads = {name.partition(".")[0] for name in state}
         inside = heads.pop() if len(heads) == 1 else ""
@@ -176,16 +195,20 @@ def diffusers_file(
     ranks: dict[str, int] = {}
     for name, p in sorted(state.items()):
         layer, _, rest = name.rpartition(".lora_")
+        if rest not in ("A.weight", "B.weight") or f"{layer}.lora_A.weight" not in state:
+            raise ValueError(
+                f"{lora / WEIGHTS} has {name!r}, for which diffusers has no name: take format peft"
+            )
         if not layer.startswith(lead):
             raise ValueError(f"layer {layer!r} is not inside {inside!r}: give another --inside")
         short = layer.removeprefix(lead)
         rank = len(state[f"{layer}.lora_A.weight"])
         if rest.startswith("B."):
-            patterns: dict[str, float] = config.get("alpha_pattern") or {}
-            alpha = patterns.get(get_pattern_key(list(patterns), layer), config["lora_alpha"])
-            p = p * (scale * alpha / (rank**0.5 if config.get("use_rslora") else rank))
+            p = p * (scale * scaling_of(config, layer, rank))
         renamed[f"{component}.{short}.lora_{rest}"] = p
         ranks[short] = rank
+    if not ranks:
+        raise ValueError(f"{lora / WEIGHTS} holds no adapters: there is nothing to export")
     common = max(ranks.values(), key=list(ranks.values()).count)
     others = {f"^{short}": rank for short, rank in ranks.items() if rank != common}
     header = {

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-import safetensors
 import safetensors.torch
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from steer.files import write_atomically
+from steer.files import pack, read_notes, write_atomically
 
 __all__ = ["Partial", "Unit", "units_of"]
 
@@ -110,9 +109,7 @@ class Partial:
 
     def add(self, unit: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Keep a finished unit: tensors, and JSON values as the file's metadata."""
-        whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        texts = {name: json.dumps(value) for name, value in notes.items()}
-        write_atomically(self._file(unit), safetensors.torch.save(whole, texts))
+        write_atomically(self._file(unit), pack(tensors, notes))
 
     def fill(
         self,
@@ -145,10 +142,8 @@ class Partial:
 
     def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return a finished unit's tensors and notes."""
-        with safetensors.safe_open(self._file(unit), "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            notes = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
-        return tensors, notes
+        file = self._file(unit)
+        return safetensors.torch.load_file(file), read_notes(file)
 
     def done(self, units: Sequence[Unit[Row]], work: Mapping[str, int]) -> str:
         """Say how much of the work is finished; nothing, where none is."""

@@ -166,13 +166,15 @@ def sample(
     cost = plan(method, steps, judge.differentiable, start, flow=flow, **options)
     count = 1 if prompts is None else len(prompts)
     probes = PROBES if tempered(method) and temperature is None else 0
-    calls, plain_calls = cost["nfe"], flow.evaluations * steps
+    calls = cost["nfe"]
+    plain_calls = plan("none", steps, start=start, flow=flow)["nfe"]
+    probe_calls = probes * flow.calls("jump", start, 1.0)
     most = "at most " if target is not None or budget is not None else ""
     screen.print(
         f"{most}{count} prompt{'s' * (count > 1)} x {particles} particles x "
         f"{calls + plain_calls} NFE ({plain_calls} of them unguided, to compare) + {count} x "
-        f"{flow.evaluations * probes} to set the temperature = "
-        f"{count * (particles * (calls + plain_calls) + flow.evaluations * probes)} network "
+        f"{probe_calls} to set the temperature = "
+        f"{count * (particles * (calls + plain_calls) + probe_calls)} network "
         f"calls, {count * (particles * (cost['reward_calls'] + 1) + probes)} reward calls"
     )
     pictures = [] if init_image is None else [str(init_image)]

@@ -20,7 +20,15 @@ moved(
     {
         "kernel": ["steer.guidance.kernel"],
         "load": ["steer.models.loading"],
-        "lora": ["steer.adapters.lora", "steer.adapters.store"],
+        "lora": [
+            "steer.adapters.lora",
+            "steer.adapters.inject",
+            "steer.adapters.merge",
+            "steer.adapters.store",
+            "steer.adapters.fingerprint",
+            "steer.adapters.config",
+            "steer.files",
+        ],
         "methods": ["steer.sampling.methods", "steer.sampling.forecast", "steer.path"],
     },
 )

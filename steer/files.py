@@ -1,22 +1,31 @@
-"""Run folders: pictures, a captioned grid, scores and metrics. Whole or absent."""
+"""Files and folders that are whole or not there, and what is written into them."""
 
+import json
 import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["numbers", "peak_memory", "refuse_existing", "slug", "whole_folder", "write_atomically"]
+__all__ = [
+    "numbers",
+    "pack",
+    "peak_memory",
+    "read_notes",
+    "refuse_existing",
+    "slug",
+    "whole_folder",
+    "write_atomically",
+]
 
 
 @contextmanager
@@ -69,6 +78,38 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def pack(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> bytes:
+    """Return a safetensors file: tensors, and notes (JSON values) that `read_notes` reads."""
+    texts = {"format": "pt"}
+    for name, value in notes.items():
+        own = isinstance(value, str) and _parsed(value) is value
+        texts[name] = value if own else json.dumps(value, ensure_ascii=False)
+    whole = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+    return safetensors.torch.save(whole, texts)
+
+
+def read_notes(file: Path) -> dict[str, Any]:
+    """Return the notes of a file that `pack` made; little of one that others made.
+
+    Raises:
+        ValueError: the file is truncated or corrupt.
+    """
+    try:
+        with safetensors.safe_open(file, "pt") as opened:
+            texts = opened.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{file} is truncated or corrupt ({error}): copy it again") from None
+    return {name: _parsed(text) for name, text in texts.items() if name != "format"}
+
+
+def _parsed(text: str) -> Any:
+    """Return what a text is as JSON, and itself where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def slug(text: str, length: int = 40) -> str:

@@ -23,8 +23,8 @@ class FlowMap(nn.Module):
     """A flow map on events of shape `event_shape`.
 
     A subclass sets `path` and `event_shape` in its `__init__` and gives `velocity` and `jump`;
-    `given`, `decode`, `encode` and `log_prob` where it has them. Times are floats or tensors () or
-    (n,).
+    `given`, `decode`, `encode` and `log_prob` where it has them; `denoiser` where it holds more
+    modules than the one that velocity and jump call. Times are floats or tensors () or (n,).
 
     Attributes:
         path: the coefficients of the interpolation.
@@ -43,6 +43,17 @@ class FlowMap(nn.Module):
     kind: Literal["two-time", "one-jump", "velocity"] = "two-time"
     churn: float = 0.0
     name: str = ""
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The module, within this flow, that velocity and jump call: adapters go nowhere else.
+
+        What is beside it (a decoder, a text encoder) is what it is with and without adapters.
+        Default: the submodule named `denoiser`, else the flow itself, which says nothing; such a
+        flow, where it decodes, encodes or binds prompts in its own way, is asked by one call of
+        velocity and jump which of its submodules they reach (`steer.adapters.targets`).
+        """
+        return self._modules.get("denoiser") or self
 
     @abstractmethod
     def velocity(self, x: Tensor, t: Time) -> Tensor:
@@ -162,6 +173,11 @@ class Wrapped(FlowMap):
         view._modules = dict(self._modules)
         view._hold(flow)
         return view
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The denoiser of the flow inside."""
+        return self.flow.denoiser
 
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
         """Call velocity, jump, denoise or score of the flow inside, (n, *event)."""

@@ -20,7 +20,7 @@ from recipes.cli import main
 from recipes.commands import COMMANDS
 from recipes.identity import fingerprints
 from recipes.inputs import load_model
-from steer.adapters.lora import adapt
+from steer.adapters.inject import adapt
 from steer.adapters.store import save_adapters
 from steer.sampling.forecast import plan as planned
 

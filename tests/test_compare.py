@@ -19,7 +19,7 @@ from recipes.defaults import own
 from recipes.entries import Entry, entry, equal_calls
 from recipes.figures import estimate
 from recipes.inputs import load_model, read_prompts
-from steer.adapters.lora import adapt
+from steer.adapters.inject import adapt
 from steer.adapters.store import save_adapters
 from steer.sampling.forecast import plan
 from steer.sampling.request import PROBES

@@ -15,7 +15,7 @@ import steer
 from recipes.cli import main
 from recipes.export import DIFFUSERS, diffusers_file
 from steer.adapters.card import card, write_card
-from steer.adapters.lora import adapt
+from steer.adapters.inject import adapt
 from steer.adapters.store import CONFIG, WEIGHTS, read_metadata, save_adapters
 from steer.models.loading import save
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
@@ -97,7 +97,7 @@ def test_a_scale_is_put_into_alpha(made, root):
 
 
 def test_merged_is_a_model(made, root):
-    assert export(root, "--format=merged", "--scale=0.5") == 0
+    assert export(root, "--format=merged", "--scale=0.5", f"--model={root / 'm'}") == 0
     out = Path.cwd() / "out"
     assert names(out) == ["README.md", "config.json", "grid.png", "model.safetensors"]
     same(steer.load(out), made[1].at(0.5), rtol=1e-4, atol=1e-5)
@@ -261,6 +261,64 @@ def test_adapters_that_name_no_base(root, capsys, tmp_path):
     assert names(tmp_path) == ["x"]
     words = ["--lora=x", "--out=out", "--format=merged", f"--model={root / 'm'}"]
     assert main(["export", *words]) == 0
+
+
+def test_what_a_file_names_is_not_loaded(root, capsys, tmp_path):
+    """Only an embedded model is: a name in a file may be code, or a folder of somebody's."""
+    (tmp_path / "evil.py").write_text("open('ran', 'w').close()")
+    for base in (str(root / "m"), "evil.py:Flow", "subprocess.Popen:args=['touch', 'ran']"):
+        flow = steer.load(root / "m")
+        flow.name = base
+        save_adapters(adapt(flow), tmp_path / "x")
+        assert main(["export", "--lora=x", "--out=out", "--format=merged"]) == 2
+        err = " ".join(capsys.readouterr().err.split())
+        assert "none of the embedded models (emoji)" in err
+        assert "give the base with --model" in err
+        assert names(tmp_path) == ["evil.py", "x"]
+
+
+def test_links_are_not_followed(made, root, capsys, tmp_path):
+    (tmp_path / "secret").write_text("a key")
+    save_adapters(made[1], tmp_path / "x", NOTES)
+    (tmp_path / "x" / "grid.png").symlink_to(tmp_path / "secret")
+    (tmp_path / "x" / "samples.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "x" / "front.png").mkdir()
+    assert main(["export", "--lora=x", "--out=out"]) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert "grid.png is a link, and is left out: copy the picture itself" in err
+    assert "samples.png is a link" in err
+    assert names(tmp_path / "out") == ["README.md", CONFIG, WEIGHTS]
+    assert ".png" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_notes_of_another_kind_are_left_out(made, root, tmp_path):
+    odd = {
+        "scale": "large", "baked_scale": [1], "options": ["a"], "settings": "x", "versions": 3,
+        "figures": {"reward": 3, "judge": {"base": {"a": 1}, "tuned": [1, 2, 3]}}, "prompts": 7,
+        "prompt_count": "many", "licence": {"a": 1}, "base": ["emoji"], "steps": {}, "reward": [1],
+    }  # fmt: skip
+    save_adapters(made[1], tmp_path / "x", odd)
+    for form, more in (("peft", []), ("diffusers", []), ("merged", [f"--model={root / 'm'}"])):
+        words = ["--lora=x", f"--out={form}", f"--format={form}", "--scale=0.5", *more]
+        assert main(["export", *words]) == 0
+        assert "large" not in (tmp_path / form / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("state", "part"),
+    [
+        ({}, "holds no adapters"),
+        ({"base_model.model.net.lora_embedding_A": torch.zeros(2, 2)}, "diffusers has no name"),
+        ({"base_model.model.net.lora_B.weight": torch.zeros(2, 2)}, "diffusers has no name"),
+    ],
+    ids=["none", "embedding", "half"],
+)
+def test_adapters_that_diffusers_has_no_name_for(made, root, capsys, tmp_path, state, part):
+    save_adapters(made[1], tmp_path / "x")
+    safetensors.torch.save_file(state, tmp_path / "x" / WEIGHTS)
+    assert main(["export", "--lora=x", "--out=out", "--format=diffusers"]) == 2
+    assert part in " ".join(capsys.readouterr().err.split())
+    assert names(tmp_path) == ["x"]
 
 
 # ------------------------------------------------------------------ the hub

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
-from steer.adapters.lora import adapt
+from steer.adapters.inject import adapt
 from steer.adapters.store import save_adapters
-from steer.models import loading as load_model
+from steer.models.loading import load as load_model
 from steer.models.loading import save
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
 
@@ -35,7 +35,7 @@ def test_half_precision_weights_load_as_float32(saved, tmp_path):
 
 
 def test_an_unknown_name_gives_the_nearest_ones():
-    with pytest.raises(ValueError, match=r"no model named 'emojy'.*did you mean 'emoji'"):
+    with pytest.raises(ValueError, match=r"no model named 'emojy'.*did you mean emoji"):
         load_model("emojy")
     with pytest.raises(ValueError, match=r"the models are emoji"):
         load_model("zzz")

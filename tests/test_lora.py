@@ -14,15 +14,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import steer
-from steer.adapters.lora import adapt, merged
-from steer.adapters.store import (
-    CONFIG,
-    WEIGHTS,
-    fingerprint,
-    load_adapters,
-    read_metadata,
-    save_adapters,
-)
+from steer.adapters.fingerprint import fingerprint
+from steer.adapters.inject import adapt
+from steer.adapters.merge import merged
+from steer.adapters.store import CONFIG, WEIGHTS, load_adapters, read_metadata, save_adapters
+from steer.files import pack, read_notes
 from steer.models.loading import save
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.testing import Corrected
@@ -169,9 +165,19 @@ def test_scales_are_linear_in_a_linear_layer():
 # ------------------------------------------------------------------ switching
 
 
+def switched(view):
+    return view.switch.at(view.adapter, view.scale)
+
+
+def again_or_not(tuned, checkpointed):
+    view = tuned.at(tuned.scale, tuned.adapter)
+    view.checkpoint = checkpointed
+    return view
+
+
 def gradients(tuned, again):
     """Base, two scales and a second adapter in one graph, each feeding the next."""
-    view = tuned._view(checkpoint=again)
+    view = again_or_not(tuned, again)
     for adapter in ("default", "other"):
         for p in view.adapters(adapter).values():
             p.requires_grad_(True)
@@ -202,7 +208,7 @@ def test_recomputing_under_other_adapters_would_be_silently_wrong(flow):
     tuned.add("other")
     view = train(tuned, "other", seed=5).at(1.0, "other")
     x, y = noise().requires_grad_(True), noise().requires_grad_(True)
-    with view._switched():
+    with switched(view):
         inside = checkpoint(lambda x: view.flow.jump(x, 0.0, 1.0), x, use_reentrant=False)
     inside.sum().backward()
     view.jump(y, 0.0, 1.0).sum().backward()
@@ -213,7 +219,7 @@ def test_dropout_is_recomputed_with_the_same_mask(flow):
     tuned = train(adapt(flow, dropout=0.5)).train()
     found = []
     for again in (False, True):
-        view = tuned._view(checkpoint=again)
+        view = again_or_not(tuned, again)
         for p in view.adapters().values():
             p.requires_grad_(True)
             p.grad = None
@@ -235,11 +241,11 @@ def test_nested_switches_and_exceptions_restore(flow):
 
     before = state()
     expected = tuned.at(0.5).jump(noise(), 0.0, 1.0)
-    with pytest.raises(RuntimeError, match="stop"), tuned._switched():  # noqa: PT012
+    with pytest.raises(RuntimeError, match="stop"), switched(tuned):  # noqa: PT012
         assert torch.equal(tuned.at(0.5).jump(noise(), 0.0, 1.0), expected)
-        with tuned.at(0.25)._switched():  # not 0.25 of the outer scale
+        with switched(tuned.at(0.25)):  # not 0.25 of the outer scale
             assert torch.equal(tuned.at(0.5).jump(noise(), 0.0, 1.0), expected)
-            with tuned.base._switched(), tuned.at(1.0, "other")._switched():
+            with switched(tuned.base), switched(tuned.at(1.0, "other")):
                 assert tuned.layers[0].scaling["other"] == 2.0
             raise RuntimeError("stop")
     assert state() == before
@@ -358,6 +364,12 @@ def test_adapters_come_back_bit_for_bit(flow, saved):
     assert all("lora_" in k for k in safetensors.torch.load_file(folder / WEIGHTS))
 
 
+def test_a_note_that_looks_like_json_stays_a_text(tmp_path):
+    notes = {"a": "12", "b": "null", "c": [1, {"d": None}], "e": "x", "f": "[" * 50_000, "g": 2.5}
+    (tmp_path / "file").write_bytes(pack({"x": torch.zeros(2, 2).T}, notes))
+    assert read_notes(tmp_path / "file") == notes
+
+
 def test_notes_keep_their_kind(saved):
     notes = read_metadata(saved[1])
     assert notes["prompts"] == ["a", '"b" ü']
@@ -414,11 +426,11 @@ def test_we_read_what_peft_writes(flow, tmp_path):
     [
         ({"peft_type": "IA3"}, "its peft_type is 'IA3'"),
         ({"use_dora": True}, "sets use_dora: only the plain update"),
-        ({"modules_to_save": ["head"], "bias": "all"}, "sets modules_to_save, bias"),
+        ({"modules_to_save": ["head"], "bias": "all"}, "sets bias, modules_to_save"),
         ({"r": 4}, "another shape .*not from the same save"),
-        ({"target_modules": ["conv1"]}, "are for layers that it does not have"),
+        ({"target_modules": ["conv1"]}, "are for layers that its denoiser does not have"),
         ({"target_modules": ["to_q"]}, "do not fit this base: .*to_q"),
-        ({"r": "three"}, "do not fit this base"),
+        ({"r": "three"}, "r must be a whole number from 1 to 4096, got 'three'"),
     ],
     ids=str,
 )
@@ -519,6 +531,46 @@ def test_fingerprint(flow):
     changed.network.head.bias[1] += 0.01
     assert fingerprint(changed) != own
     assert fingerprint(network(seed=1)) != own
+
+
+def test_of_a_large_flow_a_fixed_sample_is_hashed(flow, monkeypatch):
+    values = sum(p.numel() for p in flow.state_dict().values())
+    whole = fingerprint(flow)
+    monkeypatch.setattr("steer.adapters.fingerprint.WHOLE", values)
+    assert fingerprint(flow) == whole  # old adapters name this hash
+    monkeypatch.setattr("steer.adapters.fingerprint.WHOLE", values - 1)
+    assert fingerprint(flow) == whole  # all its tensors are small: all values are in the sample
+    monkeypatch.setattr("steer.adapters.fingerprint.SAMPLE", 8)
+    some = fingerprint(flow)
+    assert some != whole
+    assert fingerprint(train(adapt(flow))) == some
+    assert fingerprint(copy.deepcopy(flow).to(torch.bfloat16)) == some
+    assert fingerprint(copy.deepcopy(flow).double()) == some
+    assert fingerprint(network(seed=1)) != some
+    changed = copy.deepcopy(flow)
+    changed.network.stem.weight.view(-1)[-1] += 0.1  # the last value is in the sample
+    assert fingerprint(changed) != some
+
+
+def test_the_embedded_models_hash_is_that_of_before():
+    assert fingerprint(steer.load("emoji")).startswith("0ea6c032a6d6")
+
+
+def test_adapters_fit_a_network_that_was_compiled_and_one_that_was_not(flow, saved, tmp_path):
+    tuned, folder = saved
+    compiled = network()
+    compiled.network = torch.compile(compiled.network, backend="eager")
+    assert fingerprint(compiled) == fingerprint(flow)
+    loaded = load_adapters(compiled, folder)
+    x = noise()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.jump(x, 0, 1), tuned.jump(x, 0, 1))
+        assert torch.equal(loaded.at(0).jump(x, 0, 1), compiled.jump(x, 0, 1))
+    save_adapters(loaded, tmp_path / "again")
+    same(load_adapters(flow, tmp_path / "again"), tuned)
+    pairs = (adapt(f).adapters().values() for f in (flow, compiled))
+    for p, q in zip(*pairs, strict=True):
+        assert torch.equal(p, q)
 
 
 def test_guidance_on_top_of_a_tuned_map(flow):

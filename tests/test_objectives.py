@@ -7,7 +7,7 @@ import torch
 
 import steer
 from benchmarks.tuning_oracles import bump, mean_reward, objective, transport, transport_optimum
-from steer.adapters.lora import adapt
+from steer.adapters.inject import adapt
 from steer.flow import FlowMap
 from steer.noise import Draws
 from steer.objectives.amortise import Amortise

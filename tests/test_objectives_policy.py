@@ -7,7 +7,7 @@ import torch
 
 import steer
 from benchmarks.tuning_toys import GRADIENT, StandardNormal, Toy, bump, gain, slope, tune
-from steer.adapters.lora import adapt
+from steer.adapters.inject import adapt
 from steer.noise import Draws
 from steer.objectives.batch import Batch
 from steer.objectives.direct import Direct

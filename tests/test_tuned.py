@@ -16,7 +16,7 @@ from recipes.entries import entry
 from recipes.figures import estimate
 from recipes.tuned_report import share
 from recipes.tuned_rows import rows_of
-from steer.adapters.lora import adapt
+from steer.adapters.inject import adapt
 from steer.adapters.store import save_adapters
 from steer.models.loading import save
 from steer.models.two_time import NetworkFlow, TwoTimeUNet

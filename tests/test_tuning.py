@@ -13,8 +13,9 @@ import torch
 import steer
 from rewards.combine.normalised import Normalised
 from rewards.pixels.tone import Contrast
-from steer.adapters.lora import adapt, rejoin
-from steer.adapters.store import fingerprint, load_adapters
+from steer.adapters.fingerprint import fingerprint
+from steer.adapters.inject import adapt, rejoin
+from steer.adapters.store import load_adapters
 from steer.models.loading import load, save
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.noise import Draws

@@ -10,7 +10,8 @@ import torch
 import steer
 from rewards.combine.normalised import Normalised
 from rewards.pixels.tone import Contrast
-from steer.adapters.lora import Adapted, adapt
+from steer.adapters.inject import adapt
+from steer.adapters.lora import Adapted
 from steer.adapters.store import read_metadata
 from steer.objectives.direct import Direct
 from steer.pictures import captioned_grid

@@ -1,10 +1,11 @@
 """The model card of a folder of adapters: what it is, what it was made of, how to use it.
 
 The card is the folder's `README.md`, Markdown under the YAML front matter that model hubs read.
-It says what the adapters' file says of itself (`steer.lora.read_metadata`), and nothing else.
+It says what the adapters' file says of itself (`read_metadata`), and nothing else.
 """
 
 import json
+import math
 import os
 import re
 import shlex
@@ -12,12 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from steer.adapters.store import read_config, read_metadata
 from steer.files import write_atomically
 
-__all__ = ["FORMS", "PICTURES", "card", "write_card"]
+__all__ = ["FORMS", "PICTURES", "card", "known_notes", "write_card"]
 
 PICTURES = {
     "grid.png": "base and tuned, same seeds",
@@ -35,6 +34,27 @@ FORMS = {
 
 EXAMPLES = 8
 """Prompts that a card shows."""
+
+_KINDS: dict[str, tuple[type, ...]] = (
+    dict.fromkeys(("options", "settings", "versions", "figures"), (Mapping,))
+    | dict.fromkeys(("scale", "baked_scale", "prompt_count"), (int, float))
+    | {"prompts": (list,), "base": (str,)}
+)
+"""What values of the notes have to be, where a card or an export takes them apart."""
+
+
+def known_notes(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file says of itself, without values that are not of their kind.
+
+    >>> known_notes({"reward": "clip", "scale": "large", "prompts": "a fox"})
+    {'reward': 'clip'}
+    """
+    return {
+        name: value
+        for name, value in metadata.items()
+        if isinstance(value, _KINDS.get(name, (object,)))
+        and not (isinstance(value, float) and not math.isfinite(value))
+    }
 
 
 def card(
@@ -61,6 +81,7 @@ def card(
         rank: of the adapters.
         alpha: their update is scaled by alpha / rank.
     """
+    metadata = known_notes(metadata)
     base = str(metadata.get("base") or "")
     reward = metadata.get("reward")
     title = f"{base or 'a flow map'}, tuned by {reward}" if reward else f"{base}, tuned"
@@ -79,7 +100,7 @@ def write_card(folder: str | os.PathLike[str], where: str | None = None) -> Path
     """Write the card of a folder of adapters, `README.md`, from what their file says of itself.
 
     Args:
-        folder: as `steer.lora.save_adapters` writes it; pictures that lie in it are shown.
+        folder: as `save_adapters` writes it; pictures that lie in it are shown.
         where: how to write the folder in the lines that load it. Default: its name.
 
     Returns:
@@ -104,8 +125,10 @@ def write_card(folder: str | os.PathLike[str], where: str | None = None) -> Path
 
 def _front(base: str, form: str, metadata: Mapping[str, Any]) -> str:
     """Return the front matter: a base that is a folder on somebody's disk is no hub's name."""
+    from huggingface_hub import ModelCardData
+
     library = {"peft": "peft", "diffusers": "diffusers"}.get(form, "flowsteer")
-    front: dict[str, Any] = {"library_name": library}
+    front: dict[str, Any] = {}
     if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", base) and not Path(base).exists():
         front["base_model"] = base
         front["base_model_relation"] = "merge" if form == "merged" else "adapter"
@@ -114,8 +137,10 @@ def _front(base: str, form: str, metadata: Mapping[str, Any]) -> str:
     if metadata.get("prompt_count") or metadata.get("prompts"):
         front["pipeline_tag"] = "text-to-image"
     tags = ["flow-map", "reward-fine-tuning", "flowsteer"]
-    front["tags"] = tags if form == "merged" else ["lora", *tags]
-    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---"
+    data = ModelCardData(
+        library_name=library, tags=tags if form == "merged" else ["lora", *tags], **front
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _summary(base: str, form: str, metadata: Mapping[str, Any]) -> str:
@@ -195,7 +220,8 @@ def _advice(scale: Any, metadata: Mapping[str, Any]) -> str:
 def _figures(figures: Mapping[str, Any]) -> str:
     rows = ["| | base | tuned |", "|---|---|---|"]
     for name, pair in figures.items():
-        cells = [_number(pair.get(k)) for k in ("base", "tuned")]
+        known = pair if isinstance(pair, Mapping) else {}
+        cells = [_number(known.get(k)) for k in ("base", "tuned")]
         rows.append(f"| {_line(name)} | {cells[0]} | {cells[1]} |")
     return "\n".join(rows)
 

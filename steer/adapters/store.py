@@ -1,65 +1,46 @@
-"""Low-rank adapters (LoRA) on a flow map: one network that is both the base and the tuned flow.
+"""Adapters in a folder: peft's two files, and notes of what they are and of their base."""
 
-Every adapted layer computes `W x + scale alpha / r B A x` (Hu et al. 2021, arXiv 2106.09685), with
-B zero at first: at step 0, and at scale 0 always, the tuned flow is the base bit for bit. There is
-no second copy of the network. peft does the layers; `import steer` does not load it.
-"""
-
-import hashlib
 import json
 import os
 import warnings
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
-from steer.adapters.lora import DEFAULT, Adapted, _inject, _plain, _refuse_adapted
+from steer.adapters.config import about, narrowed, plain_config, rank_of, understood
+from steer.adapters.fingerprint import fingerprint
+from steer.adapters.inject import inject, refuse_adapted
+from steer.adapters.lora import DEFAULT, Adapted
+from steer.adapters.targets import matches, plain_name, targets
+from steer.files import pack, read_notes, write_atomically
 from steer.flow import FlowMap
 
 __all__ = [
-    "fingerprint",
+    "CONFIG",
+    "PREFIX",
+    "WEIGHTS",
     "load_adapters",
-    "pack",
-    "plain_config",
     "read_config",
     "read_metadata",
+    "read_weights",
     "save_adapters",
 ]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 PREFIX = "base_model.model."
-
 """What peft puts before the names of the parameters in its files."""
 
-
-def fingerprint(flow: FlowMap) -> str:
-    """Return a hash of a flow's weights, its adapters left out, rounded to bfloat16.
-
-    So it is the same in float32 and in bfloat16, on any device.
-    """
-    inner = flow.flow if isinstance(flow, Adapted) else flow
-    digest = hashlib.sha256()
-    named = {name.replace("base_layer.", ""): p for name, p in inner.state_dict().items()}
-    for name in sorted(named):  # the order of the base's own names
-        if "lora_" in name:
-            continue
-        p = named[name]
-        digest.update(f"{name} {tuple(p.shape)}".encode())
-        values = p.detach().to("cpu")
-        if values.is_floating_point():
-            values = values.to(torch.bfloat16).view(torch.int16)
-        digest.update(values.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+LARGEST = 1 << 24
+"""Bytes of the largest configuration that is read."""
 
 
 def save_adapters(
-    tuned: Adapted, folder: str | os.PathLike[str], metadata: dict[str, Any] | None = None
+    tuned: Adapted, folder: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None
 ) -> None:
     """Write a folder that `steer.load(base, lora=folder)` and peft read: adapters alone.
 
@@ -72,14 +53,10 @@ def save_adapters(
         metadata: more to keep in the file: JSON values.
     """
     import steer
-    from steer.files import write_atomically
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        f"{PREFIX}{_plain(name, tuned.adapter)}": p.detach().to("cpu").contiguous()
-        for name, p in tuned.adapters().items()
-    }
+    state = {f"{PREFIX}{plain_name(name)}": p for name, p in _state(tuned).items()}
     notes = {
         "base": tuned.name,
         "flowsteer": steer.__version__,
@@ -88,33 +65,21 @@ def save_adapters(
     }
     if "base_sha256" not in notes:
         notes["base_sha256"] = fingerprint(tuned)
-    config = tuned.flow.peft_config[tuned.adapter].to_dict()  # type: ignore[index,union-attr]
+    config = tuned.configs[tuned.adapter].to_dict()
     config["inference_mode"] = True
+    for key in ("target_modules", "exclude_modules"):
+        config[key] = sorted(map(plain_name, config[key])) if config[key] else None
     write_atomically(folder / WEIGHTS, pack(state, notes))
     write_atomically(folder / CONFIG, plain_config(config))
 
 
-def pack(state: dict[str, Tensor], notes: dict[str, Any]) -> bytes:
-    """Return a safetensors file: tensors, and notes (JSON values) that `read_metadata` reads."""
-    texts = {"format": "pt"}
-    for name, value in notes.items():
-        own = isinstance(value, str) and _parsed(value) is value
-        texts[name] = value if own else json.dumps(value, ensure_ascii=False)
-    return safetensors.torch.save(state, texts)
+def _state(tuned: Adapted) -> dict[str, Tensor]:
+    """Return the view's adapters by their names in peft's files, without its prefix."""
+    from peft import get_peft_model_state_dict
 
-
-def plain_config(config: dict[str, Any]) -> bytes:
-    """Return peft's configuration as JSON, sets as sorted lists."""
-    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-    return json.dumps(plain, indent=1, default=str).encode()
-
-
-def _parsed(text: str) -> Any:
-    """Return what a text is as JSON, and itself where it is none."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    return get_peft_model_state_dict(
+        tuned.switch.flow, adapter_name=tuned.adapter, save_embedding_layers=False
+    )
 
 
 def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -124,45 +89,43 @@ def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: it has no file of adapters.
         ValueError: that file is truncated.
     """
-    try:
-        with safetensors.safe_open(_present(Path(folder) / WEIGHTS), "pt") as file:
-            texts = file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{Path(folder) / WEIGHTS} is truncated or corrupt ({error}): copy it again"
-        ) from None
-    return {name: _parsed(text) for name, text in texts.items()}
+    return read_notes(_present(Path(folder) / WEIGHTS))
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return peft's configuration of a folder of adapters.
+    """Return what is understood of peft's configuration of a folder of adapters.
 
     Raises:
         FileNotFoundError: it has none.
-        ValueError: it is no configuration of a LoRA, or of a kind that has more than A and B.
+        ValueError: it is no configuration of a LoRA, or of a kind that has more than A and B, or
+            one with values out of bounds.
     """
     file = _present(Path(folder) / CONFIG)
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"{file} is no LoRA's configuration: it is larger than {LARGEST} bytes")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        kind = found.get("peft_type")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no LoRA's configuration: {error}") from None
-    if kind != "LORA":
-        raise ValueError(f"{file} is no LoRA's configuration: its peft_type is {kind!r}")
-    more = [k for k in ("use_dora", "modules_to_save", "lora_bias") if found.get(k)]
-    more += ["bias"] if found.get("bias", "none") != "none" else []
-    if more:
-        raise ValueError(
-            f"{file} sets {', '.join(more)}: only the plain update B A x can be scaled to zero, "
-            "so train without"
-        )
-    return found
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is no LoRA's configuration: it is no table of settings")
+    return understood(found, file)
+
+
+def read_weights(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the tensors of a folder of adapters, by their names in the flow.
+
+    Raises:
+        FileNotFoundError: it has no file of adapters.
+    """
+    state = safetensors.torch.load_file(_present(Path(folder) / WEIGHTS))
+    return {name.removeprefix(PREFIX): p for name, p in state.items()}
 
 
 def load_adapters(
     flow: FlowMap, folder: str | os.PathLike[str], scale: float = 1.0, *, check: bool = True
 ) -> Adapted:
-    """Put the adapters of a folder on a flow.
+    """Put the adapters of a folder on a flow's denoiser.
 
     Args:
         flow: the base that they were made for.
@@ -181,49 +144,74 @@ def load_adapters(
             f"no folder of adapters at {folder}: give the one that holds {CONFIG} and {WEIGHTS}"
         )
     notes = read_metadata(folder)
-    theirs, own = notes.get("base_sha256"), fingerprint(flow) if check else None
-    if check and theirs is None:
+    if check:
+        _check_base(flow, notes, folder)
+    config, state = read_config(folder), read_weights(folder)
+    refuse_adapted(flow)
+    found, wanted = targets(flow), frozenset(config["target_modules"])
+    theirs = {name.rpartition(".lora_")[0] for name in state}
+    some = narrowed(config)
+    named = [n for n in found.inside if matches(n, wanted)]
+    names = [n for n in named if plain_name(n) in theirs or not some]
+    if not names:
+        raise ValueError(
+            f"the adapters in {folder} do not fit this base: its denoiser has no layer named "
+            f"{', '.join(sorted(wanted)[:8]) or 'in target_modules'}"
+        )
+    config = about(config, names)
+    layers = set(map(plain_name, names))
+    a = {n: state[f"{n}.lora_A.weight"] for n in layers if f"{n}.lora_A.weight" in state}
+    # before anything is made of the sizes that it names
+    wrong = [f"{n}.lora_A.weight" for n, p in a.items() if p.shape[:1] != (rank_of(config, n),)]
+    _refuse_misfit(folder, layers - theirs, theirs - layers, wrong)
+
+    from peft import LoraConfig, set_peft_model_state_dict  # seconds: not before it is needed
+
+    known = LoraConfig.__dataclass_fields__
+    options = {k: v for k, v in config.items() if k in known and k != "peft_type"}
+    try:
+        tuned = inject(flow, LoraConfig(**options), names, found.beside)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the adapters in {folder} do not fit this base: {error}") from None
+    here = _state(tuned)
+    own, name_here = {plain_name(n): p for n, p in here.items()}, {plain_name(n): n for n in here}
+    wrong = [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
+    _refuse_misfit(folder, own.keys() - state.keys(), state.keys() - own.keys(), wrong)
+    set_peft_model_state_dict(
+        tuned.switch.flow, {name_here[n]: p for n, p in state.items()}, DEFAULT
+    )
+    return tuned.at(scale)
+
+
+def _check_base(flow: FlowMap, notes: Mapping[str, Any], folder: Path) -> None:
+    """Refuse adapters that were made for other weights; say where that is not known."""
+    theirs, own = notes.get("base_sha256"), fingerprint(flow)
+    if theirs is None:
         warnings.warn(
             f"{folder} does not say which weights its adapters were made for: whether they are "
             "this base's cannot be checked",
-            stacklevel=2,
+            stacklevel=3,
         )
-    elif check and theirs != own:
+    elif theirs != own:
         raise ValueError(
             f"the adapters in {folder} were made for {notes.get('base') or 'another base'!r} with "
             f"weights {str(theirs)[:12]}, and this is {flow.name or type(flow).__name__!r} with "
-            f"weights {str(own)[:12]}: load the base that they were made for, or tune again on "
-            "this one"
+            f"weights {own[:12]}: load the base that they were made for, or tune again on this one"
         )
-    found = read_config(folder)
-    _refuse_adapted(flow)
-    from peft import LoraConfig  # seconds: not before what it is for is there
 
-    known = LoraConfig.__dataclass_fields__
-    try:
-        config = LoraConfig(**{k: v for k, v in found.items() if k in known and k != "peft_type"})
-        tuned = _inject(flow, config)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"the adapters in {folder} do not fit this base: {error}") from None
-    state = {
-        name.removeprefix(PREFIX): p
-        for name, p in safetensors.torch.load_file(folder / WEIGHTS).items()
-    }
-    own_state = {str(_plain(name, DEFAULT)): p for name, p in tuned.adapters().items()}
-    missing, unknown = own_state.keys() - state.keys(), state.keys() - own_state.keys()
-    wrong = [n for n in own_state.keys() & state.keys() if own_state[n].shape != state[n].shape]
+
+def _refuse_misfit(
+    folder: Path, missing: Collection[str], unknown: Collection[str], wrong: Collection[str]
+) -> None:
+    """Raise where names or shapes of a file's adapters are not the flow's."""
     if missing or unknown or wrong:
         example = min([*unknown, *missing, *wrong])
         raise ValueError(
             f"the adapters in {folder} do not fit this base: {len(unknown)} are for layers that "
-            f"it does not have, {len(missing)} of its own are missing, {len(wrong)} have another "
-            f"shape (for instance {example}): they were made for another model, or the file "
-            f"and {CONFIG} are not from the same save"
+            f"its denoiser does not have, {len(missing)} of its own are missing, {len(wrong)} "
+            f"have another shape (for instance {example}): they were made for another model, or "
+            f"the file and {CONFIG} are not from the same save"
         )
-    with torch.no_grad():
-        for name, p in own_state.items():
-            p.copy_(state[name])
-    return tuned.at(scale)
 
 
 def _present(file: Path) -> Path:

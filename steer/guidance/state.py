@@ -10,7 +10,7 @@ from steer.flow import FlowMap, Wrapped
 from steer.guidance.potential import Evaluation, Potential
 from steer.path import Time
 
-__all__ = ["BatchedPotential", "State"]
+__all__ = ["BatchedPotential", "KnownFlow", "State"]
 
 
 class State:
@@ -96,7 +96,7 @@ class State:
 
         A kernel's `propose(x, s, t, potential, ...)` has no other way to hear of it.
         """
-        return _KnownFlow(self), _KnownPotential(self)
+        return KnownFlow(self), _KnownPotential(self)
 
     def is_of(self, x: Tensor, t: Time) -> bool:
         """Return whether these are the very rows x at t."""
@@ -104,7 +104,7 @@ class State:
         return x is self.x and scalar and bool(t == self.t)
 
 
-class _KnownFlow(Wrapped):
+class KnownFlow(Wrapped):
     """The flow, which tells what is known of one state."""
 
     def __init__(self, state: State) -> None:
@@ -112,11 +112,13 @@ class _KnownFlow(Wrapped):
         self._state = state
 
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
+        """Return the state's velocity for its own rows, else what the flow says."""
         if name == "velocity" and self._state.is_of(x, times[0]):
             return self._state.velocity
         return super().call(name, x, *times)
 
     def score(self, x: Tensor, t: Time) -> Tensor:
+        """Return the state's score for its own rows, else what the flow says."""
         return self._state.score if self._state.is_of(x, t) else super().score(x, t)
 
 

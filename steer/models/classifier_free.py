@@ -1,16 +1,16 @@
 """Classifier-free guidance that is mixed at run time."""
 
-from collections.abc import Sequence
+from typing import Self
 
 from torch import Tensor
 
-from steer.flow import FlowMap
+from steer.flow import FlowMap, Wrapped
 from steer.path import Time
 
 __all__ = ["ClassifierFree"]
 
 
-class ClassifierFree(FlowMap):
+class ClassifierFree(Wrapped):
     """`u + scale (c - u)` of velocities and of jumps, theory (50) (Ho, Salimans 2022, 2207.12598).
 
     c is the flow given the prompt, u the flow given the negative prompt. Every call costs two. The
@@ -29,41 +29,37 @@ class ClassifierFree(FlowMap):
         ValueError: the flow takes no prompts.
     """
 
-    evaluations = 2
-
     def __init__(self, flow: FlowMap, scale: float, negative: str = "") -> None:
-        super().__init__()
+        super().__init__(flow)
         self.plain = flow.given([negative])
         if self.plain is flow:
             raise ValueError(
                 f"{type(flow).__name__} takes no prompts, so there is nothing to mix: leave cfg "
                 "and the negative prompt out"
             )
-        self.flow, self.scale, self.negative = flow, scale, negative
-        self.path, self.event_shape = flow.path, flow.event_shape
+        self.scale, self.negative = scale, negative
         self.evaluations = 2 * flow.evaluations
 
-    def _mix(self, c: Tensor, u: Tensor) -> Tensor:
+    def around(self, flow: FlowMap) -> Self:
+        """Return the mixture of another flow and the same negative one, at twice its cost."""
+        view = super().around(flow)
+        if view is not self:
+            view.evaluations = 2 * flow.evaluations
+        return view
+
+    def calls(self, name: str, *times: Time) -> int:
+        """Return what both flows' calls take."""
+        return self.flow.calls(name, *times) + self.plain.calls(name, *times)
+
+    def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
+        """Return the mixed velocity or jump."""
+        c, u = (getattr(flow, name)(x, *times) for flow in (self.flow, self.plain))
         return u + self.scale * (c - u)
 
-    def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """Return the mixed velocity."""
-        return self._mix(self.flow.velocity(x, t), self.plain.velocity(x, t))
+    def derives(self, name: str) -> bool:
+        """Return True: denoiser and score are those of the mixed velocity."""
+        return True
 
-    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Return the mixed jump."""
-        return self._mix(self.flow.jump(x, s, t), self.plain.jump(x, s, t))
-
-    def given(self, prompts: Sequence[str]) -> "ClassifierFree":
-        """Bind prompts; the negative one stays."""
-        bound = ClassifierFree(self.flow, self.scale, self.negative)
-        bound.flow = self.flow.given(prompts)
-        return bound
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Return the flow's images."""
-        return self.flow.decode(x)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Return what decodes to the images."""
-        return self.flow.encode(images)
+    def log_prob(self, x: Tensor, t: Time = 1.0) -> None:
+        """Return None: a mixed field has no known density."""
+        return None

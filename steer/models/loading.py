@@ -3,7 +3,6 @@
 `steer.load("emoji")` gives an embedded model, `steer.load("path/to/folder")` one of yours.
 """
 
-import difflib
 import json
 import os
 from pathlib import Path
@@ -19,6 +18,7 @@ from steer.catalogue import MODELS
 from steer.files import write_atomically
 from steer.flow import FlowMap
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
+from steer.names import hint
 
 __all__ = ["MODELS", "load", "save"]
 
@@ -110,10 +110,8 @@ def _folder(name: str | os.PathLike[str]) -> Path:
         return ZOO / text
     folder = Path(text)
     if not folder.exists():
-        near = difflib.get_close_matches(text, MODELS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise ValueError(
-            f"no model named {text!r}, and no such folder: {hint}"
+            f"no model named {text!r}, and no such folder: {hint(text, MODELS)}"
             f"the models are {', '.join(MODELS)}; or give a folder with config.json and "
             "model.safetensors"
         )

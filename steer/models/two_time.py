@@ -196,6 +196,11 @@ class NetworkFlow(FlowMap):
         self.prompts: list[str] = [""]
         self._tokens = torch.zeros(1, 1, dtype=torch.long)
 
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network, its small text side included: velocity and jump call both."""
+        return self.network
+
     def two_time(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return v(x, s, t), (n, *event), in the dtype of `x`."""
         n, weight = len(x), self.network.stem.weight

@@ -48,7 +48,7 @@ class Metered(Wrapped):
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
         """Call the flow, and count; the gradients where they come to pass."""
         y = super().call(name, x, *times)
-        counts, rows = self.counts, self.evaluations * len(x)
+        counts, rows = self.counts, self.calls(name, *times) * len(x)
         counts.forward += rows
         if y.requires_grad:
             to_input, to_weights, again = x.requires_grad, self.trained, self.again

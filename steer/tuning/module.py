@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from steer.adapters.fingerprint import fingerprint
 from steer.adapters.lora import Adapted
-from steer.adapters.store import fingerprint
 from steer.noise import Draws, noise_dtype
 from steer.objectives.batch import Batch, Objective
 from steer.reward import Reward, learners

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from steer.adapters.lora import Adapted, adapt
+from steer.adapters.inject import adapt
+from steer.adapters.lora import Adapted
 from steer.flow import FlowMap
 from steer.objectives.batch import Objective
 from steer.objectives.table import name_of as objective_name

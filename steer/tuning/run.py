@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from steer.adapters.lora import Adapted, rejoin
+from steer.adapters.inject import rejoin
+from steer.adapters.lora import Adapted
 from steer.adapters.store import load_adapters
 from steer.flow import FlowMap
 from steer.objectives.batch import Objective

@@ -1,0 +1,81 @@
+"""What all views of one tuned flow share: its adapted layers, one scale at a time, and a lock."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from steer.flow import FlowMap
+
+__all__ = ["Switch"]
+
+
+class Switch:
+    """The adapted layers of a flow, which all its views use, each at its own scale.
+
+    A layer can have one scale at a time. So a call of a view sets it, holding the lock, and sets
+    it back: calls from several threads wait for each other. The lock belongs to the thread, so
+    that a view may call another, and that a checkpointed call may be made again in the backward
+    pass. A flow whose own velocity takes gradients on a GPU is the one that should not be
+    checkpointed from two threads at once: the backward thread would wait for itself.
+
+    A copy (`copy.deepcopy`, pickle) has its own layers, and a lock of its own.
+
+    Args:
+        flow: the flow whose layers have adapters, without bound prompts.
+        layers: those layers, peft's.
+        shared: the modules of the flow that are not its denoiser's, and belong to the base too:
+            while a view is called, their parameters ask for no gradients.
+    """
+
+    def __init__(
+        self, flow: FlowMap, layers: Sequence[Any], shared: Sequence[nn.Module] = ()
+    ) -> None:
+        self.flow, self.layers, self.shared = flow, tuple(layers), tuple(shared)
+        self._blocks = [m for m in flow.modules() if isinstance(m, nn.TransformerEncoderLayer)]
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Switch, (self.flow, self.layers, self.shared)  # a lock cannot be copied
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other threads from the layers."""
+        with self._lock:
+            yield
+
+    @contextmanager
+    def at(self, adapter: str, scale: float) -> Iterator[None]:
+        """Set the layers to a scale of one of their adapters, for this thread; 0: to the base."""
+        with self._lock:
+            before = [
+                (m._disable_adapters, m._active_adapter, m.scaling[adapter]) for m in self.layers
+            ]
+            fast = [block.activation_relu_or_gelu for block in self._blocks]
+            asking = [p for m in self.shared for p in m.parameters() if p.requires_grad]
+            try:
+                for layer in self.layers:
+                    _set(layer, scale == 0, [adapter])
+                    if scale:
+                        layer.set_scale(adapter, scale)  # times alpha / r, whatever it was before
+                for block in self._blocks if scale else ():  # its kernel reads the weights alone
+                    block.activation_relu_or_gelu = 0
+                for p in asking:
+                    p.requires_grad_(False)
+                yield
+            finally:
+                for layer, (off, active, scaling) in zip(self.layers, before, strict=True):
+                    _set(layer, off, active)
+                    layer.scaling[adapter] = scaling
+                for block, kind in zip(self._blocks, fast, strict=True):
+                    block.activation_relu_or_gelu = kind
+                for p in asking:
+                    p.requires_grad_(True)
+
+
+def _set(layer: Any, off: bool, active: Any) -> None:
+    """Switch one of peft's layers; past `nn.Module`, whose way to set takes ten times as long."""
+    own = vars(layer)
+    own["_disable_adapters"], own["_active_adapter"] = off, active

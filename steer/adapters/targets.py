@@ -1,0 +1,182 @@
+"""Which layers of a flow can have adapters: those of its denoiser, and not all of them."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from steer.flow import FlowMap, device_of
+
+__all__ = ["Targets", "chosen", "ends", "matches", "plain_name", "targets"]
+
+KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+GROUPED = "grouped convolutions, whose adapters cannot be added to their weights"
+PROJECTIONS = (
+    "projections of nn.MultiheadAttention, which reads their weights and never calls them"
+)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What of a flow adapters can go on; layers and modules by their names in the flow.
+
+    Attributes:
+        names: linear layers and convolutions of the denoiser that can have adapters.
+        left_out: those of it that have none by default: why -> names.
+        inside: all modules of the denoiser.
+        beside: the modules that are no part of it, the outermost of them.
+    """
+
+    names: tuple[str, ...]
+    left_out: Mapping[str, tuple[str, ...]]
+    inside: tuple[str, ...]
+    beside: tuple[nn.Module, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(f"{len(names)} {why}" for why, names in self.left_out.items())
+
+
+def targets(flow: FlowMap) -> Targets:
+    """Return which layers of a flow's denoiser can have adapters, and which are left out.
+
+    A layer that stands at two places of the flow is named by the first, where peft adapts it.
+
+    Raises:
+        ValueError: what the flow calls its denoiser is no submodule of it.
+    """
+    within = {id(m) for part in _parts(flow) for m in part.modules()}
+    attention = [m for m in flow.modules() if isinstance(m, nn.MultiheadAttention)]
+    projections = {id(m) for a in attention for m in a.modules()}
+    names: list[str] = []
+    left_out: dict[str, list[str]] = {}
+    inside = [name for name, m in flow.named_modules() if name and id(m) in within]
+    for name in inside:
+        m = flow.get_submodule(name)
+        if not isinstance(m, KINDS):
+            continue
+        if id(m) in projections:
+            left_out.setdefault(PROJECTIONS, []).append(name)
+        elif getattr(m, "groups", 1) > 1:
+            left_out.setdefault(GROUPED, []).append(name)
+        else:
+            names.append(name)
+    said = {why: tuple(some) for why, some in left_out.items()}
+    return Targets(tuple(names), said, tuple(inside), tuple(_beside(flow, within)))
+
+
+def _beside(module: nn.Module, within: set[int]) -> Iterator[nn.Module]:
+    for child in module.children():
+        if within.isdisjoint(id(m) for m in child.modules()):
+            yield child
+        elif id(child) not in within:
+            yield from _beside(child, within)
+
+
+def plain_name(name: str) -> str:
+    """Return a name as it is without `torch.compile`, which puts a module of its own around.
+
+    >>> plain_name("network._orig_mod.stem")
+    'network.stem'
+    """
+    return name.replace("_orig_mod.", "")
+
+
+def ends(name: str) -> Iterator[str]:
+    """Give a layer's name and its ends from a dot on: what it may be called by.
+
+    >>> list(ends("up.0.conv"))
+    ['up.0.conv', '0.conv', 'conv']
+    """
+    name = plain_name(name)
+    while name:
+        yield name
+        name = name.partition(".")[2]
+
+
+def matches(name: str, wanted: Collection[str]) -> bool:
+    """Return whether one of the wanted is a layer's name, or the end of it from a dot on.
+
+    >>> matches("up.0.conv", ["0.conv"]), matches("up.0.conv", ["nv", "up"])
+    (True, False)
+    """
+    return any(end in wanted for end in ends(name))
+
+
+def chosen(flow: FlowMap, found: Targets, wanted: Sequence[str], rank: int) -> list[str]:
+    """Return the names of the layers that were asked for by their names, or the ends of them.
+
+    A grouped convolution that is asked for has adapters where the rank is a multiple of its
+    groups: the flow can be tuned and saved, and not merged.
+
+    Raises:
+        ValueError: a name that is no layer's, or only such layers' as cannot have adapters.
+    """
+    kind = type(flow).__name__
+    taken = list(found.names)
+    for name in found.left_out.get(GROUPED, ()):
+        layer: nn.Conv2d = flow.get_submodule(name)  # type: ignore[assignment]
+        if rank % layer.groups == 0:
+            taken.append(name)
+    for target in wanted:
+        if any(matches(name, [target]) for name in taken):
+            continue
+        for why, names in found.left_out.items():
+            unfit = [name for name in names if matches(name, [target])]
+            if unfit:
+                mend = "take a rank that is a multiple of its groups, or " * (why is GROUPED)
+                raise ValueError(
+                    f"{unfit[0]} of {kind} cannot have adapters of rank {rank}: it is one of the "
+                    f"{why}: {mend}leave {target!r} out of the targets"
+                )
+        raise ValueError(
+            f"no linear layer or convolution of {kind}'s denoiser is named {target!r}: there "
+            f"are {', '.join(taken[:12])}{' ...' if len(taken) > 12 else ''}; the end of a name "
+            "stands for all that end so"
+        )
+    return [name for name in found.inside if name in taken and matches(name, wanted)]
+
+
+def _parts(flow: FlowMap) -> list[nn.Module]:
+    """Return the modules that velocity and jump call: what a flow says, or what is seen of it."""
+    said = flow.denoiser
+    if not any(m is said for m in flow.modules()):
+        raise ValueError(
+            f"the denoiser of {type(flow).__name__} is no submodule of it, so adapters on it "
+            "would not be seen: assign the module to an attribute of the flow, self.network = ..."
+        )
+    if not isinstance(said, FlowMap) or all(
+        getattr(type(said), name) is getattr(FlowMap, name)
+        for name in ("decode", "encode", "given")
+    ):
+        return [said]
+    called = _called(said)
+    parts = [c for c in said.children() if not called.isdisjoint(id(m) for m in c.modules())]
+    return parts or [said]
+
+
+def _called(flow: FlowMap) -> set[int]:
+    """Return the ids of the modules that velocity and jump call; none where one of them fails.
+
+    Called at zeros in evaluation mode, so that nothing of the flow changes.
+    """
+    found: set[int] = set()
+    modes = [(m, m.training) for m in flow.modules()]
+    some = next((p for p in flow.parameters() if p.is_floating_point()), torch.zeros(()))
+    x = torch.zeros(1, *flow.event_shape, device=device_of(flow), dtype=some.dtype)
+    hook = register_module_forward_pre_hook(lambda m, _: found.add(id(m)))
+    try:
+        with suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for m, _ in modes:
+                m.training = False
+            flow.velocity(x, 0.5)
+            flow.jump(x, 0.25, 0.75)
+            return found
+    finally:
+        hook.remove()
+        for m, training in modes:
+            m.training = training
+    return set()
