@@ -115,8 +115,8 @@ from .guidance.weights import Ratio as Ratio
 from .guidance.weights import Weights as Weights
 from .models.classifier_free import ClassifierFree as ClassifierFree
 from .models.loading import load as load
-from .models.one_time import OneTime as OneTime
 from .noise import Noise as Noise
+from .one_time import OneTime as OneTime
 from .path import (
     Cosine as Cosine,
 )

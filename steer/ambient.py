@@ -1,4 +1,4 @@
-"""The caller's state of torch, kept away from a run: the same call gives the same pictures."""
+"""Shield a run from the caller's state of torch: inference mode, autocast, training mode."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -78,7 +78,7 @@ class FlowMap(nn.Module):
         if bool(end.all()):
             return x
         time = torch.where(end, 0.5, time)  # rows at the end are replaced below
-        d = self.path.denoiser(x, self.velocity(x, time), time)
+        d = self.path.denoised(x, self.velocity(x, time), time)
         return torch.where(like(end.to(x.dtype), x) == 1, x, d) if bool(end.any()) else d
 
     def score(self, x: Tensor, t: Time) -> Tensor:

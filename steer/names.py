@@ -1,4 +1,4 @@
-"""Names: what to say to one that is not known, and where one that moved is now."""
+"""Errors for unknown names, and forwarding addresses for modules that moved."""
 
 import difflib
 import importlib

@@ -85,7 +85,7 @@ class Path(ABC):
         k = torch.where(same, 1.0, beta_t / beta_u)
         return k, torch.where(same, 0.0, alpha_t**2 - k**2 * alpha_u**2)
 
-    def denoiser(self, x: Tensor, b: Tensor, t: Time) -> Tensor:
+    def denoised(self, x: Tensor, b: Tensor, t: Time) -> Tensor:
         """Return `D_t(x) = (alpha b - alpha' x) / (alpha beta' - alpha' beta)`, theory (4).
 
         Args:

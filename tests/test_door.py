@@ -6,6 +6,7 @@ from torch import nn
 
 import steer
 from steer.reward import Reward, score, wrap
+from steer.sampling.methods import TABLE
 from tests.test_sample import Network
 
 
@@ -210,7 +211,7 @@ STATES = ["inference", "no_grad", "autocast", "deterministic", "default_dtype"]
 
 
 def call(method, flow=None):
-    heat = {} if method in {"none", "best-of-n", "fmrg-j", "reno"} else {"strength": 2.0}
+    heat = {"strength": 2.0} if TABLE[method].tempered else {}
     flow = Network() if flow is None else flow
     return steer.sample(
         flow, lambda x: torch.tanh(x).sum(1), ["a", "b"], 3, 3, method, seed=4, **heat

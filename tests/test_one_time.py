@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import steer
-from steer.models.one_time import OneTime
+from steer.one_time import OneTime
 from steer.sampling.forecast import plan
+from steer.sampling.methods import TABLE
 from steer.testing import OneJumpContract, VelocityContract
 
 PATHS = [steer.Linear(), steer.Cosine(), steer.VariancePreserving()]
@@ -43,6 +44,23 @@ def model(path, predicts, **options):
 def points(path, t):
     flow, g = exact(path), torch.Generator().manual_seed(0)
     return flow.jump(torch.randn(32, 2, generator=g), 0.0, t)
+
+
+def test_prompts_are_bound_and_the_weights_found():
+    """`bind` gives the network of some prompts, `module` says where a function's weights are."""
+    layer, path = nn.Linear(2, 2), steer.Linear()
+
+    def bind(prompts):
+        shift = torch.tensor([float(len(p)) for p in prompts])[:, None]
+        return lambda x, t: layer(x) + shift.repeat_interleave(len(x) // len(prompts), 0)
+
+    flow = OneTime(bind([""]), path, (2,), "x0", None, bind=bind, module=layer)
+    x, bound = torch.randn(4, 2, generator=torch.Generator()), flow.given(["a", "abc"])
+    shift = torch.tensor([1.0, 1.0, 3.0, 3.0])[:, None]
+    assert torch.allclose(bound.lookahead(x, 0.0) - flow.lookahead(x, 0.0), shift.expand(4, 2))
+    assert flow.denoiser is layer
+    assert len(list(flow.parameters())) == 2
+    assert OneTime(bind([""]), path, (2,)).given(["a"]).denoiser is not layer
 
 
 class TestVelocity(VelocityContract):
@@ -129,7 +147,7 @@ def test_what_jumps_cost_is_counted(method):
             return super().forward(x, t)
 
     flow = OneTime(Rows(steer.Linear(), "eps"), steer.Linear(), (2,), "eps", steps=8)
-    heat = {} if method in {"none", "best-of-n", "fmrg-j", "reno"} else {"temperature": 0.5}
+    heat = {"temperature": 0.5} if TABLE[method].tempered else {}
     result = steer.sample(flow, lambda x: x.sum(1), None, 3, 4, method, **heat)
     forward = result.nfe - result.costs["network_gradients"]
     assert forward == pytest.approx(Rows.rows / 3)

@@ -66,7 +66,7 @@ def test_pairs(path):
     t = torch.full((4,), 0.4, dtype=torch.float64)
     x, slope = torch.func.jvp(lambda t: path.interpolate(x_0, x_1, t), (t,), (torch.ones_like(t),))
     assert torch.allclose(path.slope(x_0, x_1, t), slope, rtol=1e-9)
-    assert torch.allclose(path.denoiser(x, slope, t), x_1, atol=1e-9)
+    assert torch.allclose(path.denoised(x, slope, t), x_1, atol=1e-9)
     assert torch.allclose(path.score(x, x_1, t), -x_0 / path(0.4)[0], atol=1e-9)
 
 

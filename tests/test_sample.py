@@ -5,11 +5,11 @@ import torch
 
 import steer
 from steer.sampling.forecast import plan
-from steer.sampling.methods import method_options
+from steer.sampling.methods import TABLE, method_options
 from tests.test_flow import mixture
 
-METHODS = ["none", "best-of-n", "fmtt", "denoiser", "naive", "split", "fmrg-j", "reno"]
-TEMPERED = {"fmtt", "denoiser", "naive", "split"}
+METHODS = list(steer.METHODS)
+TEMPERED = {name for name, method in TABLE.items() if method.tempered}
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -82,6 +82,10 @@ def test_shapes(method):
     assert one.images is None
     assert torch.allclose(listed.rewards, reward(listed.x.flatten(0, 1)).reshape(2, 5), atol=1e-6)
     assert torch.equal(listed.best, listed.rewards.argmax(1))
+
+
+def test_every_method_has_a_line_and_a_builder():
+    assert set(TABLE) == set(steer.METHODS)
 
 
 def test_methods_are_listed_with_a_line():

@@ -125,7 +125,7 @@ def test_a_mixed_field_has_no_density_and_its_own_score():
     x = torch.randn(4, 2, generator=torch.Generator().manual_seed(1))
     c, u = Prompted("x"), Prompted("away")
     velocity = u.velocity(x, 0.4) + 3 * (c.velocity(x, 0.4) - u.velocity(x, 0.4))
-    denoised = mixed.path.denoiser(x, velocity, torch.tensor(0.4))
+    denoised = mixed.path.denoised(x, velocity, torch.tensor(0.4))
     torch.testing.assert_close(mixed.denoise(x, 0.4), denoised)
     torch.testing.assert_close(mixed.score(x, 0.4), mixed.path.score(x, denoised, 0.4))
 

@@ -1,4 +1,4 @@
-"""Views of a picture: what only one network reads survives less of their average."""
+"""Shifted and noisy views of a picture, to average a score over."""
 
 import torch
 from torch import Tensor

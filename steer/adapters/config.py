@@ -1,4 +1,4 @@
-"""What is taken from a LoRA's configuration, which is a file: known keys, in bounds."""
+"""Read a LoRA's configuration, which is not trusted: known keys only, within bounds."""
 
 import json
 import math

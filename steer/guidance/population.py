@@ -1,4 +1,4 @@
-"""Weighted particles as the caller sees them, and the rows that they are inside a run."""
+"""`Population`: weighted particles as the caller sees them; `Rows`: their layout in a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a step knows of its rows: one value that travels from step to step."""
+"""`State`: rows at one time with all that was evaluated on them, passed from step to step."""
 
 from collections.abc import Callable
 
@@ -60,8 +60,8 @@ class State:
         if self._score is None:
             if self.flow.derives("score") and self.flow.derives("denoise"):
                 path = self.flow.path
-                denoised = path.denoiser(self.x, self.velocity, self.t)
-                self._score = path.score(self.x, denoised, self.t)
+                d = path.denoised(self.x, self.velocity, self.t)
+                self._score = path.score(self.x, d, self.t)
             else:
                 self._score = self.flow.score(self.x, self.t)
         return self._score

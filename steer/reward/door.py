@@ -1,4 +1,4 @@
-"""The door of a reward: what may go in, what must come out, and in which state it is asked."""
+"""Checks at a reward's door: images that go in, scores that come out, modules held at rest."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

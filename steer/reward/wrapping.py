@@ -1,4 +1,4 @@
-"""Rewards of what is not one yet: functions, objects with `score`, metrics, functions of PIL."""
+"""`wrap`: a reward of a function, an object with `score`, a metric, a function of PIL pictures."""
 
 import inspect
 from collections.abc import Callable, Sequence

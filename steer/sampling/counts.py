@@ -1,4 +1,4 @@
-"""What a run costs: network and reward calls and their gradients, counted as they are made."""
+"""Count network and reward calls, and their gradients, as they are made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

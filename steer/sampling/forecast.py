@@ -1,4 +1,4 @@
-"""What a method will cost: counted in a dry run on a stub of the flow, before any work."""
+"""Forecast what a method will cost, by a dry run on a stub of the flow."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What `steer.sample` is asked, checked once: every mistake is found before any work."""
+"""`Request`: the arguments of `steer.sample`, checked once, before any work."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

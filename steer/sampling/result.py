@@ -1,4 +1,4 @@
-"""What a run of `steer.sample` gives, and the folder that it is saved as."""
+"""`Result`: what a run of `steer.sample` gives, and the folder that it is saved as."""
 
 import json
 from collections.abc import Sequence

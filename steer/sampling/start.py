@@ -1,4 +1,4 @@
-"""Where particles start: noise, or a picture with noise."""
+"""Draw where particles start: noise, or a noisy picture."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""What was read of tuned pictures beside the base's own."""
+"""`Reading` and `Paired`: statistics of the tuned pictures beside the base's."""
 
 import math
 from collections.abc import Mapping

@@ -1,5 +1,6 @@
 """One-time models as flows: networks that predict noise, data, v or the velocity at one time."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -12,6 +13,7 @@ from steer.path import Path, Time, as_time, like
 
 __all__ = ["OneTime"]
 
+Network = Callable[[Tensor, Tensor], Tensor]
 Prediction = Literal["eps", "x0", "v", "velocity"]
 
 
@@ -41,6 +43,9 @@ class OneTime(FlowMap):
         first: times below this are shown to the network as this one: "eps" says nothing of the
             data at t = 0.
         churn: how far its own sampler re-noises, see `steer.Jump`; 1 for consistency models.
+        bind: prompts -> the network bound to them, for rows that are prompt-major; None: the model
+            takes no prompts.
+        module: what holds the weights, where `network` is a function: it is moved and adapted.
 
     Raises:
         ValueError: another prediction, or numbers out of range.
@@ -48,7 +53,7 @@ class OneTime(FlowMap):
 
     def __init__(
         self,
-        network: Callable[[Tensor, Tensor], Tensor],
+        network: Network,
         path: Path,
         event_shape: Sequence[int],
         predicts: Prediction = "velocity",
@@ -56,6 +61,8 @@ class OneTime(FlowMap):
         *,
         first: float = 1e-3,
         churn: float = 0.0,
+        bind: Callable[[Sequence[str]], Network] | None = None,
+        module: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if predicts not in ("eps", "x0", "v", "velocity"):
@@ -67,12 +74,25 @@ class OneTime(FlowMap):
             raise ValueError(f"steps must be at least 1, got {steps}; None for a one-jump student")
         if not 0 < first < 1:
             raise ValueError(f"first must be between 0 and 1, got {first}")
-        if isinstance(network, nn.Module):
-            self.network = network
-        self._predict = network
+        self.network = network if isinstance(network, nn.Module) else module
+        self._predict, self._bind = network, bind
         self.path, self.event_shape, self.predicts = path, tuple(event_shape), predicts
         self.steps, self.first, self.churn = steps, first, churn
         self.kind = "one-jump" if steps is None else "velocity"
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The module that holds the network's weights; the flow itself, where it has none."""
+        return self if self.network is None else self.network
+
+    def given(self, prompts: Sequence[str]) -> "OneTime":
+        """Bind prompts; itself, where the model takes none."""
+        if self._bind is None:
+            return self
+        bound = copy.copy(self)
+        bound._modules = dict(self._modules)
+        bound._predict = self._bind(list(prompts))
+        return bound
 
     def denoise(self, x: Tensor, t: Time) -> Tensor:
         """Return `D_t(x)` from one prediction, (n, *event); x itself at t = 1."""
@@ -89,7 +109,7 @@ class OneTime(FlowMap):
         if self.predicts == "x0":
             return f
         if self.predicts == "velocity":
-            return self.path.denoiser(x, f, t)
+            return self.path.denoised(x, f, t)
         alpha, beta = (like(c, x) for c in self.path(t))
         if self.predicts == "eps":
             return (x - alpha * f) / beta
