@@ -24,6 +24,9 @@ __all__ = ["CONFIGS", "LATER", "Call", "function_of", "option_names", "parse", "
 CONFIGS = Path(__file__).with_name("configs")
 """The settings that come along, for `--config NAME.yaml`."""
 
+EARLIER = {"finetune": {"clip": "gradient_clip"}}
+"""Command -> earlier names of its options -> those of today (`steer.tuning.settings.RENAMED`)."""
+
 LATER = {
     "height": "other sizes than the model's own",
     "width": "other sizes than the model's own",
@@ -228,7 +231,7 @@ def _refuse_unknown(command: str, given: Sequence[Given], known: Sequence[str]) 
                 "use: leave it out"
             )
         else:
-            hint = str(unknown("option", name, known))
+            hint = str(unknown("option", name, known, EARLIER.get(command)))
         hints.append(f"{file}: {hint}" if file else hint)
     if hints:
         raise ValueError("; ".join(dict.fromkeys(hints)))

@@ -98,7 +98,7 @@ COMMANDS = {
             "what is tuned": "model rank alpha targets",
             "towards what": "reward prompts temperature strength",
             "how": "objective options steps batch_size micro_batch learning_rate warm average "
-            "clip seed",
+            "gradient_clip seed",
             "what watches": "judge held_out check_prompts check_samples check_steps check_every "
             "early_stop sweep sweep_steps",
             "where it runs": "accelerator devices strategy precision checkpointing",

@@ -723,3 +723,12 @@ def test_result_save(here):
     vectors = steer.sample(steer.GaussianMixture(torch.zeros(1, 2), 1.0), lambda x: x[:, 0], None)
     with pytest.raises(ValueError, match="no pixels"):
         vectors.save("vectors")
+
+
+def test_earlier_names_of_options_are_told_by_todays():
+    from recipes.arguments import EARLIER
+    from steer.tuning.settings import RENAMED
+
+    assert EARLIER["finetune"] == RENAMED
+    with pytest.raises(ValueError, match="unknown option 'clip': it is called gradient_clip now"):
+        parse("finetune", ["--clip", "1"])

@@ -119,7 +119,7 @@ def test_an_entry_is_read():
     [
         ("fmt", ["unknown method 'fmt'", "did you mean fmtt"]),
         ("fmtt:strenth=2", ["'fmtt'", "'strenth'", "did you mean strength"]),
-        ("none:strength=2", ["'none'", "'strength'", "Known: particles, steps"]),
+        ("none:strength=2", ["'none'", "'strength'", "Known: churn, particles, steps"]),
         ("fmtt:steps", ["method:key=value"]),
         ("fmtt:steps=,scale=1", ["steps=..."]),
         ("fmtt:steps=many", ["is no number"]),

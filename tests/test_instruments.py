@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import steer
+from steer.reward import wrap
 from steer.tuning import statistics as measures
 from steer.tuning.alarms import Thresholds
 from steer.tuning.instruments import Instruments
@@ -332,7 +333,8 @@ def build(images, **changes):
 def test_a_reading_is_paired():
     x = pictures()
     y = x + 0.01 + 0.001 * noise(32, 1, 1, 1, seed=5)
-    instruments = build(x, reward=redness, judge=greenness, held_out={"red": redness})
+    red, green = (wrap(f, clamp=False) for f in (redness, greenness))
+    instruments = build(x, reward=red, judge=green, held_out={"red": red})
     value = instruments.read(y).values["judge"]
     change = (y - x)[:, 1].mean((1, 2))
     assert value.mean == pytest.approx(float(y[:, 1].mean()), rel=1e-5)

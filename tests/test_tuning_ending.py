@@ -98,7 +98,7 @@ def test_a_short_run_has_figures_and_no_front(flow, tmp_path, capsys):
 
 def test_base_and_tuned_are_scored_on_todays_scale(flow, tmp_path):
     """A learned scale moves during the run; each reading is the true gain over today's spread."""
-    reward = Normalised(redness, decay=0.5)
+    reward = Normalised(wrap(redness, clamp=False), decay=0.5)
     images = []
 
     def judge(x):
@@ -106,7 +106,7 @@ def test_base_and_tuned_are_scored_on_todays_scale(flow, tmp_path):
         return redness(x)
 
     tuned = tune(
-        flow, tmp_path / "run", 30, reward=reward, judge=wrap(judge), options={"jumps": [1]},
+        flow, tmp_path / "run", 30, reward=reward, judge=wrap(judge, clamp=False), options={"jumps": [1]},
         **QUICK | CHECKED | {"early_stop": 0, "check_every": 15, "learning_rate": 3e-2},
     )  # fmt: skip
     base, *_, last = images
@@ -128,11 +128,15 @@ def test_base_and_tuned_are_scored_on_todays_scale(flow, tmp_path):
 
 def test_a_held_out_reward_that_falls_raises_its_alarm_on_a_learned_scale(flow):
     """Scored on the first scale the reward would seem to fall, and mute the alarm."""
-    reward = Normalised(redness)
+    reward = Normalised(wrap(redness, clamp=False))
     reward.statistics = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
     panel = Panel(
-        adapt(flow, 2), ["cat", "owl"], 16, reward.eval(), held_out={"other": wrap(spoilt)}
-    )
+        adapt(flow, 2),
+        ["cat", "owl"],
+        16,
+        reward.eval(),
+        held_out={"other": wrap(spoilt, clamp=False)},
+    )  # fmt: skip
     panel.instruments()
     tuned = panel.base[1].clone()
     tuned[:, 0] += 0.5
@@ -242,7 +246,7 @@ def test_a_metered_flow_is_the_flow(flow):
 
 
 def test_terms_of_a_learned_sum_keep_their_scales_after_the_run(flow):
-    reward = Normalised(redness) + 0.5 * Normalised(Contrast())
+    reward = Normalised(wrap(redness, clamp=False)) + 0.5 * Normalised(Contrast())
     tune(flow, steps=2, reward=reward)
     held = [part.statistics.clone() for part in reward.rewards]
     reward(torch.rand(4, 3, 8, 8))
