@@ -106,7 +106,8 @@ def test_base_and_tuned_are_scored_on_todays_scale(flow, tmp_path):
         return redness(x)
 
     tuned = tune(
-        flow, tmp_path / "run", 30, reward=reward, judge=wrap(judge, clamp=False), options={"jumps": [1]},
+        flow, tmp_path / "run", 30, reward=reward, judge=wrap(judge, clamp=False),
+        options={"jumps": [1]},
         **QUICK | CHECKED | {"early_stop": 0, "check_every": 15, "learning_rate": 3e-2},
     )  # fmt: skip
     base, *_, last = images
