@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steer.guidance.potential import Evaluation, Potential
 from steer.path import Time, as_time, like
@@ -24,6 +24,11 @@ class _Wrapper(Potential):
         self.potential = potential
         self.temperature, self.prompts = potential.temperature, potential.prompts
         self.differentiable = potential.differentiable
+
+    @property
+    def asked(self) -> tuple[nn.Module, ...]:
+        """What the potential inside asks."""
+        return self.potential.asked
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Evaluate the potential inside, and change its gradient."""

@@ -136,7 +136,8 @@ class Rows:
 
     def flat(self, x0: Tensor) -> Tensor:
         """Return a start as rows (p * n, *event)."""
-        return x0.detach().reshape(self.p * self.n, *x0.shape[len(self.lead) :])
+        x0 = x0.clone() if x0.is_inference() else x0.detach()  # of inference mode: no gradients
+        return x0.reshape(self.p * self.n, *x0.shape[len(self.lead) :])
 
     def kept(self, index: Tensor) -> Tensor:
         """Return the rows that take the places of all when these particles are kept, (p * n,)."""

@@ -19,6 +19,7 @@ from steer.guidance.resampler import Resampler, ess, log_mean_exp, systematic
 from steer.guidance.state import BatchedPotential, State
 from steer.guidance.weights import Continuous, Ratio, Step, Unweighted, Weights
 from steer.noise import Noise
+from steer.reward import plain
 
 __all__ = ["Guidance"]
 
@@ -115,15 +116,18 @@ class Guidance:
             FloatingPointError: a reward, gradient or weight that is not finite; the message
                 names prompt, particle and step.
         """
-        run = _Run(self, x0, seed, position)
+        asked = self.kernel.flow, *self.potential.asked
+        with plain(*asked):
+            run = _Run(self, x0, seed, position)
         while run.k < run.count:
-            with torch.no_grad():  # not around the yield: the caller's grad mode is the caller's
+            # not around the yield: the caller's state of torch is the caller's
+            with plain(*asked), torch.no_grad():
                 run.step()
                 population = run.population()
             run.k += 1
             yield population
             if run.k < run.count:
-                with torch.no_grad():
+                with plain(), torch.no_grad():
                     run.hear(population)
 
 

@@ -147,6 +147,6 @@ def _standing(text: nn.Module) -> list[Tensor] | None:
         return None
     if any(getattr(m, "disable_adapters", True) is False for m in text.modules()):  # peft's
         return None
-    weights = [p for name, p in text.named_parameters() if ".lora_" not in name]
+    weights: list[Tensor] = [p for n, p in text.named_parameters() if ".lora_" not in n]
     strange = any(type(p) is not nn.Parameter or p.is_inference() for p in weights)
     return None if strange or any(p.requires_grad for p in weights) else weights

@@ -1,12 +1,12 @@
 """The door of a reward: what may go in, what must come out, and in which state it is asked."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["at_rest", "check_images", "check_scores"]
+__all__ = ["at_rest", "check_images", "check_scores", "plain"]
 
 
 def check_images(images: Tensor, pictures: bool = True) -> None:
@@ -90,3 +90,28 @@ def at_rest(*modules: nn.Module) -> Iterator[None]:
             m.training = training
         for p in asking:
             p.requires_grad_(True)
+
+
+@contextmanager
+def plain(*modules: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Run as if called plainly, whatever the caller's state of torch: the same numbers come out.
+
+    That is without inference mode and autocast, and with modules in evaluation mode. Tensors that
+    are made within can be differentiated. The gradient mode is left alone.
+
+    Args:
+        modules: held as `at_rest` does.
+        dtype: torch's default dtype within. Default: as it is.
+    """
+    before = torch.get_default_dtype()
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if dtype is not None:
+            torch.set_default_dtype(dtype)
+            stack.callback(torch.set_default_dtype, before)
+        stack.enter_context(at_rest(*modules))
+        yield
