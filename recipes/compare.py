@@ -22,7 +22,7 @@ from recipes.terminal import console, say
 from rewards.judge import EMBEDDED, Judge
 from steer.files import refuse_existing, whole_folder
 from steer.flow import device_of, flat_prompts
-from steer.reward import Reward, score
+from steer.reward import Reward, plain, score
 from steer.tuning.statistics import features_of
 
 __all__ = ["ENTRIES", "compare"]
@@ -33,6 +33,7 @@ ENTRIES = ("none:steps=4", "best-of-n:steps=4", "fmrg-j:steps=16", "reno:steps=2
 BATCH = 64  # rows of a unit
 
 
+@plain(dtype=torch.float32)
 def compare(
     model: str = "emoji",
     lora: Path | None = None,
@@ -165,6 +166,10 @@ class _Bench:
 
         k is 1, the particle with the highest reward, or all of them where each is a final picture.
         """
+        with plain(*(m for m in (self.flow, self.judge) if m is not None)), torch.no_grad():
+            return self._run(unit)
+
+    def _run(self, unit: Unit[Entry]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         row, asked = unit.row, self.asked.part(unit.start, unit.end)
         assert row.particles is not None
         result = steer.sample(

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -71,6 +72,7 @@ class _Moved(ModuleType):
 
     def __init__(self, name: str, homes: Sequence[str]) -> None:
         super().__init__(name, f"Moved to {' and '.join(homes)}.")
+        self.__spec__ = ModuleSpec(name, None)
         self._homes = homes
 
     def __getattr__(self, name: str) -> Any:

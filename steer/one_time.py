@@ -3,17 +3,17 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from steer.flow import FlowMap
+from steer.flow import FlowMap, per_row
 from steer.path import Path, Time, as_time, like
 
 __all__ = ["OneTime"]
 
-Network = Callable[[Tensor, Tensor], Tensor]
+Network = Callable[..., Tensor]
 Prediction = Literal["eps", "x0", "v", "velocity"]
 
 
@@ -34,18 +34,19 @@ class OneTime(FlowMap):
     student (a consistency model, a turbo model) takes one, whatever the distance.
 
     Args:
-        network: (x (n, *event), t (n,)) -> its prediction (n, *event), t as this library has it: 0
-            noise, 1 data. Where yours has steps of its own, translate them here.
+        network: `network(x, t)`, or `network(x, t, condition)` with `encode_prompts`, -> its
+            prediction (n, *event), for x (n, *event) and t (n,) as this library has it: 0 noise, 1
+            data. Where yours has steps of its own, translate them there. Make it a module, so
+            that it is moved, copied and adapted with the flow.
         path: the interpolation that it was trained on.
         event_shape: the shape of one x.
         predicts: what the network predicts.
         steps: of a jump from 0 to 1; None: a one-jump student.
-        first: times below this are shown to the network as this one: "eps" says nothing of the
-            data at t = 0.
+        first: for "eps" alone: times below this are shown to the network as this one, since the
+            noise says nothing of the data at t = 0.
         churn: how far its own sampler re-noises, see `steer.Jump`; 1 for consistency models.
-        bind: prompts -> the network bound to them, for rows that are prompt-major; None: the model
-            takes no prompts.
-        module: what holds the weights, where `network` is a function: it is moved and adapted.
+        encode_prompts: prompts (p of them) -> their condition, a tensor (p, ...), asked once when
+            prompts are bound; its rows are repeated for the particles. None: no prompts.
 
     Raises:
         ValueError: another prediction, or numbers out of range.
@@ -61,8 +62,7 @@ class OneTime(FlowMap):
         *,
         first: float = 1e-3,
         churn: float = 0.0,
-        bind: Callable[[Sequence[str]], Network] | None = None,
-        module: nn.Module | None = None,
+        encode_prompts: Callable[[Sequence[str]], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if predicts not in ("eps", "x0", "v", "velocity"):
@@ -74,8 +74,9 @@ class OneTime(FlowMap):
             raise ValueError(f"steps must be at least 1, got {steps}; None for a one-jump student")
         if not 0 < first < 1:
             raise ValueError(f"first must be between 0 and 1, got {first}")
-        self.network = network if isinstance(network, nn.Module) else module
-        self._predict, self._bind = network, bind
+        self.network: nn.Module | None = network if isinstance(network, nn.Module) else None
+        self._function = None if self.network is not None else network  # registered once
+        self._encode, self._condition = encode_prompts, cast(Tensor | None, None)
         self.path, self.event_shape, self.predicts = path, tuple(event_shape), predicts
         self.steps, self.first, self.churn = steps, first, churn
         self.kind = "one-jump" if steps is None else "velocity"
@@ -86,13 +87,25 @@ class OneTime(FlowMap):
         return self if self.network is None else self.network
 
     def given(self, prompts: Sequence[str]) -> "OneTime":
-        """Bind prompts; itself, where the model takes none."""
-        if self._bind is None:
+        """Bind prompts, encoding them once; itself, where the model takes none."""
+        if self._encode is None:
             return self
         bound = copy.copy(self)
         bound._modules = dict(self._modules)
-        bound._predict = self._bind(list(prompts))
+        bound._condition = self._encode(list(prompts))
         return bound
+
+    def derives(self, name: str) -> bool:
+        """Return whether it has no closed form: one prediction is velocity, denoiser and score."""
+        return True if name == "denoise" else super().derives(name)
+
+    def _predict(self, x: Tensor, t: Tensor) -> Tensor:
+        t = t.to(x.device, torch.float32).expand(len(x))
+        network: Any = self._function if self.network is None else self.network
+        if self._encode is None:
+            return network(x, t)
+        condition = self._encode([""]) if self._condition is None else self._condition
+        return network(x, t, per_row(condition, len(x), "prompts"))
 
     def denoise(self, x: Tensor, t: Time) -> Tensor:
         """Return `D_t(x)` from one prediction, (n, *event); x itself at t = 1."""
@@ -100,12 +113,12 @@ class OneTime(FlowMap):
         end = time == 1
         if bool(end.all()):
             return x
-        seen = torch.where(end, 0.5, time).clamp(min=self.first)
-        d = self._denoised(x, seen)
+        seen = torch.where(end, 0.5, time)
+        d = self._denoised(x, seen.clamp(min=self.first) if self.predicts == "eps" else seen)
         return torch.where(like(end.to(x.dtype), x) == 1, x, d) if bool(end.any()) else d
 
     def _denoised(self, x: Tensor, t: Tensor) -> Tensor:
-        f = self._predict(x, t.to(x.device, torch.float32).expand(len(x)))
+        f = self._predict(x, t)
         if self.predicts == "x0":
             return f
         if self.predicts == "velocity":
@@ -118,7 +131,7 @@ class OneTime(FlowMap):
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Return `b_t(x) = alpha' (x - beta D) / alpha + beta' D`, (n, *event)."""
         if self.predicts == "velocity":
-            return self._predict(x, as_time(t).to(x.device, torch.float32).expand(len(x)))
+            return self._predict(x, as_time(t))
         t = as_time(t).clamp(max=1 - 1e-4)  # alpha is 0 at the end
         (alpha, beta), (alpha_dot, beta_dot) = self.path(t), self.path.derivative(t)
         d = self.denoise(x, t)

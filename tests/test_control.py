@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import steer
-from steer.guidance.control import Braked, Clipped, Normalised, Windowed, controlled, guided_times
+from steer.guidance.control import Braked, Clipped, Normalised, Window, Windowed, controlled
 from tests.test_flow import mixture
 
 
@@ -77,9 +77,9 @@ def test_outside_its_window_no_gradient_is_computed():
 
 def test_guided_times():
     times = [k / 8 for k in range(9)]
-    assert guided_times(times) == times[:-1]
-    assert guided_times(times, (0.25, 0.75)) == [0.25, 0.375, 0.5, 0.625]
-    assert guided_times(times, (0.25, 1.0), 3) == [0.25, 0.625]
+    assert Window().times(times) == times[:-1]
+    assert Window(0.25, 0.75).times(times) == [0.25, 0.375, 0.5, 0.625]
+    assert Window(0.25, 1.0, 3).times(times) == [0.25, 0.625]
     potential = view()
     assert controlled(potential, times) is potential
 
@@ -87,11 +87,11 @@ def test_guided_times():
 @pytest.mark.parametrize(
     "options",
     [
-        {"window": (0.1, 0.6)},
-        {"every": 3},
+        {"window": Window(0.1, 0.6)},
+        {"window": Window(every=3)},
         {"clip": 0.5},
         {"normalise": 1.0},
-        {"window": (0.0, 0.8), "every": 2, "clip": 2.0},
+        {"window": Window(0.0, 0.8, 2), "clip": 2.0},
     ],
     ids=str,
 )

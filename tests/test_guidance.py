@@ -286,3 +286,81 @@ def test_an_offset_of_the_reward_moves_log_z_by_as_much(kernel):
         return steer.Guidance(potential, kernel(flow, **options), threshold=0.5)(x0).log_z
 
     assert float(log_z(1e6) - log_z(0.0)) == pytest.approx(1e6 / 2, abs=0.02)
+
+
+# ------------------------------------------------------------------ kernels of one's own
+
+
+def test_a_kernel_keeps_its_own_state_during_a_run_and_not_after():
+    class Counting(steer.Kernel):
+        def __init__(self, flow):
+            self.flow, self.steps = flow, 0
+
+        def propose(self, x, s, t, potential, scale, noise):
+            self.steps += 1
+            seen.append(self.steps)
+            return steer.Jump(self.flow).propose(x, s, t, potential, scale, noise)
+
+    seen, kernel = [], Counting(mixture())
+    guide = steer.Guidance(steer.Terminal(mixture(), reward), kernel, times=[0.0, 0.3, 0.6, 1.0])
+    for _ in range(2):
+        guide(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+    assert seen == [1, 2, 3, 1, 2, 3]
+    assert kernel.steps == 0
+
+
+def test_moves_of_one_s_own_are_made():
+    class Mine(steer.Langevin):
+        def move(self, x, t, potential, noise, run=None):
+            seen.append(t)
+            return super().move(x, t, potential, noise, run)
+
+    seen = []
+    guide = steer.Guidance(
+        steer.Lookahead(mixture(), reward), Mine(mixture()), times=[0.0, 0.4, 0.7, 1.0]
+    )
+    plain = steer.Guidance(
+        steer.Lookahead(mixture(), reward), steer.Langevin(mixture()), times=[0.0, 0.4, 0.7, 1.0]
+    )
+    x0 = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(guide(x0).x, plain(x0).x, atol=1e-5)
+    assert seen == [0.4, 0.7, 1.0]
+
+
+def test_what_a_proposal_looks_at_is_not_evaluated_again():
+    class Looking(steer.Kernel):
+        def __init__(self, flow):
+            self.flow = flow
+
+        def propose(self, x, s, t, potential, scale, noise):
+            y, log_ratio = steer.Jump(self.flow).propose(x, s, t, potential, scale, noise)
+            potential(y, t)
+            return y, log_ratio
+
+    def watched(x):
+        calls.append(len(x))
+        return reward(x)
+
+    calls = []
+    guide = steer.Guidance(
+        steer.Lookahead(mixture(), watched), Looking(mixture()), times=[0.0, 0.5, 1.0]
+    )
+    guide(torch.randn(2, 3, generator=torch.Generator().manual_seed(0)))
+    assert len(calls) == 2
+
+
+def test_other_prompts_are_not_told_this_states_velocity():
+    from steer.guidance.state import State
+
+    class Moved(steer.GaussianMixture):
+        def given(self, prompts):
+            return steer.GaussianMixture(torch.ones(1, 3), 1.0)
+
+    flow = Moved(torch.zeros(1, 3), 1.0)
+    x = torch.zeros(2, 3)
+    here = State(x, 0.5, flow, steer.Terminal(flow, reward))
+    here.velocity  # noqa: B018
+    view, _ = here.views()
+    assert torch.equal(view.velocity(x, 0.5), flow.velocity(x, 0.5))
+    bound = flow.given(["a"])
+    assert torch.equal(view.given(["a"]).velocity(x, 0.5), bound.velocity(x, 0.5))

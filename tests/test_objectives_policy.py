@@ -1,21 +1,26 @@
 """The objectives without a gradient of the reward: identities, first steps, and what they gain."""
 
+import copy
 import functools
 
 import pytest
 import torch
+from torch import nn
 
 import steer
 from benchmarks.tuning_toys import GRADIENT, StandardNormal, Toy, bump, gain, slope, tune
 from steer.adapters.inject import adapt
+from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.noise import Draws
 from steer.objectives.batch import Batch
+from steer.objectives.derivative import derivative
 from steer.objectives.direct import Direct
 from steer.objectives.grpo import GRPO
-from steer.objectives.nft import NFT, derivative
+from steer.objectives.nft import NFT
 from steer.objectives.policy import advantages
 from steer.path import like
 from steer.reward import LinearReward, wrap
+from steer.sampling.counts import Counted, Counts
 from steer.testing import Corrected
 
 FREE = {
@@ -86,6 +91,84 @@ def test_derivative_is_one_sided_at_the_start():
     v = flow.velocity(x, s)
     u = flow.jump(x, s, t) - x
     assert (u - derivative(flow, x, s, t, v) - v).norm() / v.norm() < 2e-2
+
+
+class Closed(nn.Module):
+    """A layer of one's own that knows no derivative in forward mode."""
+
+    class _Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return torch.sin(x)
+
+    def forward(self, x):
+        return self._Function.apply(x)
+
+
+@pytest.fixture(scope="module")
+def two_time():
+    """A small network at random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = TwoTimeUNet(["fox"], channels=[16, 32], blocks=[1, 1], size=16, width=32)
+        for p in network.parameters():
+            p.data = torch.randn_like(p) * p[0].numel() ** -0.5
+    return network
+
+
+def states(rows=16, size=16):
+    g = torch.Generator().manual_seed(0)
+    x, v = torch.randn(2, rows, 3, size, size, generator=g)
+    s = 0.02 + 0.6 * torch.rand(rows, generator=g)
+    return x, s, s + 0.1 + 0.25 * torch.rand(rows, generator=g), v
+
+
+@pytest.mark.parametrize("layer", [nn.SiLU, Closed])
+def test_the_derivative_of_coarse_weights_is_as_exact_as_their_velocity(layer):
+    """bf16 against the same weights in float64: the difference of near values is far off."""
+    coarse = steer.load("emoji", dtype=torch.bfloat16).given(["fox", "red apple"])
+    coarse.network.start.mlp[1] = layer()
+    x, s, t, v = states(8, 32)
+    exact = copy.deepcopy(coarse).double()
+    wide = [y.double() for y in (x, s, t, v)]
+    with torch.no_grad():
+        velocity, known = exact.velocity(*wide[:2]), derivative(exact, *wide, step=1e-4)
+        velocity_off, off, drowned = (
+            float((found - right).norm() / right.norm())
+            for found, right in (
+                (coarse.velocity(x, s), velocity),
+                (derivative(coarse, x, s, t, v), known),
+                (difference(coarse, x, s, t, v), known),
+            )
+        )
+    assert velocity_off < 0.01
+    assert off < 0.02
+    assert drowned > 0.1
+
+
+def difference(flow, x, s, t, v, step=0.01):
+    def u(at):
+        y = x + like(at - s, x) * v
+        return (flow.jump(y, at, t) - y) / like(t - at, x)
+
+    return (u(s + step) - u(s - step)) / (2 * step)
+
+
+def test_the_derivative_of_single_weights_is_the_difference(two_time):
+    """Runs that were begun before go on bit for bit; both ways agree to the step's square."""
+    x, s, t, v = states()
+    flow = NetworkFlow(two_time)
+    with torch.no_grad():
+        found = derivative(flow, x, s, t, v)
+        assert torch.allclose(found, difference(flow, x, s, t, v), rtol=0, atol=1e-5)
+
+
+def test_a_derivative_in_forward_mode_counts_as_two_calls(two_time):
+    x, s, t, v = states(rows=3)
+    for kind in (torch.float32, torch.bfloat16):
+        counts = Counts()
+        derivative(Counted(NetworkFlow(copy.deepcopy(two_time).to(kind)), counts), x, s, t, v)
+        assert counts.forward == 6
 
 
 # ------------------------------------------------------------------ advantages

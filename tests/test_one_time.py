@@ -46,21 +46,72 @@ def points(path, t):
     return flow.jump(torch.randn(32, 2, generator=g), 0.0, t)
 
 
-def test_prompts_are_bound_and_the_weights_found():
-    """`bind` gives the network of some prompts, `module` says where a function's weights are."""
-    layer, path = nn.Linear(2, 2), steer.Linear()
+class Prompted(nn.Module):
+    """A linear network that is moved by a condition."""
 
-    def bind(prompts):
-        shift = torch.tensor([float(len(p)) for p in prompts])[:, None]
-        return lambda x, t: layer(x) + shift.repeat_interleave(len(x) // len(prompts), 0)
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
 
-    flow = OneTime(bind([""]), path, (2,), "x0", None, bind=bind, module=layer)
+    def forward(self, x, t, condition):
+        return self.layer(x) + condition
+
+
+def encode_prompts(prompts):
+    return torch.tensor([[float(len(p))] for p in prompts])
+
+
+def test_prompts_are_encoded_once_and_repeated_for_the_particles():
+    seen = []
+
+    def encode(prompts):
+        seen.append(prompts)
+        return encode_prompts(prompts)
+
+    flow = OneTime(Prompted(), steer.Linear(), (2,), "x0", None, encode_prompts=encode)
     x, bound = torch.randn(4, 2, generator=torch.Generator()), flow.given(["a", "abc"])
+    assert seen == [["a", "abc"]]
     shift = torch.tensor([1.0, 1.0, 3.0, 3.0])[:, None]
-    assert torch.allclose(bound.lookahead(x, 0.0) - flow.lookahead(x, 0.0), shift.expand(4, 2))
-    assert flow.denoiser is layer
-    assert len(list(flow.parameters())) == 2
-    assert OneTime(bind([""]), path, (2,)).given(["a"]).denoiser is not layer
+    moved = bound.lookahead(x, 0.0) - flow.lookahead(x, 0.0)
+    assert torch.allclose(moved, shift.expand(4, 2), atol=1e-6)
+    assert seen == [["a", "abc"], [""]]
+    assert list(flow.state_dict()) == ["network.layer.weight", "network.layer.bias"]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_adapters_move_what_is_predicted(deep):
+    """Of the twin that holds them: the network is called where it is registered."""
+    from steer.adapters.inject import adapt
+
+    network = nn.Linear(2, 2)
+    if deep:
+        network = nn.Sequential(nn.Linear(2, 2), nn.SiLU(), nn.Linear(2, 2))
+
+    class Timeless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network
+
+        def forward(self, x, t):
+            return self.inner(x)
+
+    flow, x = OneTime(Timeless(), steer.Linear(), (2,), "x0"), torch.ones(3, 2)
+    tuned = adapt(flow)
+    before = tuned.lookahead(x, 0.0)
+    for p in tuned.adapters().values():
+        p.data += 0.1
+    assert float((tuned.lookahead(x, 0.0) - before).detach().abs().max()) > 1e-3
+    assert torch.equal(tuned.base.lookahead(x, 0.0), flow.lookahead(x, 0.0))
+
+
+def test_a_straight_velocity_is_exact_from_the_first_step():
+    flow = OneTime(lambda x, t: torch.ones_like(x), steer.Linear(), (2,), steps=1)
+    assert torch.allclose(flow.lookahead(torch.zeros(1, 2), 0.0), torch.ones(1, 2), atol=1e-6)
+
+
+def test_velocity_and_score_are_one_prediction():
+    student = model(steer.Linear(), "x0", steps=None)
+    assert plan("fmtt", 16, flow=student) == plan("fmtt", 16)
 
 
 class TestVelocity(VelocityContract):

@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "steer").rglob("*.py"))
 
 GROUND = {
-    "ambient", "batches", "catalogue", "exact", "files", "flow", "names", "noise", "one_time",
-    "path", "pictures", "posterior", "reward", "testing",
+    "batches", "catalogue", "exact", "files", "flow", "names", "noise", "one_time", "path",
+    "pictures", "posterior", "reward", "testing",
 }  # fmt: skip
 ARROWS = {
     "guidance": set(),

@@ -241,7 +241,8 @@ def test_every_method_is_forwarded_or_changed_on_purpose(name, method):
     seen = set(inner.seen) | set(flow.seen)
     assert seen == MEANT.get((name, method), {method})
     if method == "given":
-        assert type(found) is type(wrapper)
+        # what a state knows is of its own prompts alone
+        assert type(found) is (Recording if name == "KnownFlow" else type(wrapper))
     if method == "derives":
         assert found is (name == "ClassifierFree")
     if method == "calls":

@@ -143,7 +143,7 @@ def ordinary(size: int, images: Tensor | None, seed: int) -> Tensor:
     if not isinstance(size, int) or size < 8:
         raise ValueError(f"size must be a whole number of 8 pixels or more, got {size!r}")
     if images is not None:
-        return images.detach().float()
+        return images.detach().float().clone()
     g = torch.Generator().manual_seed(seed)
     coarse = torch.rand((4, 3, 5, 5), generator=g)
     smooth = F.interpolate(coarse, (size, size), mode="bicubic", align_corners=True).clamp(0, 1)

@@ -8,7 +8,7 @@ from torch import Tensor
 from rewards.checking import cost, gradients, robustness, values
 from rewards.checking.bench import Bench, ordinary
 from rewards.checking.report import Finding, Report, Seen, said
-from steer.reward import Reward, name_of, wrap
+from steer.reward import Reward, name_of, plain, wrap
 
 __all__ = ["CHECKS", "check"]
 
@@ -71,8 +71,9 @@ def check(
         ValueError: a size below 8, images of another shape or range, no prompts in a list, or a
             device that is not there. Whatever is wrong with the reward is in the report.
     """
-    bench = Bench(wrap(reward), prompts, ordinary(size, images, seed), device, seed)
-    with torch.random.fork_rng(devices=[]):  # a reward that draws leaves the caller's state alone
+    # a reward that draws leaves the caller's state alone, and that state changes no finding
+    with plain(dtype=torch.float32), torch.random.fork_rng(devices=[]):
+        bench = Bench(wrap(reward), prompts, ordinary(size, images, seed), device, seed)
         bench.settle()
         for name, (look, needs) in CHECKS.items():
             bench.done[name] = _look(bench, name, look, needs)

@@ -19,7 +19,7 @@ from steer.guidance.population import Population, Rows, check_times
 from steer.guidance.potential import Lookahead, Potential
 from steer.guidance.state import BatchedPotential, State
 from steer.path import like
-from steer.reward import Reward
+from steer.reward import Reward, plain
 
 __all__ = ["FlowMapControl", "NoiseAscent", "Sampler", "whole_reward"]
 
@@ -120,18 +120,20 @@ class FlowMapControl:
         it is NaN. `population.keep` and `population.stop` as in `Guidance.steps`.
         """
         times, guided = list(self.times), self.guided
-        run = _Ascent(self.flow, self.potential, self.batch_size, x0, position, len(times) - 1)
+        with plain():
+            run = _Ascent(self.flow, self.potential, self.batch_size, x0, position, len(times) - 1)
         here = run.at(run.x0, times[0])
         while run.k + 1 < len(times):
             t = times[run.k + 1]
-            with torch.no_grad():
+            with plain(*self.potential.asked), torch.no_grad():
                 x = self._step(here, t) if here.t in guided else run.flow.jump(here.x, here.t, t)
                 here = run.at(x, t)
                 population = self._population(run, here)
             run.k += 1
             yield population
-            kept = run.kept(population)
-            here = here if kept is None else here.rows(kept)
+            with plain(), torch.no_grad():
+                kept = run.kept(population)
+                here = here if kept is None else here.rows(kept)
             if population.wish.stop:  # one jump, without a push
                 times, guided = [*times[: run.k + 1], *([1.0] if t < 1 else [])], []
 
@@ -196,12 +198,15 @@ class NoiseAscent:
         The last of the `iterations` looks moves nothing: its reward only counts for the best.
         `population.keep` goes on from some particles, `population.stop` makes the picture.
         """
-        run = _Ascent(self.flow, self.potential, self.batch_size, x0, position, self.iterations)
-        here = run.at(run.x0, 0.0)
-        norm = row_norm(here.x)
-        best, height = here.x, torch.full_like(norm, -torch.inf)
+        with plain():
+            run = _Ascent(
+                self.flow, self.potential, self.batch_size, x0, position, self.iterations
+            )
+            here = run.at(run.x0, 0.0)
+            norm = row_norm(here.x)
+            best, height = here.x, torch.full_like(norm, -torch.inf)
         for k in range(self.iterations):
-            with torch.no_grad():
+            with plain(*self.potential.asked), torch.no_grad():
                 run.k, last = k, k == self.iterations - 1
                 seen = here.evaluation(derivatives=not last)
                 better = seen.reward > height
@@ -215,10 +220,12 @@ class NoiseAscent:
             yield population
             if population.wish.stop:
                 break
-            kept = run.kept(population)
-            if kept is not None:
-                here, best, height, norm = here.rows(kept), best[kept], height[kept], norm[kept]
-        with torch.no_grad():
+            with plain(), torch.no_grad():
+                kept = run.kept(population)
+                if kept is not None:
+                    here, best = here.rows(kept), best[kept]
+                    height, norm = height[kept], norm[kept]
+        with plain(*self.potential.asked), torch.no_grad():
             jumps = self.jumps if self.finish is None else self.finish
             end = run.at(composed(run.flow, best, [i / jumps for i in range(jumps + 1)]), 1.0)
             seen = end.evaluation()

@@ -5,16 +5,25 @@ theory (27).
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steer.guidance.potential import Evaluation, Potential
 from steer.path import Time, as_time, like
 
-__all__ = ["Braked", "Clipped", "Normalised", "Windowed", "controlled"]
+__all__ = [
+    "Braked",
+    "Clipped",
+    "Normalised",
+    "Window",
+    "Windowed",
+    "controlled",
+    "direction",
+    "row_norm",
+]
 
 
 class _Wrapper(Potential):
@@ -24,6 +33,11 @@ class _Wrapper(Potential):
         self.potential = potential
         self.temperature, self.prompts = potential.temperature, potential.prompts
         self.differentiable = potential.differentiable
+
+    @property
+    def asked(self) -> tuple[nn.Module, ...]:
+        """What the potential inside asks."""
+        return self.potential.asked
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Evaluate the potential inside, and change its gradient."""
@@ -99,6 +113,59 @@ class Braked(_Wrapper):
         return gradient * like((seen.reward < self.reward).to(gradient), gradient)
 
 
+@dataclass(frozen=True)
+class Window:
+    """When a gradient counts: `start <= t < stop`, and of those times each `every`-th.
+
+    Raises:
+        ValueError: a window outside [0, 1] or the wrong way round, or `every` below one.
+    """
+
+    start: float = 0.0
+    stop: float = 1.0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop <= 1:
+            raise ValueError(
+                f"a guidance window from {self.start} to {self.stop}: give two times with "
+                "0 <= start < stop <= 1 (0 noise, 1 data)"
+            )
+        if not self.every >= 1:
+            raise ValueError(f"a gradient every {self.every} steps: every must be at least 1")
+
+    @classmethod
+    def of(cls, window: Sequence[float], every: int = 1) -> "Window":
+        """Return the window of a pair of times.
+
+        Raises:
+            ValueError: it is no pair.
+        """
+        if len(window) != 2:
+            raise ValueError(f"a guidance window is two times, start and stop; got {list(window)}")
+        return cls(window[0], window[1], every)
+
+    def holds(self, t: float) -> bool:
+        """Return whether t is between start and stop."""
+        return self.start - 1e-9 <= t < self.stop - 1e-9
+
+    def times(self, of: Sequence[float]) -> list[float]:
+        """Return the times at which the gradient counts, of those at which a run's steps begin.
+
+        Raises:
+            ValueError: none of them.
+        """
+        begun = list(of[:-1])
+        at = [t for t in begun if self.holds(t)][:: self.every]
+        if not at:
+            listed = ", ".join(f"{t:.3g}" for t in begun)
+            raise ValueError(
+                f"no step begins inside the guidance window from {self.start} to {self.stop}, so "
+                f"nothing would be guided: the steps begin at {listed}"
+            )
+        return at
+
+
 class Windowed(_Wrapper):
     """A gradient for `start <= t < stop` alone, and where `times` are given, at those alone.
 
@@ -119,17 +186,12 @@ class Windowed(_Wrapper):
         times: Sequence[float] | None = None,
     ) -> None:
         super().__init__(potential)
-        if not 0 <= start < stop <= 1:
-            raise ValueError(
-                f"a guidance window from {start} to {stop}: give two times with "
-                "0 <= start < stop <= 1 (0 noise, 1 data)"
-            )
-        self.start, self.stop, self.times = start, stop, times
+        self.window, self.times = Window(start, stop), times
 
     def open(self, t: float) -> bool:
         """Return whether there is a gradient at t."""
-        inside = self.start - 1e-9 <= t < self.stop - 1e-9
-        return inside and (self.times is None or any(abs(t - s) < 1e-9 for s in self.times))
+        listed = self.times is None or any(abs(t - s) < 1e-9 for s in self.times)
+        return self.window.holds(t) and listed
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Evaluate the potential inside, with its gradient inside the window only."""
@@ -144,41 +206,11 @@ def _positive(name: str, value: float) -> float:
     return value
 
 
-def guided_times(
-    times: Sequence[float], window: Sequence[float] = (0.0, 1.0), every: int = 1
-) -> list[float]:
-    """Return the times of a run's steps at which the gradient counts.
-
-    Args:
-        times: of the run.
-        window: (start, stop): `start <= t < stop`.
-        every: of those, each `every`-th, beginning with the first.
-
-    Raises:
-        ValueError: a window outside [0, 1] or the wrong way round, or `every` below one.
-    """
-    if every < 1:
-        raise ValueError(f"a gradient every {every} steps: every must be at least 1")
-    if len(window) != 2:
-        raise ValueError(f"a guidance window is two times, start and stop; got {list(window)}")
-    gate = Windowed(_NOTHING, window[0], window[1])
-    return [t for t in times[:-1] if gate.open(t)][::every]
-
-
-class _Nothing(Potential):
-    def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
-        raise NotImplementedError
-
-
-_NOTHING = _Nothing()
-
-
 def controlled(
     potential: Potential,
     times: Sequence[float],
     *,
-    window: Sequence[float] = (0.0, 1.0),
-    every: int = 1,
+    window: Window | None = None,
     clip: float | None = None,
     normalise: float | None = None,
     brake: float | None = None,
@@ -188,8 +220,7 @@ def controlled(
     Args:
         potential: the potential.
         times: of the run.
-        window: see `guided_times`.
-        every: see `guided_times`.
+        window: when the gradient counts. Default: always.
         clip: see `Clipped`.
         normalise: see `Normalised`.
         brake: see `Braked`.
@@ -200,23 +231,7 @@ def controlled(
     for wrapper, value in wrappers:
         if value is not None:
             potential = wrapper(potential, value)
-    at = some_guided(times, window, every)
+    at = (window or Window()).times(times)
     if at != list(times[:-1]):
         potential = Windowed(potential, times=at)
     return potential
-
-
-def some_guided(times: Sequence[float], window: Sequence[float], every: int) -> list[float]:
-    """Return `guided_times`, of which there must be one.
-
-    Raises:
-        ValueError: no step begins inside the window.
-    """
-    at = guided_times(times, window, every)
-    if not at:
-        begun = ", ".join(f"{t:.3g}" for t in times[:-1])
-        raise ValueError(
-            f"no step begins inside the guidance window from {window[0]} to {window[1]}, so "
-            f"nothing would be guided: the steps begin at {begun}"
-        )
-    return at

@@ -4,12 +4,10 @@ A kernel proposes `x' = m(x) + shift + sqrt(v) z` with `shift = scale (v / 2) �
 of the shift is `log p(x'|x) - log q(x'|x) = -(|shift|² + 2 sqrt(v) shift·z) / (2 v)`, theory (27).
 """
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -66,16 +64,8 @@ class Kernel(ABC):
 
     def refresh(self, here: State, noise: Noise, run: Adaptation | None = None) -> State:
         """Make the moves of `move`, what is known of the rows going along."""
-        flow, potential = here.views()
-        x = self.over(flow).move(here.x, here.t, potential, noise, run)
+        x = self.move(here.x, here.t, here.views()[1], noise, run)
         return here if x is here.x else here.at(x, here.t)
-
-    @final
-    def over(self, flow: FlowMap) -> Self:
-        """Return this kernel over another flow of the same process."""
-        view = copy.copy(self)
-        view.flow = flow
-        return view
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -241,10 +231,15 @@ class Langevin(Kernel):
         run: Adaptation | None = None,
     ) -> Tensor:
         """Make the moves; `run` keeps the adapted step from one call to the next."""
-        return self.refresh(State(x, t, self.flow, potential), noise, run).x
+        return self._moved(State(x, t, self.flow, potential), noise, run).x
 
     def refresh(self, here: State, noise: Noise, run: Adaptation | None = None) -> State:
         """Make the moves from a state; none at t = 1."""
+        if type(self).move is not Langevin.move:  # a kernel of one's own, made of this one
+            return super().refresh(here, noise, run)
+        return self._moved(here, noise, run)
+
+    def _moved(self, here: State, noise: Noise, run: Adaptation | None) -> State:
         if here.t == 1:
             return here
         run = run if run is not None else Adaptation()

@@ -62,10 +62,11 @@ class Population:
         Raises:
             ValueError: no index, or one that no particle has.
         """
-        chosen = torch.as_tensor(index)
+        chosen = torch.as_tensor(index).cpu()
         lead, n = self.log_w.shape[:-1], self.log_w.shape[-1]
         fits = chosen.ndim >= 1 and chosen.shape[-1] > 0 and chosen.shape[:-1] in {(), lead}
-        if not fits or chosen.is_floating_point() or bool(((chosen < 0) | (chosen >= n)).any()):
+        whole = not chosen.is_floating_point() and chosen.dtype != torch.bool
+        if not fits or not whole or bool(((chosen < 0) | (chosen >= n)).any()):
             raise ValueError(
                 f"cannot keep {index}: give the indices of the particles to keep, whole numbers "
                 f"from 0 to {n - 1}, one list or one for each prompt"
@@ -136,7 +137,8 @@ class Rows:
 
     def flat(self, x0: Tensor) -> Tensor:
         """Return a start as rows (p * n, *event)."""
-        return x0.detach().reshape(self.p * self.n, *x0.shape[len(self.lead) :])
+        x0 = x0.clone() if x0.is_inference() else x0.detach()  # of inference mode: no gradients
+        return x0.reshape(self.p * self.n, *x0.shape[len(self.lead) :])
 
     def kept(self, index: Tensor) -> Tensor:
         """Return the rows that take the places of all when these particles are kept, (p * n,)."""

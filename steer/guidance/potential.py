@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steer.flow import FlowMap, flat_prompts, log_dtype, per_row
 from steer.path import Time, as_time, like
@@ -74,6 +74,11 @@ class Potential(ABC):
     prompts: Sequence[str] | None = None
     differentiable: bool = True
 
+    @property
+    def asked(self) -> tuple[nn.Module, ...]:
+        """The modules that it asks: a run holds them in evaluation mode. Default: none."""
+        return ()
+
     @abstractmethod
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Evaluate `r_t` at x (n, *event), with its gradient if `derivatives`.
@@ -128,6 +133,11 @@ class _Viewed(Potential):
         self.flow, self.reward, self.prompts = flow, wrap(reward), prompts
         self.temperature, self.steps, self.ramp = temperature, steps, ramp or (lambda t: t)
         self.differentiable = self.reward.differentiable
+
+    @property
+    def asked(self) -> tuple[nn.Module, ...]:
+        """Flow and reward."""
+        return self.flow, self.reward
 
     @abstractmethod
     def _view(self, x: Tensor, t: Tensor) -> Tensor:

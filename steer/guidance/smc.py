@@ -5,6 +5,7 @@ Each step proposes, weights, resamples where the effective sample size has falle
 own law p, theory (37).
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -19,6 +20,7 @@ from steer.guidance.resampler import Resampler, ess, log_mean_exp, systematic
 from steer.guidance.state import BatchedPotential, State
 from steer.guidance.weights import Continuous, Ratio, Step, Unweighted, Weights
 from steer.noise import Noise
+from steer.reward import plain
 
 __all__ = ["Guidance"]
 
@@ -115,15 +117,18 @@ class Guidance:
             FloatingPointError: a reward, gradient or weight that is not finite; the message
                 names prompt, particle and step.
         """
-        run = _Run(self, x0, seed, position)
+        asked = self.kernel.flow, *self.potential.asked
+        with plain(*asked):
+            run = _Run(self, x0, seed, position)
         while run.k < run.count:
-            with torch.no_grad():  # not around the yield: the caller's grad mode is the caller's
+            # not around the yield: the caller's state of torch is the caller's
+            with plain(*asked), torch.no_grad():
                 run.step()
                 population = run.population()
             run.k += 1
             yield population
             if run.k < run.count:
-                with torch.no_grad():
+                with plain(), torch.no_grad():
                     run.hear(population)
 
 
@@ -164,7 +169,7 @@ class _Run:
         self.adaptation = Adaptation()
         self.log_w = torch.zeros(rows.p, rows.n, dtype=log_dtype(x0.device), device=x0.device)
         self.banked = self.log_w[:, 0].clone()
-        self.weights, self.kernel = guide.weights, guide.kernel
+        self.weights, self.kernel = guide.weights, copy.copy(guide.kernel)  # a run's is its own
 
     @property
     def count(self) -> int:
@@ -174,28 +179,34 @@ class _Run:
     def step(self) -> None:
         """Propose, weight, resample, move."""
         here, t, noise = self.state, self.times[self.k + 1], self.noise.at(self.k)
-        flow, potential = here.views()
-        propose = self.kernel.over(flow).propose
-        x, log_ratio = propose(here.x, here.t, t, potential, self.guide.scale, noise)
-        there = here.at(x, t)
+        self.kernel.flow, potential = here.views()
+        scale = self.guide.scale
+        x, log_ratio = self.kernel.propose(here.x, here.t, t, potential, scale, noise)
+        there = here.at(x, t).learn_of(potential)
         increment = self.weights(Step(here, there, log_ratio, first=self.k == 0))
         increment = increment.to(self.log_w)
         self._finite("log-weight", increment)
         self.log_w = self.log_w + increment.reshape(self.rows.p, self.rows.n)
         last = self.k + 1 == self.count
         self.state = there if last else self._resampled(there, noise)
+        self.kernel.flow = self.state.views()[0]
         self.state = self.kernel.refresh(self.state, noise, self.adaptation)
 
     def hear(self, population: Population) -> None:
         """Do what the caller wished of the population that was yielded."""
         wish = population.wish
         if wish.keep is not None:
+            if torch.as_tensor(self.guide.potential.temperature).numel() > self.rows.p:
+                raise ValueError(
+                    "one temperature per row, and particles that are kept would take others' "
+                    "rows: give one per prompt"
+                )
             self.state = self.state.rows(self.rows.kept(wish.keep).to(self.state.x.device))
             self.log_w = torch.zeros_like(self.log_w)
             self.banked = self.banked + torch.nan
         if wish.stop:  # one deterministic jump, weighted by its ratio, theory (23, 30)
             self.times = [*self.times[: self.k + 1], self.times[-1]]
-            self.kernel = Jump(self.kernel.flow)
+            self.kernel = Jump(self.guide.kernel.flow)
             self.weights = self.weights if isinstance(self.weights, Unweighted) else Ratio()
 
     def _resampled(self, there: State, noise: Noise) -> State:

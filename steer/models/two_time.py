@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steer.flow import FlowMap, per_row
-from steer.models.words import BagOfWords
+from steer.models.words import BagOfWords, Encoded
 from steer.path import Linear, Time, as_time, like
 
 __all__ = ["NetworkFlow", "TwoTimeUNet"]
@@ -41,7 +41,8 @@ class _Waves(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * waves, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        powers = torch.linspace(0, math.log(2 * self.highest), self.waves, device=t.device)
+        last = math.log(2 * self.highest)
+        powers = torch.linspace(0, last, self.waves, device=t.device, dtype=torch.float32)
         angle = t[:, None].float() * (powers.exp() / 2)  # float32 whatever the weights are
         waves = torch.cat([angle.sin(), angle.cos()], -1)
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
@@ -194,7 +195,7 @@ class NetworkFlow(FlowMap):
         self.path = Linear()
         self.event_shape = (3, network.size, network.size)
         self.prompts: list[str] = [""]
-        self._tokens = torch.zeros(1, 1, dtype=torch.long)
+        self._encoded = Encoded(torch.zeros(1, 1, dtype=torch.long))
 
     @property
     def denoiser(self) -> nn.Module:
@@ -205,8 +206,7 @@ class NetworkFlow(FlowMap):
         """Return v(x, s, t), (n, *event), in the dtype of `x`."""
         n, weight = len(x), self.network.stem.weight
         s, t = (as_time(u).to(x.device, torch.float32).expand(n) for u in (s, t))
-        text = self.network.text(self._tokens.to(x.device))
-        text = per_row(text, n, "prompts")
+        text = per_row(self._encoded(self.network.text, x.device), n, "prompts")
         return self.network(x.to(weight.dtype), s, t, text).to(x.dtype)
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
@@ -242,7 +242,8 @@ class NetworkFlow(FlowMap):
                 )
         bound = copy.copy(self)
         bound._modules = dict(self._modules)
-        bound.prompts, bound._tokens = prompts, self.network.text.tokens(prompts)
+        bound.prompts = prompts
+        bound._encoded = Encoded(self.network.text.tokens(prompts))
         return bound
 
     def decode(self, x: Tensor) -> Tensor:

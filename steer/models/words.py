@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["IGNORED", "BagOfWords", "split"]
+__all__ = ["IGNORED", "BagOfWords", "Encoded", "split"]
 
 IGNORED = frozenset(
     [
@@ -103,3 +103,50 @@ class BagOfWords(nn.Module):
         pooled = words.sum(1) / present.sum(1).sqrt()
         h = self.mlp(pooled)
         return F.layer_norm(h, h.shape[-1:], self.norm.weight.to(h), self.norm.bias.to(h))
+
+
+class Encoded:
+    """The text vectors of some prompts, encoded again only where they may have changed.
+
+    They are kept while the text side asks for no gradient, has no adapters switched on, and its
+    weights are the same ones, unchanged. A copy keeps nothing.
+
+    Args:
+        tokens: word indices (p, l).
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+        self._kept: tuple[list[Tensor], tuple[object, ...], Tensor] | None = None
+
+    def __reduce__(self) -> tuple[type, tuple[Tensor]]:
+        return Encoded, (self.tokens,)
+
+    def __call__(self, text: BagOfWords, device: torch.device) -> Tensor:
+        """Return the text vectors (p, width)."""
+        weights = _standing(text)
+        if weights is None:
+            return text(self.tokens.to(device))
+        state = (
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
+            *((p.data_ptr(), p._version, p.dtype, p.device) for p in weights),
+        )
+        kept = self._kept
+        if kept is not None and kept[1] == state:
+            return kept[2]
+        made = text(self.tokens.to(device))
+        # with the weights, so that no others come to lie where they lay
+        self._kept = [p.detach() for p in weights], state, made
+        return made
+
+
+def _standing(text: nn.Module) -> list[Tensor] | None:
+    """Return the weights that a text side uses, where they stand still; else None."""
+    if torch.compiler.is_compiling():
+        return None
+    if any(getattr(m, "disable_adapters", True) is False for m in text.modules()):  # peft's
+        return None
+    weights: list[Tensor] = [p for n, p in text.named_parameters() if ".lora_" not in n]
+    strange = any(type(p) is not nn.Parameter or p.is_inference() for p in weights)
+    return None if strange or any(p.requires_grad for p in weights) else weights

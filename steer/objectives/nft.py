@@ -5,47 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steer.flow import FlowMap, composed
+from steer.flow import composed
 from steer.objectives.batch import Batch, Objective
+from steer.objectives.derivative import derivative
 from steer.objectives.parts import distil, draw_pair_of, penalties, squared
 from steer.objectives.policy import advantages, whole_group
 from steer.path import like
 
-__all__ = ["NFT", "derivative"]
+__all__ = ["NFT"]
 
 LATEST = 0.98
 """No state later than this is trained: some paths have an infinite velocity at t = 1."""
-
-
-def derivative(
-    flow: FlowMap, x: Tensor, s: Tensor, t: Tensor, v: Tensor, step: float = 0.01
-) -> Tensor:
-    """Return `d = ∂_s u + ∇u·v` of the mean velocity `u = (X(s,t,x) - x) / (t-s)`, (n, *event).
-
-    With `X(s,t,x) = x + (t-s) u(x,s,t)`, the Eulerian equation `∂_s X + ∇X·b_s = 0` reads
-
-        b - u + (t-s) (∂_s u + ∇u·b) = 0,   so   b = u - (t-s) d   at v = b_s(x):
-
-    the MeanFlow identity (Geng et al. 2025, arXiv 2505.13447) with noise at t = 0, where it is
-    the start of the interval that moves. d is a difference along `x + h v` at `s + h`: central,
-    and one-sided within a step of s = 0.
-
-    Args:
-        flow: a flow map.
-        x: points at s, (n, *event).
-        s: starts, (n,).
-        t: ends, (n,), at least two steps after s.
-        v: the direction, (n, *event).
-        step: half the span of the difference, in time.
-    """
-
-    def u(at: Tensor) -> Tensor:
-        y = x + like(at - s, x) * v
-        return (flow.jump(y, at, t) - y) / like(t - at, x)
-
-    low, high = (s - step).clamp(min=0), s + step
-    with torch.autocast(x.device.type, enabled=False):  # a difference of near values
-        return (u(high) - u(low)) / like(high - low, x)
 
 
 class NFT(Objective):

@@ -1,12 +1,13 @@
 """Checks at a reward's door: images that go in, scores that come out, modules held at rest."""
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["at_rest", "check_images", "check_scores"]
+__all__ = ["at_rest", "check_images", "check_scores", "plain"]
 
 
 def check_images(images: Tensor, pictures: bool = True) -> None:
@@ -70,23 +71,76 @@ def check_scores(scores: Tensor, images: Tensor, name: str) -> Tensor:
     return scores.to(images.device)
 
 
+_LOCK = threading.Lock()
+_HELD: dict[int, tuple[nn.Module, list[int], list[nn.Module], list[nn.Parameter]]] = {}
+"""Modules that are held: by how many, and what is to be restored when the last lets go."""
+
+
+def _hold(module: nn.Module) -> None:
+    with _LOCK:
+        if id(module) not in _HELD:
+            training = [m for m in module.modules() if m.training]
+            asking = [p for p in module.parameters() if p.requires_grad and not p.is_inference()]
+            _HELD[id(module)] = module, [0], training, asking
+            for m in training:
+                m.training = False
+            for p in asking:
+                p.requires_grad_(False)
+        _HELD[id(module)][1][0] += 1
+
+
+def _let_go(module: nn.Module) -> None:
+    with _LOCK:
+        _, holders, training, asking = _HELD[id(module)]
+        holders[0] -= 1
+        if holders[0]:
+            return
+        del _HELD[id(module)]
+        for m in training:
+            m.training = True
+        for p in asking:
+            p.requires_grad_(True)
+
+
 @contextmanager
 def at_rest(*modules: nn.Module) -> Iterator[None]:
     """Hold modules in evaluation mode, their weights without gradients, and restore all after.
 
     In training mode dropout would score the same picture differently and batch statistics would
-    move; weights that ask for gradients would be left with some.
+    move; weights that ask for gradients would be left with some. A module that several threads
+    hold is restored by the last of them.
     """
-    modes = [(m, m.training) for module in modules for m in module.modules() if m.training]
-    asking = [p for module in modules for p in module.parameters() if p.requires_grad]
+    held: list[nn.Module] = []
     try:
-        for m, _ in modes:
-            m.training = False
-        for p in asking:
-            p.requires_grad_(False)
+        for module in modules:
+            _hold(module)
+            held.append(module)
         yield
     finally:
-        for m, training in modes:
-            m.training = training
-        for p in asking:
-            p.requires_grad_(True)
+        for module in held:
+            _let_go(module)
+
+
+@contextmanager
+def plain(*modules: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Run as if called plainly, whatever the caller's state of torch: the same numbers come out.
+
+    That is without inference mode and autocast, and with modules in evaluation mode. Tensors that
+    are made within can be differentiated. The gradient mode is left alone.
+
+    Args:
+        modules: held as `at_rest` does.
+        dtype: torch's default dtype within. Default: as it is.
+    """
+    before = torch.get_default_dtype()
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if dtype is not None:
+            torch.set_default_dtype(dtype)
+            stack.callback(torch.set_default_dtype, before)
+        stack.enter_context(at_rest(*modules))
+        yield

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from steer.batches import in_batches, join_rows
 from steer.flow import FlowMap, device_of, flat_prompts
+from steer.guidance.population import Rows
 from steer.noise import Noise, noise_dtype
 from steer.reward import Reward, learners, name_of, score
 
@@ -39,6 +40,9 @@ def one_jump_scores(
 
     Returns:
         The scores (p, n), in float64.
+
+    Raises:
+        FloatingPointError: a score is not finite; names prompt and sample.
     """
     chosen = None if prompts is None else list(prompts)[:most]
     p, n = (1, 128) if chosen is None else (len(chosen), 8)
@@ -58,7 +62,9 @@ def one_jump_scores(
 
         rows = x[a * n : some.stop * n]
         parts.append(join_rows(in_batches(scores, rows, batch_size, some.stop - a), some.stop - a))
-    return torch.cat(parts).double().reshape(p, n)
+    found = torch.cat(parts).double()
+    Rows((p, n), 0, questions).refuse_not_finite("reward", found, "a one-jump sample")
+    return found.reshape(p, n)
 
 
 def spread(
@@ -78,6 +84,7 @@ def spread(
 
     Raises:
         ValueError: the reward is the same for all samples.
+        FloatingPointError: a score is not finite; names prompt and sample.
     """
     values = one_jump_scores(flow, reward, prompts, asked, seed, most, batch_size)
     deviation = float(values.var(1).mean().sqrt())
@@ -130,12 +137,6 @@ def learn(
     for part in reversed(new):
         part.training = True
         scores = one_jump_scores(flow, reward, prompts, asked, seed, batch_size=batch_size)
-        bad = scores[~torch.isfinite(scores)]
-        if len(bad):
-            raise FloatingPointError(
-                f"the reward is {float(bad[0])} for a one-jump sample: "
-                "a reward must be finite for every picture; guard its logarithms and divisions"
-            )
         count += scores.numel()
         part.update()
         part.training = False

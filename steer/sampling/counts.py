@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from steer.flow import FlowMap, Wrapped
 from steer.path import Time
 from steer.reward import Reward, name_of
 
-__all__ = ["Counted", "CountedReward", "Counts"]
+__all__ = ["Counted", "CountedReward", "Counts", "passes"]
 
 
 @dataclass
@@ -46,6 +47,11 @@ def _count_backward(y: Tensor, counts: Counts, name: str, each: int = 1) -> None
         y.register_hook(add)
 
 
+def passes(y: Tensor) -> int:
+    """Return how many forward passes y took: two where a derivative came along with it."""
+    return 1 if forward_ad.unpack_dual(y).tangent is None else 2
+
+
 class Counted(Wrapped):
     """A flow whose calls are counted: a jump, velocity, denoiser or score is one forward a row.
 
@@ -61,7 +67,7 @@ class Counted(Wrapped):
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
         """Call the flow inside, and count."""
         y, each = super().call(name, x, *times), self.calls(name, *times)
-        self.counts.forward += each * len(y)
+        self.counts.forward += each * len(y) * passes(y)
         _count_backward(y, self.counts, "backward", each)
         return y
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from steer.catalogue import METHODS
 from steer.flow import FlowMap
 from steer.guidance.ascent import FlowMapControl, NoiseAscent, Sampler, whole_reward
-from steer.guidance.control import controlled, some_guided
+from steer.guidance.control import Window, controlled
 from steer.guidance.kernel import Jump, Langevin, Sde
 from steer.guidance.potential import Denoised, Lookahead, Naive, Potential, Terminal
 from steer.guidance.smc import Guidance
@@ -75,7 +75,7 @@ def _published(
         raise ValueError(f"noise must not be negative, got {noise}: eps_t = noise (1 - t)")
     plain = view(flow, reward, prompts, temperature, lookahead)
     potential = controlled(
-        plain, times, window=window, every=every, clip=clip, normalise=normalise
+        plain, times, window=Window.of(window, every), clip=clip, normalise=normalise
     )
     published = scale == 1 and potential is plain
     return Guidance(
@@ -124,7 +124,7 @@ def _control(
 ) -> FlowMapControl:
     """Build FMRG-J's control, theory (47)."""
     potential = controlled(whole_reward(flow, reward, prompts, lookahead), times, brake=brake)
-    return FlowMapControl(flow, potential, times, scale, some_guided(times, window, every))
+    return FlowMapControl(flow, potential, times, scale, Window.of(window, every).times(times))
 
 
 def _reno(

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer.ambient import plain
 from steer.flow import FlowMap
 from steer.guidance.population import Population
-from steer.reward import Reward
+from steer.reward import Reward, plain
 from steer.sampling.calibrate import learn
 from steer.sampling.counts import Counted, CountedReward, Counts
 from steer.sampling.request import Request

@@ -7,7 +7,7 @@ from torch import Tensor
 from steer.adapters.lora import Adapted
 from steer.flow import Wrapped
 from steer.path import Time
-from steer.sampling.counts import Counts
+from steer.sampling.counts import Counts, passes
 
 __all__ = ["Metered", "TuningCounts"]
 
@@ -49,7 +49,7 @@ class Metered(Wrapped):
         """Call the flow, and count; the gradients where they come to pass."""
         y = super().call(name, x, *times)
         counts, rows = self.counts, self.calls(name, *times) * len(x)
-        counts.forward += rows
+        counts.forward += rows * passes(y)
         if y.requires_grad:
             to_input, to_weights, again = x.requires_grad, self.trained, self.again
 

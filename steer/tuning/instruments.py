@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from steer.flow import flat_prompts
-from steer.reward import Reward, learners, score, wrap
+from steer.reward import Reward, learners, plain, score, wrap
 from steer.tuning.alarms import HELD_OUT, Alarm, Thresholds, alarms_of
 from steer.tuning.reading import Reading, paired
 from steer.tuning.statistics import (
@@ -79,20 +79,22 @@ class Instruments:
     def _measure(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Return every number of these pictures, (n,) or (p,), and their features; on the CPU."""
         values = {name: self._scores(name, images) for name in self._scorers}
-        parts = images.detach().split(self._part)
-        features = torch.cat([self._features(part).float().cpu() for part in parts])
-        if len(images) > len(self.prompts):
-            values["diversity"] = diversity(features, len(self.prompts))
-        return values | {k: v.cpu() for k, v in image_statistics(images).items()}, features
+        with plain(*self._scorers.values()):
+            parts = images.detach().split(self._part)
+            features = torch.cat([self._features(part).float().cpu() for part in parts])
+            if len(images) > len(self.prompts):
+                values["diversity"] = diversity(features, len(self.prompts))
+            return values | {k: v.cpu() for k, v in image_statistics(images).items()}, features
 
     @torch.no_grad()
     def _scores(self, name: str, images: Tensor) -> Tensor:
         """Return what a scorer says of the pictures, (n,), on the CPU."""
         size, scorer = self._part, self._scorers[name]
-        parts = [
-            score(scorer, part, self.rows[i * size : i * size + len(part)]).float().cpu()
-            for i, part in enumerate(images.detach().split(size))
-        ]
+        with plain(scorer):
+            parts = [
+                score(scorer, part, self.rows[i * size : i * size + len(part)]).float().cpu()
+                for i, part in enumerate(images.detach().split(size))
+            ]
         scores = torch.cat(parts)
         if not bool(torch.isfinite(scores).all()):
             row = int((~torch.isfinite(scores)).nonzero()[0])

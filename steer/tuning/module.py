@@ -136,7 +136,7 @@ class RewardTuning(L.LightningModule):
 
     def batch(self, step: int, first: int, last: int) -> Batch:
         """Return rows first to last of a step's batch, its flows bound to their prompts."""
-        flow, group = self.tuned, self.objective.group
+        group = self.objective.group
         draws = Draws(
             self.seed, step, (first, last), device=self.device, dtype=noise_dtype(self.tuned)
         )
@@ -144,13 +144,14 @@ class RewardTuning(L.LightningModule):
         places = (start + first) // group, (start + last) // group
         names, asked = self.prompts(*places)
 
-        def bound(view: Adapted, trained: bool = False) -> Metered:
-            view = view if names is None else view.given(names)
-            return Metered(view, self.counts, trained)
-
+        # once: student, base and average are views of one bound flow
+        flow = self.tuned if names is None else self.tuned.given(names)
+        views = flow, flow.base, flow.at(1.0, AVERAGE), self.tuned.base
+        student, base, mean, unbound = (
+            Metered(view, self.counts, trained=view is flow) for view in views
+        )
         return Batch(
-            bound(flow, True), bound(flow.base), bound(flow.at(1.0, AVERAGE)), self.reward,
-            self.temperature, draws, names, asked, Metered(flow.base, self.counts),
+            student, base, mean, self.reward, self.temperature, draws, names, asked, unbound,
             None if names is None else self.prompts.epochs(*places),
         )  # fmt: skip
 

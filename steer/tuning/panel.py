@@ -133,11 +133,11 @@ class Panel:
         """Return how far velocity and jump are from the base's, one noise for each prompt."""
         if not scale:
             return Drift(0.0, 0.0)
-        flow, base, x = self.tuned.at(scale), self.tuned.base, self.x_0[:DRIFTING]
+        flow, x = self.tuned, self.x_0[:DRIFTING]
         if self.prompts is not None:
-            names, x = self.prompts[:DRIFTING], self.x_0[:: self.samples][:DRIFTING]
-            flow, base = flow.given(names), base.given(names)
-        return velocity_distance(flow, base, x.to(device_of(flow)))
+            x = self.x_0[:: self.samples][:DRIFTING]
+            flow = flow.given(self.prompts[:DRIFTING])
+        return velocity_distance(flow.at(scale), flow.base, x.to(device_of(flow)))
 
     def cost(self, scales: Sequence[float], steps: Sequence[int]) -> int:
         """Return the network calls of reading each scale at each number of steps, drift once.

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from steer.adapters.inject import rejoin
 from steer.adapters.lora import Adapted
@@ -18,7 +19,7 @@ from steer.adapters.store import load_adapters
 from steer.flow import FlowMap
 from steer.objectives.batch import Objective
 from steer.objectives.table import build, name_of
-from steer.reward import Reward, wrap
+from steer.reward import Reward, at_rest, learners, plain, wrap
 from steer.tuning.prompts import Prompts
 from steer.tuning.request import Tuning
 from steer.tuning.run_folder import RunFolder
@@ -27,6 +28,7 @@ from steer.tuning.settings import Settings
 __all__ = ["finetune", "tune"]
 
 
+@plain(dtype=torch.float32)
 def finetune(
     flow: FlowMap,
     reward: Reward | Callable[..., Tensor],
@@ -83,7 +85,11 @@ def finetune(
         flow, wrap(reward), Prompts(prompts, reward_prompts, seed), build(objective, options),
         steps, temperature, strength, judge, held_out or {}, seed, Settings.of(settings),
     )  # fmt: skip
-    return tune(tuning, None if out is None else RunFolder(Path(out), overwrite))
+    watched = [m for m in (judge, *tuning.held_out.values()) if isinstance(m, nn.Module)]
+    for part in learners(tuning.reward):
+        part.training = False  # they learn when the run says, and stand still after it
+    with at_rest(flow, tuning.reward, *watched), torch.enable_grad():
+        return tune(tuning, None if out is None else RunFolder(Path(out), overwrite))
 
 
 def tune(tuning: Tuning, folder: RunFolder | None = None) -> Adapted:

@@ -1,0 +1,2 @@
+# The module moved; it can be imported still: see `moved` in steer/__init__.py.
+from steer.guidance.kernel import *
