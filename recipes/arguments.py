@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
 from recipes.commands import COMMANDS
 from steer.names import unknown
+from steer.secrets import redacted
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -179,7 +180,22 @@ def _settings(words: Sequence[str]) -> Iterator[Given]:
             raise ValueError(f"{file} is nested too deeply: write a key a line") from None
         if not isinstance(content, dict):
             raise ValueError(f"{file} holds no settings: write a line `key: value` for each")
+        _say_code(file, content)
         yield from (Given(key, file, value is None) for key, value in _keys(content))
+
+
+_CODE = re.compile(r"\.py:\w|https?://|(?<![\w./=-])[A-Za-z_]\w*(?:\.\w+)+")
+"""A Python file's name in it, a URL, a dotted path."""
+
+
+def _say_code(file: str, content: Mapping[Any, Any]) -> None:
+    """Say what a config lets run or asks a server for: that is not seen in the command."""
+    for key in ("model", "reward", "held_out", "judge"):
+        named = content.get(key)
+        for text in named if isinstance(named, list) else [named]:
+            if isinstance(text, str) and _CODE.search(text):
+                shown = text if len(text) <= 200 else f"{text[:200]} ..."
+                print(f"config: {file} brings in {key}: {redacted(repr(shown))}", file=sys.stderr)
 
 
 def _keys(content: Mapping[Any, Any], head: str = "") -> Iterator[tuple[str, Any]]:

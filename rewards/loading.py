@@ -14,9 +14,11 @@ from torch import nn
 
 from rewards.catalogue import FUNCTION_PLACES, FUNCTIONS, GROUP, NAMES, PLACES
 from rewards.grammar import arguments, call, terms, written_options
+from rewards.trust import refuse_options, refuse_shape, refuse_size, refuse_unknown
 from steer.reward import Reward, hint, unknown, wrap
+from steer.secrets import redacted
 
-__all__ = ["FUNCTIONS", "NAMES", "Reward", "from_file", "load", "missing", "wrap"]
+__all__ = ["FUNCTIONS", "NAMES", "Reward", "from_file", "load", "load_plain", "missing", "wrap"]
 
 _URL = re.compile(r"https?://\S+")
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)(?::(?P<options>.*))?")
@@ -38,13 +40,40 @@ def load(spec: str, **options: Any) -> Reward:
         FileNotFoundError: no such file.
         TypeError: what was found is not callable.
     """
+    try:
+        return _sum(spec, options)
+    except (TypeError, ValueError) as error:
+        if redacted(str(error)) == str(error):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(redacted(str(error))) from None  # the message, and what it came from
+
+
+def load_plain(spec: str) -> Reward:
+    """Make a reward of a text that stands in a file: of those that come along, nothing else.
+
+    Nothing is imported, run, opened or fetched because the text names it.
+
+    Args:
+        spec: names of `NAMES` but `remote`, in sums and functions, with options that are numbers
+            and words.
+
+    Raises:
+        ValueError: it names something else; says what.
+    """
+    refuse_size(spec)
+    return _sum(spec, {}, plain=True)
+
+
+def _sum(spec: str, options: Mapping[str, Any], plain: bool = False) -> Reward:
+    """Make the reward of a weighted sum."""
     parts = list(terms(spec))
     if options and len(parts) > 1:
         raise ValueError(
             f"options {sorted(options)} for the sum {spec!r}: write them into its terms, as in "
             "'0.5*colour:name=red + clip'"
         )
-    made = [(weight, _one(text, options)) for weight, text in parts]
+    made = [(weight, _one(text, options, plain)) for weight, text in parts]
     total = made[0][1] if made[0][0] == 1 else made[0][0] * made[0][1]
     for weight, reward in made[1:]:
         total = total + weight * reward
@@ -69,13 +98,17 @@ def missing(name: str) -> list[str]:
     return [need.place for need in getattr(module, "NEEDS", ()) if need.here is None]
 
 
-def _one(text: str, options: Mapping[str, Any]) -> Reward:
+def _one(text: str, options: Mapping[str, Any], plain: bool) -> Reward:
     """Make one reward of 'name:key=value,key=value', a URL, a file, or a function of rewards."""
     called = call(text)
     if called is not None:
-        return _apply(*called, options, text)
+        return _apply(*called, options, text, plain)
     if "(" in text and text.split("(")[0].strip() in FUNCTION_PLACES:
         raise ValueError(f"cannot read the reward {text!r}: a bracket is not closed")
+    if plain:
+        name, _, written = text.partition(":")
+        refuse_unknown(name.strip())
+        refuse_options(written_options(written, name))
     if _URL.fullmatch(text):
         return _make(_find("remote"), "remote", {"url": text, **options})
     match = _FILE.fullmatch(text)
@@ -88,10 +121,12 @@ def _one(text: str, options: Mapping[str, Any]) -> Reward:
     return _make(found, name, {**written_options(written, name), **options})
 
 
-def _apply(function: str, inside: str, options: Mapping[str, Any], text: str) -> Reward:
+def _apply(
+    function: str, inside: str, options: Mapping[str, Any], text: str, plain: bool
+) -> Reward:
     """Make the reward of 'function(reward, reward, key=value)', or of a sum in brackets."""
     if not function and not options:
-        return load(inside)
+        return _sum(inside, {}, plain)
     if function not in FUNCTION_PLACES:
         raise unknown("function of rewards", function, FUNCTION_PLACES)
     made = _ours(FUNCTION_PLACES[function][0])
@@ -99,12 +134,14 @@ def _apply(function: str, inside: str, options: Mapping[str, Any], text: str) ->
     own = [p for p in parameters if p.name not in {"reward", "rewards"}]
     rewards, written = arguments(inside, [p.name for p in own], function, text)
     given = {**written_options(",".join(written), function), **options}
+    if plain:
+        refuse_options(given)
     single = "rewards" not in {p.name for p in parameters}
     if single and len(rewards) != 1:
         raise ValueError(f"{function}(...) takes one reward, and {text!r} has {len(rewards)}")
     if lacking := _lacking(own, given):
         raise ValueError(f"{function}(...) needs {lacking[0]}=...: {text!r} leaves it out")
-    return _called(made, function, *(load(part) for part in rewards), **given)
+    return _called(made, function, *(_sum(part, {}, plain) for part in rewards), **given)
 
 
 def _lacking(parameters: Iterable[inspect.Parameter], given: Mapping[str, Any]) -> list[str]:
@@ -142,12 +179,14 @@ def _find(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     if module and re.fullmatch(r"[\w.]+", name):
         try:
-            return getattr(importlib.import_module(module), attribute)
+            found = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ValueError(
                 f"cannot load the reward {name!r}: {error}. Give an importable path pkg.mod.Name, "
                 f"a file as file.py:Name, or one of {', '.join([*PLACES, *others])}"
             ) from error
+        refuse_shape(found, name)
+        return found
     known = [*PLACES, *others]
     if name.lower() in PLACES:
         return _find(name.lower())

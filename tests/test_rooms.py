@@ -10,7 +10,7 @@ FILES = sorted((ROOT / "steer").rglob("*.py"))
 
 GROUND = {
     "ambient", "batches", "catalogue", "exact", "files", "flow", "names", "noise", "path",
-    "pictures", "posterior", "reward", "testing",
+    "pictures", "posterior", "reward", "secrets", "testing",
 }  # fmt: skip
 ARROWS = {
     "guidance": set(),
