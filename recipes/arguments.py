@@ -194,8 +194,9 @@ def _say_code(file: str, content: Mapping[Any, Any]) -> None:
         named = content.get(key)
         for text in named if isinstance(named, list) else [named]:
             if isinstance(text, str) and _CODE.search(text):
-                shown = text if len(text) <= 200 else f"{text[:200]} ..."
-                print(f"config: {file} brings in {key}: {redacted(repr(shown))}", file=sys.stderr)
+                shown = repr(redacted(text))
+                shown = shown if len(shown) <= 200 else f"{shown[:200]} ..."
+                print(f"config: {file} brings in {key}: {shown}", file=sys.stderr)
 
 
 def _keys(content: Mapping[Any, Any], head: str = "") -> Iterator[tuple[str, Any]]:

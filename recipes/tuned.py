@@ -131,6 +131,7 @@ def evaluate_tuned(
             method=row.method, reward_prompts=chosen.reward_prompts, **row.options,
         )  # fmt: skip
 
+    shown = redacted(known)
     files = [file for folder in folders.values() for file in adapter_files(folder)]
     identity = {
         "prompts": chosen._asdict(),
@@ -148,7 +149,7 @@ def evaluate_tuned(
         for u in units
     }
     screen.print(
-        f"{len(folders)} adapters for {redacted(known)!r}: {len(rows)} rows x {len(chosen.prompts)} prompts "
+        f"{len(folders)} adapters for {shown!r}: {len(rows)} rows x {len(chosen.prompts)} prompts "
         f"x {particles} pictures x {seeds} seeds: {sum(work.values())} network calls"
         f"{partial.done(units, work)}"
     )
@@ -161,9 +162,7 @@ def evaluate_tuned(
             measured[row.label] = Measured(flat, **costs)
         report = Report(rows, measured, chosen.prompts, bench.drifts(rows, seed))
         with whole_folder(out, overwrite) as scratch:
-            report.write(
-                scratch, {"reward": redacted(known), "particles": particles, "seeds": seeds}
-            )
+            report.write(scratch, {"reward": shown, "particles": particles, "seeds": seeds})
             (scratch / "config.yaml").write_text(config_text(settings), encoding="utf-8")
     finally:
         partial.drop_if_empty()
@@ -229,5 +228,5 @@ def _tuned_for(folders: Mapping[str, Path]) -> tuple[str, steer.Reward]:
 
 def _short(text: object) -> str:
     """Return a stranger's text in a line."""
-    shown = "does not say" if text is None else redacted(repr(text))
+    shown = "does not say" if text is None else repr(text)
     return shown if len(shown) <= 300 else f"{shown[:300]} ..."
