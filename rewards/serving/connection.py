@@ -163,8 +163,8 @@ class Connection:
             mend = "It has much to do: start it with more --workers"
         count = "1 try" if tries == 1 else f"{tries} tries"
         return (
-            f"the reward server {self.url} did not answer for {wait:g} s: {what} ({count}; the last: {why}). "
-            f"{mend}, or give more time with wait=SECONDS"
+            f"the reward server {self.url} did not answer for {wait:g} s: {what} ({count}; the "
+            f"last: {why}). {mend}, or give more time with wait=SECONDS"
         )
 
 
