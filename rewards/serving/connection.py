@@ -83,7 +83,7 @@ class Connection:
         """
         import httpx2
 
-        start, tries = time.monotonic(), 0
+        start, tries, what, why = time.monotonic(), 0, "", ""
         while True:
             tries += 1
             now = time.monotonic()
@@ -92,7 +92,8 @@ class Connection:
             try:
                 status, headers, answer = run(one.answer(self._client()))
             except LateError as error:
-                what, why = LATE[error.stage]
+                if not what or start + wait - now > wait / 2:  # else the end of a story
+                    what, why = LATE[error.stage]
             except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
                 self._refuse_tls(error)
                 what, why = (
