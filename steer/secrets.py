@@ -4,7 +4,7 @@ import re
 
 __all__ = ["HIDDEN", "SECRET", "redacted"]
 
-HIDDEN = "***"
+HIDDEN = "<hidden>"
 """What stands for a secret. Where a token is asked for, it counts as none that is given."""
 
 _KEY = r"(?:token|password|passwd|pwd|secret|(?:api|access|auth)_?key)"
@@ -23,9 +23,9 @@ def redacted(text: str) -> str:
     """Return a text with its secrets hidden: values of token= and the like, users in URLs.
 
     >>> redacted("0.5*remote:url=http://me:pw@localhost:80,token=abc + clip")
-    '0.5*remote:url=http://***@localhost:80,token=*** + clip'
+    '0.5*remote:url=http://<hidden>@localhost:80,token=<hidden> + clip'
     >>> redacted("cannot take {'token': 'abc', 'batch': 2}")
-    "cannot take {'token': '***', 'batch': 2}"
+    "cannot take {'token': '<hidden>', 'batch': 2}"
     """
     text = _USER.sub(rf"\g<key>{HIDDEN}@", text)
     text = _BEARER.sub(rf"\g<key>{HIDDEN}", text)

@@ -27,6 +27,7 @@ from rewards.serving.remote import Remote
 from rewards.serving.serve import serve
 from rewards.serving.tokens import token_for
 from steer.reward import wrap
+from steer.secrets import HIDDEN
 
 
 def pictures(n=2, side=8, seed=0):
@@ -491,12 +492,12 @@ def test_a_hidden_token_is_none(monkeypatch):
     """What config.yaml holds of a token is not shown to a server: the real one is looked up."""
     monkeypatch.setenv(TOKEN, "tiger")
     with listening() as (url, shown):
-        Remote(url, token="***", wait=2)
+        Remote(url, token=HIDDEN, wait=2)
         assert "Bearer tiger" in shown[0]
     monkeypatch.delenv(TOKEN)
     refused = pytest.raises(PermissionError, match=f"set the environment variable {TOKEN}")
     with running(app(Colour("red"), token="tiger")) as url, refused:
-        Remote(url, token="***", wait=2)
+        Remote(url, token=HIDDEN, wait=2)
 
 
 # ------------------------------------------------------------------ the processes

@@ -1,7 +1,10 @@
 """What a file names is not run; what a dotted path gives is looked at; tokens stay hidden."""
 
+import io
+import json
 import os
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 import torch
@@ -268,3 +271,74 @@ def test_adapters_that_name_code_or_servers_bring_in_nothing(here, capsys):
         assert f"tuned for {repr(text)[:20]}" in err
         assert "not imported, run or fetched; if you want it, say --reward" in err
         assert sorted(os.listdir(here)) == before
+
+
+def test_a_token_in_a_rewards_text_is_in_no_file_of_a_sample(tmp_path, monkeypatch, capsys):
+    from rewards.pixels.colour import Colour
+    from rewards.serving.application import app
+    from tests.test_serving import running
+
+    monkeypatch.chdir(tmp_path)
+    with running(app(Colour("red"), token="ti+ger==")) as url:
+        text = f"0.5*remote:url={url},token=ti+ger==,wait=9 + brightness"
+        few = ["--particles", "2", "--steps", "1", "--prompt", "fox", "--method", "best-of-n"]
+        assert main(["sample", "--reward", text, *few, "--out", "s"]) == 0
+        assert main(["sample", "--reward", f"{text}x", *few, "--out", "w"]) == 2
+    said = capsys.readouterr()
+    assert "ger==" not in said.out + said.err
+    assert f"token={HIDDEN}" in (tmp_path / "s/config.yaml").read_text()
+    assert not any(b"ger==" in f.read_bytes() for f in tmp_path.rglob("*") if f.is_file())
+
+
+@pytest.mark.slow
+def test_a_token_in_a_rewards_text_is_in_nothing_that_a_run_writes_or_says(tmp_path, monkeypatch):
+    """All commands that take a reward, against a server that asks for the token."""
+    from rewards.pixels.colour import Colour
+    from rewards.serving.application import app
+    from tests.test_serving import running
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FLOWSTEER_REWARD_TOKEN", raising=False)
+    said = []
+
+    def run(code, *words):
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            assert main(list(words)) == code, err.getvalue()
+        said.append(f"{out.getvalue()}\n{err.getvalue()}")
+
+    with running(app(Colour("red"), token="ti+ger==")) as url:
+        text = f"0.5*remote:url={url},token=ti+ger==,wait=9 + brightness"
+        reward, held = ["--reward", text], ["--held-out", json.dumps([text])]
+        draw = ["--particles", "2", "--steps", "1"]
+        few = ["--prompts", "[fox, bird]"]
+        run(0, "check-reward", text, "--size", "8", "--json")
+        run(0, "sample", *reward, *draw, "--prompt", "fox", "--method", "best-of-n", "--out", "s")
+        methods = ["--methods", '["best-of-n:steps=1,particles=2"]', "--judge", text]
+        run(0, "compare", *reward, *few, *methods, "--seeds", "2", "--out", "c")
+        run(
+            0, "finetune", *reward, *held, *few, "--steps", "1", "--batch_size", "8", "--rank",
+            "1", "--sweep=[]", "--check_samples", "1", "--out", "t", "--objective", "grpo",
+        )  # fmt: skip
+        scored = ["--guidance", "[]", "--steps", "[1]", "--particles", "1", "--best", "false"]
+        run(0, "eval", "--lora", "t", *reward, *held, *few, *scored, "--out", "e")
+        run(2, "eval", "--lora", "t", *few, "--out", "e2")  # the metadata's text asks a server
+        run(0, "export", "--lora", "t", "--out", "x")
+        run(0, "export", "--lora", "t", "--out", "m", "--format", "merged", "--model", "emoji")
+        run(2, "sample", "--reward", text.replace("==", "==x"), "--out", "w")  # another token
+        run(2, "sample", "--reward", text.replace("wait=9", "wait=x"), "--out", "w")
+        run(2, "sample", "--config", "s/config.yaml", "--out", "w")  # hidden, so it is asked for
+        assert "wants a token" in said[-1]
+        monkeypatch.setenv("FLOWSTEER_REWARD_TOKEN", "ti+ger==")
+        run(0, "sample", "--config", "s/config.yaml", "--out", "again")
+    run(2, "sample", *[w.replace("wait=9", "wait=0.2") for w in reward], "--out", "w")  # away
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {"config.yaml", "run.json", "README.md", "readings.jsonl", "adapter_model.safetensors",
+            "metrics.json"} <= {file.name for file in files}  # fmt: skip
+    for file in files:
+        assert b"ger==" not in file.read_bytes(), file
+    for text in said:
+        assert "ger==" not in text, text
+    hidden = f"token={HIDDEN}"
+    for name in ("s/config.yaml", "c/config.yaml", "t/run.json", "t/README.md", "x/README.md"):
+        assert hidden in (tmp_path / name).read_text(), name
