@@ -5,7 +5,8 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def load(spec: str, **options: Any) -> Reward:
         TypeError: what was found is not callable.
     """
     try:
-        return _sum(spec, options)
+        return _sum(spec, options)()
     except (TypeError, ValueError) as error:
         if redacted(str(error)) == str(error):
             raise
@@ -62,22 +63,31 @@ def load_plain(spec: str) -> Reward:
         ValueError: it names something else; says what.
     """
     refuse_size(spec)
-    return _sum(spec, {}, plain=True)
+    return _sum(spec, {}, plain=True)()
 
 
-def _sum(spec: str, options: Mapping[str, Any], plain: bool = False) -> Reward:
-    """Make the reward of a weighted sum."""
+Maker = Callable[[], Reward]
+"""What makes a reward of a text that was read: the whole text is, before any weights are."""
+
+
+def _sum(spec: str, options: Mapping[str, Any], plain: bool = False) -> Maker:
+    """Read a weighted sum."""
     parts = list(terms(spec))
     if options and len(parts) > 1:
         raise ValueError(
             f"options {sorted(options)} for the sum {spec!r}: write them into its terms, as in "
             "'0.5*colour:name=red + clip'"
         )
-    made = [(weight, _one(text, options, plain)) for weight, text in parts]
-    total = made[0][1] if made[0][0] == 1 else made[0][0] * made[0][1]
-    for weight, reward in made[1:]:
-        total = total + weight * reward
-    return total
+    makers = [(weight, _one(text, options, plain)) for weight, text in parts]
+
+    def make() -> Reward:
+        made = [(weight, maker()) for weight, maker in makers]
+        total = made[0][1] if made[0][0] == 1 else made[0][0] * made[0][1]
+        for weight, reward in made[1:]:
+            total = total + weight * reward
+        return total
+
+    return make
 
 
 def missing(name: str) -> list[str]:
@@ -98,33 +108,32 @@ def missing(name: str) -> list[str]:
     return [need.place for need in getattr(module, "NEEDS", ()) if need.here is None]
 
 
-def _one(text: str, options: Mapping[str, Any], plain: bool) -> Reward:
-    """Make one reward of 'name:key=value,key=value', a URL, a file, or a function of rewards."""
+def _one(text: str, options: Mapping[str, Any], plain: bool) -> Maker:
+    """Read one reward: 'name:key=value,key=value', a URL, a file, a function of rewards."""
     called = call(text)
     if called is not None:
         return _apply(*called, options, text, plain)
     if "(" in text and text.split("(")[0].strip() in FUNCTION_PLACES:
         raise ValueError(f"cannot read the reward {text!r}: a bracket is not closed")
-    if plain:
-        name, _, written = text.partition(":")
-        refuse_unknown(name.strip())
-        refuse_options(written_options(written, name))
-    if _URL.fullmatch(text):
-        return _make(_find("remote"), "remote", {"url": text, **options})
-    match = _FILE.fullmatch(text)
+    if not plain and _URL.fullmatch(text):
+        return partial(_make, _find("remote"), "remote", {"url": text, **options})
+    match = None if plain else _FILE.fullmatch(text)
     if match is not None:
         found = from_file(Path(match["file"]), match["name"])
         name, written = f"{match['file']}:{match['name']}", match["options"]
     else:
         name, _, written = text.partition(":")
+        if plain:
+            refuse_unknown(name.strip())
+            refuse_options(written_options(written, name))
         found = _find(name.strip())
-    return _make(found, name, {**written_options(written, name), **options})
+    return partial(_make, found, name, {**written_options(written, name), **options})
 
 
 def _apply(
     function: str, inside: str, options: Mapping[str, Any], text: str, plain: bool
-) -> Reward:
-    """Make the reward of 'function(reward, reward, key=value)', or of a sum in brackets."""
+) -> Maker:
+    """Read 'function(reward, reward, key=value)', or a sum in brackets."""
     if not function and not options:
         return _sum(inside, {}, plain)
     if function not in FUNCTION_PLACES:
@@ -141,7 +150,8 @@ def _apply(
         raise ValueError(f"{function}(...) takes one reward, and {text!r} has {len(rewards)}")
     if lacking := _lacking(own, given):
         raise ValueError(f"{function}(...) needs {lacking[0]}=...: {text!r} leaves it out")
-    return _called(made, function, *(_sum(part, {}, plain) for part in rewards), **given)
+    inner = [_sum(part, {}, plain) for part in rewards]
+    return lambda: _called(made, function, *(maker() for maker in inner), **given)
 
 
 def _lacking(parameters: Iterable[inspect.Parameter], given: Mapping[str, Any]) -> list[str]:

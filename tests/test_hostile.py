@@ -180,15 +180,17 @@ def mapping(known, rng):
     return out
 
 
-BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 8)}]\n" for i in range(12)
-)
+BOMB = "[&a [x, x, x, x, x, x, x, x]" + "".join(
+    f", &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 8)}]" for i in range(12)
+) + "]"  # fmt: skip
 TAGS = [
     "!!python/object/apply:os.system ['touch canary']",
     "!!python/object/new:subprocess.Popen [['touch', 'canary']]",
     "!!python/module:evil_mod",
     "&a [*a]",
     "&a {x: *a}",
+    BOMB,
+    "[&a {x: y}, {<<: *a}]",
     "[" * 3000,
     "9" * 5000,
     "2001-99-99",
@@ -208,7 +210,7 @@ def config(rng):
     elif kind == 1:
         text = f"{rng.choice(list(known))}: {rng.choice(TAGS)}\n".encode()
     elif kind == 2:
-        text = rng.choice([BOMB, "{" * 4000, "- " * 4000, "", "a", "\x00", "a: b: c"]).encode()
+        text = rng.choice(["{" * 4000, "- " * 4000, "", "a", "\x00", "a: b: c"]).encode()
     else:
         changed = mapping(known, rng)
         text = yaml.safe_dump(json.loads(json.dumps(changed, default=str))).encode()

@@ -236,8 +236,8 @@ def _read(body: bytes, max_rows: int, max_side: int) -> tuple[Tensor, dict[str, 
             and all(isinstance(row, kind) for row in rows)
         ):
             raise _Refused(400, f"{name} must be null or a list of one for each image")
-    if not isinstance(key, str):
-        raise _Refused(400, "the request's id must be a text")
+    if not isinstance(key, str) or len(key) > 200 or not key.isprintable():
+        raise _Refused(400, "the request's id must be a text of at most 200 letters")
     return images, asked
 
 
