@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
 from recipes.commands import COMMANDS
 from steer.names import unknown
+from steer.secrets import redacted
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -175,14 +176,59 @@ def _settings(words: Sequence[str]) -> Iterator[Given]:
             continue
         file = value if equals else after
         try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            text = Path(file).read_text(encoding="utf-8")
+            _refuse_depth(text)
+            content = yaml.safe_load(text)
+            _refuse_size(content)
+        except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"{file} is no YAML file: {' '.join(str(error).split())}") from None
         except RecursionError:
             raise ValueError(f"{file} is nested too deeply: write a key a line") from None
         if not isinstance(content, dict):
             raise ValueError(f"{file} holds no settings: write a line `key: value` for each")
+        if "config" in content:
+            raise ValueError(f"{file} names another config: give that one with --config as well")
+        _say_code(file, content)
         yield from (Given(key, file, value is None) for key, value in _keys(content))
+
+
+DEEPEST, MOST = 100, 100_000
+"""How deep brackets may go in a config, and how many values it may come to."""
+
+
+def _refuse_depth(text: str) -> None:
+    """Raise a RecursionError for brackets without end: to read them takes time without end."""
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth = max(0, depth + (1 if bracket in "[{" else -1))
+        if depth > DEEPEST:
+            raise RecursionError
+
+
+def _refuse_size(content: Any) -> None:
+    """Raise a ValueError for what is small as a text, and grows without end when it is read."""
+    left, count = [content], 0
+    while left:
+        one, count = left.pop(), count + 1
+        if count > MOST:
+            raise ValueError(f"it comes to more than {MOST} values: write them out")
+        left += [*one.keys(), *one.values()] if isinstance(one, dict) else ()
+        left += one if isinstance(one, list | tuple | set) else ()
+
+
+_CODE = re.compile(r"\.py:\w|https?://|(?<![\w./=-])[A-Za-z_]\w*(?:\.\w+)+")
+"""A Python file's name in it, a URL, a dotted path."""
+
+
+def _say_code(file: str, content: Mapping[Any, Any]) -> None:
+    """Say what a config lets run or asks a server for: that is not seen in the command."""
+    for key in ("model", "reward", "held_out", "judge"):
+        named = content.get(key)
+        for text in named if isinstance(named, list) else [named]:
+            if isinstance(text, str) and _CODE.search(text):
+                shown = repr(redacted(text))
+                shown = shown if len(shown) <= 200 else f"{shown[:200]} ..."
+                print(f"config: {file} brings in {key}: {shown}", file=sys.stderr)
 
 
 def _keys(content: Mapping[Any, Any], head: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ import rewards
 from recipes.inputs import file_or_list
 from recipes.terminal import say
 from rewards.checking import Report, check
+from steer.secrets import redacted
 
 __all__ = ["check_reward"]
 
@@ -36,7 +37,8 @@ def check_reward(
         json: print the report as JSON, alone, instead of a table.
     """
     asked = file_or_list(prompts)
-    report = check(rewards.load(name), asked and asked.prompts, size, device=device, seed=seed)
+    reward, name = rewards.load(name), redacted(name)
+    report = check(reward, asked and asked.prompts, size, device=device, seed=seed)
     if json:
         say(json_.dumps({**report.as_dict(), "reward": name}, indent=2, allow_nan=False))
     else:

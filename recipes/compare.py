@@ -13,7 +13,7 @@ from recipes.compare_report import Measured, kind, write
 from recipes.data import emoji
 from recipes.defaults import judge_of, listed, own, reward_of
 from recipes.entries import Entry, entry, equal_calls
-from recipes.identity import adapter_files, config_text, fingerprints
+from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import Asked, Dtype, asked_for, load_model
 from recipes.measure import found
 from recipes.methods import check, learn
@@ -23,6 +23,7 @@ from rewards.judge import EMBEDDED, Judge
 from steer.files import refuse_existing, whole_folder
 from steer.flow import device_of, flat_prompts
 from steer.reward import Reward, plain, score
+from steer.secrets import redacted
 from steer.tuning.statistics import features_of
 
 __all__ = ["ENTRIES", "compare"]
@@ -81,11 +82,12 @@ def compare(
     Returns:
         The folder.
     """
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items()}
+    settings = settings_of(locals())
     screen = console()
     refuse_existing(out, overwrite)
     asked = listed(model, asked_for(prompts, prompts_file), own(model).compared)
-    settings["reward"] = reward = reward_of(model, reward)
+    reward = reward_of(model, reward)
+    settings["reward"] = redacted(reward)
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     given = ENTRIES if methods is None else methods

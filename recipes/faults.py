@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from steer.names import reason
+from steer.secrets import redacted
 
 __all__ = ["explained", "place"]
 
@@ -22,6 +23,11 @@ LONGEST = 2000
 
 def explained(error: BaseException) -> str | None:
     """Return what is to be said of an error; None for a fault of the program itself."""
+    text = _explained(error)
+    return None if text is None else redacted(text)
+
+
+def _explained(error: BaseException) -> str | None:
     where = place(error)
     if _no_memory(error):
         return (

@@ -9,6 +9,7 @@ import steer
 from recipes.defaults import judge_of, own, reward_of, tuning_prompts
 from recipes.inputs import file_or_list, load_model, read_prompts
 from recipes.terminal import console
+from steer.secrets import redacted
 from steer.tuning.settings import Settings
 
 __all__ = ["finetune", "named"]
@@ -71,13 +72,13 @@ def finetune(
     return steer.finetune(
         flow, scorer, asked and asked.prompts, objective, steps, temperature, strength,
         judge_of(model, judge, console()), seed, out, options=options,
-        held_out={name: rewards.load(name) for name in held_out},
+        held_out={redacted(name): rewards.load(name) for name in held_out},
         reward_prompts=asked and asked.reward_prompts, overwrite=overwrite, **known,
     )  # fmt: skip
 
 
 def named(text: str) -> steer.Reward:
-    """Load a reward, and let it be called as it was asked for, in files and cards."""
+    """Load a reward, and let it be called as it was asked for, in files and cards: no tokens."""
     reward = rewards.load(text)
-    reward.__name__ = text  # type: ignore[assignment]
+    reward.__name__ = redacted(text)  # type: ignore[assignment]
     return reward

@@ -14,8 +14,13 @@ import yaml
 import rewards
 import steer
 from steer.adapters.store import CONFIG, WEIGHTS
+from steer.secrets import redacted
 
-__all__ = ["adapter_files", "config_text", "fingerprints"]
+__all__ = ["adapter_files", "config_text", "fingerprints", "settings_of"]
+
+
+REWARDS = {"held_out", "judge", "reward"}
+"""The arguments of commands that are rewards' texts."""
 
 
 def adapter_files(lora: Path | None) -> list[str]:
@@ -44,6 +49,18 @@ def fingerprints(*names: str) -> dict[str, str]:
         if os.path.isfile(file):
             prints[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     return prints
+
+
+def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a command's arguments as they are written down: plain, tokens in rewards hidden."""
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()}
+    for name in REWARDS & set(plain):
+        texts = plain[name]
+        if isinstance(texts, str):
+            plain[name] = redacted(texts)
+        elif texts is not None:
+            plain[name] = [redacted(text) for text in texts]
+    return plain
 
 
 def config_text(settings: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import rewards
 import steer
 from recipes import groups
 from recipes.defaults import reward_of
-from recipes.identity import adapter_files, config_text, fingerprints
+from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import Dtype, asked_for, load_model, read_picture
 from recipes.methods import PROBES, check, learn, method_options, plan, tempered
 from recipes.partial import Partial
@@ -22,6 +22,7 @@ from steer.files import refuse_existing
 from steer.flow import device_of
 from steer.guidance.population import Population
 from steer.sampling.result import save_result
+from steer.secrets import redacted
 
 __all__ = ["sample"]
 
@@ -118,7 +119,7 @@ def sample(
     Returns:
         The run folder.
     """
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items()}
+    settings = settings_of(locals())
     method_options(method)  # the name is known
     if not tempered(method) and (temperature is not None or strength is not None):
         others = ", ".join(name for name in steer.METHODS if tempered(name))
@@ -137,7 +138,8 @@ def sample(
                 "one of them out"
             )
         asked = listed.reward_prompts
-    settings["reward"] = reward = reward_of(model, reward)
+    reward = reward_of(model, reward)
+    settings["reward"] = redacted(reward)
     given = {
         "scale": scale, "threshold": threshold, "moves": moves, "rate": rate, "brake": brake,
         "lookahead": lookahead, "jumps": jumps, "finish": finish, "window": window,

@@ -15,6 +15,7 @@ def serve_reward(
     device: str | None = None,
     max_mb: float = LIMITS["max_bytes"] / 2**20,
     max_rows: int = LIMITS["max_rows"],
+    max_seconds: float = LIMITS["max_seconds"],
 ) -> None:
     """Serve a reward over HTTP until it is stopped; use it with `--reward http://HOST:PORT`.
 
@@ -28,6 +29,8 @@ def serve_reward(
         device: where to compute. Default: where the reward is loaded, the CPU.
         max_mb: the largest request, in MiB.
         max_rows: the most pictures in a request.
+        max_seconds: how long the scoring of a request may take; a worker in which one takes longer
+            is replaced.
     """
     serve(
         name,
@@ -38,4 +41,5 @@ def serve_reward(
         device=device,
         max_bytes=int(max_mb * 2**20),
         max_rows=max_rows,
+        max_seconds=max_seconds,
     )

@@ -1,5 +1,6 @@
 """`steer eval --lora`: tuned against base, and against guidance at equal network calls."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import safetensors.torch
 import torch
 
 import rewards
+import steer
 from recipes.defaults import judge_of, listed, own
 from recipes.entries import entry
-from recipes.identity import adapter_files, config_text, fingerprints
+from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import file_or_list, load_model
 from recipes.methods import check, tempered
 from recipes.partial import Partial, units_of
@@ -17,8 +19,11 @@ from recipes.terminal import console, say
 from recipes.tuned_bench import Bench
 from recipes.tuned_report import Measured, Report
 from recipes.tuned_rows import calls_of, rows_of
+from rewards.loading import load_plain
 from steer.adapters.store import WEIGHTS, load_adapters, read_metadata
 from steer.files import refuse_existing, whole_folder
+from steer.names import reason
+from steer.secrets import redacted
 from steer.tuning.alarms import HELD_OUT
 
 __all__ = ["GUIDANCE", "evaluate_tuned"]
@@ -91,7 +96,7 @@ def evaluate_tuned(
         FileNotFoundError: a folder or file that is not there.
         FileExistsError: the folder exists, or an interrupted comparison of other settings.
     """
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items()}
+    settings = settings_of(locals())
     screen = console()
     refuse_existing(out, overwrite)
     least = {"particles": particles, "seeds": seeds, **{f"steps {k}": k for k in steps}}
@@ -106,12 +111,12 @@ def evaluate_tuned(
     if best:
         folders = _with_best(folders)
     chosen = listed(model, file_or_list(prompts), own(model).held_out)
-    known = _tuned_for(folders) if reward is None else reward
+    known, scorer = _tuned_for(folders) if reward is None else (reward, rewards.load(reward))
     flow = load_model(model, device)
-    scorers = {"reward": rewards.load(known)}
+    scorers = {"reward": scorer}
     judging = judge_of(model, judge, screen)
     scorers |= {} if judging is None else {"judge": judging}
-    scorers |= {HELD_OUT + name: rewards.load(name) for name in held_out}
+    scorers |= {HELD_OUT + redacted(name): rewards.load(name) for name in held_out}
     tuned = {name: load_adapters(flow, folder) for name, folder in folders.items()}
     bench = Bench(flow, tuned, scorers, chosen, particles)
     differentiable = bench.scorers["reward"].differentiable
@@ -126,6 +131,7 @@ def evaluate_tuned(
             method=row.method, reward_prompts=chosen.reward_prompts, **row.options,
         )  # fmt: skip
 
+    shown = redacted(known)
     files = [file for folder in folders.values() for file in adapter_files(folder)]
     identity = {
         "prompts": chosen._asdict(),
@@ -143,7 +149,7 @@ def evaluate_tuned(
         for u in units
     }
     screen.print(
-        f"{len(folders)} adapters for {known!r}: {len(rows)} rows x {len(chosen.prompts)} prompts "
+        f"{len(folders)} adapters for {shown!r}: {len(rows)} rows x {len(chosen.prompts)} prompts "
         f"x {particles} pictures x {seeds} seeds: {sum(work.values())} network calls"
         f"{partial.done(units, work)}"
     )
@@ -156,7 +162,7 @@ def evaluate_tuned(
             measured[row.label] = Measured(flat, **costs)
         report = Report(rows, measured, chosen.prompts, bench.drifts(rows, seed))
         with whole_folder(out, overwrite) as scratch:
-            report.write(scratch, {"reward": known, "particles": particles, "seeds": seeds})
+            report.write(scratch, {"reward": shown, "particles": particles, "seeds": seeds})
             (scratch / "config.yaml").write_text(config_text(settings), encoding="utf-8")
     finally:
         partial.drop_if_empty()
@@ -201,10 +207,26 @@ def _with_best(folders: Mapping[str, Path]) -> dict[str, Path]:
     return found
 
 
-def _tuned_for(folders: Mapping[str, Path]) -> str:
-    """Return the reward that all of the adapters say they were tuned for."""
+def _tuned_for(folders: Mapping[str, Path]) -> tuple[str, steer.Reward]:
+    """Return the reward that all of the adapters say they were tuned for, by its text and made.
+
+    The text is a stranger's where the adapters are: only what comes along is made of it.
+    """
     said = {name: read_metadata(folder).get("reward") for name, folder in folders.items()}
-    if len(set(said.values())) > 1 or None in said.values():
-        texts = ", ".join(f"{name}: {r or 'does not say'}" for name, r in said.items())
+    if len({json.dumps(text) for text in said.values()}) > 1 or None in said.values():
+        texts = ", ".join(f"{name}: {_short(r)}" for name, r in said.items())
         raise ValueError(f"which reward? The adapters name no single one ({texts}): give --reward")
-    return str(next(iter(said.values())))
+    name, text = next(iter(said.items()))
+    try:
+        return str(text), load_plain(str(text))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{folders[name]} says that it was tuned for {_short(text)}, and {reason(error)}: "
+            "what a file names is not imported, run or fetched; if you want it, say --reward"
+        ) from None
+
+
+def _short(text: object) -> str:
+    """Return a stranger's text in a line."""
+    shown = "does not say" if text is None else repr(text)
+    return shown if len(shown) <= 300 else f"{shown[:300]} ..."

@@ -1,16 +1,19 @@
 """Rewards for steering: load one by name, wrap a function, add them up.
 
->>> reward = load("0.7*brightness - 0.3*colour:name=red")
+>>> import rewards
+>>> reward = rewards.load("0.7*brightness - 0.3*colour:name=red")
 >>> reward.differentiable
 True
 
-Nothing heavy is imported before a reward that needs it is made.
+Names are loaded when they are first used (`rewards/__init__.pyi` says where each lives): torch
+with the first reward, and nothing heavier before a reward that needs it is made.
 """
 
-from rewards.loading import FUNCTIONS, NAMES, load
-from steer.reward import Reward, moved, wrap
+import lazy_loader
 
-__all__ = ["FUNCTIONS", "NAMES", "Reward", "load", "wrap"]
+from steer.names import moved
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 moved(
     "rewards",

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from steer.secrets import SECRET
+
 __all__ = ["arguments", "call", "terms", "written_options"]
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -116,7 +118,8 @@ def written_options(written: str | None, name: str) -> dict[str, Any]:
 
 
 def _masked(text: str) -> str:
-    """Put x for all that is inside brackets, so that it is not taken for something outside."""
+    """Put x for all that is inside brackets, and for tokens: it is not what it may look like."""
+    text = SECRET.sub(lambda found: found["key"] + "x" * len(found["value"]), text)
     out, depth = [], 0
     for letter in text:
         depth -= letter in ")]"

@@ -5,100 +5,21 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
+from rewards.catalogue import FUNCTION_PLACES, FUNCTIONS, GROUP, NAMES, PLACES
 from rewards.grammar import arguments, call, terms, written_options
+from rewards.trust import refuse_options, refuse_shape, refuse_size, refuse_unknown
 from steer.reward import Reward, hint, unknown, wrap
+from steer.secrets import redacted
 
-__all__ = ["FUNCTIONS", "NAMES", "from_file", "load", "missing"]
-
-_TABLE = {
-    "clip": (
-        "models.clip:Clip",
-        "cosine similarity of picture and prompt, by an open_clip model",
-    ),
-    "colour": ("pixels.colour:Colour", "how near the drawing is to a named colour (name=red)"),
-    "brightness": ("pixels.colour:Brightness", "mean luma, from 0 (black) to 1 (white)"),
-    "contrast": ("pixels.tone:Contrast", "standard deviation of luma, from 0 to 0.5"),
-    "saturation": ("pixels.tone:Saturation", "mean chroma of the drawing, from 0 to 1"),
-    "sharpness": ("pixels.tone:Sharpness", "RMS Laplacian of luma, from 0 to 1"),
-    "smoothness": ("pixels.tone:Smoothness", "minus the total variation, from -1 to 0"),
-    "symmetry": (
-        "pixels.form:Symmetry",
-        "how alike the halves are, from -1 to 0 (axis=vertical or horizontal)",
-    ),
-    "antisymmetry": (
-        "pixels.form:Antisymmetry",
-        "how far the halves are negatives, from 0 to 1 (axis=vertical or horizontal)",
-    ),
-    "layout": (
-        "pixels.form:Layout",
-        "share of the ink inside region=left, right, top, bottom, centre, or inside mask=FILE",
-    ),
-    "similarity": (
-        "pixels.reference:Similarity",
-        "closeness to the picture image=FILE, from -1 to 0 (by=colour or luma)",
-    ),
-    "jpeg": ("pixels.jpeg:Jpeg", "minus the size as a JPEG file in kB; no gradient"),
-    "siglip": ("models.siglip:Siglip", "cosine of picture and prompt by SigLIP 1 or 2"),
-    "pickscore": (
-        "models.pickscore:PickScore",
-        "which picture people pick for a prompt, about 16 to 26",
-    ),
-    "hpsv2": (
-        "models.hpsv2:HPSv2",
-        "which picture people prefer for a prompt, about .2 to .35 (version=2.1 or 2.0)",
-    ),
-    "imagereward": (
-        "models.imagereward:ImageReward",
-        "how well people find a picture and its fit to the prompt, about -2.5 to 2.5",
-    ),
-    "mps": (
-        "models.mps:MPS",
-        "how people prefer a picture for a prompt under a condition",
-    ),
-    "aesthetic": (
-        "models.aesthetic:Aesthetic",
-        "LAION's mark for beauty, about 1 to 10; asks for no prompt",
-    ),
-    "vqa": (
-        "models.vqa:VQA",
-        "log-probability of an answer about the picture, by a vision-language model",
-    ),
-    "classifier": (
-        "models.classifier:Classifier",
-        "log-probability of a class (model=timm:NAME or torchvision:NAME, target=)",
-    ),
-    "lpips": ("models.lpips:Lpips", "minus the perceptual distance to image=FILE"),
-    "dino": ("models.dino:Dino", "cosine of self-supervised features with those of image=FILE"),
-    "remote": ("serving.remote:Remote", "what a server of rewards says (url=http://HOST:PORT)"),
-}
-NAMES: Mapping[str, str] = MappingProxyType({name: line for name, (_, line) in _TABLE.items()})
-"""Name -> one line."""
-
-GROUP = "flowsteer.rewards"
-"""The entry-point group in which other packages offer rewards."""
-
-_FUNCTIONS = {
-    "min": ("combine.algebra:Minimum", "the least of some rewards (smooth=WIDTH)"),
-    "product": ("combine.algebra:Product", "log of the chance that all accept (at=, width=)"),
-    "capped": ("combine.algebra:Capped", "a reward that is content with a target (at=, soft=)"),
-    "ensemble": ("combine.algebra:Ensemble", "the mean less the disagreement (penalty=)"),
-    "normalised": ("combine.normalised:Normalised", "scaled by what the run has seen (decay=)"),
-    "augmented": (
-        "combine.augment:Augmented",
-        "the mean over random crops, flips and noise (views=, crop=, flip=, noise=, seed=)",
-    ),
-    "batched": ("combine.algebra:Batched", "in micro-batches, for memory (size=)"),
-}
-FUNCTIONS: Mapping[str, str] = MappingProxyType({k: line for k, (_, line) in _FUNCTIONS.items()})
-"""What makes a reward of rewards, as in `min(clip, 2*brightness)`: name -> one line."""
+__all__ = ["FUNCTIONS", "NAMES", "Reward", "from_file", "load", "load_plain", "missing", "wrap"]
 
 _URL = re.compile(r"https?://\S+")
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)(?::(?P<options>.*))?")
@@ -120,17 +41,53 @@ def load(spec: str, **options: Any) -> Reward:
         FileNotFoundError: no such file.
         TypeError: what was found is not callable.
     """
+    try:
+        return _sum(spec, options)()
+    except (TypeError, ValueError) as error:
+        if redacted(str(error)) == str(error):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(redacted(str(error))) from None  # the message, and what it came from
+
+
+def load_plain(spec: str) -> Reward:
+    """Make a reward of a text that stands in a file: of those that come along, nothing else.
+
+    Nothing is imported, run, opened or fetched because the text names it.
+
+    Args:
+        spec: names of `NAMES` but `remote`, in sums and functions, with options that are numbers
+            and words.
+
+    Raises:
+        ValueError: it names something else; says what.
+    """
+    refuse_size(spec)
+    return _sum(spec, {}, plain=True)()
+
+
+Maker = Callable[[], Reward]
+"""What makes a reward of a text that was read: the whole text is, before any weights are."""
+
+
+def _sum(spec: str, options: Mapping[str, Any], plain: bool = False) -> Maker:
+    """Read a weighted sum."""
     parts = list(terms(spec))
     if options and len(parts) > 1:
         raise ValueError(
             f"options {sorted(options)} for the sum {spec!r}: write them into its terms, as in "
             "'0.5*colour:name=red + clip'"
         )
-    made = [(weight, _one(text, options)) for weight, text in parts]
-    total = made[0][1] if made[0][0] == 1 else made[0][0] * made[0][1]
-    for weight, reward in made[1:]:
-        total = total + weight * reward
-    return total
+    makers = [(weight, _one(text, options, plain)) for weight, text in parts]
+
+    def make() -> Reward:
+        made = [(weight, maker()) for weight, maker in makers]
+        total = made[0][1] if made[0][0] == 1 else made[0][0] * made[0][1]
+        for weight, reward in made[1:]:
+            total = total + weight * reward
+        return total
+
+    return make
 
 
 def missing(name: str) -> list[str]:
@@ -145,48 +102,56 @@ def missing(name: str) -> list[str]:
     Raises:
         ValueError: an unknown name, with the nearest ones.
     """
-    if name not in _TABLE:
-        raise unknown("reward", name, _TABLE)
-    module = importlib.import_module(f"{__package__}.{_TABLE[name][0].split(':')[0]}")
+    if name not in PLACES:
+        raise unknown("reward", name, PLACES)
+    module = importlib.import_module(f"{__package__}.{PLACES[name][0].split(':')[0]}")
     return [need.place for need in getattr(module, "NEEDS", ()) if need.here is None]
 
 
-def _one(text: str, options: Mapping[str, Any]) -> Reward:
-    """Make one reward of 'name:key=value,key=value', a URL, a file, or a function of rewards."""
+def _one(text: str, options: Mapping[str, Any], plain: bool) -> Maker:
+    """Read one reward: 'name:key=value,key=value', a URL, a file, a function of rewards."""
     called = call(text)
     if called is not None:
-        return _apply(*called, options, text)
-    if "(" in text and text.split("(")[0].strip() in _FUNCTIONS:
+        return _apply(*called, options, text, plain)
+    if "(" in text and text.split("(")[0].strip() in FUNCTION_PLACES:
         raise ValueError(f"cannot read the reward {text!r}: a bracket is not closed")
-    if _URL.fullmatch(text):
-        return _make(_find("remote"), "remote", {"url": text, **options})
-    match = _FILE.fullmatch(text)
+    if not plain and _URL.fullmatch(text):
+        return partial(_make, _find("remote"), "remote", {"url": text, **options})
+    match = None if plain else _FILE.fullmatch(text)
     if match is not None:
         found = from_file(Path(match["file"]), match["name"])
         name, written = f"{match['file']}:{match['name']}", match["options"]
     else:
         name, _, written = text.partition(":")
+        if plain:
+            refuse_unknown(name.strip())
+            refuse_options(written_options(written, name))
         found = _find(name.strip())
-    return _make(found, name, {**written_options(written, name), **options})
+    return partial(_make, found, name, {**written_options(written, name), **options})
 
 
-def _apply(function: str, inside: str, options: Mapping[str, Any], text: str) -> Reward:
-    """Make the reward of 'function(reward, reward, key=value)', or of a sum in brackets."""
+def _apply(
+    function: str, inside: str, options: Mapping[str, Any], text: str, plain: bool
+) -> Maker:
+    """Read 'function(reward, reward, key=value)', or a sum in brackets."""
     if not function and not options:
-        return load(inside)
-    if function not in _FUNCTIONS:
-        raise unknown("function of rewards", function, _FUNCTIONS)
-    made = _ours(_FUNCTIONS[function][0])
+        return _sum(inside, {}, plain)
+    if function not in FUNCTION_PLACES:
+        raise unknown("function of rewards", function, FUNCTION_PLACES)
+    made = _ours(FUNCTION_PLACES[function][0])
     parameters = inspect.signature(made).parameters.values()
     own = [p for p in parameters if p.name not in {"reward", "rewards"}]
     rewards, written = arguments(inside, [p.name for p in own], function, text)
     given = {**written_options(",".join(written), function), **options}
+    if plain:
+        refuse_options(given)
     single = "rewards" not in {p.name for p in parameters}
     if single and len(rewards) != 1:
         raise ValueError(f"{function}(...) takes one reward, and {text!r} has {len(rewards)}")
     if lacking := _lacking(own, given):
         raise ValueError(f"{function}(...) needs {lacking[0]}=...: {text!r} leaves it out")
-    return _called(made, function, *(load(part) for part in rewards), **given)
+    inner = [_sum(part, {}, plain) for part in rewards]
+    return lambda: _called(made, function, *(maker() for maker in inner), **given)
 
 
 def _lacking(parameters: Iterable[inspect.Parameter], given: Mapping[str, Any]) -> list[str]:
@@ -216,24 +181,26 @@ def _ours(place: str) -> Any:
 
 def _find(name: str) -> Any:
     """Find a name: ours, another package's entry point, or a dotted path."""
-    if name in _TABLE:
-        return _ours(_TABLE[name][0])
+    if name in PLACES:
+        return _ours(PLACES[name][0])
     others = {point.name: point for point in entry_points(group=GROUP)}
     if name in others:
         return others[name].load()
     module, _, attribute = name.rpartition(".")
     if module and re.fullmatch(r"[\w.]+", name):
         try:
-            return getattr(importlib.import_module(module), attribute)
+            found = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ValueError(
                 f"cannot load the reward {name!r}: {error}. Give an importable path pkg.mod.Name, "
-                f"a file as file.py:Name, or one of {', '.join([*_TABLE, *others])}"
+                f"a file as file.py:Name, or one of {', '.join([*PLACES, *others])}"
             ) from error
-    known = [*_TABLE, *others]
-    if name.lower() in _TABLE:
+        refuse_shape(found, name)
+        return found
+    known = [*PLACES, *others]
+    if name.lower() in PLACES:
         return _find(name.lower())
-    if name in _FUNCTIONS:
+    if name in FUNCTION_PLACES:
         raise ValueError(
             f"{name!r} makes a reward of rewards: write {name}(clip), or {name}(clip, brightness)"
         )

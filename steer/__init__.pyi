@@ -48,6 +48,9 @@ from . import (
     sampling as sampling,
 )
 from . import (
+    secrets as secrets,
+)
+from . import (
     testing as testing,
 )
 from . import (

@@ -485,13 +485,15 @@ def test_shells_complete(here, capsys):
     refused(capsys, "fish")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["methods"], ["objectives"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["methods"], ["models"], ["objectives"], ["rewards"]]
+)
 def test_names_and_help_need_no_torch(words):
     code = f"import sys; from recipes.cli import main; main({words}); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "recipes.cli" in loaded
-    assert not loaded & {"torch", "numpy", "PIL", "rewards"}
+    assert not loaded & {"torch", "numpy", "PIL", "rewards.loading"}
 
 
 def heard(stdout, *words, **options):

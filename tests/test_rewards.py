@@ -160,6 +160,30 @@ def test_clip_without_prompts_or_weights_says_the_mend(folder, tmp_path):
         Clip(tmp_path)
 
 
+def test_a_prompt_that_is_cut_is_told_of_once(folder):
+    """The tiny CLIP reads 12 tokens, the begin and end marks among them."""
+    import warnings
+
+    reward, images = Clip(folder), torch.full((2, 3, 24, 24), 0.5)
+    fits = "one two three four five six seven eight nine ten"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reward(images, [fits, "a cat"])
+        reward(images, [f" {fits} ", "é" * 3])
+    long = f"{fits} eleven twelve"
+    with pytest.warns(UserWarning, match="first 12 tokens .*after '.*nine ten' counts in 'one tw"):
+        a = reward(images, [long, "a cat"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reward.to(torch.float64).to(torch.float32)  # features are forgotten, what was told is not
+        reward(images, [long, "a cat"])
+    with pytest.warns(UserWarning, match="first 12 tokens") as told:
+        Clip(folder, template="a photo of a {}")(images, ["x " * 30_000, f"{fits} eleven"])
+    assert len(told) == 2
+    assert all(len(str(one.message)) < 300 for one in told)
+    assert torch.allclose(a[0], Clip(folder)(images[:1], [fits])[0])
+
+
 def test_clip_over_views_is_the_mean_of_its_views():
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     prompts = ["fox", "cat", "pizza"]

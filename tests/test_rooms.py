@@ -10,7 +10,7 @@ FILES = sorted((ROOT / "steer").rglob("*.py"))
 
 GROUND = {
     "batches", "catalogue", "exact", "files", "flow", "names", "noise", "one_time", "path",
-    "pictures", "posterior", "reward", "testing",
+    "pictures", "posterior", "reward", "secrets", "testing",
 }  # fmt: skip
 ARROWS = {
     "guidance": set(),

@@ -67,6 +67,7 @@ def folder(tmp_path_factory):
         moved(flow, "runs/b", 0.1, 2, reward="red.py:redness")
         moved(network(1), "runs/other", 0.1, 3, reward="red.py:redness")
         moved(flow, "runs/silent", 0.1, 4)
+        moved(flow, "runs/plain", 0.1, 5, reward="0.5*brightness - colour:name=red")
     return path
 
 
@@ -88,7 +89,8 @@ def run(*words, **options):
     settings = {
         "model": "net", "prompts": json.dumps(PROMPTS), "particles": 2, "steps": "[1, 4]",
         "lora-scale": "[0, 1]", "guidance": '["fmrg-j:steps=2", "best-of-n:steps=1"]',
-        "held-out": "[brightness]", "out": "run", "judge": "embedded", **options,
+        "held-out": "[brightness]", "out": "run", "judge": "embedded",
+        "reward": "red.py:redness", **options,
     }  # fmt: skip
     words = words or ("--lora", "runs/a", "--lora", "runs/b")
     return main(["eval", *words, *(f"--{k}={v}" for k, v in settings.items() if v is not None)])
@@ -240,13 +242,27 @@ def test_names_seeds_and_no_judge(here, capsys):
     assert rows["base, 1 step"]["summary"]["diversity"]["mean"] > 0  # of the seeds' pictures
 
 
+def test_the_reward_that_the_adapters_name_is_taken_where_it_comes_along(here, capsys):
+    small = {"steps": "[1]", "guidance": "[]", "lora-scale": "[1]", "judge": None, "reward": None}
+    assert run("--lora", "runs/plain", **small) == 0
+    assert "'0.5*brightness - colour:name=red'" in " ".join(capsys.readouterr().err.split())
+    kept = json.loads((here / "run/metrics.json").read_text())
+    assert kept["reward"] == "0.5*brightness - colour:name=red"
+    assert run("--lora", "runs/a", **small, overwrite="true") == 2
+    refused(capsys, "tuned for 'red.py:redness'", "not imported, run or fetched", "--reward")
+
+
 @pytest.mark.parametrize(
     ("words", "options", "parts"),
     [
         (["--lora=[]"], {}, ["no adapters", "--lora"]),
-        (["--lora", "runs/none"], {}, ["runs/none", "missing"]),
+        (["--lora", "runs/none"], {}, ["no folder of adapters at runs/none"]),
         (["--lora", "runs/other"], {}, ["were made for", "load the base"]),
-        (["--lora", "runs/silent"], {}, ["which reward", "does not say", "--reward"]),
+        (
+            ["--lora", "runs/silent"],
+            {"reward": None},
+            ["which reward", "does not say", "--reward"],
+        ),
         (["--lora", "runs/a", "--lora", "runs/../runs/a"], {}, ["two folders", "'a'"]),
         ((), {"reward": "brightnes"}, ["brightnes", "did you mean brightness"]),
         ((), {"prompts": "[]"}, ["list of prompts is empty"]),

@@ -3,10 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rewards.models.cut import warn_of_cut
 from rewards.models.preprocess import Preprocess
 from steer.reward import shared, unknown
 
@@ -41,6 +43,9 @@ class Backbone(nn.Module):
     texts = TEXTS
     """Prompts whose features are kept."""
 
+    tokenizer: Callable[[list[str]], Any] | None = None
+    """What reads texts, where something does: texts -> ids (n, length), or what holds them."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -62,6 +67,7 @@ class Backbone(nn.Module):
         if compile:
             self.tower.compile()
         self._texts: dict[str, Tensor] = {}
+        self._looked_at: dict[str, None] = {}
 
     @property
     def tower(self) -> nn.Module:
@@ -105,6 +111,7 @@ class Backbone(nn.Module):
         known = self._texts
         new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
+            self.tell_cut(new)
             with torch.autocast(self.device.type, enabled=False):
                 features = self.encode_text(new)
             features = features.to(torch.promote_types(features.dtype, torch.float32))
@@ -112,6 +119,14 @@ class Backbone(nn.Module):
             self._texts = dict(list(known.items())[-self.texts :])
         rows = torch.stack([known[text] for text in texts])
         return rows.to(self.device, torch.promote_types(self.dtype, torch.float32))
+
+    def tell_cut(self, texts: Sequence[str]) -> None:
+        """Warn of texts that are longer than what reads them, once of each."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._looked_at]
+        if new and self.tokenizer is not None:
+            known = self._looked_at | dict.fromkeys(new)
+            self._looked_at = dict(list(known.items())[-self.texts :])
+            warn_of_cut(new, self.tokenizer)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Backbone":
         self._texts = {}  # they may be of another dtype now

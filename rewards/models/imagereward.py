@@ -132,6 +132,7 @@ class Blip(Backbone):
 
         The head works in the dtype of the patches.
         """
+        self.tell_cut(texts)
         ids, mask = (t.to(self.device) for t in self.tokenizer(list(texts)))
         with torch.autocast(self.device.type, enabled=False):
             states = self.model.text(  # type: ignore[operator]

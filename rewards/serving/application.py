@@ -1,31 +1,36 @@
 """The web application that answers for a reward, as `rewards.serving.protocol` says.
 
 It never unpickles, and reads no more of a request than its limits allow. It scores one request at
-a time, in a thread, so that it answers meanwhile.
+a time, in a thread, so that it answers meanwhile; what takes too long is given up. Web pages are
+not served: not those of others by their `Origin`, nor by a name of theirs that leads here.
 """
 
 import hmac
 import json
 import logging
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
 
 from rewards.serving.protocol import PROTOCOL, pack, unpack
+from rewards.serving.tokens import is_loopback
 from steer.reward import Reward, name_of, score
 
 __all__ = ["LIMITS", "MISSING", "app"]
 
-LIMITS = {"max_bytes": 128 * 2**20, "max_rows": 256, "max_side": 4096}
-"""How large a request may be: bytes of the body, pictures, pixels of a picture's side."""
+LIMITS = {"max_bytes": 128 * 2**20, "max_rows": 256, "max_side": 4096, "max_seconds": 300}
+"""What a request may be: bytes of the body, pictures, pixels of a side, seconds of scoring."""
 
 WAITING = 16
 """How many requests may be in a process, one of them in work; more are told to come again."""
 
-UPLOAD = 60.0
-"""The seconds that a request's body may take to arrive."""
+UPLOAD, GRACE, RATE = 60.0, 10.0, 2**18
+"""The seconds that a request's body may take to arrive; those after which it must have come at so
+many bytes a second."""
 
 MISSING = "serving a reward needs starlette and uvicorn: pip install 'flowsteer[serve]'"
 
@@ -45,6 +50,9 @@ def app(
     max_bytes: int = LIMITS["max_bytes"],
     max_rows: int = LIMITS["max_rows"],
     max_side: int = LIMITS["max_side"],
+    max_seconds: float = LIMITS["max_seconds"],
+    hosts: Sequence[str] = (),
+    hung: Callable[[], None] | None = None,
 ) -> Any:
     """Return an ASGI application that scores by a reward.
 
@@ -57,6 +65,11 @@ def app(
         max_bytes: the largest body of a request.
         max_rows: the most pictures in a request.
         max_side: the longest side of a picture, in pixels.
+        max_seconds: how long a scoring may take. One that takes longer is given up; until its
+            thread comes back, requests are told to come again.
+        hosts: under which names it is asked besides this machine's own, where it wants no token;
+            "*" for any.
+        hung: called where a scoring is given up, for instance to end the process.
 
     Raises:
         ImportError: starlette is not installed.
@@ -81,8 +94,17 @@ def app(
         "max_side": max_side,
     }
     turn, waiting = anyio.Lock(), anyio.Semaphore(WAITING)
+    at_work: set[object] = set()  # the scorings whose threads are not back
 
     def admit(request: Request) -> None:
+        if "origin" in request.headers:
+            raise _Refused(403, "web pages are not served: a request with an Origin is from one")
+        name = _host(request.headers.get("host", ""))
+        if token is None and not (is_loopback(name) or {name, "*"} & set(hosts)):
+            raise _Refused(
+                421,
+                f"the Host {name[:100]!r} is not this server: ask it as localhost or 127.0.0.1",
+            )
         shown = request.headers.get("authorization", "")
         if token is not None and not hmac.compare_digest(
             shown.encode("latin-1"), f"Bearer {token}".encode()
@@ -97,15 +119,40 @@ def app(
         length = request.headers.get("content-length", "0")
         if length.isdecimal() and (len(length) > 18 or int(length) > max_bytes):
             raise too_large
-        got = bytearray()
-        with anyio.move_on_after(UPLOAD) as scope:
+        got, begun = bytearray(), anyio.current_time()
+        with anyio.CancelScope(deadline=begun + GRACE) as scope:
             async for piece in request.stream():
                 got += piece
                 if len(got) > max_bytes:
                     raise too_large
+                scope.deadline = begun + min(UPLOAD, GRACE + len(got) / RATE)
         if scope.cancelled_caught:
-            raise _Refused(408, f"the request did not arrive within {UPLOAD:g} s")
+            took = anyio.current_time() - begun
+            raise _Refused(408, f"the request had not arrived after {took:.0f} s")
         return bytes(got)
+
+    async def work_on(images: Tensor, asked: dict[str, Any]) -> bytes:
+        """Score in a thread, for so long."""
+        if at_work:
+            raise _Refused(503, f"a scoring has been at work for over {max_seconds:g} s")
+        key = object()
+
+        def score_it() -> bytes:
+            try:
+                return _score(reward, images, asked)
+            finally:
+                at_work.discard(key)
+
+        at_work.add(key)
+        with anyio.move_on_after(max_seconds):
+            return await anyio.to_thread.run_sync(score_it, abandon_on_cancel=True)
+        if hung is not None:
+            hung()
+        raise _Refused(
+            500,
+            f"the reward took longer than {max_seconds:g} s and was given up: ask fewer rows at "
+            "once (batch=), or start the server with more --max-seconds",
+        )
 
     async def scored(request: Request) -> Response:
         admit(request)
@@ -120,8 +167,7 @@ def app(
             async with turn:
                 if await request.is_disconnected():
                     raise ClientDisconnect
-                work = partial(_score, reward, images, asked)
-                answer = await anyio.to_thread.run_sync(work)
+                answer = await work_on(images, asked)
             return Response(answer, media_type="application/octet-stream")
         finally:
             waiting.release()
@@ -149,6 +195,14 @@ def app(
         ],
         exception_handlers={_Refused: refused, ClientDisconnect: gone},
     )
+
+
+def _host(header: str) -> str:
+    """Return the name in a Host header, without the port."""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return header
 
 
 def _read(body: bytes, max_rows: int, max_side: int) -> tuple[Tensor, dict[str, Any]]:
@@ -182,8 +236,8 @@ def _read(body: bytes, max_rows: int, max_side: int) -> tuple[Tensor, dict[str, 
             and all(isinstance(row, kind) for row in rows)
         ):
             raise _Refused(400, f"{name} must be null or a list of one for each image")
-    if not isinstance(key, str):
-        raise _Refused(400, "the request's id must be a text")
+    if not isinstance(key, str) or len(key) > 200 or not key.isprintable():
+        raise _Refused(400, "the request's id must be a text of at most 200 letters")
     return images, asked
 
 

@@ -4,35 +4,49 @@ import copy
 import json
 import logging
 import os
+import ssl
 import time
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from rewards.serving.protocol import TOKEN
+from rewards.serving.exchange import Exchange, LateError, Stage, run
+from rewards.serving.tokens import is_loopback, line_for, token_for
+from steer.secrets import HIDDEN, redacted
 
-__all__ = ["BUSY", "Connection"]
+__all__ = ["BUSY", "Connection", "printable"]
 
 BUSY = {429, 502, 503, 504}
 """Statuses after which the client asks again."""
 
+DOWN, BROKEN = "no server is reached", "the connection ended without an answer"
+STUCK, HELD = "it does not take the request", "it has the request and is still at work"
+LATE = {
+    Stage.AWAY: (DOWN, "ConnectTimeout"),
+    Stage.REACHED: (STUCK, "WriteTimeout"),
+    Stage.TAKEN: (HELD, "ReadTimeout"),
+}
+"""How far an exchange came before its time was up -> what the server did, and its usual name."""
+
 
 class Connection:
-    """A connection to a server: one pool of sockets a process, shared by its threads."""
+    """A connection to a server: one pool of sockets a process, shared by its threads.
+
+    Args:
+        url: the server's.
+        token: what it is shown. Default: the one that belongs to its host.
+        timeout: the seconds until a server must have taken a request.
+
+    Raises:
+        ValueError: no such URL, or a token that cannot be sent.
+    """
 
     def __init__(self, url: str, token: str | None, timeout: float) -> None:
-        parts = urlsplit(str(url))
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
-            raise ValueError(f"{url!r} is no server's URL: write it as http://127.0.0.1:8000")
-        if parts.username or parts.password:
-            raise ValueError(
-                f"leave the user and password out of the URL of {parts.hostname}: set the "
-                f"environment variable {TOKEN}"
-            )
+        self.host, self.port = _place(str(url))
+        token = token_for(self.host, self.port) if token in (None, "", HIDDEN) else token
         if token is not None and not (token.isascii() and token.isprintable()):
             raise ValueError("the token must be printable ASCII without line breaks")
         self.url, self.timeout, self._token = str(url).rstrip("/"), timeout, token
-        self._here = parts.hostname in {"localhost", "127.0.0.1", "::1"}
-        self._port = parts.port
         self._pool: tuple[int, Any] | None = None
         self._client()
 
@@ -51,72 +65,76 @@ class Connection:
             headers = {"Accept-Encoding": "identity"}
             if self._token is not None:
                 headers["Authorization"] = f"Bearer {self._token}"
-            pool = os.getpid(), httpx2.Client(headers=headers, trust_env=not self._here)
-            self._pool = pool
+            client = httpx2.AsyncClient(
+                headers=headers, trust_env=not is_loopback(self.host), follow_redirects=False
+            )
+            pool = self._pool = os.getpid(), client
         return pool[1]
 
     def ask(self, method: str, path: str, body: bytes | None, wait: float, size: int) -> bytes:
-        """Return the body of the answer, of at most `size` bytes; try for `wait` seconds."""
+        """Return the body of the answer, of at most `size` bytes, within `wait` seconds in all.
+
+        A request that a server has is not handed in again while it is at work on it.
+
+        Raises:
+            ConnectionError: time is up; says what the server did.
+            PermissionError: it wants a token.
+            ValueError: it refuses the request, answers wrongly, or speaks something else.
+        """
         import httpx2
 
-        passing = (httpx2.NetworkError, httpx2.TimeoutException, httpx2.RemoteProtocolError)
-        start, tries = time.monotonic(), 0
+        start, tries, what, why = time.monotonic(), 0, "", ""
         while True:
             tries += 1
-            until = min(time.monotonic() + self.timeout, start + wait)
+            now = time.monotonic()
+            one = Exchange(method, self.url + path, body, now + self.timeout, start + wait, size)
             pause = min(0.1 * 1.6 ** (tries - 1), 2.0)
             try:
-                status, headers, answer = self._try(method, path, body, until, size)
-            except passing as error:
-                why = _said(error)
+                status, headers, answer = run(one.answer(self._client()))
+            except LateError as error:
+                if not what or start + wait - now > wait / 2:  # else the end of a story
+                    what, why = LATE[error.stage]
+            except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
+                self._refuse_tls(error)
+                what, why = (
+                    (DOWN if isinstance(error, httpx2.ConnectError) else BROKEN),
+                    _said(error),
+                )
+            except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+                raise ValueError(f"cannot ask the server {self.url}: {_said(error)}") from error
+            except ValueError as error:
+                raise ValueError(
+                    f"the reward server {self.url} gave a bad answer: {error}"
+                ) from None
             else:
                 if status not in BUSY:
-                    return self._checked(status, answer)
-                why = f"status {status}, {_message(answer)}"
+                    return self._checked(status, headers, answer)
+                what, why = f"it answers with status {status}", _message(answer)
                 pause = max(pause, _seconds(headers.get("retry-after")))
             left = start + wait - time.monotonic()
-            if left <= min(pause, 0.05):
-                raise ConnectionError(
-                    f"the reward server {self.url} did not answer for {wait:g} s ({tries} tries; "
-                    f"the last: {why}). {self._mend()}"
-                )
+            if left <= min(pause, 0.05) or what == HELD:
+                raise ConnectionError(self._too_late(wait, tries, what, why))
             if tries == 1:
                 logging.getLogger(__name__).warning(
                     "the reward server %s does not answer (%s): trying for %.0f s",
                     self.url,
-                    why,
+                    f"{what}: {why}",
                     left,
                 )
             time.sleep(min(pause, left))
 
-    def _try(
-        self, method: str, path: str, body: bytes | None, until: float, size: int
-    ) -> tuple[int, Any, bytes]:
-        """Ask once, until a point of time."""
-        import httpx2
-
-        timeout = httpx2.Timeout(max(0.01, until - time.monotonic()))
-        headers = {} if body is None else {"Content-Type": "application/octet-stream"}
-        client, got = self._client(), bytearray()
-        with client.stream(
-            method, self.url + path, content=body, headers=headers, timeout=timeout
-        ) as answer:
-            for piece in answer.iter_bytes():
-                got += piece
-                if time.monotonic() > until:
-                    raise httpx2.ReadTimeout("the answer trickles")
-                if len(got) > size:
-                    raise ValueError(
-                        f"the reward server {self.url} gave a bad answer: more than {size} bytes"
-                    )
-            return answer.status_code, answer.headers, bytes(got)
-
-    def _checked(self, status: int, answer: bytes) -> bytes:
+    def _checked(self, status: int, headers: Any, answer: bytes) -> bytes:
         """Return the answer if it is one, and else raise what the server says."""
         if status in {401, 403}:
             raise PermissionError(
-                f"the reward server {self.url} wants a token ({_message(answer)}): set the "
-                f"environment variable {TOKEN} to the one it was started with"
+                f"the reward server {self.url} wants a token, or another one "
+                f"({_message(answer)}): {line_for(self.host, self.port)}"
+            )
+        if 300 <= status < 400:
+            place = printable(redacted(str(headers.get("location"))), 200)
+            raise ValueError(
+                f"{self.url} sends on to {place!r} (status {status}), and nothing is sent there: "
+                "give that URL itself if you trust it"
             )
         if status != 200:
             raise ValueError(
@@ -124,17 +142,79 @@ class Connection:
             )
         return answer
 
-    def _mend(self) -> str:
-        port = "" if self._port is None else f" --port {self._port}"
+    def _refuse_tls(self, error: BaseException) -> None:
+        """Raise a ValueError where encryption failed: to ask again would not help."""
+        for one in _chain(error):
+            if isinstance(one, ssl.SSLError):
+                raise ValueError(
+                    f"{self.url} cannot be spoken with by https ({one.reason or one}): give "
+                    "http:// for a server without it, or trust its certificate (SSL_CERT_FILE)"
+                ) from error
+
+    def _too_late(self, wait: float, tries: int, what: str, why: str) -> str:
+        """Say what the server did when time was up, and what helps against that."""
+        mend = f"Start it with `steer serve-reward NAME --port {self.port}`"
+        if what == HELD:
+            mend = "Its reward is slow, or hangs: ask fewer rows at once with batch=ROWS"
+        elif what == STUCK:
+            mend = "It hangs, or the network is slow"
+        elif what == BROKEN:
+            mend = "Read what it says where it runs: it may lack memory, or speak no HTTP"
+        elif what != DOWN:
+            mend = "It has much to do: start it with more --workers"
+        count = "1 try" if tries == 1 else f"{tries} tries"
         return (
-            f"Start it with `steer serve-reward NAME{port}`, or give more time with wait=SECONDS"
+            f"the reward server {self.url} did not answer for {wait:g} s: {what} ({count}; the "
+            f"last: {why}). {mend}, or give more time with wait=SECONDS"
         )
+
+
+def _place(url: str) -> tuple[str, int]:
+    """Return the host and the port of a server's URL."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(
+            f"{redacted(url)!r} is no server's URL ({error}): write it as http://127.0.0.1:8000"
+        ) from None
+    plain = url.isascii() and url.isprintable() and " " not in url
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(
+            f"leave the user and password out of the URL of {parts.hostname}: "
+            f"{line_for(str(parts.hostname), port or 80)}"
+        )
+    if (
+        parts.scheme not in {"http", "https"}
+        or not parts.hostname
+        or parts.query
+        or parts.fragment
+        or not plain
+    ):
+        raise ValueError(
+            f"{redacted(url)!r} is no server's URL: write it as http://127.0.0.1:8000"
+        )
+    return parts.hostname, port or (443 if parts.scheme == "https" else 80)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it came from."""
+    for _ in range(20):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _said(error: Exception) -> str:
     """Say what went wrong on the way."""
     kind = type(error).__name__
-    return f"{kind}: {error}" if str(error) else kind
+    return f"{kind}: {printable(str(error), 300)}" if str(error) else kind
+
+
+def printable(text: str, length: int) -> str:
+    """Return a stranger's text in one line, in short, without what a terminal would act on."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:length]
 
 
 def _message(answer: bytes) -> str:
@@ -142,9 +222,8 @@ def _message(answer: bytes) -> str:
     try:
         text = str(json.loads(answer)["error"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        text = answer.decode("utf-8", "replace")
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text[:500] or "no message"
+        text = answer[:2000].decode("utf-8", "replace")
+    return printable(redacted(text[:2000]), 500) or "no message"
 
 
 def _seconds(after: str | None) -> float:

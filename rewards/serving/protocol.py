@@ -28,13 +28,19 @@ import json
 
 from torch import Tensor
 
-__all__ = ["PROTOCOL", "TOKEN", "pack", "unpack"]
+__all__ = ["HEADER", "PROTOCOL", "TENSORS", "TOKEN", "pack", "unpack"]
 
 PROTOCOL = 1
 """The version of the protocol that client and server speak."""
 
 TOKEN = "FLOWSTEER_REWARD_TOKEN"
 """The environment variable that holds the token, for clients and servers."""
+
+HEADER = 4 * 2**20
+"""The most bytes of a file's header, which holds prompts and metadata."""
+
+TENSORS = 8
+"""The most tensors of a file: two are needed."""
 
 
 def pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -52,14 +58,24 @@ def unpack(body: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     ({'scores': tensor([1., 1.])}, {'id': 'a'})
 
     Raises:
-        ValueError: the body is no such file.
+        ValueError: the body is no such file, or has a larger header or more tensors than any
+            needs.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    size = int.from_bytes(body[:8], "little")
+    if size > HEADER:
+        raise ValueError(
+            f"no safetensors file with a header of at most {HEADER} bytes, but {size}: send fewer "
+            "rows, or shorter prompts and metadata"
+        )
     try:
+        header = json.loads(body[8 : 8 + size])
+        metadata = header.pop("__metadata__", None) or {}
+        if len(header) > TENSORS:
+            raise ValueError(f"it has {len(header)} tensors, and {TENSORS} are the most")
         tensors = load(body)
-        header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
+    except (SafetensorError, AttributeError, ValueError, KeyError, RecursionError) as error:
         raise ValueError(f"no safetensors file ({error})") from None
-    return tensors, header.get("__metadata__") or {}
+    return tensors, metadata

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor
 
 from rewards.gradient import with_gradient
-from rewards.serving.connection import Connection
-from rewards.serving.protocol import PROTOCOL, TOKEN, pack, unpack
+from rewards.serving.connection import Connection, printable
+from rewards.serving.protocol import PROTOCOL, pack, unpack
 from steer.reward import Reward
+from steer.secrets import redacted
 
 __all__ = ["Remote"]
 
@@ -26,23 +26,27 @@ class Remote(Reward):
 
     The server says whether the reward is differentiable; if it is, score and gradient come in
     one request, so that a reward in another environment can guide. Images out of range are scored
-    as if clamped, the gradient passed straight through. Connection errors, time-outs and the
-    statuses 429, 502, 503 and 504 are met by asking again, ever more rarely, for `wait` seconds
-    in all. May be used by many threads, copied, and taken into a forked process.
+    as if clamped, the gradient passed straight through. Connection errors and the statuses 429,
+    502, 503 and 504 are met by asking again, ever more rarely, for `wait` seconds in all. What the
+    server has is not sent again while it is at work, so `wait` must be longer than the scoring of
+    a batch. Redirections are not followed. May be used by many threads, copied, and
+    taken into a forked process.
 
     Args:
         url: the server, as http://127.0.0.1:8000.
-        token: what the server asks for, if anything. Default: the environment variable
-            FLOWSTEER_REWARD_TOKEN. It travels unencrypted over http.
+        token: what the server asks for, if anything. Default: for a server of this machine the
+            environment variable FLOWSTEER_REWARD_TOKEN, for another what ~/.netrc holds for its
+            host under the login flowsteer. It travels unencrypted over http.
         batch: how many rows a request has at most; less where the server's limits say so.
-        timeout: the seconds one try may take: longer than the scoring of a batch.
-        wait: the seconds to keep trying, for each request and at the start.
+        timeout: the seconds until the server must have taken a request.
+        wait: the seconds that a request, and what is asked at the start, may take in all.
 
     Raises:
         ValueError: the URL or an option is none; no reward server answers there, or one of
             another version; it refuses the request or answers wrongly. The message says which.
         PermissionError: the token is missing or wrong.
-        ConnectionError: the server stayed down for `wait` seconds.
+        ConnectionError: no answer within `wait` seconds; the message says whether the server was
+            away, busy, broken or at work.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class Remote(Reward):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a number of seconds above 0, got {value!r}")
         self.batch, self.wait = batch, float(wait)
-        self._connection = Connection(url, token or os.environ.get(TOKEN) or None, float(timeout))
+        self._connection = Connection(url, token, float(timeout))
         self.url = self._connection.url
         self._ask_what_it_is()
 
@@ -70,11 +74,11 @@ class Remote(Reward):
         try:
             info = json.loads(body)
             version = info["protocol"]
-            self.__name__ = str(info.get("name") or "remote")
+            self.__name__ = printable(redacted(str(info.get("name") or "remote")), 200)
             self.differentiable = bool(info.get("differentiable"))
             self.max_rows = max(1, int(info.get("max_rows") or self.batch))
             self.max_bytes = int(info.get("max_bytes") or 0) or None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise ValueError(
                 f"{self.url} answers, but not as a reward server: give the URL that `steer "
                 "serve-reward` prints"

@@ -1,23 +1,30 @@
 """A server of a reward, for `rewards.serving.remote.Remote`: its processes and its address.
 
-It listens to this machine alone unless told otherwise, and wants a token elsewhere. What it
-answers is in `rewards.serving.application`.
+It listens to this machine alone unless told otherwise, and wants a token elsewhere. Processes
+score, and one more looks after them: a process that ends, or in which a reward hangs, is replaced.
+What they answer is in `rewards.serving.application`, how long they listen in
+`rewards.serving.doorway`.
 """
 
-import ipaddress
+import asyncio
 import json
+import multiprocessing
 import os
+import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from rewards.serving.application import MISSING, app
 from rewards.serving.protocol import TOKEN
+from rewards.serving.tokens import is_loopback
 from steer.reward import Reward, reason
+from steer.secrets import redacted
 
 __all__ = ["serve", "worker"]
 
@@ -26,6 +33,12 @@ SETTINGS = "FLOWSTEER_SERVE_REWARD"
 
 STARTUP_FAILURE = 3
 """The exit code by which a worker says that to start it again would not help."""
+
+HUNG = 70
+"""The exit code of a worker in which a reward hangs: another is started."""
+
+FINISH = 30
+"""The seconds that requests in work have once the server is told to stop."""
 
 
 def serve(
@@ -36,11 +49,12 @@ def serve(
     token: str | None = None,
     workers: int = 1,
     device: str | None = None,
-    **limits: int,
+    **limits: float,
 ) -> None:
     """Serve the reward of a text until the process is told to stop (SIGTERM, SIGINT).
 
-    Requests in work are finished first. A worker that dies is started again.
+    Requests in work are finished first. A worker that dies is started again, as is one whose
+    reward takes longer than `max_seconds`.
 
     Args:
         spec: the reward, as `rewards.load` takes it.
@@ -58,61 +72,126 @@ def serve(
     """
     try:
         import uvicorn
-        from uvicorn.supervisors import Multiprocess
+
+        from rewards.serving.doorway import Doorway
     except ImportError as error:
         raise ImportError(f"{MISSING} ({error})") from error
 
+    _refuse_place()
     for name, value in {"workers": workers, **limits}.items():
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
     token = token or os.environ.get(TOKEN) or None
-    if token is None and not _private(host):
+    if token is None and not is_loopback(host):
         raise ValueError(
             f"at {host} everyone in the network could use the server: set a token first, "
             f"export {TOKEN}=$(openssl rand -hex 16), for the server and its clients; or leave "
             "--host out to serve this machine alone"
         )
     with _bound(host, port) as listener:
-        reward = _load(spec, device if workers == 1 else None)  # its errors, before any worker
-        options = {"host": host, "log_level": "warning", "access_log": False}
-        options |= {"server_header": False, "limit_concurrency": 512}
-        options |= {"timeout_graceful_shutdown": 30, "timeout_worker_healthcheck": 10}
-        threading.Thread(target=_announce, args=(spec, listener), daemon=True).start()
-        if workers == 1:
-            made = app(reward, token=token, **limits)
-            uvicorn.Server(uvicorn.Config(made, **options)).run(sockets=[listener])
-            return
-        app(reward, token=token, **limits)
-        del reward
-        os.environ[SETTINGS] = json.dumps({"spec": spec, "device": device, "limits": limits})
+        there = device is not None and torch.cuda.is_available()  # leave memory to the workers
+        app(_load(spec, None if there else device), token=token, **limits)  # its errors first
+        told = {"spec": spec, "device": device, "limits": limits, "parent": os.getpid()}
+        os.environ[SETTINGS] = json.dumps(told)
         if token is not None:
             os.environ[TOKEN] = token
+        threading.Thread(target=_announce, args=(spec, listener), daemon=True).start()
         config = uvicorn.Config(
-            "rewards.serving.serve:worker", factory=True, workers=workers, **options
+            "rewards.serving.serve:worker", factory=True, workers=workers, host=host,
+            http=Doorway, ws="none", lifespan="off", log_level="warning", access_log=False,
+            server_header=False, timeout_graceful_shutdown=FINISH, timeout_worker_healthcheck=10,
+        )  # fmt: skip
+        try:
+            failed = _failed(config, listener)
+        finally:
+            del os.environ[SETTINGS]
+        if failed:
+            raise ValueError(
+                f"the workers could not load the reward {redacted(spec)!r}: see above"
+            )
+
+
+def _failed(config: Any, listener: socket.socket) -> bool:
+    """Look after the workers until told to stop; return whether they could not start."""
+    from uvicorn.supervisors import Multiprocess
+
+    class Supervisor(Multiprocess):
+        def join_all(self) -> None:
+            """Wait for requests in work, and end what hangs."""
+            until = time.monotonic() + FINISH + 5
+            for process in self.processes:
+                process.process.join(max(0.0, until - time.monotonic()))
+                if process.process.is_alive():
+                    process.process.kill()
+                process.process.join()
+
+    supervisor = Supervisor(config, [listener])
+    supervisor.run()
+    return any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
+
+
+def _refuse_place() -> None:
+    """Raise a ValueError where no processes can be looked after."""
+    if multiprocessing.parent_process() is not None and SETTINGS in os.environ:
+        print(
+            "error: serve() is called where the workers start too: put it under "
+            "`if __name__ == '__main__':`",
+            file=sys.stderr,
+            flush=True,
         )
-        supervisor = Multiprocess(config, [listener])
-        supervisor.run()
-        if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
-            raise ValueError(f"the workers could not load the reward {spec!r}: see above")
+        raise SystemExit(STARTUP_FAILURE)
+    if threading.current_thread() is not threading.main_thread():
+        raise ValueError(
+            "serve() looks after processes, which only the main thread can: in another, run "
+            "rewards.serving.application.app(reward) with uvicorn"
+        )
 
 
 def worker() -> Any:
     """Return the application of a worker process of `serve`."""
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     settings = json.loads(os.environ[SETTINGS])
+    _leave_with(settings["parent"])
     try:
         reward = _load(settings["spec"], settings["device"])
     except Exception as error:
-        print(f"error: a worker cannot load the reward: {error}", file=sys.stderr, flush=True)
+        text = redacted(str(error))
+        print(f"error: a worker cannot load the reward: {text}", file=sys.stderr, flush=True)
         raise SystemExit(STARTUP_FAILURE) from error
-    return app(reward, token=os.environ.get(TOKEN) or None, **settings["limits"])
+    token = os.environ.get(TOKEN) or None
+    return app(reward, token=token, hung=_replace_me(settings["spec"]), **settings["limits"])
+
+
+def _replace_me(spec: str) -> Callable[[], None]:
+    """Return what ends this worker once its last answers are sent: a thread cannot be ended."""
+
+    def end() -> None:
+        print(
+            f"the reward {redacted(spec)} hangs: its worker is replaced",
+            file=sys.stderr,
+            flush=True,
+        )
+        asyncio.get_running_loop().call_later(1.0, os._exit, HUNG)
+
+    return end
 
 
 def _leave_with(parent: int) -> None:
-    """End this worker once its parent is gone, so that it does not hold on to the port."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    """End this worker once its parent is gone, so that it does not hold on to the port.
+
+    Linux does it, even where the reward holds the interpreter; elsewhere a thread looks.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _load(spec: str, device: str | None) -> Reward:
@@ -120,22 +199,16 @@ def _load(spec: str, device: str | None) -> Reward:
     from rewards.loading import load
 
     reward = load(spec)
+    if device is None:
+        return reward
     try:
         torch.empty(0, device=device)
-        return reward if device is None else reward.to(device)
+        return reward.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"device {device!r} cannot be used here ({reason(error)}): give --device "
             "cpu, or cuda where torch sees one"
         ) from error
-
-
-def _private(host: str) -> bool:
-    """Tell whether only this machine can reach the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -166,4 +239,4 @@ def _announce(spec: str, listener: socket.socket) -> None:
             break
         except OSError:
             time.sleep(0.05)
-    print(f"{spec} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    print(f"{redacted(spec)} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)

@@ -1,0 +1,107 @@
+"""What a text may bring in: from a user whatever is a reward, from a file only plain ones.
+
+A dotted path is code of somebody's that was never asked whether it is a reward, so what it gives
+is looked at before it is called. What a *file* names (adapters' metadata, say) is a stranger's
+text: nothing is imported, run, opened or fetched for it.
+"""
+
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from rewards.catalogue import NAMES
+from steer.reward import Reward
+
+__all__ = ["LONGEST", "refuse_options", "refuse_shape", "refuse_size", "refuse_unknown"]
+
+LONGEST = 1000
+"""Letters of a reward's text that is taken from a file."""
+
+PLAIN = {
+    "answer", "at", "axis", "by", "centre", "checkpoint", "compile", "condition", "contrast",
+    "crop", "decay", "dtype", "flip", "name", "net", "noise", "output", "penalty", "pool",
+    "quality", "question", "region", "seed", "sign", "size", "smooth", "soft", "target",
+    "template", "threshold", "version", "views", "width",
+}  # fmt: skip
+"""Options whose values are numbers and words: none says where something is."""
+
+IMAGES = {"batch", "image", "images", "img", "imgs", "pictures", "pixels", "x"}
+"""What the first parameter of a reward may be called, where it is found by a dotted path."""
+
+
+# ------------------------------------------------------------------ a text from a file
+
+
+def refuse_size(text: str) -> None:
+    """Raise a ValueError for a text that no one would write."""
+    if len(text) > LONGEST:
+        raise ValueError(f"it has {len(text)} letters, and {LONGEST} are the most")
+
+
+def refuse_unknown(name: str) -> None:
+    """Raise a ValueError for what is no name of a reward that comes along."""
+    if name not in NAMES or name == "remote":
+        raise ValueError(f"{name[:60]!r} is no reward that comes along")
+
+
+def refuse_options(options: Mapping[str, Any]) -> None:
+    """Raise a ValueError for an option that may be a path, a URL or the name of a download."""
+    for key, value in options.items():
+        values = value if isinstance(value, list) else [value]
+        if key not in PLAIN or not all(map(_is_plain, values)):
+            raise ValueError(f"the option {key[:60]!r} may name a file or a download")
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is a number or a word, and nothing that is on this machine."""
+    if not isinstance(value, str):
+        return value is None or isinstance(value, bool | int | float)
+    looks = value.startswith((".", "~")) or any(mark in value for mark in ("/", "\\", "\0"))
+    return not looks and not os.path.lexists(value)
+
+
+# ------------------------------------------------------------------ a dotted path
+
+
+def refuse_shape(found: Any, name: str) -> None:
+    """Raise a ValueError for what is not of a reward's shape. Nothing is called.
+
+    It is a `Reward`, another module or object that takes images, a class of such, or a Python
+    function whose first parameter is called as images are.
+    """
+    if isinstance(found, Reward) or (isinstance(found, type) and issubclass(found, Reward)):
+        return
+    if any(map(_takes_images, _calls(found))):
+        return
+    kind = "class" if isinstance(found, type) else type(found).__name__
+    raise ValueError(
+        f"{name!r} is no reward but a {kind} that takes no images, so it was not called: a dotted "
+        "path gives a steer.Reward, or a function f(images) or f(images, prompts) whose first "
+        "parameter is called images; put one around it into a file of yours, file.py:Name"
+    )
+
+
+def _calls(found: Any) -> list[Any]:
+    """Return what of an object would be asked about images."""
+    if inspect.isfunction(found):
+        return [found]
+    names = ["score"]
+    if isinstance(found, nn.Module) or (isinstance(found, type) and issubclass(found, nn.Module)):
+        names += ["forward", "update"]  # the latter of metrics
+    elif not isinstance(found, type):
+        names += ["__call__"]
+    calls = [inspect.getattr_static(found, name, None) for name in names]
+    return [call for call in calls if inspect.isfunction(call)]
+
+
+def _takes_images(call: Any) -> bool:
+    """Tell whether a Python function's first parameter, after self, is called as images are."""
+    names = [
+        p.name
+        for p in inspect.signature(call).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return next((n for n in names if n != "self"), "") in IMAGES
