@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "steer").rglob("*.py"))
 
 GROUND = {
-    "ambient", "batches", "catalogue", "exact", "files", "flow", "names", "noise", "path",
-    "pictures", "posterior", "reward", "testing",
+    "ambient", "batches", "catalogue", "exact", "files", "flow", "identity", "lock", "names",
+    "noise", "path", "pictures", "posterior", "ranges", "reward", "testing",
 }  # fmt: skip
 ARROWS = {
     "guidance": set(),

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ class Reward(nn.Module):
         differentiable: whether the scores carry a gradient to the images.
         pictures: whether four axes are pictures (n, 3, h, w); False for a reward of latents.
         takes: what its scores may depend on.
+        made_of: files beside its code that it was made of, pictures for instance: a tuning run is
+            another one when they change.
         terms: what a reward is composed of, with weights where it is a weighted sum; itself alone
             where it is not composed.
     """
@@ -30,6 +33,7 @@ class Reward(nn.Module):
     differentiable: bool = True
     pictures: bool = True
     takes: tuple[str, ...] = ("images", "prompts", "metadata")
+    made_of: tuple[Path, ...] = ()
 
     def __call__(
         self,
