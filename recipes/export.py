@@ -23,7 +23,7 @@ from steer.adapters.store import (
     read_config,
     read_metadata,
 )
-from steer.files import refuse_existing, whole_folder, write_atomically
+from steer.files import expanded, refuse_existing, whole_folder, write_atomically
 from steer.models.loading import save
 
 __all__ = ["diffusers_file", "export", "push_folder"]
@@ -69,6 +69,7 @@ def export(
     Returns:
         The folder.
     """
+    out = expanded(out)
     refuse_existing(out, overwrite)
     own = {"model": ("merged", model), "component": ("diffusers", component)}
     for option, (whose, value) in {**own, "inside": ("diffusers", inside)}.items():

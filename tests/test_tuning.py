@@ -590,7 +590,9 @@ def test_a_run_that_never_got_anywhere_is_replaced(model, tmp_path):
             out=tmp_path / "run", **QUICK,
         )  # fmt: skip
     tune(load(model), tmp_path / "run", 2)
-    with pytest.raises(FileExistsError, match=r"begun otherwise \(steps: 2 -> 1\).*steps alone may"):
+    with pytest.raises(
+        FileExistsError, match=r"begun otherwise \(steps: 2 -> 1\).*steps alone may"
+    ):
         tune(load(model), tmp_path / "run", 1)
 
 
