@@ -105,7 +105,7 @@ def sources(*made: Any, files: Iterable[Path] = ()) -> dict[str, str]:
         File name, or the name in the script -> SHA-256.
     """
     hashes: dict[str, str] = {}
-    found: dict[Path, None] = dict.fromkeys(files)
+    found: dict[Path, None] = dict.fromkeys(file.resolve() for file in files)
     for one in _parts(made):
         home = getattr(one, "__module__", None)
         try:
