@@ -142,7 +142,7 @@ class Partial:
                 self._say(f"{file} is damaged ({reason(error)}): it is dropped and done again")
 
     def _say(self, text: str) -> None:
-        self.console.print(text)
+        self.console.print(text, soft_wrap=True)
 
     def _clear(self) -> None:
         for file in self.folder.iterdir():

@@ -54,7 +54,8 @@ def count(name: str, value: Any, least: int = 1) -> int:
     except TypeError:
         raise ValueError(f"{name} must be a whole number, got {value!r}") from None
     if whole < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+        low = f"be at least {least}" if least else "not be negative"
+        raise ValueError(f"{name} must {low}, got {value}")
     return whole
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from steer.flow import FlowMap
 from steer.path import Time
+from steer.ranges import finite
 
 __all__ = ["ClassifierFree"]
 
@@ -26,7 +27,7 @@ class ClassifierFree(FlowMap):
         negative: the negative prompt; empty for none.
 
     Raises:
-        ValueError: the flow takes no prompts.
+        ValueError: the flow takes no prompts, or the scale is no finite number.
     """
 
     evaluations = 2
@@ -39,7 +40,7 @@ class ClassifierFree(FlowMap):
                 f"{type(flow).__name__} takes no prompts, so there is nothing to mix: leave cfg "
                 "and the negative prompt out"
             )
-        self.flow, self.scale, self.negative = flow, scale, negative
+        self.flow, self.scale, self.negative = flow, finite("scale", scale), negative
         self.path, self.event_shape = flow.path, flow.event_shape
         self.evaluations = 2 * flow.evaluations
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steer.ranges import finite
 from steer.reward.door import check_images, check_scores
 from steer.reward.sharing import sharing
 
@@ -77,7 +78,7 @@ class WeightedSum(Reward):
 
     def __init__(self, terms: Sequence[tuple[float, Reward]]) -> None:
         super().__init__()
-        self.weights = [float(w) for w, _ in terms]
+        self.weights = [finite("the weight of a reward", float(w)) for w, _ in terms]
         self.rewards = nn.ModuleList(reward for _, reward in terms)
         self.differentiable = all(reward.differentiable for _, reward in terms)
         self.pictures = any(reward.pictures for _, reward in terms)
