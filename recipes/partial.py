@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from steer.files import expanded, write_atomically
+from steer.files import expanded, tidy, write_atomically
 from steer.identity import changes
 from steer.lock import locked
 from steer.names import reason
@@ -114,6 +114,7 @@ class Partial:
         self._release()
 
     def _begin(self, identity: Mapping[str, Any], overwrite: bool) -> None:
+        tidy(self.folder)
         config = self.folder / "identity.json"
         try:
             before = json.loads(config.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recipes.sheet import contact_sheet
-from steer.files import expanded, write_atomically
+from steer.files import expanded, tidy, write_atomically
 from steer.flow import composed
 from steer.identity import changes
 from steer.lock import locked
@@ -95,6 +95,7 @@ def train(
     batches = Batches(count, draw, batch_size, seed=seed, empty=empty)
     torch.manual_seed(seed)
     with locked(out):
+        tidy(out)
         _same_settings(out, settings)
         for stage in stages:
             folder = out / stage

@@ -24,6 +24,7 @@ __all__ = [
     "refuse_existing",
     "slug",
     "sync_folder",
+    "tidy",
     "whole_folder",
     "write_atomically",
 ]
@@ -60,7 +61,8 @@ RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 """What is a run of ours -> the files that say so, all of them there, and what else it may hold."""
 
-_ANYWHERE = (".*.tmp", ".DS_Store", ".lock")
+_SCRATCH = ".*.[0-9]*.tmp"
+_ANYWHERE = (_SCRATCH, ".DS_Store", ".lock")
 """Hidden files that are nobody's: what a killed run had not finished, and a desktop's own."""
 
 
@@ -210,6 +212,12 @@ def write_atomically(path: Path, data: bytes) -> None:
     finally:
         scratch.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what writes left in a folder that were killed: nobody must be writing there."""
+    for file in folder.rglob(_SCRATCH):
+        file.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -38,7 +38,7 @@ class Checkpoints(CheckpointIO):
         file.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        fresh = file.with_name(f".{file.name}.tmp")
+        fresh = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         try:
             write_atomically(fresh, buffer.getvalue())
             if file.exists():

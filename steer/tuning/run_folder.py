@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from steer.adapters.store import WEIGHTS
-from steer.files import expanded, refuse_existing, write_atomically
+from steer.files import expanded, refuse_existing, tidy, write_atomically
 from steer.identity import changes
 from steer.lock import locked
 from steer.objectives.table import RENAMED as RENAMED_OPTIONS
@@ -98,12 +98,15 @@ class RunFolder:
         if self.overwrite and self.path.exists():
             os.replace(self.path.resolve(), self._before)
         if not before:
+            if self.path.exists():
+                tidy(self.path)
             if self.path.exists() and any(self.path.iterdir()):
                 raise FileExistsError(
                     f"{self.path} exists already and holds no tuning run: choose another folder"
                 )
             self._begin(identity)
             return ""
+        tidy(self.path)
         if "sources" not in before:  # begun when they were not noted
             now.pop("sources", None)
         changed = changes(before, now)
