@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from recipes.arguments import function_of, parse, parser
 from recipes.commands import COMMANDS, GROUPS
@@ -39,7 +41,20 @@ def _run(command: str, rest: Sequence[str]) -> None:
     if settings is None:
         say(_help(command))
     else:
-        function_of(command)(**settings)
+        function_of(command)(**{name: _at_home(value) for name, value in settings.items()})
+
+
+def _at_home(value: Any) -> Any:
+    """Return an option's value with the home folder for `~` in its paths."""
+    if isinstance(value, Path):
+        from steer.files import expanded  # which loads torch
+
+        return expanded(value)
+    if isinstance(value, list):
+        return [_at_home(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _at_home(one) for name, one in value.items()}
+    return value
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -50,8 +65,9 @@ def main(args: Sequence[str] | None = None) -> int:
             say(_usage())
             return 0 if argv else 2
         _run(argv[0], argv[1:])
-    except KeyboardInterrupt:
-        print("\ninterrupted: run the same command again to go on", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        text = str(stop) or "run the same command again to go on, what was finished is kept"
+        print(f"\ninterrupted: {text}", file=sys.stderr)
         return 130
     except SystemExit as stop:
         where = place(stop)

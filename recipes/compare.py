@@ -20,7 +20,7 @@ from recipes.methods import check, learn
 from recipes.partial import Partial, Unit, units_of
 from recipes.terminal import console, say
 from rewards.judge import EMBEDDED, Judge
-from steer.files import refuse_existing, whole_folder
+from steer.files import expanded, refuse_existing, whole_folder
 from steer.flow import device_of, flat_prompts
 from steer.reward import Reward, plain, score
 from steer.secrets import redacted
@@ -83,7 +83,7 @@ def compare(
         The folder.
     """
     settings = settings_of(locals())
-    screen = console()
+    screen, out = console(), expanded(out)
     refuse_existing(out, overwrite)
     asked = listed(model, asked_for(prompts, prompts_file), own(model).compared)
     reward = reward_of(model, reward)
@@ -110,18 +110,17 @@ def compare(
         "files": fingerprints(model, reward, judge or "", str(EMBEDDED), *adapter_files(lora)),
         "settings": {k: v for k, v in settings.items() if k != "overwrite"},
     }
-    partial = Partial(out, identity, overwrite)
     units = units_of(rows, len(asked.prompts), range(seeds), _size)
     work = {
         u.name: flow.evaluations * (u.end - u.start) * u.row.calls(scorer.differentiable)
         for u in units
     }
-    screen.print(
-        f"{len(rows)} methods x {len(asked.prompts)} prompts x {seeds} seeds: "
-        f"{sum(work.values())} network calls{partial.done(units, work)}"
-    )
     kinds = [kind(p) if bench.words else "all" for p in asked.prompts]
-    try:
+    with Partial(out, identity, overwrite, screen) as partial:
+        screen.print(
+            f"{len(rows)} methods x {len(asked.prompts)} prompts x {seeds} seeds: "
+            f"{sum(work.values())} network calls{partial.done(units, work)}"
+        )
         partial.fill(units, work, bench.run, screen)
         gathered = []
         for i in range(len(rows)):
@@ -130,9 +129,7 @@ def compare(
         with whole_folder(out, overwrite) as scratch:
             write(scratch, rows, asked.prompts, kinds, gathered)
             (scratch / "config.yaml").write_text(config_text(settings), encoding="utf-8")
-    finally:
-        partial.drop_if_empty()
-    partial.drop()
+        partial.drop()
     say((out / "table.md").read_text(encoding="utf-8"))
     return out
 

@@ -20,7 +20,7 @@ from steer.adapters.config import plain_config, scaling_of
 from steer.adapters.lora import Adapted
 from steer.adapters.merge import merged
 from steer.adapters.store import CONFIG, WEIGHTS, read_config, read_metadata, read_weights
-from steer.files import pack, refuse_existing, whole_folder, write_atomically
+from steer.files import expanded, pack, refuse_existing, whole_folder, write_atomically
 from steer.models.loading import save
 
 __all__ = ["diffusers_file", "export", "push_folder"]
@@ -67,6 +67,7 @@ def export(
     Returns:
         The folder.
     """
+    out = expanded(out)
     refuse_existing(out, overwrite)
     own = {"model": ("merged", model), "component": ("diffusers", component)}
     for option, (whose, value) in {**own, "inside": ("diffusers", inside)}.items():

@@ -7,6 +7,7 @@ from typing import Any
 import rewards
 import steer
 from recipes.defaults import judge_of, own, reward_of, tuning_prompts
+from recipes.identity import named_files
 from recipes.inputs import file_or_list, load_model, read_prompts
 from recipes.terminal import console
 from steer.secrets import redacted
@@ -45,7 +46,7 @@ def finetune(
         prompts: a text or jsonl file, or a list. Default: the model's own, 200 for emoji.
         objective: a name that `steer objectives` lists.
         options: the objective's own.
-        steps: optimizer steps.
+        steps: optimizer steps; a run that is there, finished or not, goes on where only they grew.
         temperature: what the reward is divided by, in its units; lower tunes harder.
         strength: instead: the reward's own spread divided by this (default 3).
         judge: "own", the model's if it has one; "embedded", that of emoji; the folder of a judge,
@@ -55,7 +56,7 @@ def finetune(
             that are not tuned on, else the first ones that are.
         seed: keys all randomness.
         out: the run's folder.
-        overwrite: drop an earlier run in the folder.
+        overwrite: drop an earlier run in the folder, once this one has something to keep.
         **settings: how the run is run.
     """
     chosen = Settings(**settings)
@@ -81,4 +82,5 @@ def named(text: str) -> steer.Reward:
     """Load a reward, and let it be called as it was asked for, in files and cards: no tokens."""
     reward = rewards.load(text)
     reward.__name__ = redacted(text)  # type: ignore[assignment]
+    reward.made_of = (*reward.made_of, *named_files(text))
     return reward

@@ -1,6 +1,5 @@
 """What a run was made with: files by their content, versions, and its settings as YAML."""
 
-import hashlib
 import os
 import platform
 import re
@@ -14,9 +13,10 @@ import yaml
 import rewards
 import steer
 from steer.adapters.store import CONFIG, WEIGHTS
+from steer.identity import file_hash, python_files
 from steer.secrets import redacted
 
-__all__ = ["adapter_files", "config_text", "fingerprints", "settings_of"]
+__all__ = ["adapter_files", "config_text", "fingerprints", "named_files", "settings_of"]
 
 
 REWARDS = {"held_out", "judge", "reward"}
@@ -37,9 +37,7 @@ def fingerprints(*names: str) -> dict[str, str]:
     Args:
         names: models, rewards, files, as they were given.
     """
-    words = [w for name in names for w in [name, *re.split(r"[=,+*()]", name)]]
-    files = [path for name in names for path in re.findall(r"[^\s:+*=,()]+\.py", name)]
-    files += [w.strip() for w in words if w.strip() and os.path.isfile(w.strip())]
+    files = [str(file) for file in named_files(*names)]
     zoos = [Path(package.__file__).with_name("zoo") for package in (steer, rewards)]  # type: ignore[type-var, arg-type]
     folders = [Path(name) for name in names if os.path.isdir(name)] + zoos
     files += [str(p) for f in folders for p in sorted(f.rglob("*.safetensors"))]
@@ -47,7 +45,7 @@ def fingerprints(*names: str) -> dict[str, str]:
     prints: dict[str, str] = {"flowsteer": steer.__version__, "torch": str(torch.__version__)}
     for file in dict.fromkeys(files):
         if os.path.isfile(file):
-            prints[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+            prints[file] = file_hash(Path(file))
     return prints
 
 
@@ -61,6 +59,19 @@ def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
         elif texts is not None:
             plain[name] = [redacted(text) for text in texts]
     return plain
+
+
+def named_files(*names: str) -> list[Path]:
+    """Return the files that texts mention, Python files with the neighbours that they import.
+
+    Args:
+        names: models, rewards, files, as they were given.
+    """
+    words = [w.strip() for name in names for w in [name, *re.split(r"[=,+*()]", name)]]
+    code = [path for name in names for path in re.findall(r"[^\s:+*=,()]+\.py", name)]
+    files = [near for path in code for near in python_files(Path(path))]
+    files += [Path(w) for w in words if w and os.path.isfile(w)]
+    return list(dict.fromkeys(files))
 
 
 def config_text(settings: Mapping[str, Any]) -> str:

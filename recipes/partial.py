@@ -1,8 +1,8 @@
 """What is finished of an unfinished run: kept beside its folder, so that it can go on."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -13,7 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from steer.files import pack, read_notes, write_atomically
+from steer.files import expanded, pack, read_notes, tidy, write_atomically
+from steer.identity import changes
+from steer.lock import locked
+from steer.names import reason
 
 __all__ = ["Partial", "Unit", "units_of"]
 
@@ -67,38 +70,92 @@ def units_of(
 class Partial:
     """The finished units of an unfinished run, in a hidden folder beside its own.
 
+    It is locked as long as the block of `with Partial(...)` runs. One that had come to nothing
+    leaves no folder.
+
     Args:
         out: the run's folder.
         identity: what an earlier start must have had in common for its units to count: settings,
             prompts, files. JSON values.
         overwrite: drop the units of an earlier start that had another identity.
+        console: where it is said that a unit is damaged, and done again.
 
     Attributes:
         folder: where the units are.
 
     Raises:
         FileExistsError: there are units of another identity, and `overwrite` is not set.
+        BlockingIOError: another process works on the same run.
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, Any], overwrite: bool = False) -> None:
-        self.folder = out.parent / f".{out.name}.partial"
+    def __init__(
+        self,
+        out: Path,
+        identity: Mapping[str, Any],
+        overwrite: bool = False,
+        console: Console | None = None,
+    ) -> None:
+        place = expanded(out).resolve()
+        self.out, self.folder = out, place.with_name(f".{place.name}.partial")
+        self.console = console or Console(stderr=True, markup=False)
+        self._held = ExitStack()
+        self._held.enter_context(locked(out, self.folder / ".lock"))
+        try:
+            self._begin(json.loads(json.dumps(identity)), overwrite)
+        except BaseException:
+            self._release()
+            raise
+
+    def __enter__(self) -> "Partial":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def _begin(self, identity: Mapping[str, Any], overwrite: bool) -> None:
+        tidy(self.folder)
         config = self.folder / "identity.json"
-        content = json.dumps(identity, indent=1)
-        other = config.exists() and config.read_text(encoding="utf-8") != content
-        if other and not overwrite:
+        try:
+            before = json.loads(config.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            before = {}
+        except ValueError as error:
+            self._say(f"{config} is damaged ({error}): what it stood for is done again")
+            before = {}
+        changed = changes(before, identity)
+        finished = any(self.folder.glob("*.safetensors"))
+        if changed and finished and before and not overwrite:
+            was = "; ".join(f"{name}: {both}" for name, both in changed.items())
             raise FileExistsError(
-                f"an interrupted run with other settings, prompts or files is kept in "
+                f"an interrupted run with other settings, prompts or files ({was}) is kept in "
                 f"{self.folder}: give its command again to finish it, choose another folder, or "
                 "say --overwrite to drop it"
             )
-        if other:
-            self.drop()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            write_atomically(config, content.encode())
-        except OSError:
-            self.drop_if_empty()
-            raise
+        if changed:
+            self._clear()
+            write_atomically(config, json.dumps(identity, indent=1).encode())
+        for file in sorted(self.folder.glob("*.safetensors")):
+            try:
+                self.read(file.stem)
+            except (safetensors.SafetensorError, ValueError) as error:
+                file.unlink()
+                self._say(f"{file} is damaged ({reason(error)}): it is dropped and done again")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
+    def _clear(self) -> None:
+        for file in self.folder.iterdir():
+            if file.name != ".lock":
+                file.unlink()
+
+    def _release(self) -> None:
+        """Let others work on the run; without a finished unit there is nothing to keep."""
+        if self.folder.is_dir() and not any(self.folder.glob("*.safetensors")):
+            self._clear()
+        self._held.close()
+        with suppress(OSError):
+            self.folder.rmdir()  # where it is empty
 
     def _file(self, unit: str) -> Path:
         return self.folder / f"{unit}.safetensors"
@@ -164,10 +221,5 @@ class Partial:
         return tensors, {k: sum(note[k] for note in notes) / len(notes) for k in notes[0]}
 
     def drop(self) -> None:
-        """Remove the folder with all units."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def drop_if_empty(self) -> None:
-        """Remove the folder if no unit is finished."""
-        if not any(self.folder.glob("*.safetensors")):
-            self.drop()
+        """Remove all units: the run is whole."""
+        self._clear()

@@ -18,7 +18,7 @@ from recipes.inputs import Dtype, asked_for, load_model, read_picture
 from recipes.methods import PROBES, check, learn, method_options, plan, tempered
 from recipes.partial import Partial
 from recipes.terminal import console
-from steer.files import refuse_existing
+from steer.files import expanded, refuse_existing
 from steer.flow import device_of
 from steer.guidance.population import Population
 from steer.sampling.result import save_result
@@ -120,6 +120,7 @@ def sample(
         The run folder.
     """
     settings = settings_of(locals())
+    out = expanded(out)
     method_options(method)  # the name is known
     if not tempered(method) and (temperature is not None or strength is not None):
         others = ", ".join(name for name in steer.METHODS if tempered(name))
@@ -186,11 +187,10 @@ def sample(
         "files": fingerprints(model, reward, *pictures, *adapter_files(lora)),
         "settings": {k: v for k, v in settings.items() if k != "overwrite"},
     }
-    partial = Partial(out, identity, overwrite)
     # once, from the whole list: what is learnt must not depend on which prompts are left to do
     learn(flow, judge, prompts, [asked] * count if isinstance(asked, str) else asked, seed)
 
-    def draw(first: int, last: int, show: Callable[[Population], None]) -> None:
+    def draw(partial: Partial, first: int, last: int, show: Callable[[Population], None]) -> None:
         chosen = None if prompts is None else prompts[first:last]
         questions = asked[first:last] if isinstance(asked, list) else asked
         shared = {**run, "reward_prompts": questions, "position": first}
@@ -200,7 +200,7 @@ def sample(
         groups.keep(partial, first, result, plain, terms)
 
     places = range(0, count, max(1, ROWS // particles))
-    try:
+    with Partial(out, identity, overwrite, screen) as partial:
         _fill(partial, places, steps, method, draw, screen)
         result, plain, shares = groups.join(partial, places, prompts, asked)
         save_result(
@@ -212,9 +212,7 @@ def sample(
             **shares,  # type: ignore[arg-type]
             files={"config.yaml": config_text(settings)},
         )
-    finally:
-        partial.drop_if_empty()
-    partial.drop()
+        partial.drop()
     screen.print(
         f"unguided {float(plain.rewards.mean()):.4g}, {method} {float(result.rewards.mean()):.4g} "
         f"(best {float(result.rewards.amax(-1).mean()):.4g}); see {out / 'grid.png'}"
@@ -252,7 +250,7 @@ def _fill(
     places: range,
     steps: int,
     method: str,
-    draw: Callable[[int, int, Callable[[Population], None]], None],
+    draw: Callable[[Partial, int, int, Callable[[Population], None]], None],
     screen: Console,
 ) -> None:
     """Draw the groups that are not finished yet, with a bar of the whole run's steps."""
@@ -274,5 +272,5 @@ def _fill(
         for done, first in enumerate(places):
             progress.update(task, completed=done * steps)
             if not groups.drawn_before(partial, first):
-                draw(first, min(first + places.step, places.stop), show)
+                draw(partial, first, min(first + places.step, places.stop), show)
         progress.update(task, completed=len(places) * steps)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from recipes.sheet import contact_sheet
-from steer.files import write_atomically
+from steer.files import expanded, tidy, write_atomically
 from steer.flow import composed
+from steer.identity import changes
+from steer.lock import locked
 
 __all__ = ["fit", "train"]
 
@@ -81,6 +83,7 @@ def train(
         for k, v in locals().items()
         if k not in ("out", "stages", "precision")
     }
+    out = expanded(out)
     from steer.models.loading import load, save
     from steer.models.two_time import NetworkFlow, TwoTimeUNet
     from steer.training.data import Batches
@@ -88,47 +91,50 @@ def train(
     from steer.training.rules import FlowMatching, MapDistillation
 
     _, words = _data(data)
-    _same_settings(out, settings)
     count, draw = _drawing(recoloured, shift)
     batches = Batches(count, draw, batch_size, seed=seed, empty=empty)
     torch.manual_seed(seed)
-    for stage in stages:
-        folder = out / stage
-        if (folder / "model.safetensors").exists():
-            print(f"{folder} is finished")
-            continue
-        if stage == "velocity":
-            flow = NetworkFlow(TwoTimeUNet(words, channels, blocks, width=width))
-            if start is not None:
-                fresh, flow = flow, load(start).train().requires_grad_(True)
-                if flow.network.config != fresh.network.config:
-                    raise ValueError(
-                        f"the velocity in {start} has another network or other words than this "
-                        "run's settings: give the channels, blocks and width that it was made with"
-                    )
-            rule: Any = FlowMatching()
-            scale, decay, steps = 1.0, average, velocity_steps
-        else:
-            flow = load(out / "velocity").train().requires_grad_(True)
-            rule = MapDistillation(load(out / "velocity"), guidance)
-            scale, decay, steps = map_rate, map_average, map_steps
-        flow.network.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
-        module = FlowTraining(
-            flow,
-            rule,
-            batches,
-            steps=steps,
-            seed=seed + len(stage),
-            average=decay,
-            muon=scale * muon,
-            adamw=scale * adamw,
-        )
-        sheet = _sheet(folder / "sheets", guidance if stage == "velocity" else None)
-        fit(module, folder, save_every, precision, sheet_every, sheet)
-        if module.global_step >= steps:
-            save(module.average, folder)
-            if sheet_every:
-                sheet(module.average, steps)
+    with locked(out):
+        tidy(out)
+        _same_settings(out, settings)
+        for stage in stages:
+            folder = out / stage
+            if all((folder / name).exists() for name in ("model.safetensors", "config.json")):
+                print(f"{folder} is finished")
+                continue
+            if stage == "velocity":
+                flow = NetworkFlow(TwoTimeUNet(words, channels, blocks, width=width))
+                if start is not None:
+                    fresh, flow = flow, load(start).train().requires_grad_(True)
+                    if flow.network.config != fresh.network.config:
+                        raise ValueError(
+                            f"the velocity in {start} has another network or other words than "
+                            "this run's settings: give the channels, blocks and width that it was "
+                            "made with"
+                        )
+                rule: Any = FlowMatching()
+                scale, decay, steps = 1.0, average, velocity_steps
+            else:
+                flow = load(out / "velocity").train().requires_grad_(True)
+                rule = MapDistillation(load(out / "velocity"), guidance)
+                scale, decay, steps = map_rate, map_average, map_steps
+            flow.network.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
+            module = FlowTraining(
+                flow,
+                rule,
+                batches,
+                steps=steps,
+                seed=seed + len(stage),
+                average=decay,
+                muon=scale * muon,
+                adamw=scale * adamw,
+            )
+            sheet = _sheet(folder / "sheets", guidance if stage == "velocity" else None)
+            fit(module, folder, save_every, precision, sheet_every, sheet)
+            if module.global_step >= steps:
+                if sheet_every:
+                    sheet(module.average, steps)
+                save(module.average, folder)  # last: then the stage is finished
 
 
 def _data(name: str) -> tuple[Any, list[str]]:
@@ -171,14 +177,14 @@ def _drawing(recoloured: float, shift: int) -> tuple[int, Callable[..., tuple[Te
 def _same_settings(out: Path, settings: dict[str, Any]) -> None:
     """Refuse to go on with a run under other settings: it would not be the same run."""
     file = out / "settings.json"
-    if not file.exists():
+    begun = [*out.glob("*/*.ckpt"), *out.glob("*/model.safetensors")]
+    if not (file.exists() and begun):  # nothing that would go on
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(settings, indent=1).encode())
         return
-    before = json.loads(file.read_text())
-    changed = [k for k, v in settings.items() if before.get(k) != v]
+    changed = changes(json.loads(file.read_text()), json.loads(json.dumps(settings)))
     if changed:
-        was = ", ".join(f"{k}: {before.get(k)} -> {settings[k]}" for k in changed)
+        was = "; ".join(f"{name}: {both}" for name, both in changed.items())
         raise ValueError(
             f"{out} was begun with other settings ({was}): give another `out`, the same settings, "
             f"or delete {file} to go on with the new ones"
@@ -217,6 +223,8 @@ def fit(
 ) -> None:
     """Run Lightning's loop on, from the last checkpoint in the folder where there is one.
 
+    SIGINT and SIGTERM end it after the step that is being taken, its state saved.
+
     Args:
         module: a LightningModule with `steps`, whose batches are a function of the global step.
         folder: for checkpoints and the CSV log.
@@ -227,10 +235,12 @@ def fit(
     """
     import lightning as L
     from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, ProgressBar
-    from lightning.pytorch.loggers import CSVLogger
 
+    from steer.training.checkpoints import Checkpoints, usable
     from steer.training.data import step_loader
+    from steer.training.log import KeepRows, RowLog
     from steer.training.progress import progress
+    from steer.training.stopping import Signals, StepEnd
 
     def after(trainer: L.Trainer, module: Any, *_: Any) -> None:
         if sheet is not None and sheet_every and trainer.global_step % sheet_every == 0:
@@ -246,22 +256,27 @@ def fit(
         save_top_k=1,
         enable_version_counter=False,
     )
-    seen = progress()
+    seen, log = progress(), RowLog(folder)
+    last, step = usable(folder) or (None, None)
+
+    def left() -> str:
+        found = usable(folder)
+        there = "nothing yet" if found is None else f"the state after step {found[1]}"
+        return f"stopped, unfinished: run the same command again. {folder} holds {there}"
+
+    signals = Signals(left)
+    callbacks = [saver, seen, LambdaCallback(on_train_batch_end=after), KeepRows(log, step)]
     trainer = L.Trainer(
         max_steps=module.steps,
         max_epochs=-1,
         devices=1,
         precision=precision,  # type: ignore[arg-type]
-        logger=CSVLogger(folder, name="log"),
-        callbacks=[saver, seen, LambdaCallback(on_train_batch_end=after)],
+        logger=log,
+        plugins=[Checkpoints()],
+        callbacks=[*callbacks, StepEnd(signals, folder, lambda module: True)],
         enable_progress_bar=isinstance(seen, ProgressBar),
         enable_model_summary=False,
         log_every_n_steps=min(10, module.steps),
     )
-    last = folder / "last.ckpt"
-    trainer.fit(
-        module,
-        step_loader(module.steps),
-        ckpt_path=last if last.exists() else None,
-        weights_only=True,
-    )
+    with signals.heard():
+        trainer.fit(module, step_loader(module.steps), ckpt_path=last, weights_only=True)

@@ -21,7 +21,7 @@ from recipes.tuned_report import Measured, Report
 from recipes.tuned_rows import calls_of, rows_of
 from rewards.loading import load_plain
 from steer.adapters.store import WEIGHTS, load_adapters, read_metadata
-from steer.files import refuse_existing, whole_folder
+from steer.files import expanded, refuse_existing, whole_folder
 from steer.names import reason
 from steer.secrets import redacted
 from steer.tuning.alarms import HELD_OUT
@@ -97,7 +97,7 @@ def evaluate_tuned(
         FileExistsError: the folder exists, or an interrupted comparison of other settings.
     """
     settings = settings_of(locals())
-    screen = console()
+    screen, out = console(), expanded(out)
     refuse_existing(out, overwrite)
     least = {"particles": particles, "seeds": seeds, **{f"steps {k}": k for k in steps}}
     for name, value in least.items():
@@ -138,7 +138,6 @@ def evaluate_tuned(
         "files": fingerprints(model, known, *held_out, judge or "", *files),
         "settings": {k: v for k, v in settings.items() if k != "overwrite"},
     }
-    partial = Partial(out, identity, overwrite)
     seen = range(seed, seed + seeds)
     units = units_of(rows, len(chosen.prompts), seen, bench.size)
     work = {
@@ -148,12 +147,12 @@ def evaluate_tuned(
         * (1 if tempered(u.row.method) else particles)
         for u in units
     }
-    screen.print(
-        f"{len(folders)} adapters for {shown!r}: {len(rows)} rows x {len(chosen.prompts)} prompts "
-        f"x {particles} pictures x {seeds} seeds: {sum(work.values())} network calls"
-        f"{partial.done(units, work)}"
-    )
-    try:
+    with Partial(out, identity, overwrite, screen) as partial:
+        screen.print(
+            f"{len(folders)} adapters for {shown!r}: {len(rows)} rows x {len(chosen.prompts)} "
+            f"prompts x {particles} pictures x {seeds} seeds: {sum(work.values())} network calls"
+            f"{partial.done(units, work)}"
+        )
         partial.fill(units, work, bench.run, screen)
         measured = {}
         for i, row in enumerate(rows):
@@ -164,9 +163,7 @@ def evaluate_tuned(
         with whole_folder(out, overwrite) as scratch:
             report.write(scratch, {"reward": shown, "particles": particles, "seeds": seeds})
             (scratch / "config.yaml").write_text(config_text(settings), encoding="utf-8")
-    finally:
-        partial.drop_if_empty()
-    partial.drop()
+        partial.drop()
     say((out / "table.md").read_text(encoding="utf-8"))
     return out
 

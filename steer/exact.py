@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steer.flow import FlowMap
 from steer.path import Linear, Path, Time, as_time, like
+from steer.ranges import above, all_finite, symmetric
 from steer.reward import LinearReward, QuadraticReward, Reward
 
 __all__ = ["GaussianMixture"]
@@ -34,7 +35,8 @@ class GaussianMixture(FlowMap):
         path: the interpolation.
 
     Raises:
-        ValueError: shapes that do not fit, a weight below zero, a covariance that is not positive.
+        ValueError: shapes that do not fit, numbers that are not finite, a weight below zero, a
+            covariance that is not symmetric or not positive.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class GaussianMixture(FlowMap):
         means = torch.as_tensor(means, dtype=torch.float64)
         if means.ndim != 2:
             raise ValueError(f"means of shape {tuple(means.shape)}: give (k, d)")
+        all_finite("means", means)
         k, d = means.shape
         cov = torch.as_tensor(covariances, dtype=torch.float64, device=means.device)
         if cov.shape not in {(), (k,), (k, d, d)}:
@@ -55,11 +58,13 @@ class GaussianMixture(FlowMap):
                 f"covariances of shape {tuple(cov.shape)} for {k} means in {d} dimensions: "
                 f"give a variance, ({k},) variances or ({k}, {d}, {d}) matrices"
             )
+        all_finite("covariances", cov)
         w = torch.ones(k) if weights is None else torch.as_tensor(weights)
         w = w.to(means)
-        if w.shape != (k,) or not bool((w >= 0).all() & (w.sum() > 0)):
-            raise ValueError(f"weights {w.tolist()}: give {k} of them, none below zero")
+        if w.shape != (k,) or not bool((w >= 0).all() & (w.sum() > 0) & w.isfinite().all()):
+            raise ValueError(f"weights {w.tolist()}: give {k} of them, finite, none below zero")
         if cov.ndim == 3:
+            symmetric("covariances", cov)
             variances, basis = torch.linalg.eigh(cov)
         else:
             variances, basis = cov.expand(k).reshape(k, 1).repeat(1, d), None
@@ -248,7 +253,9 @@ class GaussianMixture(FlowMap):
 
         Raises:
             TypeError: the reward is neither a LinearReward nor a QuadraticReward.
+            ValueError: a temperature that is not above zero.
         """
+        above("temperature", temperature)
         mu, cov = self.means, self.covariances
         if isinstance(reward, LinearReward):
             a = reward.a.to(mu) / temperature

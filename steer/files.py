@@ -1,13 +1,14 @@
-"""Files and folders that are whole or not there, and what is written into them."""
+"""Files and run folders: whole or absent, never over what no run of ours wrote."""
 
 import json
 import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,60 +17,197 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from steer.lock import holder, lock_of, locked
+
 __all__ = [
+    "RUNS",
+    "expanded",
     "numbers",
     "pack",
     "peak_memory",
     "read_notes",
     "refuse_existing",
     "slug",
+    "sync_folder",
+    "tidy",
     "whole_folder",
     "write_atomically",
 ]
+
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
+_CARD = ("README.md", "grid.png", "samples.png", "front.png")
+_LOGS = ("log/*", "tensorboard/*", "wandb/*")
+
+RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "samples": (
+        ("metrics.json", "scores.jsonl", "grid.png"), ("config.yaml", "images/[0-9]*.png"),
+    ),
+    "a comparison": (
+        ("config.yaml", "table.md", "figures.json"),
+        ("pictures.safetensors", "sheet.png", "reward_nfe.png", "reward_diversity.png",
+         "judge_reward.png"),
+    ),
+    "an evaluation": (
+        ("config.yaml", "table.md", "metrics.json"), ("front.png", "sheet.png"),
+    ),
+    "a tuning run": (
+        ("run.json",),
+        (*_ADAPTERS, *_CARD, *_LOGS, "finished.json", "readings.jsonl", "front.json",
+         "best/adapter_*", "best/README.md", "sheets/[0-9]*.png", "checkpoints/*.ckpt"),
+    ),
+    "adapters": (_ADAPTERS, (*_CARD, "best/adapter_*", "best/README.md")),
+    "adapters for diffusers": (("pytorch_lora_weights.safetensors",), _CARD),
+    "a model": (("config.json", "model.safetensors"), _CARD),
+    "a training run": (
+        ("settings.json",),
+        tuple(f"{stage}/{name}" for stage in ("velocity", "map") for name in
+              ("*.ckpt", "*.json", "*.safetensors", "sheets/[0-9]*.png", *_LOGS)),
+    ),
+}  # fmt: skip
+"""What is a run of ours -> the files that say so, all of them there, and what else it may hold."""
+
+_SCRATCH = ".*.[0-9]*.tmp"
+_ANYWHERE = (_SCRATCH, ".DS_Store", ".lock")
+"""Hidden files that are nobody's: what a killed run had not finished, and a desktop's own."""
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the home folder for `~`: the one place where that is done.
+
+    Raises:
+        ValueError: the home of somebody who is not known here.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{os.fspath(path)}: nobody of that name has a home here") from None
 
 
 @contextmanager
 def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """Give a scratch folder that becomes `folder` when the block ends well, and else vanishes.
 
+    What is replaced goes when the new one is in its place, and stays if that fails. What a killed
+    process left half done is put in order first.
+
     Raises:
-        FileExistsError: the folder exists, and `overwrite` is not set.
+        FileExistsError: the folder exists, and `overwrite` is not set, or it is no run of ours.
+        BlockingIOError: another process writes to it.
     """
     refuse_existing(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        scratch.chmod(0o755)
-        yield scratch
-        refuse_existing(folder, overwrite)  # somebody may have made it meanwhile
-        if not folder.exists():
-            os.replace(scratch, folder)
-            return
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-        os.replace(folder, aside / folder.name)
-        try:
-            os.replace(scratch, folder)
-        except OSError:
-            os.replace(aside / folder.name, folder)
-            raise
-        finally:
-            shutil.rmtree(aside)
-    finally:
+    place = expanded(folder).resolve()
+    scratch, old = (place.with_name(f".{place.name}.{what}") for what in ("new", "old"))
+    with locked(folder, lock_of(place)):
+        _recover(place, old)
         shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            yield scratch
+            refuse_existing(folder, overwrite, held=True)  # somebody may have made it meanwhile
+            if place.exists():
+                os.replace(place, old)
+            try:
+                os.replace(scratch, place)
+            finally:
+                _recover(place, old)
+            sync_folder(place.parent)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
-def refuse_existing(folder: Path, overwrite: bool) -> None:
-    """Raise if there is something that would be overwritten unasked."""
-    if folder.exists() and not overwrite:
+def _recover(place: Path, old: Path) -> None:
+    """Put an old folder back that was set aside for one that never came, else drop it."""
+    if old.exists() and not place.exists():
+        os.replace(old, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_existing(folder: Path, overwrite: bool, *, held: bool = False) -> None:
+    """Raise if there is something that would be overwritten unasked, or that no run of ours wrote.
+
+    The one place where that is decided. A folder that is empty may be replaced.
+
+    Args:
+        folder: where something is to be written.
+        overwrite: whether a run of ours in it may be replaced.
+        held: whether this process has locked the folder itself.
+
+    Raises:
+        FileExistsError: as said; the message says what was found.
+        BlockingIOError: another process is writing to the folder.
+    """
+    place = expanded(folder)
+    who = None if held else holder(lock_of(place))
+    if who is not None:
+        raise BlockingIOError(
+            f"another process is writing to {folder} ({who}): wait until it is done, end it, or "
+            "give another folder"
+        )
+    if not place.exists():
+        return
+    if not overwrite:
         raise FileExistsError(
             f"{folder} exists already, and is left as it is: choose another folder, or say "
             "overwrite (--overwrite on the command line)"
         )
+    found = _strange(place)
+    if found:
+        raise FileExistsError(
+            f"{folder} is left as it is, though overwrite was said: {found}; choose another "
+            "folder, or move that away yourself"
+        )
+
+
+def _strange(place: Path) -> str:
+    """Say what keeps a folder from being replaced; nothing where all in it is a run of ours."""
+    if not place.is_dir():
+        return "it is no folder"
+    whole = place.resolve()
+    if Path.cwd().is_relative_to(whole):
+        return "it is the folder that you are in, or holds it"
+    if Path.home().resolve().is_relative_to(whole):
+        return "it is your home folder, or holds it"
+    names = list(islice(_named(whole.iterdir()), 5))
+    if not names:
+        return ""
+    kinds = [
+        kind for kind, (marks, _) in RUNS.items() if all((whole / m).is_file() for m in marks)
+    ]
+    if not kinds:
+        return f"it holds no run of flowsteer, but {_few(names)}"
+    known = {name for kind in kinds for part in RUNS[kind] for name in part}
+    others = (
+        path.relative_to(whole).as_posix()
+        for path in _leaves(whole)
+        if not any(fnmatchcase(path.relative_to(whole).as_posix(), name) for name in known)
+        and not any(fnmatchcase(path.name, name) for name in _ANYWHERE)
+    )
+    found = list(islice(others, 5))
+    return f"beside {kinds[0]} it holds {_few(found)}, which no run of flowsteer wrote" * bool(
+        found
+    )
+
+
+def _named(paths: Iterator[Path]) -> Iterator[str]:
+    return (p.name for p in paths if not any(fnmatchcase(p.name, name) for name in _ANYWHERE))
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join([*names[:4], *(["..."] if len(names) > 4 else [])])
+
+
+def _leaves(folder: Path) -> Iterator[Path]:
+    """Yield what a folder holds, at any depth: files, and links as they are."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            yield from _leaves(path)
+        else:
+            yield path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all, whatever happens."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with scratch.open("wb") as file:
             file.write(data)
@@ -78,6 +216,26 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what writes left in a folder that were killed: nobody must be writing there."""
+    for file in folder.rglob(_SCRATCH):
+        file.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Let a folder's names outlast a power cut, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def pack(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> bytes:

@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from steer.ranges import count, finite
+
 __all__ = [
     "Cosine",
     "Linear",
@@ -29,8 +31,14 @@ Time = float | Tensor
 
 
 def as_time(t: Time) -> Tensor:
-    """Return `t` as a tensor; a float keeps its double precision as a 0-d tensor."""
-    return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    """Return `t` as a tensor; a float keeps its double precision as a 0-d tensor.
+
+    Raises:
+        ValueError: a float that is NaN or infinite.
+    """
+    if isinstance(t, Tensor):
+        return t
+    return torch.tensor(finite("a time", t), dtype=torch.float64)
 
 
 def like(c: Tensor, x: Tensor) -> Tensor:
@@ -50,7 +58,13 @@ def step_times(steps: int, start: float = 0.0) -> list[float]:
 
     >>> step_times(2)
     [0.0, 0.5, 1.0]
+
+    Raises:
+        ValueError: less than one step, or a start that is not in [0, 1).
     """
+    count("steps", steps)
+    if not 0 <= start < 1:
+        raise ValueError(f"start must be in [0, 1), got {start}")
     return [start + (1 - start) * k / steps for k in range(steps)] + [1.0]
 
 
@@ -142,11 +156,16 @@ class VariancePreserving(Path):
     Args:
         rate_min: noise rate at the data end, > 0.
         rate_max: noise rate at the noise end, >= rate_min.
+
+    Raises:
+        ValueError: rates that are not so.
     """
 
     def __init__(self, rate_min: float = 0.1, rate_max: float = 20.0) -> None:
-        if not 0 < rate_min <= rate_max:
-            raise ValueError(f"expected 0 < rate_min <= rate_max, got {rate_min} and {rate_max}")
+        if not 0 < rate_min <= rate_max < math.inf:
+            raise ValueError(
+                f"expected 0 < rate_min <= rate_max, both finite, got {rate_min} and {rate_max}"
+            )
         self.rate_min, self.rate_max = rate_min, rate_max
         self._floor = math.exp(-rate_min / 2 - (rate_max - rate_min) / 4)
 

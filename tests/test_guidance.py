@@ -66,7 +66,7 @@ def test_published_weights_from_a_later_start_pay_for_it():
 def test_log_z_is_banked_at_each_resampling():
     """With a resampling at every step, the product of the mean weights; else their sum."""
     flow = mixture()
-    guide = steer.Guidance(Lookahead(flow, reward), Jump(flow, 0.5), threshold=1.1)
+    guide = steer.Guidance(Lookahead(flow, reward), Jump(flow, 0.5), threshold=1.0)
     banked, before = 0.0, None
     for population in guide.steps(start(512), seed=3):
         if population.time < 1:
@@ -166,7 +166,7 @@ def test_everything_is_evaluated_once(kernel, weights, scale, view, expected):
     flow = Counting(mixture())
     guide = steer.Guidance(
         view(flow, reward), kernel(flow), weights, times=[k / 10 for k in range(11)],
-        scale=scale, threshold=1.1,
+        scale=scale, threshold=1.0,
     )  # fmt: skip
     guide(start())
     if scale == 2.0:  # the gradient at t = 0 is asked for, and is 0: no network is needed

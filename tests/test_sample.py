@@ -278,7 +278,7 @@ CASES = [
     ("fmrg-j", {"window": (0.0, 0.5), "every": 2, "lookahead": 3}),
     ("reno", {}),
     ("reno", {"jumps": 2, "finish": 3}),
-    ("split", {"moves": 3, "threshold": 2.0}),
+    ("split", {"moves": 3, "threshold": 1.0}),
 ]
 
 

@@ -590,9 +590,11 @@ def test_a_run_that_never_got_anywhere_is_replaced(model, tmp_path):
             load(model), lambda x: x.mean((1, 2, 3)) * torch.nan, PROMPTS, temperature=1.0,
             out=tmp_path / "run", **QUICK,
         )  # fmt: skip
-    tune(load(model), tmp_path / "run", 1)
-    with pytest.raises(FileExistsError, match="begun otherwise"):
-        tune(load(model), tmp_path / "run", 2)
+    tune(load(model), tmp_path / "run", 2)
+    with pytest.raises(
+        FileExistsError, match=r"begun otherwise \(steps: 2 -> 1\).*steps alone may"
+    ):
+        tune(load(model), tmp_path / "run", 1)
 
 
 def test_a_flow_that_was_moved_comes_back(flow):

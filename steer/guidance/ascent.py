@@ -19,6 +19,7 @@ from steer.guidance.population import Population, Rows, check_times
 from steer.guidance.potential import Lookahead, Potential
 from steer.guidance.state import BatchedPotential, State
 from steer.path import like
+from steer.ranges import above, count
 from steer.reward import Reward, plain
 
 __all__ = ["FlowMapControl", "NoiseAscent", "Sampler", "whole_reward"]
@@ -104,8 +105,11 @@ class FlowMapControl:
     ) -> None:
         self.flow, self.potential, self.batch_size = flow, potential, batch_size
         check_times(times)
-        if not scale >= 0:
-            raise ValueError(f"scale must not be negative, got {scale}: it would lead downwards")
+        if not 0 <= scale < math.inf:
+            raise ValueError(
+                f"scale must not be negative nor infinite, got {scale}: below zero it would lead "
+                "downwards"
+            )
         self.times, self.scale = list(times), scale
         begun = self.times[:-1]
         wanted = begun if guided is None else guided
@@ -184,12 +188,11 @@ class NoiseAscent:
         batch_size: int | None = None,
     ) -> None:
         self.flow, self.potential, self.batch_size = flow, potential, batch_size
-        if not rate > 0:
-            raise ValueError(f"rate must be above zero, got {rate}: it is a share of the norm")
+        above("rate", rate, ": it is a share of the norm")
         counts = {"iterations": iterations, "jumps": jumps, "finish": finish}
-        for name, count in counts.items():
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
+        for name, number in counts.items():
+            if number is not None:
+                count(name, number)
         self.iterations, self.rate, self.jumps, self.finish = iterations, rate, jumps, finish
 
     def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:

@@ -4,6 +4,7 @@ With `Ratio` weights the law that is sampled stays as it is: a control only shap
 theory (27).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from steer.guidance.potential import Evaluation, Potential
 from steer.path import Time, as_time, like
+from steer.ranges import above, within
 
 __all__ = [
     "Braked",
@@ -73,7 +75,7 @@ class Clipped(_Wrapper):
 
     def __init__(self, potential: Potential, bound: float) -> None:
         super().__init__(potential)
-        self.bound = _positive("bound", bound)
+        self.bound = bound if bound == math.inf else above("bound", bound)
 
     def _changed(self, gradient: Tensor, seen: Evaluation) -> Tensor:
         return gradient * like((self.bound / row_norm(gradient)).clamp(max=1), gradient)
@@ -89,7 +91,7 @@ class Normalised(_Wrapper):
 
     def __init__(self, potential: Potential, length: float) -> None:
         super().__init__(potential)
-        self.length = _positive("length", length)
+        self.length = above("length", length)
 
     def _changed(self, gradient: Tensor, seen: Evaluation) -> Tensor:
         return self.length * direction(gradient)
@@ -107,6 +109,8 @@ class Braked(_Wrapper):
 
     def __init__(self, potential: Potential, reward: float) -> None:
         super().__init__(potential)
+        if math.isnan(reward):
+            raise ValueError("the reward of a brake must be a number, got nan")
         self.reward = reward
 
     def _changed(self, gradient: Tensor, seen: Evaluation) -> Tensor:
@@ -186,6 +190,8 @@ class Windowed(_Wrapper):
         times: Sequence[float] | None = None,
     ) -> None:
         super().__init__(potential)
+        for t in times or ():
+            within("a guided time", t, 0.0, 1.0)
         self.window, self.times = Window(start, stop), times
 
     def open(self, t: float) -> bool:
@@ -198,12 +204,6 @@ class Windowed(_Wrapper):
         if not derivatives or self.open(float(as_time(t).max())):
             return self.potential.evaluate(x, t, derivatives)
         return replace(self.potential.evaluate(x, t), gradient=torch.zeros_like(x))
-
-
-def _positive(name: str, value: float) -> float:
-    if not value > 0:
-        raise ValueError(f"{name} must be above zero, got {value}")
-    return value
 
 
 def controlled(

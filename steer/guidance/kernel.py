@@ -17,6 +17,7 @@ from steer.guidance.potential import Potential
 from steer.guidance.state import State
 from steer.noise import Noise
 from steer.path import like
+from steer.ranges import above, count, within
 
 __all__ = ["Adaptation", "Jump", "Kernel", "Langevin", "Sde"]
 
@@ -118,8 +119,9 @@ class Jump(Kernel):
     """
 
     def __init__(self, flow: FlowMap, churn: float = 0.0, clip: float | None = 1.0) -> None:
-        if not 0 <= churn <= 1:
-            raise ValueError(f"churn must be in [0, 1], got {churn}")
+        within("churn", churn, 0.0, 1.0)
+        if clip is not None:
+            above("clip", clip)
         self.flow, self.churn, self.clip = flow, churn, clip
 
     def propose(
@@ -155,6 +157,8 @@ class Sde(Kernel):
         clip: float | None = None,
         settle: bool = False,
     ) -> None:
+        if clip is not None:
+            above("clip", clip)
         self.flow, self.noise, self.clip = flow, noise or (lambda t: 1 - t), clip
         self.settle = settle
 
@@ -166,8 +170,10 @@ class Sde(Kernel):
             y = self.flow.jump(x, s, t)
             return y, torch.zeros_like(_dot(y[:, :1], y[:, :1]))
         h, eps = t - s, float(self.noise(s))
-        if eps < 0:
-            raise ValueError(f"the noise of the SDE is {eps} at t = {s}: it must not be negative")
+        if not 0 <= eps < math.inf:
+            raise ValueError(
+                f"the noise of the SDE is {eps} at t = {s}: it must be finite and not negative"
+            )
         drift = self.flow.velocity(x, s)
         if eps > 0:
             drift = drift + eps * self.flow.score(x, s)
@@ -208,10 +214,9 @@ class Langevin(Kernel):
         step_size: float | None = None,
         adjust: bool = True,
     ) -> None:
-        if moves < 0:
-            raise ValueError(f"moves must not be negative, got {moves}")
-        if step_size is not None and not step_size > 0:
-            raise ValueError(f"step_size must be above zero, got {step_size}")
+        count("moves", moves, 0)
+        if step_size is not None:
+            above("step_size", step_size)
         self.flow, self.moves, self.step_size, self.adjust = flow, moves, step_size, adjust
         self.moves_by_gradient = moves > 0
 

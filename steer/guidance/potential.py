@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from steer.flow import FlowMap, flat_prompts, log_dtype, per_row
 from steer.path import Time, as_time, like
+from steer.ranges import count
 from steer.reward import Reward, score, wrap
 
 __all__ = ["Denoised", "Evaluation", "Lookahead", "Naive", "Potential", "Ramp", "Terminal"]
@@ -126,10 +127,10 @@ class _Viewed(Potential):
     ) -> None:
         if isinstance(prompts, str):
             prompts = [prompts]
-        if not bool((torch.as_tensor(temperature) > 0).all()):
-            raise ValueError(f"temperature must be above zero, got {temperature}")
-        if steps < 1:
-            raise ValueError(f"a view through {steps} jumps: steps must be at least 1")
+        warm = torch.as_tensor(temperature)
+        if not bool(((warm > 0) & torch.isfinite(warm)).all()):
+            raise ValueError(f"temperature must be above zero and finite, got {temperature}")
+        count("steps", steps)
         self.flow, self.reward, self.prompts = flow, wrap(reward), prompts
         self.temperature, self.steps, self.ramp = temperature, steps, ramp or (lambda t: t)
         self.differentiable = self.reward.differentiable

@@ -20,6 +20,7 @@ from steer.guidance.resampler import Resampler, ess, log_mean_exp, systematic
 from steer.guidance.state import BatchedPotential, State
 from steer.guidance.weights import Continuous, Ratio, Step, Unweighted, Weights
 from steer.noise import Noise
+from steer.ranges import count, finite, within
 from steer.reward import plain
 
 __all__ = ["Guidance"]
@@ -36,7 +37,8 @@ class Guidance:
         times: increasing, in [0, 1]; r at times[0] counts as 0. Default: 0 to 1 in 16 steps.
         scale: how far the gradient shifts the proposal: 0 not at all, 1 the published drift, 2 no
             first-order variance of the ratio weights. It never changes the law that is sampled.
-        threshold: resample a prompt when ESS / n is below it, or a tuple of times at which to.
+        threshold: resample a prompt when ESS / n is below it, in [0, 1], or a tuple of times at
+            which to.
         batch_size: the most rows in one network call, but never less than one of each prompt;
             None: all at once.
 
@@ -67,15 +69,18 @@ class Guidance:
     def _check(self) -> None:
         ts = self.times
         check_times(ts)
-        if isinstance(self.threshold, tuple):
-            strange = [t for t in self.threshold if all(abs(t - s) > 1e-9 for s in ts[1:-1])]
+        finite("scale", self.scale)
+        if not isinstance(self.threshold, tuple):
+            within("threshold", self.threshold, 0.0, 1.0)
+        else:
+            strange = [t for t in self.threshold if not any(abs(t - s) <= 1e-9 for s in ts[1:-1])]
             if strange:
                 raise ValueError(
                     f"cannot resample at {strange}: not among the times between the first and the "
                     f"last, {ts[1:-1]}"
                 )
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.batch_size is not None:
+            count("batch_size", self.batch_size)
         if self.scale != 0 and not self.potential.differentiable:
             raise ValueError(
                 f"scale={self.scale} needs the reward's gradient, and the reward is declared not "

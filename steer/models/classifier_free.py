@@ -6,6 +6,7 @@ from torch import Tensor
 
 from steer.flow import FlowMap, Wrapped
 from steer.path import Time
+from steer.ranges import finite
 
 __all__ = ["ClassifierFree"]
 
@@ -26,7 +27,7 @@ class ClassifierFree(Wrapped):
         negative: the negative prompt; empty for none.
 
     Raises:
-        ValueError: the flow takes no prompts.
+        ValueError: the flow takes no prompts, or the scale is no finite number.
     """
 
     def __init__(self, flow: FlowMap, scale: float, negative: str = "") -> None:
@@ -37,7 +38,7 @@ class ClassifierFree(Wrapped):
                 f"{type(flow).__name__} takes no prompts, so there is nothing to mix: leave cfg "
                 "and the negative prompt out"
             )
-        self.scale, self.negative = scale, negative
+        self.scale, self.negative = finite("scale", scale), negative
         self.evaluations = 2 * flow.evaluations
 
     def around(self, flow: FlowMap) -> Self:

@@ -2,11 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from steer.ranges import finite
 from steer.reward.door import check_images, check_scores
 from steer.reward.sharing import sharing
 
@@ -23,6 +25,8 @@ class Reward(nn.Module):
         differentiable: whether the scores carry a gradient to the images.
         pictures: whether four axes are pictures (n, 3, h, w); False for a reward of latents.
         takes: what its scores may depend on.
+        made_of: files beside its code that it was made of, pictures for instance: a tuning run is
+            another one when they change.
         terms: what a reward is composed of, with weights where it is a weighted sum; itself alone
             where it is not composed.
     """
@@ -30,6 +34,7 @@ class Reward(nn.Module):
     differentiable: bool = True
     pictures: bool = True
     takes: tuple[str, ...] = ("images", "prompts", "metadata")
+    made_of: tuple[Path, ...] = ()
 
     def __call__(
         self,
@@ -73,7 +78,7 @@ class WeightedSum(Reward):
 
     def __init__(self, terms: Sequence[tuple[float, Reward]]) -> None:
         super().__init__()
-        self.weights = [float(w) for w, _ in terms]
+        self.weights = [finite("the weight of a reward", float(w)) for w, _ in terms]
         self.rewards = nn.ModuleList(reward for _, reward in terms)
         self.differentiable = all(reward.differentiable for _, reward in terms)
         self.pictures = any(reward.pictures for _, reward in terms)

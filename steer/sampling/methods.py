@@ -1,6 +1,7 @@
 """The sampling methods by name: what each is built of."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -71,8 +72,10 @@ def _published(
 
     Ratio weights off its terms. `eps_t = noise (1 - t)`.
     """
-    if not noise >= 0:
-        raise ValueError(f"noise must not be negative, got {noise}: eps_t = noise (1 - t)")
+    if not 0 <= noise < math.inf:
+        raise ValueError(
+            f"noise must not be negative nor infinite, got {noise}: eps_t = noise (1 - t)"
+        )
     plain = view(flow, reward, prompts, temperature, lookahead)
     potential = controlled(
         plain, times, window=Window.of(window, every), clip=clip, normalise=normalise

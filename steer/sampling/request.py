@@ -12,6 +12,7 @@ from torch import Tensor
 from steer.flow import FlowMap, device_of
 from steer.guidance.population import check_times
 from steer.noise import noise_dtype, whole
+from steer.ranges import count, finite
 from steer.reward import Reward, wrap
 from steer.sampling.forecast import affordable
 from steer.sampling.methods import TABLE, Method, check_options
@@ -178,8 +179,7 @@ class Request:
         size = 1 if self.batch_size is None else self.batch_size
         counts = {"particles": self.particles, "steps": self.steps, "batch_size": size}
         for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            count(name, value)
         if self.temperature is not None and self.strength is not None:
             raise ValueError(
                 "temperature and strength both given: strength sets the temperature from the "
@@ -220,6 +220,8 @@ class Request:
             )
         if self.target is not None and not math.isfinite(self.target):
             raise ValueError(f"target must be a finite reward, got {self.target}")
+        if self.budget is not None:
+            finite("budget", self.budget)
         if chosen.steers and not chosen.tempered and (self.temperature or self.strength):
             raise ValueError(
                 f"method {self.method!r} has no temperature: it climbs as far as its own options "

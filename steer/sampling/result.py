@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer.files import numbers, peak_memory, slug, whole_folder
+from steer.files import expanded, numbers, peak_memory, slug, whole_folder
 from steer.guidance.population import Population
 from steer.pictures import captioned_grid, to_pil
 
@@ -91,9 +91,9 @@ class Result:
 
         Raises:
             ValueError: the samples have no pixels.
-            FileExistsError: the folder exists, and `overwrite` is not set.
+            FileExistsError: the folder exists, and `overwrite` is not set, or it is no run.
         """
-        return save_result(self, Path(folder), overwrite)
+        return save_result(self, expanded(folder), overwrite)
 
 
 def joined_trace(parts: list[Tensor]) -> Tensor:
@@ -146,7 +146,7 @@ def save_result(
 
     Raises:
         ValueError: the samples have no pixels.
-        FileExistsError: the folder exists, and `overwrite` is not set.
+        FileExistsError: the folder exists, and `overwrite` is not set, or it is no run.
     """
     if result.images is None:
         raise ValueError(

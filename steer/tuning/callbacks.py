@@ -16,7 +16,9 @@ from steer.adapters.store import save_adapters
 from steer.files import write_atomically
 from steer.pictures import captioned_grid
 from steer.reward import learners
+from steer.training.log import KeepRows
 from steer.training.progress import progress
+from steer.training.stopping import Signals, StepEnd
 from steer.tuning.alarms import Alarm
 from steer.tuning.front import figures
 from steer.tuning.panel import Panel, has_pictures
@@ -26,7 +28,12 @@ __all__ = ["SaveAdapters", "Watch", "onlookers"]
 
 
 def onlookers(
-    tuning: Tuning, tuned: Adapted, out: Path | None, notes: Mapping[str, Any]
+    tuning: Tuning,
+    tuned: Adapted,
+    out: Path | None,
+    notes: Mapping[str, Any],
+    signals: Signals,
+    kept_rows: KeepRows | None = None,
 ) -> "tuple[Watch | None, SaveAdapters | None, list[L.Callback]]":
     """Return what looks on at a run: the instruments, what writes the adapters, and all of them.
 
@@ -35,6 +42,8 @@ def onlookers(
         tuned: the flow with its adapters.
         out: the run's folder; None: nothing is written.
         notes: what the adapters' files are told of the run.
+        signals: what listens to those that end the run.
+        kept_rows: what lets checkpoints know how long the log is.
     """
     chosen, callbacks = tuning.settings, list[L.Callback]()
     watch = saver = None
@@ -53,6 +62,9 @@ def onlookers(
             save_top_k=1, enable_version_counter=False,
         )  # fmt: skip
         callbacks += [saver, kept]
+        callbacks += [] if kept_rows is None else [kept_rows]
+    checkpoints = None if out is None else out / "checkpoints"
+    callbacks.append(StepEnd(signals, checkpoints, lambda module: module.between_steps))
     return watch, saver, callbacks
 
 
@@ -104,7 +116,7 @@ class Watch(L.Callback):
         """Look once before the first step: the tuned pictures are the base's."""
         if not self.readings:
             self.check(trainer, module)
-        if self.stopped:  # a run that was stopped by alarms is not taken up
+        if self.stopped and self.early_stop:  # a run that alarms have stopped is not taken up
             trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:

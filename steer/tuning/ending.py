@@ -1,12 +1,12 @@
 """How a tuning run ends: the last adapters, the front, the card, and a summary to read."""
 
 import shlex
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from steer.adapters.card import write_card
+from steer.files import write_atomically
 from steer.tuning.callbacks import SaveAdapters, Watch
 from steer.tuning.front import figures, front_figures, plan_sweep, recommended, sweep
 from steer.tuning.module import RewardTuning
@@ -44,6 +44,7 @@ def end(
                 said = {"scale": recommended(front), "figures": front_figures(front)}
                 saver.metadata |= said
                 saver.save(module.global_step)
+        _card(folder.path)  # before the run counts as finished: it is written again otherwise
         folder.finish(
             {
                 "steps": tuning.steps, "done": module.global_step, "nfe": module.nfe,
@@ -52,7 +53,6 @@ def end(
                 "watch_seconds": 0.0 if watch is None else watch.seconds,
             }
         )  # fmt: skip
-        _card(folder.path)
     lines += summary(tuning, said, module.global_step, None if folder is None else folder.path)
     return "\n".join(lines)
 
@@ -103,5 +103,5 @@ def _card(out: Path) -> None:
     """Write the model card, with a sheet of base beside tuned."""
     sheets = sorted((out / "sheets").glob("[0-9]*.png"))
     if sheets:
-        shutil.copyfile(sheets[-1], out / "grid.png")
+        write_atomically(out / "grid.png", sheets[-1].read_bytes())
     write_card(out)

@@ -119,6 +119,11 @@ class RewardTuning(L.LightningModule):
         """How often the reward was asked by the objective, over all processes."""
         return self.counts.reward * (1 if self._trainer is None else self.trainer.world_size)
 
+    @property
+    def between_steps(self) -> bool:
+        """Whether no micro-batch of an unfinished step was taken."""
+        return self._micro == 0
+
     def loader(self) -> DataLoader:
         """Return a loader that only counts: what a step draws is a function of its number."""
         return DataLoader(range(self.steps * self.accumulate()), batch_size=None)  # type: ignore[arg-type]
@@ -226,6 +231,14 @@ class RewardTuning(L.LightningModule):
         )
         schedule = warm_cosine(optimizer, self.steps, max(1, self.warm))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_train_start(self) -> None:
+        """Take the rates from this run's schedule: the one before it may have been shorter."""
+        schedule: Any = self.lr_schedulers()
+        places = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas,
+                     strict=True)  # fmt: skip
+        for group, base, rate in places:
+            group["lr"] = base * rate(schedule.last_epoch)
 
     def on_fit_start(self) -> None:
         """Move the reward, which is not a part of the module, to where the flow is."""

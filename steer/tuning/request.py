@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from steer.adapters.inject import adapt
 from steer.adapters.lora import Adapted
 from steer.flow import FlowMap
+from steer.identity import sources
 from steer.objectives.batch import Objective
 from steer.objectives.table import name_of as objective_name
 from steer.objectives.table import options_of
@@ -111,6 +113,7 @@ class Tuning:
             "strength": self.strength, "seed": self.seed, "base": self.flow.name,
             "calls": [chosen.micro, chosen.devices] if self.objective.per_call else None,
             "base_sha256": base_sha256, "steps": self.steps,
+            "sources": sources(self.reward, self.flow, files=_made_of(self.reward)),
             "settings": {k: v for k, v in asdict(chosen).items() if k not in RUNTIME},
         }  # fmt: skip
 
@@ -122,3 +125,8 @@ class Tuning:
         return {name: known[name] for name in kept} | {
             "prompts": texts[:8], "prompt_count": len(texts), "batch": self.settings.batch_size,
         }  # fmt: skip
+
+
+def _made_of(reward: Reward) -> list[Path]:
+    """Return the files that a reward and its parts were made of, beside their code."""
+    return [file for part in reward.modules() for file in getattr(part, "made_of", ())]

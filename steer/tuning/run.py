@@ -7,8 +7,8 @@ read at some scales of the adapters. One that stopped goes on when it is called 
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from steer.tuning.prompts import Prompts
 from steer.tuning.request import Tuning
 from steer.tuning.run_folder import RunFolder
 from steer.tuning.settings import Settings
+
+if TYPE_CHECKING:
+    from steer.training.stopping import Signals
 
 __all__ = ["finetune", "tune"]
 
@@ -63,11 +66,13 @@ def finetune(
         seed: keys all that is drawn.
         out: the run's folder; `steer.load(base, lora=out)` and peft read it. None: no files. A run
             that stopped goes on when it is called again with the same arguments; a finished one
-            is loaded. A reward is known by its name: give functions names of their own.
+            is loaded, and with more `steps` goes on: the rates then follow the cosine of the new
+            length. A reward is known by its name and the files, or the text in a script, that it
+            comes from: one that was edited is another.
         options: the objective's own, where it is given by name.
         held_out: name -> rewards that are not tuned for, read at checks.
         reward_prompts: what the reward is asked for each prompt, where that differs.
-        overwrite: drop an earlier run in the folder.
+        overwrite: drop an earlier run in the folder, once this one has something to keep.
         **settings: those of `Settings`.
 
     Returns:
@@ -79,7 +84,10 @@ def finetune(
             and strength both, sizes that do not divide, a reward without spread or without the
             gradient that the objective needs, a flow without layers to adapt.
         FileExistsError: the folder holds another run, or something else.
+        BlockingIOError: another process writes to the folder.
         FloatingPointError: a reward or a loss that is not finite.
+        KeyboardInterrupt: SIGINT came: the run ends after the step that is being taken, its state
+            saved. On SIGTERM it is a SystemExit of code 143.
     """
     tuning = Tuning(
         flow, wrap(reward), Prompts(prompts, reward_prompts, seed), build(objective, options),
@@ -89,7 +97,7 @@ def finetune(
     for part in learners(tuning.reward):
         part.training = False  # they learn when the run says, and stand still after it
     with at_rest(flow, tuning.reward, *watched), torch.enable_grad():
-        return tune(tuning, None if out is None else RunFolder(Path(out), overwrite))
+        return tune(tuning, None if out is None else RunFolder(out, overwrite))
 
 
 def tune(tuning: Tuning, folder: RunFolder | None = None) -> Adapted:
@@ -101,10 +109,21 @@ def tune(tuning: Tuning, folder: RunFolder | None = None) -> Adapted:
     """
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+    from steer.training.stopping import Signals
+
+    first = not getattr(rank_zero_only, "rank", 0)  # the first process, whoever started them
+    signals = Signals(_nothing_left if folder is None else folder.left)
+    with signals.heard(), folder.held() if folder is not None and first else nullcontext():
+        return _tuned(tuning, folder, signals, first)
+
+
+def _tuned(tuning: Tuning, folder: RunFolder | None, signals: "Signals", first: bool) -> Adapted:
+    from steer.training.checkpoints import Checkpoints, usable
+    from steer.training.log import KeepRows
     from steer.tuning.callbacks import onlookers
     from steer.tuning.ending import end
     from steer.tuning.module import RewardTuning
-    from steer.tuning.trainer import device_of_run, fit, trainer_of
+    from steer.tuning.trainer import device_of_run, fit, loggers, trainer_of
 
     settings = tuning.settings
     device = device_of_run(settings)
@@ -118,24 +137,37 @@ def tune(tuning: Tuning, folder: RunFolder | None = None) -> Adapted:
         seed=tuning.seed,
     )  # fmt: skip
     accumulate = module.accumulate(settings.devices)  # what does not fit makes no folder
+    out = last = checkpoints = kept_rows = None
+    logs: list[Any] = []
     if folder is not None:
-        if not getattr(rank_zero_only, "rank", 0):  # the first process, whoever started them
-            folder.claim(tuning.identity(temperature, module.base_sha256))
+        said = folder.claim(tuning.identity(temperature, module.base_sha256)) if first else ""
         if folder.finished:
             print(f"{folder.path} is finished")
             return load_adapters(tuning.flow, folder.path)
-    out = None if folder is None else folder.path
+        out, checkpoints = folder.path, Checkpoints(folder.keep)
+        found = usable(folder.checkpoints)
+        last, step = found or (None, None)
+        logs = loggers(out, settings.wandb, step)
+        kept_rows = KeepRows(logs[0], step)
+        if said:
+            print(said)
     notes = tuning.notes(temperature, module.base_sha256)
-    watch, saver, callbacks = onlookers(tuning, tuned, out, notes)
-    trainer = trainer_of(settings, tuning.steps, accumulate, callbacks, out)
+    watch, saver, callbacks = onlookers(tuning, tuned, out, notes, signals, kept_rows)
+    trainer = trainer_of(settings, tuning.steps, accumulate, callbacks, logs, checkpoints)
     if trainer.is_global_zero:
         print(_what(tuning, tuned, temperature, accumulate))
-    fit(trainer, module, None if folder is None else folder.last)
+    fit(trainer, module, last)
     tuned.to(device)  # Lightning has moved it to the CPU
+    if watch is not None:  # one that was killed after its last step was not looked at
+        watch.on_train_end(trainer, module)
     if trainer.is_global_zero:
         print(end(tuning, module, watch, saver, folder))
     rejoin(tuned, tuning.flow)
     return tuned.eval().requires_grad_(False)
+
+
+def _nothing_left() -> str:
+    return "stopped, unfinished: nothing is kept without a folder, give out=..."
 
 
 def _what(tuning: Tuning, tuned: Adapted, temperature: float, accumulate: int) -> str:

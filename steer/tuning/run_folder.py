@@ -1,14 +1,19 @@
 """A tuning run's folder: whose run it is, whether it is finished, where it goes on."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from steer.adapters.store import WEIGHTS
-from steer.files import write_atomically
+from steer.files import expanded, refuse_existing, tidy, write_atomically
+from steer.identity import changes
+from steer.lock import locked
 from steer.objectives.table import RENAMED as RENAMED_OPTIONS
+from steer.training.checkpoints import kept, usable
 from steer.tuning.settings import RENAMED as RENAMED_SETTINGS
 
 __all__ = ["RunFolder"]
@@ -18,12 +23,14 @@ class RunFolder:
     """The folder of one run; nothing is written before `claim`.
 
     Args:
-        path: where it is, or will be.
-        overwrite: whether an earlier run in it is dropped.
+        path: where it is, or will be; `~` is the home folder.
+        overwrite: whether an earlier run in it is dropped, once the new one has something to keep.
     """
 
-    def __init__(self, path: Path, overwrite: bool = False) -> None:
-        self.path, self.overwrite = path, overwrite
+    def __init__(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        self.path, self.overwrite = expanded(path), overwrite
+        place = self.path.resolve()
+        self._before = place.with_name(f".{place.name}.before")
 
     @property
     def checkpoints(self) -> Path:
@@ -31,62 +38,134 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
-    def last(self) -> Path | None:
-        """The last checkpoint, if there is one."""
-        file = self.checkpoints / "last.ckpt"
-        return file if file.exists() else None
-
-    @property
     def finished(self) -> bool:
         """Whether the run in it came to its end."""
         return (self.path / "finished.json").exists()
+
+    @property
+    def whole(self) -> bool:
+        """Whether the run in it has something to keep: a checkpoint, or its end."""
+        return self.finished or bool(kept(self.checkpoints)) or (self.path / WEIGHTS).exists()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out while the block runs, and put things in order around it.
+
+        A run that another one was to replace comes back where that one ended, or was killed,
+        before it had anything to keep.
+
+        Raises:
+            BlockingIOError: another process writes to the folder.
+            FileExistsError: `overwrite` is set, and the folder holds what no run of ours wrote.
+        """
+        with locked(self.path):
+            self._put_back()
+            if self.overwrite:
+                refuse_existing(self.path, True, held=True)
+            try:
+                yield
+            finally:
+                self._put_back()
 
     def begun(self) -> dict[str, Any]:
         """Return what the run in it was begun with, in today's names; {} if none is to go on."""
         file = self.path / "run.json"
         if self.overwrite or not file.exists():
             return {}
-        return _today(json.loads(file.read_text(encoding="utf-8")))
+        try:
+            return _today(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{file} is damaged ({error}): copy it back, give another folder, or say "
+                "overwrite to begin anew"
+            ) from None
 
-    def claim(self, identity: Mapping[str, Any]) -> None:
+    def claim(self, identity: Mapping[str, Any]) -> str:
         """Make the folder, or go on with the run that is in it if it is the same one.
+
+        A run may be made longer: where `steps` alone differ and grew, it goes on, finished or not.
 
         Args:
             identity: what makes the run this one, see `Tuning.identity`.
 
+        Returns:
+            What is to be said of it; nothing for a new run or the same one.
+
         Raises:
             FileExistsError: it holds another run, or something else.
         """
-        if self.overwrite and self.path.exists():
-            shutil.rmtree(self.path)
         before, now = self.begun(), json.loads(json.dumps(identity))
+        if self.overwrite and self.path.exists():
+            os.replace(self.path.resolve(), self._before)
         if not before:
+            if self.path.exists():
+                tidy(self.path)
             if self.path.exists() and any(self.path.iterdir()):
                 raise FileExistsError(
-                    f"{self.path} exists already and holds no tuning run: choose another folder, "
-                    "or say overwrite (--overwrite on the command line) to replace it"
+                    f"{self.path} exists already and holds no tuning run: choose another folder"
                 )
-            self.path.mkdir(parents=True, exist_ok=True)
-            content = json.dumps(identity, indent=1, ensure_ascii=False)
-            write_atomically(self.path / "run.json", content.encode())
-            return
-        old, new = dict(_flat(before)), dict(_flat(now))
-        changed = [name for name in new | old if old.get(name) != new.get(name)]
+            self._begin(identity)
+            return ""
+        tidy(self.path)
+        if "sources" not in before:  # begun when they were not noted
+            now.pop("sources", None)
+        changed = changes(before, now)
         if not changed:
-            return
-        kept = (self.last, self.finished, (self.path / WEIGHTS).exists())
-        if not any(kept):  # it never got anywhere
+            return ""
+        if set(changed) == {"steps"} and now["steps"] > before["steps"]:
+            (self.path / "finished.json").unlink(missing_ok=True)
+            self._begin(identity)
+            return f"{self.path} goes on: {changed['steps']} steps"
+        if not self.whole:  # it never got anywhere
+            refuse_existing(self.path, True, held=True)
             shutil.rmtree(self.path)
-            return self.claim(identity)
-        was = "; ".join(f"{k}: {_short(old.get(k))} -> {_short(new.get(k))}" for k in changed)
+            self._begin(identity)
+            return ""
+        was = "; ".join(f"{name}: {both}" for name, both in changed.items())
+        edited = any(name.startswith("sources.") for name in changed)
+        longer = " (steps alone may grow, and nothing else change)" if "steps" in changed else ""
         raise FileExistsError(
-            f"{self.path} holds a run that was begun otherwise ({was}): choose another folder, "
-            "give the same arguments to go on with it, or say overwrite to drop it"
+            f"{self.path} holds a run that was begun otherwise ({was})"
+            + (": a file of the reward's was edited since" if edited else "")
+            + f": choose another folder, give the same arguments to go on with it{longer}, or say "
+            "overwrite to drop it"
+        )
+
+    def keep(self) -> None:
+        """Note that the run has something to keep now: what it replaces is dropped."""
+        shutil.rmtree(self._before, ignore_errors=True)
+
+    def left(self) -> str:
+        """Say what a run that was stopped leaves, and how it goes on."""
+        found = usable(self.checkpoints) if self.whole else None
+        if found is None:
+            return f"stopped, unfinished: {self.path} holds nothing yet to go on from"
+        again = " without overwrite" if self.overwrite else ""
+        return (
+            f"stopped, unfinished: run the same command again{again} to resume. {self.path} holds "
+            f"the state after step {found[1]} and the adapters that were written last"
         )
 
     def finish(self, ended: Mapping[str, Any]) -> None:
         """Note that the run came to its end, and how."""
         write_atomically(self.path / "finished.json", json.dumps(ended, indent=1).encode())
+        self.keep()
+
+    def _begin(self, identity: Mapping[str, Any]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(identity, indent=1, ensure_ascii=False)
+        write_atomically(self.path / "run.json", content.encode())
+
+    def _put_back(self) -> None:
+        """Bring back a run that was set aside for one that has nothing to keep."""
+        if not self._before.exists():
+            return
+        if not self.whole:
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            os.replace(self._before, self.path.resolve())
+            print(f"{self.path}: what was to be replaced is back in its place")
+        self.keep()
 
 
 def _today(identity: dict[str, Any]) -> dict[str, Any]:
@@ -100,19 +179,3 @@ def _today(identity: dict[str, Any]) -> dict[str, Any]:
         for part, names in renamed.items()
         if part in identity
     }
-
-
-def _flat(
-    identity: Mapping[str, Any], parts: tuple[str, ...] = ("options", "settings")
-) -> Iterator:
-    """Give each option and setting a name of its own: ("settings.rank", 4)."""
-    for name, value in identity.items():
-        if name in parts:
-            yield from ((f"{name}.{k}", v) for k, v in value.items())
-        else:
-            yield name, value
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) < 60 else text[:57] + "..."

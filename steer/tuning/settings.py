@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steer.names import unknown
+from steer.ranges import above, finite
 
 __all__ = ["RENAMED", "RUNTIME", "Settings"]
 
@@ -98,8 +99,11 @@ class Settings:
                 "adapter files cannot take yet: use auto or ddp, where each process holds the base"
             )
         for name in ("learning_rate", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above zero, got {getattr(self, name)}")
+            above(name, getattr(self, name))
+        if self.alpha is not None:
+            above("alpha", self.alpha)
+        for scale in self.sweep or ():
+            finite("sweep", scale)
         if not 0 <= self.average < 1:
             raise ValueError(f"average must be in [0, 1), got {self.average}")
 

@@ -9,8 +9,10 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
+from steer.training.checkpoints import Checkpoints
+from steer.training.log import RowLog
 from steer.tuning.module import RewardTuning
 from steer.tuning.settings import Settings
 
@@ -37,7 +39,8 @@ def trainer_of(
     steps: int,
     accumulate: int,
     callbacks: Sequence[L.Callback],
-    out: Path | None = None,
+    logs: Sequence[Any] = (),
+    checkpoints: Checkpoints | None = None,
 ) -> L.Trainer:
     """Return the Trainer of a run.
 
@@ -46,7 +49,8 @@ def trainer_of(
         steps: optimizer steps.
         accumulate: micro-batches of a step on each process.
         callbacks: what looks on.
-        out: where logs go; None: nowhere, and there are no checkpoints.
+        logs: Lightning's loggers.
+        checkpoints: how they are written; None: there are none.
     """
     return L.Trainer(
         max_steps=steps,
@@ -58,9 +62,10 @@ def trainer_of(
         accumulate_grad_batches=accumulate,
         gradient_clip_val=settings.gradient_clip,
         use_distributed_sampler=False,
-        logger=False if out is None else loggers(out, settings.wandb),
+        logger=list(logs),
+        plugins=None if checkpoints is None else [checkpoints],
         callbacks=list(callbacks),
-        enable_checkpointing=out is not None,
+        enable_checkpointing=checkpoints is not None,
         enable_progress_bar=any(isinstance(one, ProgressBar) for one in callbacks),
         enable_model_summary=False,
         log_every_n_steps=1,
@@ -84,15 +89,21 @@ def precision(settings: Settings) -> str:
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
-def loggers(out: Path, wandb: str | None = None) -> list[Any]:
+def loggers(out: Path, wandb: str | None = None, step: int | None = None) -> list[Any]:
     """Return CSV always, TensorBoard where it is installed, Weights & Biases where asked for.
+
+    Args:
+        out: the run's folder.
+        wandb: the project of Weights & Biases, if any.
+        step: from which the run goes on: what it had logged after it counts no more.
 
     Raises:
         ImportError: Weights & Biases is asked for and not installed.
     """
-    found: list[Any] = [CSVLogger(out, name="log", flush_logs_every_n_steps=10)]
+    found: list[Any] = [RowLog(out)]
     if importlib.util.find_spec("tensorboard") or importlib.util.find_spec("tensorboardX"):
-        found.append(TensorBoardLogger(out, name="tensorboard", version=""))
+        purged = None if step is None else step + 1
+        found.append(TensorBoardLogger(out, name="tensorboard", version="", purge_step=purged))
     if wandb:
         if importlib.util.find_spec("wandb") is None:
             raise ImportError(

@@ -1,0 +1,127 @@
+"""A run's curves as one CSV file: each row is there when its step is, none twice."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from steer.files import write_atomically
+
+__all__ = ["KeepRows", "RowLog"]
+
+
+class RowLog(Logger):
+    """Write metrics to `folder/log/version_0/metrics.csv`, a row a call, at once.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.file = folder / "log" / "version_0" / "metrics.csv"
+        self.names: list[str] = []
+        self.rows = 0
+
+    @property
+    def name(self) -> str:
+        """What Lightning calls it."""
+        return "log"
+
+    @property
+    def version(self) -> int:
+        """There is one log a run, however often it was taken up."""
+        return 0
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run's folder says how it was made."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Append a row; where it has names that are new, the file is written anew with them."""
+        row = {name: float(value) for name, value in metrics.items()}
+        row["step"] = self.rows if step is None else step
+        if new := sorted(row.keys() - set(self.names)):
+            rows = self._read()
+            self.names = sorted([*self.names, *new])
+            self._write([*rows, {k: repr(v) for k, v in row.items()}])
+        else:
+            with self.file.open("a", encoding="utf-8", newline="") as file:
+                file.write(_lines(self.names, [row]))
+            self.rows += 1
+
+    def take_up(self, step: int | None = None, rows: int | None = None) -> None:
+        """Drop what a run wrote after the checkpoint that it goes on from.
+
+        Args:
+            step: of the checkpoint; None: there is none, and the log begins anew.
+            rows: how many there were; None: those up to the step.
+        """
+        if step is None:
+            self.file.unlink(missing_ok=True)
+            self.names, self.rows = [], 0
+            return
+        found = self._read()
+        whole = found[:rows] if rows is not None else [r for r in found if _step(r) <= step]
+        if whole:
+            self._write(whole)
+
+    def _read(self) -> list[dict[str, str]]:
+        """Return the rows that are whole: a last one that was cut short is left out."""
+        if not self.file.exists():
+            return []
+        text = self.file.read_text(encoding="utf-8", errors="replace")
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+        rows = [row for row in reader if None not in row and None not in row.values()]
+        self.names = sorted(set(reader.fieldnames or ()))
+        return rows
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        head = ",".join(self.names) + "\n"
+        write_atomically(self.file, (head + _lines(self.names, rows)).encode())
+        self.rows = len(rows)
+
+
+class KeepRows(L.Callback):
+    """Let a checkpoint know how many rows the log had, so that none is lost or doubled after it.
+
+    Args:
+        log: the log.
+        step: of the checkpoint that the run goes on from, if it does.
+    """
+
+    def __init__(self, log: RowLog, step: int | None = None) -> None:
+        self.kept, self.step, self.rows = log, step, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"rows": json.dumps(self.kept.rows)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where a run was."""
+        self.rows = json.loads(state["rows"])
+
+    def on_fit_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Drop the rows past the checkpoint, before a new one is written."""
+        if trainer.is_global_zero:
+            self.kept.take_up(self.step, self.rows)
+
+
+def _lines(names: list[str], rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, names, restval="", lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _step(row: Mapping[str, str]) -> float:
+    try:
+        return float(row.get("step") or "inf")
+    except ValueError:
+        return float("inf")
