@@ -56,6 +56,9 @@ def test_round_trip_of_velocity_denoiser_and_score(path):
         assert torch.allclose(flow.denoise(x, t), exact.denoise(x, t), atol=1e-8)
         assert torch.allclose(flow.score(x, t), exact.score(x, t), atol=1e-6)
     assert torch.equal(flow.denoise(x, 1.0), x)
+    t = torch.linspace(0.3, 1.0, 8, dtype=torch.float64)  # the last row has arrived
+    assert torch.equal(flow.denoise(x, t)[-1], x[-1])
+    assert torch.allclose(flow.denoise(x, t)[:-1], exact.denoise(x, t)[:-1], atol=1e-8)
     assert flow.log_prob(x) is None
     assert flow.given(["a", "b"]) is flow
     assert flow.decode(x) is x

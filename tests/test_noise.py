@@ -31,6 +31,21 @@ def test_keys_matter():
     assert abs(float(rows.var()) - 1) < 4 * (2 / 5000) ** 0.5
 
 
+def test_resampling_has_a_key_of_its_own():
+    """A generator for each seed, prompt and step, and none that rows share."""
+
+    def first(noise, prompt=0):
+        return float(torch.rand((), generator=noise.generator(prompt)))
+
+    noise = Noise(0, [3, 5], 4)
+    assert first(noise.at(1)) == first(Noise(0, [3], 900).at(1))
+    others = [noise.at(2), Noise(1, [3]).at(1), Noise(0, [5]).at(1)]
+    assert len({first(noise.at(1)), *map(first, others)}) == 4
+    assert first(noise.at(1), 1) == first(others[2])
+    rows = Noise(0, [3], 900).at(1).uniform()
+    assert not (rows - first(noise.at(1))).abs().min() == 0
+
+
 def test_global_randomness_is_left_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
