@@ -80,7 +80,7 @@ def test_mean_flow_identity_has_this_sign(path):
 
 
 def test_the_velocity_that_jumps_imply_is_that_of_their_flow():
-    """`V_θ = v_b + (u_θ - u_b) - (t-s) (d_old - d_b)` is v_old where the student is an exact map."""
+    """`v_b + (u_θ - u_b) - (t-s) (d_old - d_b)` is v_old where the student is an exact map."""
     means = torch.tensor([[-0.5, 1.0], [1.0, -0.5]])
     base, new = mixture().double(), steer.GaussianMixture(means, 0.5).double()
     draws = Draws(0, 0, (0, 256), dtype=torch.float64)
