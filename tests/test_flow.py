@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import steer
-from steer.flow import flat_prompts, per_row
+from steer.flow import flat_prompts, log_dtype, per_row
 from steer.testing import FlowMapContract
 
 
@@ -69,3 +69,8 @@ def test_rows_are_prompt_major():
     assert per_row(torch.tensor([1.0, 2.0]), 4).tolist() == [1, 1, 2, 2]
     with pytest.raises(ValueError, match="prompt-major"):
         per_row(torch.tensor([1.0, 2.0]), 5)
+
+
+def test_weights_are_summed_in_doubles_where_there_are_any():
+    assert log_dtype(torch.device("cpu")) == torch.float64
+    assert log_dtype(torch.device("mps")) == torch.float32

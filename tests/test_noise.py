@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import steer
-from steer.noise import Noise, generator
+from steer.noise import Draws, Noise, generator
 
 EVENTS = [(), (2,), (16,), (3, 32, 32)]
 
@@ -44,6 +44,37 @@ def test_resampling_has_a_key_of_its_own():
     assert first(noise.at(1), 1) == first(others[2])
     rows = Noise(0, [3], 900).at(1).uniform()
     assert (rows - first(noise.at(1))).abs().min() > 0
+
+
+def test_a_row_of_a_batch_keeps_its_draws():
+    """Whatever the other rows of a call: parts have what the whole has."""
+    whole = Draws(3, 5, (0, 1400))
+    x, u = whole.normal((2,)), whole.uniform((3,))
+    for first, last in ((0, 3), (500, 520), (511, 1400)):
+        part = Draws(3, 5, (first, last))
+        assert len(part) == last - first
+        assert torch.equal(part.normal((2,)), x[first:last])
+        assert torch.equal(part.uniform((3,)), u[first:last])
+
+
+def test_keys_of_a_batch_matter():
+    base = Draws(0, 1, (0, 4))
+    x = base.normal((2,))
+    for other in (base, Draws(1, 1, (0, 4)), Draws(0, 2, (0, 4))):
+        assert not torch.equal(other.normal((2,)), x)
+    picks = [
+        [d.choice(10_000) for _ in range(6)] for d in (Draws(0, 1, (0, 4)), Draws(0, 1, (9, 11)))
+    ]
+    assert picks[0] == picks[1]  # the same for all rows
+    assert len(set(picks[0])) == 6
+    assert picks[0] != [d.choice(10_000) for d in [Draws(0, 2, (0, 4))] for _ in range(6)]
+
+
+def test_only_blocks_that_are_needed_are_drawn(monkeypatch):
+    keys = []
+    monkeypatch.setattr("steer.noise.generator", lambda *key: keys.append(key) or generator(*key))
+    Draws(0, 0, (510, 514)).normal((2,))  # blocks of 512 rows
+    assert [key[-1] for key in keys] == [0, 1]
 
 
 def test_global_randomness_is_left_alone():
