@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -226,31 +227,34 @@ def main() -> None:
             if (ROOT / name).is_file():
                 (tree / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, tree / name)
+        chosen, bounds = {}, {}
         for module in options.only:
-            name = f"steer/{module}.py"
+            chosen[module] = mutants((tree / f"steer/{module}.py").read_text())
+            random.Random(f"{options.seed} {module}").shuffle(chosen[module])
+        for k, module in product(range(options.each), options.only):  # of every file in turn
+            if k >= len(chosen[module]) or time.monotonic() > until:
+                continue
+            name, mutant = f"steer/{module}.py", chosen[module][k]
+            source, key = mutant.pop("source"), (name, mutant["old"], mutant["new"])
+            again = options.again and done.get(key, {}).get("result") == "survived"
+            if key in done and not again:
+                continue
             files = [name, *(f"tests/test_{test}.py" for test in TESTS[module].split())]
             arguments = ["-x", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:randomly"]
-            original, bound = (tree / name).read_text(), 0.0
-            chosen = mutants(original)
-            random.Random(f"{options.seed} {module}").shuffle(chosen)
-            for mutant in chosen[: options.each]:
-                source, key = mutant.pop("source"), (name, mutant["old"], mutant["new"])
-                again = options.again and done.get(key, {}).get("result") == "survived"
-                if (key in done and not again) or time.monotonic() > until:
-                    continue
-                if not bound:
-                    result, took = run_tests(tree, [*arguments, *files], 900)
-                    if result != "survived":
-                        print(f"{name}: {' '.join(files)} fail without any change", flush=True)
-                        break
-                    bound = 3 * took + 20
-                (tree / name).write_text(source)
-                result, took = run_tests(tree, [*arguments, *files], bound)
-                (tree / name).write_text(original)
-                done[key] = {"file": name, **mutant, "result": result, "seconds": round(took, 1)}
-                with record.open("a") as file:
-                    file.write(json.dumps(done[key], ensure_ascii=False) + "\n")
-                print(f"{result} {name}:{mutant['line']} {key[1]} -> {key[2]}", flush=True)
+            if module not in bounds:
+                result, took = run_tests(tree, [*arguments, *files], 900)
+                bounds[module] = 3 * took + 20 if result == "survived" else 0
+            if not bounds[module]:
+                print(f"{name}: {' '.join(files)} fail without any change", flush=True)
+                continue
+            original = (tree / name).read_text()
+            (tree / name).write_text(source)
+            result, took = run_tests(tree, [*arguments, *files], bounds[module])
+            (tree / name).write_text(original)
+            done[key] = {"file": name, **mutant, "result": result, "seconds": round(took, 1)}
+            with record.open("a") as file:
+                file.write(json.dumps(done[key], ensure_ascii=False) + "\n")
+            print(f"{result} {name}:{mutant['line']} {key[1]} -> {key[2]}", flush=True)
     current = [row for key, row in done.items() if key[1] in (ROOT / key[0]).read_text()]
     (options.out / "table.md").write_text(table(current))
     print((options.out / "table.md").read_text())

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import steer
-from steer.noise import Draws, Noise, generator
+from steer.noise import Draws, Noise, generator, noise_dtype
 
 EVENTS = [(), (2,), (16,), (3, 32, 32)]
 
@@ -68,6 +68,32 @@ def test_keys_of_a_batch_matter():
     assert picks[0] == picks[1]  # the same for all rows
     assert len(set(picks[0])) == 6
     assert picks[0] != [d.choice(10_000) for d in [Draws(0, 2, (0, 4))] for _ in range(6)]
+
+
+def test_a_seeds_draws_stay_what_they_are():
+    """The keys as they are written into pictures and runs: from release to release."""
+    assert generator(0, "start").initial_seed() == 4801040339590912508
+    x = [torch.randn(512, 2, generator=generator(0, 3, 7, k, 0))[:4] for k in range(2)]
+    noise = Noise(0, [3], 4).at(7)
+    assert torch.equal(noise.normal((2,)), x[0])
+    assert torch.equal(noise.normal((2,)), x[1])
+    draws = Draws(0, 7, (510, 514))
+    u = [torch.rand(1024, generator=generator(0, 7, 1, "rows", 0))[510:514]]
+    assert torch.equal(draws.uniform(), u[0])
+    assert draws.choice(100) == int(torch.randint(100, (), generator=generator(0, 7, 2, "choice")))
+    again = [torch.randn(512, 2, generator=generator(0, 7, 3, "rows", b)) for b in range(2)]
+    assert torch.equal(draws.normal((2,)), torch.cat(again)[510:514])
+
+
+def test_what_noise_is_drawn_in():
+    assert noise_dtype(torch.nn.Linear(2, 2)) == torch.float32
+    assert noise_dtype(torch.nn.Linear(2, 2).bfloat16()) == torch.float32
+    assert noise_dtype(torch.nn.Linear(2, 2).double()) == torch.float64
+    assert noise_dtype(torch.nn.Identity()) == torch.get_default_dtype()
+    for draws in (Noise(0, particles=2), Draws(0, 0, (0, 2))):
+        assert draws.normal((2,)).dtype == torch.get_default_dtype()
+    wide = (Noise(0, particles=2, dtype=torch.float64), Draws(0, 0, (0, 2), dtype=torch.float64))
+    assert {draws.uniform().dtype for draws in (*wide, wide[0].at(1))} == {torch.float64}
 
 
 def test_only_blocks_that_are_needed_are_drawn(monkeypatch):
