@@ -33,11 +33,11 @@ ROOT = Path(__file__).parents[1]
 POLICY, VALUE = "objectives_policy", "objectives_value"
 TESTS = {
     "path": "path flow", "flow": "flow wrapped", "exact": "exact", "noise": "noise",
-    "posterior": VALUE, "batches": "wrapped noise guidance",
+    "posterior": VALUE, "batches": "state noise",
     "guidance/ascent": "ascent", "guidance/control": "control", "guidance/kernel": "kernel",
     "guidance/population": "guidance stream", "guidance/potential": "potential",
     "guidance/resampler": "resampler", "guidance/smc": "guidance stream",
-    "guidance/state": "weights wrapped guidance kernel", "guidance/weights": "weights",
+    "guidance/state": "state weights kernel", "guidance/weights": "weights",
     "sampling/forecast": "sample stream", "sampling/temperature": "sample",
     "sampling/start": "sample",
     "objectives/adjoint": f"{VALUE} objectives", "objectives/amortise": "objectives",

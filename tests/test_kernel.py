@@ -138,6 +138,16 @@ def test_unadjusted_langevin_is_biased_and_the_test_sees_it():
         moments_agree(y, tilted_points(flow, t, 8000, 1))
 
 
+def test_langevin_proposes_the_jump():
+    flow = mixture()
+    x = draw(flow, 5, 0.3)
+    noise = Noise(0, particles=5)
+    y, log_ratio = Langevin(flow).propose(x, 0.3, 0.8, Lookahead(flow, reward), 1.0, noise)
+    assert torch.equal(y, flow.jump(x, 0.3, 0.8))
+    assert log_ratio.shape == (5,)
+    assert not log_ratio.any()
+
+
 def test_langevin_skips_the_end():
     flow = mixture()
     x = draw(flow, 5, 1.0)
