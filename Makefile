@@ -1,7 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint bench clean
+JOBS ?= $(if $(FILES),0,auto)
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+.PHONY: demo test test-all test-oldest mutate lint bench clean
 .DELETE_ON_ERROR:
 
 # .venv is built again only when pyproject.toml changed
@@ -14,11 +17,24 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/steer sample --config recipes/configs/demo.yaml --overwrite true
 
+# FILES=tests/test_x.py: these alone, in one process; JOBS=2: in two
 test: .venv/installed
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow' $(FILES)
 
 test-all: .venv/installed
-	$(BIN)/python -m pytest
+	$(PYTEST) $(FILES)
+
+# the oldest releases that pyproject.toml allows, in an environment of their own
+test-oldest:
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install -q uv
+	.venv-oldest/bin/uv pip install -q --python .venv-oldest/bin/python --resolution lowest-direct -e '.[diffusers,serve]'
+	.venv-oldest/bin/uv pip install -q --python .venv-oldest/bin/python -e '.[dev]'
+	.venv-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow' $(FILES)
+
+# seeded changes of single lines, and whether their tests notice: goes on where it was cut
+mutate: .venv/installed
+	nice -n 10 $(BIN)/python -m benchmarks.mutate --out outputs/mutate
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -30,4 +46,4 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.step
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-oldest build dist *.egg-info

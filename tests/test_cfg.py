@@ -54,6 +54,28 @@ def test_every_call_costs_two():
     assert result.nfe == 8
 
 
+class Integrated(Shifted):
+    """A jump of this one takes three calls."""
+
+    evaluations = 3
+
+    def calls(self, name, *times):
+        return 3 if name == "jump" else 1
+
+    def given(self, prompts):
+        return Integrated([float(len(p)) for p in prompts])
+
+
+def test_it_counts_both_flows():
+    flow = steer.ClassifierFree(Shifted(), 2.0)
+    assert flow.evaluations == flow.given(["a"]).evaluations == 2
+    assert flow.calls("velocity", 0.5) == 2
+    flow = steer.ClassifierFree(Integrated(), 2.0)
+    assert (flow.calls("velocity", 0.5), flow.calls("jump", 0.0, 1.0)) == (2, 6)
+    assert flow.evaluations == flow.given(["a"]).evaluations == 6
+    assert flow.around(Shifted(1.0)).evaluations == 2
+
+
 def test_a_flow_without_prompts_is_refused():
     with pytest.raises(ValueError, match="GaussianMixture takes no prompts"):
         steer.ClassifierFree(mixture(), 2.0)

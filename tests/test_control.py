@@ -49,6 +49,29 @@ def test_each_row_is_clipped_or_normalised_by_itself():
     assert torch.allclose(lengths / 2, plain / norms[:, None], atol=1e-5)
 
 
+def test_a_changed_gradient_has_no_rate_but_the_potentials_own():
+    """`∂_t r + b·g` with another g is nobody's rate; what is known without a gradient stays."""
+    plain = steer.Denoised(mixture(), reward)
+    for wrapped in (Clipped(plain, 0.1), Normalised(plain, 1.0), Braked(plain, 0.2)):
+        seen = wrapped.evaluate(X, 0.5, derivatives=True)
+        assert seen.gradient is not None
+        with pytest.raises(ValueError, match="no derivatives"):
+            seen.rate(X)
+    rates = [p.evaluate(X, 0.5, derivatives=True).rate(X) for p in (view(), Clipped(view(), 0.1))]
+    assert torch.equal(*rates)
+
+
+def test_controls_apply_in_their_order():
+    """Normalised first, then clipped: the shorter of the two; the brake holds whatever is left."""
+    height = float(view().evaluate(X, 0.5).reward.median())
+    for length, bound in ((2.0, 0.5), (0.5, 2.0)):
+        options = {"normalise": length, "clip": bound}
+        norms = controlled(view(), [0.5, 1.0], **options).gradient(X, 0.5)[1].norm(dim=1)
+        assert torch.allclose(norms, torch.full((12,), 0.5), atol=1e-6)
+        held = controlled(view(), [0.5, 1.0], brake=height, **options).gradient(X, 0.5)[1]
+        assert torch.equal(held.any(1), view().evaluate(X, 0.5).reward < height)
+
+
 def test_a_zero_gradient_stays_zero():
     flat = steer.Lookahead(mixture(), lambda x: 0 * x.sum(1))
     assert not Normalised(flat, 2.0).gradient(X, 0.5)[1].any()

@@ -76,6 +76,19 @@ def test_jump_is_as_accurate_as_it_says(d):
     assert float((single - fine).abs().quantile(0.999)) < 1e-4  # rounding grows where paths part
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+@pytest.mark.parametrize("path", [steer.Linear(), steer.Cosine(), steer.VariancePreserving()])
+def test_the_derivative_of_no_jump_is_the_velocity(path):
+    """`∂_t X(s,t,x) = b_s(x)` at t = s, and `∂_s X = -b_s(x)` there."""
+    m, s = mixture(path), torch.tensor(0.3, dtype=torch.float64)
+    x = torch.randn(5, 3, generator=rng(4), dtype=torch.float64)
+    one, b = torch.ones_like(s), m.velocity(x, 0.3)
+    for f, sign in ((lambda t: m.jump(x, s, t), 1), (lambda t: m.jump(x, t, s), -1)):
+        y, rate = torch.autograd.functional.jvp(f, s, one)
+        assert torch.allclose(y, x)
+        assert torch.allclose(rate, sign * b)
+
+
 def test_push_forward_moments():
     """Noise pushed to t = 1 has the data's moments, within 4 standard errors."""
     m, n = mixture(), 20_000

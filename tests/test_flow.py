@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import steer
-from steer.flow import flat_prompts, per_row
+from steer.flow import flat_prompts, log_dtype, per_row
 from steer.testing import FlowMapContract
 
 
@@ -56,6 +56,9 @@ def test_round_trip_of_velocity_denoiser_and_score(path):
         assert torch.allclose(flow.denoise(x, t), exact.denoise(x, t), atol=1e-8)
         assert torch.allclose(flow.score(x, t), exact.score(x, t), atol=1e-6)
     assert torch.equal(flow.denoise(x, 1.0), x)
+    t = torch.linspace(0.3, 1.0, 8, dtype=torch.float64)  # the last row has arrived
+    assert torch.equal(flow.denoise(x, t)[-1], x[-1])
+    assert torch.allclose(flow.denoise(x, t)[:-1], exact.denoise(x, t)[:-1], atol=1e-8)
     assert flow.log_prob(x) is None
     assert flow.given(["a", "b"]) is flow
     assert flow.decode(x) is x
@@ -66,3 +69,8 @@ def test_rows_are_prompt_major():
     assert per_row(torch.tensor([1.0, 2.0]), 4).tolist() == [1, 1, 2, 2]
     with pytest.raises(ValueError, match="prompt-major"):
         per_row(torch.tensor([1.0, 2.0]), 5)
+
+
+def test_weights_are_summed_in_doubles_where_there_are_any():
+    assert log_dtype(torch.device("cpu")) == torch.float64
+    assert log_dtype(torch.device("mps")) == torch.float32

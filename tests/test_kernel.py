@@ -6,7 +6,8 @@ from torch.distributions import Normal
 
 import steer
 from steer.guidance.kernel import Adaptation, Jump, Langevin, Sde
-from steer.guidance.potential import Lookahead
+from steer.guidance.potential import Denoised, Lookahead
+from steer.guidance.state import State
 from steer.noise import Noise
 from tests.test_flow import ByVelocity, mixture
 
@@ -137,6 +138,16 @@ def test_unadjusted_langevin_is_biased_and_the_test_sees_it():
         moments_agree(y, tilted_points(flow, t, 8000, 1))
 
 
+def test_langevin_proposes_the_jump():
+    flow = mixture()
+    x = draw(flow, 5, 0.3)
+    noise = Noise(0, particles=5)
+    y, log_ratio = Langevin(flow).propose(x, 0.3, 0.8, Lookahead(flow, reward), 1.0, noise)
+    assert torch.equal(y, flow.jump(x, 0.3, 0.8))
+    assert log_ratio.shape == (5,)
+    assert not log_ratio.any()
+
+
 def test_langevin_skips_the_end():
     flow = mixture()
     x = draw(flow, 5, 1.0)
@@ -154,6 +165,66 @@ def test_adaptation_reaches_its_acceptance_each_prompt_by_itself(known):
         x = Langevin(flow).move(x, t, potential, Noise(0, range(2), n, step=k), run)
     assert ((run.acceptance - 0.57).abs() < 0.15).all()
     assert run.step[1] < 0.5 * run.step[0]
+
+
+def test_what_is_known_of_a_row_is_known_of_the_row_that_was_kept():
+    """Score, velocity and evaluation, of those that were accepted and of those that were not."""
+    flow, t, n = ByVelocity(mixture()), 0.5, 64
+    potential, x = Denoised(flow, reward), draw(mixture(), n, t)
+    here = State(x, t, flow, potential)
+    after = Langevin(flow, step_size=0.4).refresh(here, Noise(0, particles=n))
+    stayed = (after.x == x).all(1)
+    assert 0.2 < float(stayed.float().mean()) < 0.8
+    flow.velocity = None  # what follows is known
+    score, velocity, seen = after.score, after.velocity, after.evaluation(derivatives=True)
+    del flow.velocity
+    assert torch.allclose(score, flow.score(after.x, t), atol=1e-5)
+    assert torch.allclose(velocity, flow.velocity(after.x, t), atol=1e-5)
+    anew = potential.evaluate(after.x, t, derivatives=True)
+    for name in ("value", "reward", "gradient", "partial"):
+        assert torch.allclose(getattr(seen, name), getattr(anew, name).to(getattr(seen, name))), (
+            name
+        )
+
+
+class Quartic(steer.FlowMap):
+    """A flow whose score is that of `exp(-x⁴/4)` and unknown otherwise."""
+
+    path, event_shape = steer.Linear(), (1,)
+    velocity = jump = None
+
+    def score(self, x, t):
+        return -(x**3)
+
+
+def test_simpsons_rule_is_exact_for_a_cubic_score():
+    x, y = torch.tensor([[0.3], [-1.0]]).double(), torch.tensor([[1.1], [2.0]]).double()
+    here = State(x, 0.5, Quartic(), None)
+    ratio, error = Langevin._log_density_ratio(here, here.at(y, 0.5))
+    exact, trapezoid = (x**4 - y**4) / 4, -(x**3 + y**3) / 2 * (y - x)
+    assert torch.allclose(ratio, exact[:, 0])
+    assert torch.allclose(error, (exact - trapezoid).abs()[:, 0])
+
+
+def test_the_first_step_is_a_tenth_of_alpha_squared():
+    flow, t = mixture(), 0.6
+    x, potential = draw(flow, 8, t), Lookahead(flow, reward)
+    y = Langevin(flow, adjust=False).move(x, t, potential, Noise(0, particles=8))
+    h, z = 0.1 * 0.4**2, Noise(0, particles=8).normal((3,))
+    drift = flow.score(x, t) + potential.gradient(x, t)[1]
+    assert torch.allclose(y, x + h * drift + math.sqrt(2 * h) * z, atol=1e-6)
+
+
+def test_the_step_is_adapted_by_the_acceptance_and_by_what_simpson_corrects():
+    """Theory (34): `exp(2 (acceptance - .57))`, and `(.1 / median)^(2/3)` above .1."""
+    run = Adaptation(step=torch.tensor([0.2, 0.2, 0.3]).double())
+    log_accept = torch.tensor([[0.5, 0.5, 0.25], [1.0, 7.0, 1.0], [0.5, 0.5, 0.25]]).log()
+    off = torch.tensor([[0.0, 0.8, 9.0], [0.0, 0.05, 9.0], [2.7, 2.7, 0.0]])
+    Langevin._adapt(run, log_accept.flatten(), off.flatten())
+    mean = torch.tensor([1.25 / 3, 1.0, 1.25 / 3]).double()
+    assert torch.allclose(run.acceptance.double(), mean)
+    by = (2 * (mean - 0.57)).exp() * torch.tensor([1 / 4, 1.0, 1 / 9]).double()
+    assert torch.allclose(run.step, torch.tensor([0.2, 0.2, 0.3]).double() * by, atol=1e-7)
 
 
 def test_langevin_without_gradient_is_still_exact():

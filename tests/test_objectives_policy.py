@@ -84,6 +84,18 @@ def test_mean_flow_identity_has_this_sign(path):
     assert (u - v).norm() / v.norm() > 0.1
 
 
+def test_the_velocity_that_jumps_imply_is_that_of_their_flow():
+    """`v_b + (u_θ - u_b) - (t-s) (d_old - d_b)` is v_old where the student is an exact map."""
+    means = torch.tensor([[-0.5, 1.0], [1.0, -0.5]])
+    base, new = mixture().double(), steer.GaussianMixture(means, 0.5).double()
+    draws = Draws(0, 0, (0, 256), dtype=torch.float64)
+    batch = Batch(new, base, new, wrap(lambda x: x.sum(1)), 1.0, draws)
+    x_1 = new.jump(batch.noise(), 0.0, 1.0)
+    seen, old, before, _ = NFT(diagonal=0.0)._velocities(batch, x_1)
+    assert (seen - old).norm() / old.norm() < 0.01
+    assert (before - old).norm() / old.norm() > 0.2
+
+
 def test_derivative_is_one_sided_at_the_start():
     flow = mixture().double()
     x = torch.randn(32, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -13,7 +13,7 @@ from steer.noise import Draws
 from steer.objectives.adjoint import Adjoint, memoryless
 from steer.objectives.batch import Batch
 from steer.objectives.transport import Transport
-from steer.objectives.value import Value, tilt_gain
+from steer.objectives.value import Value, slot, tilt_gain
 from steer.path import as_time, like
 from steer.posterior import glass
 from steer.reward import wrap
@@ -250,6 +250,21 @@ def test_weights_are_those_of_the_other_draws():
     assert torch.equal(kept.weigh(batch, r), objective.weigh(batch, r))
     clipped = Value(draws=2, max_log_w=0.5).weigh(batch, r)
     assert float(clipped.log().max()) == pytest.approx(0.5)
+
+
+def test_the_running_estimate_moves_by_a_twentieth():
+    """`exp(log z) <- .95 exp(log z) + .05 mean exp(R)`, each prompt by itself."""
+    objective, flow = Value(), mixture()
+    batch = Batch(
+        flow, flow, flow, steer.LinearReward(A), 1.0, Draws(0, 0, (0, 4)), prompts=["a", "b"]
+    )
+    first, second = torch.tensor([[0.0, 1.0], [2.0, 2.0]]), torch.tensor([[3.0, 1.0], [2.0, 0.0]])
+    for r in (first, second):
+        objective.weigh(batch, r.reshape(4, 1))
+    z = 0.95 * first.exp().mean(1) + 0.05 * second.exp().mean(1)
+    at = [slot("a"), slot("b")]
+    assert torch.allclose(objective.log_z[at].exp(), z.double())
+    assert int((~objective.log_z.isnan()).sum()) == 2
 
 
 def test_weights_of_each_prompt():

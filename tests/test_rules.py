@@ -164,6 +164,28 @@ def test_the_metrics_of_a_map_are_zero_at_the_true_map_and_see_a_wrong_one(draw)
         assert lagrangian_residual(Gaussian(error=0.2), x, 0.0, t) > 0.05
 
 
+class Cubic(FlowMap):
+    """`X(s,t,x) = x + t³ - s³`, whose central difference over ±h is off by h²."""
+
+    path, event_shape = Linear(), (2,)
+
+    def velocity(self, x, t):
+        return torch.full_like(x, 3 * float(t) ** 2)
+
+    def jump(self, x, s, t):
+        return x + float(t) ** 3 - float(s) ** 3
+
+
+def test_the_residual_is_that_of_a_central_difference():
+    x, h = torch.zeros(4, 2).double(), 0.1
+    found = lagrangian_residual(Cubic(), x, 0.2, 0.5, h)
+    assert found == pytest.approx(h**2 / (3 * 0.5**2), rel=1e-4)
+    at_the_end = lagrangian_residual(Cubic(), x, 0.2, 1.0, h)
+    assert at_the_end == pytest.approx((3 * h - h**2) / 3, rel=1e-4)
+    at_the_start = lagrangian_residual(Cubic(), x, 0.5, 0.5, h)
+    assert at_the_start == pytest.approx((3 * 0.5 * h + h**2) / (3 * 0.5**2), rel=1e-4)
+
+
 def test_distances_and_retrieval_are_what_their_names_say():
     x = torch.tensor([[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]])
     torch.testing.assert_close(nearest_distance(x[:1], x[1:]), torch.tensor([1.0]))
