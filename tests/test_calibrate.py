@@ -1,4 +1,4 @@
-"""What a reward is found to be before a run: a score that is not finite is said, with its sample."""
+"""What a reward is found to be before a run; a score that is not finite is said by its sample."""
 
 import pytest
 import torch
