@@ -11,12 +11,12 @@ import rewards
 import steer
 from recipes.compare_report import Measured, kind, write
 from recipes.data import emoji
-from recipes.defaults import judge_of, listed, own, reward_of
+from recipes.defaults import compared_prompts, judge_of, reward_of
 from recipes.entries import Entry, entry, equal_calls
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import Asked, Dtype, asked_for, load_model
 from recipes.measure import found
-from recipes.methods import check, learn
+from recipes.methods import check, learn, method
 from recipes.partial import Partial, Unit, units_of
 from recipes.terminal import console, say
 from rewards.judge import EMBEDDED, Judge
@@ -24,7 +24,7 @@ from steer.files import expanded, refuse_existing, whole_folder
 from steer.flow import device_of, flat_prompts
 from steer.reward import Reward, plain, score
 from steer.secrets import redacted
-from steer.tuning.statistics import features_of
+from steer.tuning.statistics import features_of, pooled_pixels
 
 __all__ = ["ENTRIES", "compare"]
 
@@ -53,7 +53,8 @@ def compare(
     """Compare sampling methods at equal network calls, by the reward and by a held-out judge.
 
     The folder holds table.md, figures.json (each prompt and seed), plots, sheet.png,
-    pictures.safetensors and config.yaml. It appears whole or not at all; an interrupted comparison
+    pictures.safetensors and config.yaml; of a model that decodes to no pictures, a mixture,
+    samples.safetensors and no sheet. It appears whole or not at all; an interrupted comparison
     goes on where it stopped when the same command is given again.
 
     Args:
@@ -66,13 +67,14 @@ def compare(
             a reward by name, or null for none. It is asked, and not climbed; its features give
             the diversity, without it averaged pixels do.
         prompts: what to draw. Default: the model's own; for emoji 25 prompts that name a concept,
-            25 that leave it open.
+            25 that leave it open, and none for a model that takes none.
         prompts_file: instead: a text file with a prompt a line, or a jsonl file.
         methods: a list of `method:key=value,...`, with steps (none, best-of-n: default 4; the
             others: 16), particles (default 4), temperature or strength, and the method's own
             options. best-of-n without particles gets a row beside each method that steers, with
-            as many candidates as the same network calls buy. Default: none, best-of-n,
-            fmrg-j, reno.
+            as many candidates as the same network calls buy. A method of one's own is
+            file.py:Name, a kernel or a builder of a sampler (docs/extend.md), with options after
+            a colon. Default: none, best-of-n, fmrg-j, reno.
         seeds: how many pictures a prompt, from seed 0 on.
         device: where to compute. Default: where the model is loaded, the CPU.
         dtype: the network's. Default: float32 on a CPU.
@@ -85,36 +87,41 @@ def compare(
     settings = settings_of(locals())
     screen, out = console(), expanded(out)
     refuse_existing(out, overwrite)
-    asked = listed(model, asked_for(prompts, prompts_file), own(model).compared)
+    given = asked_for(prompts, prompts_file)
     reward = reward_of(model, reward)
     settings["reward"] = redacted(reward)
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
-    given = ENTRIES if methods is None else methods
-    entries = [entry(text) for text in ([given] if isinstance(given, str) else given)]
+    texts = ENTRIES if methods is None else methods
+    entries = [entry(text) for text in ([texts] if isinstance(texts, str) else texts)]
     if not entries:
         raise ValueError("the list of methods is empty: give at least one, or leave it out")
     flow = load_model(model, device, dtype, lora, lora_scale)
+    asked = compared_prompts(model, flow, given)
     scorer = rewards.load(reward).to(device_of(flow))
     for one in entries:
         check(
             flow, scorer, asked.prompts, particles=one.particles or 1, steps=one.steps,
-            method=one.method, reward_prompts=asked.reward_prompts, **one.options,
+            method=method(one.method), reward_prompts=asked.reward_prompts, **one.options,
         )  # fmt: skip
-    rows = equal_calls(entries, scorer.differentiable)
+    rows = equal_calls(entries, scorer.differentiable, flow)
     bench = _Bench(flow, scorer, judge_of(model, judge, screen), asked)
     learn(flow, scorer, asked.prompts, asked.reward_prompts)
 
     identity = {
         "prompts": asked._asdict(),
-        "files": fingerprints(model, reward, judge or "", str(EMBEDDED), *adapter_files(lora)),
+        "files": fingerprints(
+            model,
+            reward,
+            judge or "",
+            str(EMBEDDED),
+            *adapter_files(lora),
+            *(e.method for e in entries),
+        ),
         "settings": {k: v for k, v in settings.items() if k != "overwrite"},
     }
     units = units_of(rows, len(asked.prompts), range(seeds), _size)
-    work = {
-        u.name: flow.evaluations * (u.end - u.start) * u.row.calls(scorer.differentiable)
-        for u in units
-    }
+    work = {u.name: (u.end - u.start) * u.row.calls(scorer.differentiable, flow) for u in units}
     kinds = [kind(p) if bench.words else "all" for p in asked.prompts]
     with Partial(out, identity, overwrite, screen) as partial:
         screen.print(
@@ -163,6 +170,8 @@ class _Bench:
     def run(self, unit: Unit[Entry]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Sample and judge a unit -> images (p, k, 3, h, w), scores (p, k, ...), and its cost.
 
+        Of a model that decodes to no pictures, samples (p, k, *event) in place of images.
+
         k is 1, the particle with the highest reward, or all of them where each is a final picture.
         """
         with plain(*(m for m in (self.flow, self.judge) if m is not None)), torch.no_grad():
@@ -172,29 +181,29 @@ class _Bench:
         row, asked = unit.row, self.asked.part(unit.start, unit.end)
         assert row.particles is not None
         result = steer.sample(
-            self.flow, self.reward, asked.prompts, row.particles, row.steps, row.method,
-            seed=unit.seed, position=unit.start, reward_prompts=asked.reward_prompts,
-            **row.options,
+            self.flow, self.reward, asked.prompts, row.particles, row.steps,
+            method(row.method), seed=unit.seed, position=unit.start,
+            reward_prompts=asked.reward_prompts, **row.options,
         )  # fmt: skip
-        if result.images is None:
-            raise ValueError("this model decodes to no pictures (n, 3, h, w): nothing to compare")
-        images, scores = result.images, result.rewards
+        made, scores = result.x if result.images is None else result.images, result.rewards
         n = len(asked.prompts)
         if not row.mean:
             best = torch.arange(n, device=result.best.device), result.best
-            images, scores = images[best][:, None], scores[best][:, None]
-        k = images.shape[1]
-        flat = images.flatten(0, 1)
-        tensors = {
-            "images": images,
-            "reward": scores,
-            "features": self.features(flat).reshape(n, k, -1),
-        }
+            made, scores = made[best][:, None], scores[best][:, None]
+        k = made.shape[1]
+        flat = made.flatten(0, 1)
+        if result.images is None:
+            flat = self.flow.decode(flat)
+            features = flat.flatten(1) if self.features is pooled_pixels else self.features(flat)
+            tensors = {"samples": made.clone()}  # features may be the same tensor
+        else:
+            features, tensors = self.features(flat), {"images": made}
+        tensors |= {"reward": scores, "features": features.reshape(n, k, -1)}
         if self.judge is not None:
             texts = flat_prompts(asked.questions, n * k)
             tensors["judge"] = score(self.judge, flat, texts).reshape(n, k)
         if self.words:
-            tensors["top1"] = self._top1(images, asked.questions, unit.seed)
+            tensors["top1"] = self._top1(made, asked.questions, unit.seed)
         each = 1 if row.mean else row.particles
         nfe = each * result.nfe + result.costs["temperature_nfe_per_prompt"]
         seconds = result.costs["seconds"] / (n * k)

@@ -85,7 +85,7 @@ def write(
     kinds: Sequence[str],
     gathered: Sequence[Measured],
 ) -> None:
-    """Write tables, figures, plots and pictures.
+    """Write tables, figures, plots, and pictures or, of a model without, samples.
 
     Args:
         folder: where to.
@@ -117,6 +117,10 @@ def write(
     }  # fmt: skip
     (folder / "figures.json").write_text(json.dumps(numbers(figures), indent=1), encoding="utf-8")
     _plot(folder, rows, summaries)
+    if any("samples" in row.tensors for row in gathered):
+        samples = {label: row.tensors["samples"] for label, row in named.items()}
+        (folder / "samples.safetensors").write_bytes(safetensors.torch.save(samples))
+        return
     pictures = {
         label: row.tensors["images"].clamp(0, 1).mul(255).round().byte()
         for label, row in named.items()

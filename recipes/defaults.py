@@ -15,7 +15,17 @@ import steer
 from recipes.inputs import Asked, read_prompts, takes_prompts
 from rewards.judge import Judge
 
-__all__ = ["DATA", "OWN", "Own", "judge_of", "listed", "own", "reward_of", "tuning_prompts"]
+__all__ = [
+    "DATA",
+    "OWN",
+    "Own",
+    "compared_prompts",
+    "judge_of",
+    "listed",
+    "own",
+    "reward_of",
+    "tuning_prompts",
+]
 
 DATA = Path(__file__).with_name("data")
 
@@ -105,6 +115,18 @@ def listed(model: str, asked: Asked | None, file: Path | None) -> Asked:
             "prompt a line"
         )
     return read_prompts(file)
+
+
+def compared_prompts(model: str, flow: steer.FlowMap, asked: Asked | None) -> Asked:
+    """Return what is compared: what was given, else the model's own; "" for one without prompts.
+
+    Raises:
+        ValueError: a model that takes prompts, and none of them are given or its own.
+    """
+    file = own(model).compared
+    if asked is None and file is None and not takes_prompts(flow):
+        return Asked([""], None)
+    return listed(model, asked, file)
 
 
 def tuning_prompts(model: str, flow: steer.FlowMap, asked: Asked | None) -> Asked | None:

@@ -1,4 +1,7 @@
-"""What is compared, as it is written: `method:key=value,key=value`, at equal network calls."""
+"""What is compared, as it is written: `method:key=value,key=value`, at equal network calls.
+
+A method of one's own is `file.py:Name`, or `file.py:Name:key=value,key=value`.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +11,15 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
-from recipes.methods import PROBES, TEMPERED, method_options, network_calls, steers, tempered
+from recipes.methods import (
+    TEMPERED,
+    method_options,
+    network_calls,
+    probe_calls,
+    steers,
+    tempered,
+)
+from steer.flow import FlowMap
 from steer.names import unknown
 
 __all__ = ["Entry", "entry", "equal_calls"]
@@ -47,13 +58,23 @@ class Entry:
         if self.method == "best-of-n":
             return f"best of {self.particles or 'n'}, {steps}{rest}"
         particles = f"{self.particles} particle{'s' * (self.particles != 1)}"
-        return f"{self.method}, {steps}, {particles}{rest}"
+        return f"{self.name}, {steps}, {particles}{rest}"
 
-    def calls(self, differentiable: bool) -> int:
+    @property
+    def name(self) -> str:
+        """The method's name; of `file.py:Name` the Name."""
+        return self.method.rpartition(":")[2]
+
+    def each(self, differentiable: bool, flow: FlowMap | None = None) -> int:
+        """Return the network calls of one particle, those that set a temperature left out."""
+        return network_calls(self.method, self.steps, differentiable, self.options, flow)
+
+    def calls(self, differentiable: bool, flow: FlowMap | None = None) -> int:
         """Return the network calls of one prompt, those that set its temperature included."""
-        cost = network_calls(self.method, self.steps, differentiable, self.options)
         probed = tempered(self.method) and "temperature" not in self.options
-        return (self.particles or 0) * cost + PROBES * probed
+        return (self.particles or 0) * self.each(differentiable, flow) + (
+            probe_calls(flow) if probed else 0
+        )
 
 
 def entry(text: str) -> Entry:
@@ -65,7 +86,8 @@ def entry(text: str) -> Entry:
     Raises:
         ValueError: an unknown method or option, with the nearest names; a value of a wrong kind.
     """
-    name, _, written = text.partition(":")
+    own = re.match(r"(.*\.py:\w+)(?::|$)(.*)", text, re.DOTALL)
+    name, _, written = (own[1], "", own[2]) if own else text.partition(":")
     defaults = method_options(name)
     known = [*COUNTED, *defaults, *(TEMPERED if tempered(name) else ())]
     pairs = re.sub(r"(?:(?<=,)|^)\s*([\w-]+)\s*=", r" \1: ", written)
@@ -87,10 +109,12 @@ def entry(text: str) -> Entry:
     return Entry(name, steps, particles, values)
 
 
-def equal_calls(entries: Sequence[Entry], differentiable: bool) -> list[Entry]:
+def equal_calls(
+    entries: Sequence[Entry], differentiable: bool, flow: FlowMap | None = None
+) -> list[Entry]:
     """Put a best-of-n without `particles` beside each method, with as many network calls.
 
-    Methods that cost the same share a row.
+    Methods that cost the same share a row. Counted is what the flow's own calls take.
 
     Raises:
         ValueError: there is no method whose calls it could have, or a row is there twice.
@@ -102,8 +126,11 @@ def equal_calls(entries: Sequence[Entry], differentiable: bool) -> list[Entry]:
             continue
         rows.append(one)
         if steers(one.method):
-            total = one.calls(differentiable)
-            beside = [replace(e, particles=max(1, total // e.steps)) for e in open_ones]
+            total = one.calls(differentiable, flow)
+            beside = [
+                replace(e, particles=max(1, total // e.each(differentiable, flow)))
+                for e in open_ones
+            ]
             rows += [e for e in beside if e not in rows and e not in entries]
     if open_ones and not any(steers(e.method) for e in rows):
         raise ValueError(

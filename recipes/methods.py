@@ -1,12 +1,16 @@
 """What the programs need to know of the sampling methods, in one place."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import steer
+from steer.flow import FlowMap
 from steer.sampling.calibrate import learn
 from steer.sampling.forecast import plan
-from steer.sampling.methods import TABLE, method_options
+from steer.sampling.methods import Method, method_of
 from steer.sampling.request import PROBES
 from steer.sampling.result import Result, joined_trace
 
@@ -17,9 +21,11 @@ __all__ = [
     "check",
     "joined_trace",
     "learn",
+    "method",
     "method_options",
     "network_calls",
     "plan",
+    "probe_calls",
     "steers",
     "tempered",
 ]
@@ -28,14 +34,41 @@ TEMPERED = ("temperature", "strength")
 """Options of the methods that have a temperature."""
 
 
-def tempered(method: str) -> bool:
+def method(name: str) -> Method:
+    """Return a method by its name, or one of one's own by `file.py:Name`.
+
+    Raises:
+        ValueError: an unknown name, with the nearest ones; a file that has no such name, or
+            another thing by it.
+        FileNotFoundError: no such file.
+    """
+    file, _, own = name.rpartition(":")
+    if not file.endswith(".py"):
+        return method_of(name)
+    path = Path(file)
+    return _own(name, path, own, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache
+def _own(name: str, file: Path, own: str, changed: int) -> Method:
+    from rewards.loading import from_file
+
+    return replace(method_of(from_file(file, own)), name=name)
+
+
+def method_options(name: str) -> dict[str, Any]:
+    """Return the options that a method takes, with their defaults."""
+    return method(name).options
+
+
+def tempered(name: str) -> bool:
     """Return whether a method samples a tilt at a temperature, with weights."""
-    return TABLE[method].tempered
+    return method(name).tempered
 
 
-def steers(method: str) -> bool:
+def steers(name: str) -> bool:
     """Return whether a method looks at the reward before the end."""
-    return TABLE[method].steers
+    return method(name).steers
 
 
 def check(flow: steer.FlowMap, reward: steer.Reward, prompts: Any, **arguments: Any) -> None:
@@ -44,8 +77,25 @@ def check(flow: steer.FlowMap, reward: steer.Reward, prompts: Any, **arguments: 
 
 
 def network_calls(
-    method: str, steps: int, differentiable: bool, options: Mapping[str, Any]
+    name: str,
+    steps: int,
+    differentiable: bool,
+    options: Mapping[str, Any],
+    flow: FlowMap | None = None,
 ) -> int:
-    """Return the network calls of a particle, those that set a temperature left out."""
+    """Return the network calls of a particle, those that set a temperature left out.
+
+    Args:
+        name: the method's.
+        steps: of the method.
+        differentiable: whether the reward has gradients.
+        options: the method's own.
+        flow: whose calls are counted. Default: one that evaluates its network once a call.
+    """
     own = {k: v for k, v in options.items() if k not in TEMPERED}
-    return plan(method, steps, differentiable, **own)["nfe"]
+    return plan(method(name), steps, differentiable, flow=flow, **own)["nfe"]
+
+
+def probe_calls(flow: FlowMap | None = None) -> int:
+    """Return the network calls that set the temperature of a prompt."""
+    return PROBES * (1 if flow is None else flow.calls("jump", 0.0, 1.0))

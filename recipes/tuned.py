@@ -13,7 +13,7 @@ from recipes.defaults import judge_of, listed, own
 from recipes.entries import entry
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import file_or_list, load_model
-from recipes.methods import check, tempered
+from recipes.methods import check, method, tempered
 from recipes.partial import Partial, units_of
 from recipes.terminal import console, say
 from recipes.tuned_bench import Bench
@@ -122,27 +122,27 @@ def evaluate_tuned(
     differentiable = bench.scorers["reward"].differentiable
     texts = guidance if guidance is not None else GUIDANCE if differentiable else BLIND
     scales, counts = sorted(set(lora_scale)), sorted(set(steps))
-    rows = rows_of(
-        list(folders), scales, counts, [entry(t) for t in texts], differentiable, guided_tuned
-    )
+    guides = [entry(t) for t in texts]
+    rows = rows_of(list(folders), scales, counts, guides, differentiable, guided_tuned, flow)
     for row in rows:
         check(
             flow, bench.scorers["reward"], chosen.prompts, particles=1, steps=row.steps,
-            method=row.method, reward_prompts=chosen.reward_prompts, **row.options,
+            method=method(row.method), reward_prompts=chosen.reward_prompts, **row.options,
         )  # fmt: skip
 
     shown = redacted(known)
     files = [file for folder in folders.values() for file in adapter_files(folder)]
     identity = {
         "prompts": chosen._asdict(),
-        "files": fingerprints(model, known, *held_out, judge or "", *files),
+        "files": fingerprints(
+            model, known, *held_out, judge or "", *files, *(e.method for e in guides)
+        ),
         "settings": {k: v for k, v in settings.items() if k != "overwrite"},
     }
     seen = range(seed, seed + seeds)
     units = units_of(rows, len(chosen.prompts), seen, bench.size)
     work = {
-        u.name: flow.evaluations
-        * calls_of(u.row, differentiable)
+        u.name: calls_of(u.row, differentiable, flow)
         * (u.end - u.start)
         * (1 if tempered(u.row.method) else particles)
         for u in units

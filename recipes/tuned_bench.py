@@ -8,7 +8,7 @@ from torch import Tensor
 
 import steer
 from recipes.inputs import Asked
-from recipes.methods import tempered
+from recipes.methods import method, tempered
 from recipes.partial import Unit
 from recipes.tuned_rows import Row
 from steer.adapters.lora import Adapted
@@ -68,8 +68,9 @@ class Bench:
         row, (names, questions) = unit.row, self.asked.part(unit.start, unit.end)
         drawn = self.drawn(row)
         result = steer.sample(
-            self.flow_of(row), self.scorers["reward"], names, drawn, row.steps, row.method,
-            seed=unit.seed, position=unit.start, reward_prompts=questions, **row.options,
+            self.flow_of(row), self.scorers["reward"], names, drawn, row.steps,
+            method(row.method), seed=unit.seed, position=unit.start, reward_prompts=questions,
+            **row.options,
         )  # fmt: skip
         if result.images is None:
             raise ValueError("this model decodes to no pictures (n, 3, h, w): nothing to compare")

@@ -6,6 +6,7 @@ from typing import Any
 
 from recipes.entries import Entry
 from recipes.methods import network_calls, tempered
+from steer.flow import FlowMap
 
 __all__ = ["Row", "calls_of", "rows_of"]
 
@@ -49,7 +50,7 @@ class Row:
         rest = "".join(f", {name} {value}" for name, value in self.options.items())
         if self.method == "best-of-n":
             return f"best of {self.count}, {steps}{rest}{on}"
-        return f"{self.method}, {steps}{rest}{on}"
+        return f"{self.method.rpartition(':')[2]}, {steps}{rest}{on}"
 
 
 def rows_of(
@@ -59,6 +60,7 @@ def rows_of(
     entries: Sequence[Entry],
     differentiable: bool = True,
     guided_tuned: bool = False,
+    flow: FlowMap | None = None,
 ) -> list[Row]:
     """Return what is to be drawn, and the base by as many steps as each of it.
 
@@ -78,11 +80,13 @@ def rows_of(
         entries: the guidance.
         differentiable: whether the reward has a gradient.
         guided_tuned: also guide the tuned flows, at the largest scale, by the first method.
+        flow: the base, whose calls are counted.
 
     Raises:
         ValueError: an entry that says how many particles a picture of its own has.
     """
     rows: list[Row] = []
+    plain = {k: network_calls("none", k, differentiable, {}, flow) for k in steps}
     for k in steps:
         rows += [Row("none", k, section=k)]
         rows += [Row("none", k, a, scale, section=k) for a in adapters for scale in scales]
@@ -92,7 +96,7 @@ def rows_of(
             if one.particles is not None:
                 rows.append(replace(made, count=one.particles))
                 continue
-            counts = {k: k // one.steps for k in steps}
+            counts = {k: plain[k] // one.each(differentiable, flow) for k in steps}
             rows += [replace(made, count=n, section=k) for k, n in counts.items() if n > 1]
             continue
         if made.plain:
@@ -109,7 +113,7 @@ def rows_of(
         rows.append(made)
         for k in steps:
             fewer = [replace(made, steps=s, section=k) for s in range(1, k + 1)]
-            rows += [r for r in fewer if calls_of(r, differentiable) <= k][-1:]
+            rows += [r for r in fewer if calls_of(r, differentiable, flow) <= plain[k]][-1:]
     first = next((r for r in rows if not r.plain and r.section is None), None)
     if guided_tuned and first is not None:
         rows += [replace(first, adapter=a, scale=max(scales)) for a in adapters]
@@ -120,6 +124,6 @@ def rows_of(
     return list(distinct.values())
 
 
-def calls_of(row: Row, differentiable: bool) -> int:
+def calls_of(row: Row, differentiable: bool, flow: FlowMap | None = None) -> int:
     """Return the network calls of a picture, those that set a temperature left out."""
-    return row.count * network_calls(row.method, row.steps, differentiable, row.options)
+    return row.count * network_calls(row.method, row.steps, differentiable, row.options, flow)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import rewards
 import steer
+from recipes import methods
 from recipes.cli import main
 from recipes.compare_report import kind
 from recipes.defaults import own
@@ -25,7 +26,7 @@ from steer.sampling.forecast import plan
 from steer.sampling.request import PROBES
 
 FLOW = '''
-import torch, steer
+import copy, torch, steer
 
 class Pixels(steer.FlowMap):
     """A mixture of flat colours on 3x4x4 pixels."""
@@ -53,6 +54,55 @@ class Net(Pixels):
 
     def jump(self, x, s, t):
         return super().jump(x, s, t) + (t - s) * self.layer(x)
+
+class Told(Net):
+    """The same, told by prompts."""
+
+    def given(self, prompts):
+        bound = copy.copy(self)
+        bound._modules = dict(self._modules)
+        return bound
+
+mixture = steer.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.4)
+
+class Twice(steer.FlowMap):
+    """The mixture, whose every call takes two evaluations, and its jumps three."""
+
+    def __init__(self):
+        super().__init__()
+        self.path, self.event_shape = mixture.path, (2,)
+
+    def velocity(self, x, t):
+        return mixture.velocity(x, t)
+
+    def jump(self, x, s, t):
+        return mixture.jump(x, s, t)
+
+    def calls(self, name, *times):
+        return 3 if name == "jump" else 2
+
+class Stirred(steer.Kernel):
+    """Jumps that re-noise."""
+
+    def __init__(self, flow, churn=0.5):
+        self.flow, self.churn = flow, churn
+
+    def propose(self, x, s, t, potential, scale, noise):
+        return steer.Jump(self.flow, self.churn).propose(x, s, t, potential, scale, noise)
+
+class Needy(Stirred):
+    def __init__(self, flow, churn):
+        super().__init__(flow, churn)
+
+def climb(flow, reward, prompts, temperature, times, *, scale=0.2):
+    """Control, as a builder of one's own."""
+    view = steer.Lookahead(flow, reward, prompts, ramp=torch.ones_like)
+    return steer.FlowMapControl(flow, view, times, scale)
+
+climb.tempered, climb.gradient = False, True
+
+def first(x):
+    return x[:, 0]
 
 def redness(images):
     return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
@@ -148,7 +198,8 @@ def test_best_of_n_has_the_calls_of_the_method_beside_it():
 
 
 def test_methods_of_the_same_cost_share_a_row():
-    rows = equal_calls([entry(t) for t in ("best-of-n", "fmtt", "fmtt:strength=5")], True)
+    texts = "best-of-n", "fmtt", "fmtt:strength=5"
+    rows = equal_calls([entry(t) for t in texts], True)
     assert [r.method for r in rows] == ["fmtt", "best-of-n", "fmtt"]
     with pytest.raises(ValueError, match="there twice"):
         equal_calls([entry("fmtt"), entry("fmtt:steps=16")], True)
@@ -241,7 +292,10 @@ def test_a_model_of_one_s_own_is_compared_by_its_reward_alone(here, tmp_path, ca
     assert (here / "run/reward_nfe.png").exists()
     assert "## all prompts (2 x 1 seeds)" in (here / "run/table.md").read_text()
     for missing, message in [
-        ({"prompts": None}, "'toy.py:Pixels' has no prompts of its own: give --prompts"),
+        (
+            {"prompts": None, "model": "toy.py:Told"},
+            "'toy.py:Told' has no prompts of its own: give --prompts",
+        ),
         ({"reward": None}, "'toy.py:Pixels' has no reward of its own: give --reward"),
     ]:
         assert run(**{**settings, "out": "other", **missing}) == 2
@@ -270,3 +324,101 @@ def test_an_interrupted_comparison_goes_on_and_gives_the_same(here, whole, monke
     assert (here / "run" / "table.md").read_text() == (here / "whole" / "table.md").read_text()
     a, b = (load_file(here / d / "pictures.safetensors") for d in ("run", "whole"))
     assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+# ------------------------------------------------------------------ vectors, own methods
+
+VECTORS = {
+    "model": "toy.py:mixture", "reward": "toy.py:first", "judge": None, "prompts": None,
+    "seeds": 2,
+}  # fmt: skip
+OWN = [
+    "none:steps=2,particles=64", "best-of-n:steps=2",
+    "toy.py:Stirred:steps=4,particles=8,temperature=1,churn=0.75,scale=1.5",
+    "toy.py:climb:steps=2,particles=2",
+]  # fmt: skip
+
+
+def test_a_mixture_is_compared_by_kernel_and_sampler_of_one_s_own(here, capsys):
+    assert run(**VECTORS, methods=json.dumps(OWN)) == 0
+    assert {p.name for p in (here / "run").iterdir()} == {
+        "table.md", "figures.json", "reward_nfe.png", "reward_diversity.png",
+        "samples.safetensors", "config.yaml",
+    }  # fmt: skip
+    figures = json.loads((here / "run/figures.json").read_text())
+    assert figures["prompts"] == [{"prompt": "", "kind": "all"}]
+    rows = figures["methods"]
+    stirred = "Stirred, 4 steps, 8 particles, temperature 1, churn 0.75, scale 1.5"
+    climb = "climb, 2 steps, 2 particles"
+    assert list(rows) == [
+        "none, 2 steps", stirred, f"best of {int(rows[stirred]['nfe']) // 2}, 2 steps",
+        climb, f"best of {int(rows[climb]['nfe']) // 2}, 2 steps",
+    ]  # fmt: skip
+    samples = load_file(here / "run/samples.safetensors")
+    assert samples["none, 2 steps"].shape == (1, 2, 64, 2)
+    for label, row in rows.items():
+        scores = samples[label][..., 0].mean(-1)
+        assert torch.allclose(torch.tensor(row["reward"]), scores, atol=1e-5)
+    plain = samples["none, 2 steps"].flatten(0, 2)
+    assert rows["none, 2 steps"]["diversity"] == pytest.approx(
+        [float(torch.pdist(plain).mean())], rel=1e-4
+    )
+    assert rows[stirred]["summary"]["all"]["reward - none"]["mean"] > 0.5
+
+
+def test_equal_calls_are_the_flow_s_own(here):
+    """Two evaluations a velocity, three a jump: counted, and forecast, as the run counts them."""
+    texts = ["none:steps=2,particles=2", "best-of-n:steps=2", "split:steps=2,particles=2",
+             "toy.py:Stirred:steps=2,temperature=1"]  # fmt: skip
+    assert run(**{**VECTORS, "model": "toy.py:Twice"}, methods=json.dumps(texts)) == 0
+    flow = load_model("toy.py:Twice")
+    rows = equal_calls([entry(t) for t in texts], True, flow)
+    measured = json.loads((here / "run/figures.json").read_text())["methods"]
+    assert len(rows) == 5
+    for row in rows:
+        each = 1 if row.mean else row.particles
+        expected = row.calls(True, flow) / (row.particles / each)
+        assert measured[row.label]["nfe"] == expected, row.label
+    none, split, beside, stirred, _ = rows
+    assert none.each(True, flow) == 6
+    assert split.calls(True, flow) == 2 * split.each(True, flow) + 3 * PROBES
+    assert beside.particles == split.calls(True, flow) // 6
+    own = methods.method("toy.py:Stirred")
+    assert stirred.each(True, flow) == plan(own, 2, flow=flow)["nfe"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("toy.py:Stired", "toy.py defines no 'Stired': did you mean Stirred"),
+        ("other.py:Kernel", "no file other.py"),
+        ("toy.py:Stirred:chrn=1", "option of method 'toy.py:Stirred', 'chrn': did you mean churn"),
+        ("toy.py:Needy", "kernel 'Needy' needs more than a flow: give its other arguments"),
+        ("toy.py:first", "method 'first' is no kernel and cannot be called with (flow, reward"),
+        ("toy.py:climb:temperature=1", "'toy.py:climb', 'temperature'"),
+    ],
+)
+def test_what_is_no_method_is_refused(text, message, here, capsys):
+    assert run(**VECTORS, methods=json.dumps([text])) == 2
+    refused(capsys, message)
+
+
+def test_a_changed_method_is_not_gone_on_with(here, monkeypatch, capsys):
+    """Its file is part of what an interrupted comparison must have had in common."""
+    (here / "own.py").write_text("from toy import Stirred\n")
+    monkeypatch.syspath_prepend(here)
+    texts = json.dumps(["none:steps=1,particles=2", "own.py:Stirred:steps=1,temperature=1"])
+    real = steer.sample
+
+    def stopped(*args, **kwargs):
+        if args[5].name != "none":
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steer, "sample", stopped)
+        assert run(**VECTORS, methods=texts) == 130
+    (here / "own.py").write_text("from toy import Stirred\n\n")
+    assert run(**VECTORS, methods=texts) == 2
+    refused(capsys, "other settings, prompts or files")
+    (here / "own.py").unlink()

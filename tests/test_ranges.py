@@ -7,7 +7,7 @@ import torch
 
 import steer
 from steer.guidance.ascent import FlowMapControl, NoiseAscent, whole_reward
-from steer.guidance.control import Braked, Clipped, Normalised, Windowed, guided_times
+from steer.guidance.control import Braked, Clipped, Normalised, Window, Windowed
 from steer.path import as_time, step_times
 from steer.ranges import above, all_finite, count, finite, symmetric, within
 from steer.tuning.settings import Settings
@@ -66,7 +66,7 @@ UP = whole_reward(FLOW, LINEAR, None)
         (lambda: Braked(LOOK, NAN), "brake must be a number"),
         (lambda: Windowed(LOOK, NAN, 0.5), "guidance window from nan"),
         (lambda: Windowed(LOOK, times=[0.1, NAN]), r"a guided time must be in \[0, 1\], got nan"),
-        (lambda: guided_times([0.0, 1.0], every=NAN), "every must be a whole number"),
+        (lambda: Window(every=NAN), "every must be a whole number"),
         # kernels
         (lambda: steer.Jump(FLOW, NAN), r"churn must be in \[0, 1\], got nan"),
         (lambda: steer.Jump(FLOW, clip=NAN), "clip must be above zero"),

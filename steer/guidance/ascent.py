@@ -58,6 +58,7 @@ class _Ascent:
         self.flow = Batched(flow, batch_size, self.rows.p)
         self.potential = BatchedPotential(potential, batch_size, self.rows.p, self._finite)
         self.x0 = self.rows.flat(x0)
+        self.ancestors = self.rows.starts().to(x0.device)
 
     def at(self, x: Tensor, t: float) -> State:
         """Return rows at t."""
@@ -69,7 +70,17 @@ class _Ascent:
     def kept(self, population: Population) -> Tensor | None:
         """Return the rows that the caller wished to keep, if any."""
         wish = population.wish.keep
-        return None if wish is None else self.rows.kept(wish).to(self.x0.device)
+        if wish is None:
+            return None
+        kept = self.rows.kept(wish).to(self.x0.device)
+        self.ancestors = self.ancestors[kept]
+        return kept
+
+    def population(
+        self, x: Tensor, t: float, reward: Tensor, images: Tensor | None = None
+    ) -> Population:
+        """Return what the caller sees."""
+        return self.rows.population(x, t, reward, images, ancestors=self.ancestors)
 
 
 class FlowMapControl:
@@ -150,9 +161,9 @@ class FlowMapControl:
     def _population(self, run: _Ascent, here: State) -> Population:
         if here.t < 1 and here.t not in self.guided:
             unseen = torch.full((len(here.x),), torch.nan, device=here.x.device)
-            return run.rows.population(here.x, here.t, unseen)
+            return run.population(here.x, here.t, unseen)
         seen = here.evaluation(derivatives=here.t < 1)
-        return run.rows.population(here.x, here.t, seen.reward, seen.images)
+        return run.population(here.x, here.t, seen.reward, seen.images)
 
 
 class NoiseAscent:
@@ -217,7 +228,7 @@ class NoiseAscent:
                 height = torch.where(better, seen.reward.to(height), height)
                 if seen.gradient is not None:
                     here = run.at(self._step(here.x, seen.gradient, norm, k), 0.0)
-                population = run.rows.population(best, 0.0, height)
+                population = run.population(best, 0.0, height)
             if last:
                 break
             yield population
@@ -232,7 +243,7 @@ class NoiseAscent:
             jumps = self.jumps if self.finish is None else self.finish
             end = run.at(composed(run.flow, best, [i / jumps for i in range(jumps + 1)]), 1.0)
             seen = end.evaluation()
-            population = run.rows.population(end.x, 1.0, seen.reward, seen.images)
+            population = run.population(end.x, 1.0, seen.reward, seen.images)
         yield population
 
     def _step(self, x: Tensor, gradient: Tensor, norm: Tensor, k: int) -> Tensor:

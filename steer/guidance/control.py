@@ -135,8 +135,7 @@ class Window:
                 f"a guidance window from {self.start} to {self.stop}: give two times with "
                 "0 <= start < stop <= 1 (0 noise, 1 data)"
             )
-        if not self.every >= 1:
-            raise ValueError(f"a gradient every {self.every} steps: every must be at least 1")
+        count("every", self.every)
 
     @classmethod
     def of(cls, window: Sequence[float], every: int = 1) -> "Window":

@@ -36,6 +36,8 @@ class Population:
             before.
         positions: of these prompts in the caller's whole list.
         nfe: what a particle has cost so far, where somebody counts: theory (51).
+        ancestors: the start that each particle descends from, as its index among those of its
+            prompt, (n,) or (p, n); None where the sampler does not say.
         wish: what `keep` and `stop` ask of the sampler.
     """
 
@@ -48,6 +50,7 @@ class Population:
     images: Tensor | None = None
     positions: Sequence[int] = (0,)
     nfe: float = float("nan")
+    ancestors: Tensor | None = None
     wish: Wish = field(default_factory=Wish, repr=False, compare=False)
 
     def keep(self, index: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> None:
@@ -154,6 +157,7 @@ class Rows:
         images: Tensor | None = None,
         log_w: Tensor | None = None,
         log_z: Tensor | None = None,
+        ancestors: Tensor | None = None,
     ) -> Population:
         """Return what the caller sees of rows (p * n, ...); without weights these are zero."""
         reward = reward.reshape(self.lead)
@@ -163,7 +167,15 @@ class Rows:
         x = x.reshape(*self.lead, *x.shape[1:])
         if images is not None:
             images = images.reshape(*self.lead, *images.shape[1:])
-        return Population(x, time, log_w, log_z, reward, ess(log_w), images, self.positions)
+        if ancestors is not None:
+            ancestors = ancestors.reshape(self.lead)
+        return Population(
+            x, time, log_w, log_z, reward, ess(log_w), images, self.positions, ancestors=ancestors
+        )
+
+    def starts(self) -> Tensor:
+        """Return each row's own index among the particles of its prompt, (p * n,)."""
+        return torch.arange(self.n).repeat(self.p)
 
     def refuse_not_finite(self, what: str, values: Tensor, where: str) -> None:
         """Raise for the first row that is not finite.

@@ -164,6 +164,7 @@ class _Run:
             dtype=torch.promote_types(x0.dtype, torch.float32),
         )
         self.k, self.times = 0, list(guide.times)
+        self.ancestors = rows.starts().to(x0.device)
         eager = guide.scale != 0 or (guide.kernel.moves_by_gradient and potential.differentiable)
         self.state = State(
             rows.flat(x0),
@@ -206,7 +207,8 @@ class _Run:
                     "one temperature per row, and particles that are kept would take others' "
                     "rows: give one per prompt"
                 )
-            self.state = self.state.rows(self.rows.kept(wish.keep).to(self.state.x.device))
+            kept = self.rows.kept(wish.keep).to(self.state.x.device)
+            self.state, self.ancestors = self.state.rows(kept), self.ancestors[kept]
             self.log_w = torch.zeros_like(self.log_w)
             self.banked = self.banked + torch.nan
         if wish.stop:  # one deterministic jump, weighted by its ratio, theory (23, 30)
@@ -223,7 +225,10 @@ class _Run:
             self.banked[i] += log_mean_exp(self.log_w[i])
             index[i] = index[i][self.guide.resampler(self.log_w[i], noise.generator(i))]
             self.log_w[i] = 0
-        return there.rows(index.flatten()) if due else there
+        if not due:
+            return there
+        self.ancestors = self.ancestors[index.flatten()]
+        return there.rows(index.flatten())
 
     def _due(self, time: float) -> list[int]:
         threshold = self.guide.threshold
@@ -238,7 +243,7 @@ class _Run:
         log_z = self.banked + log_mean_exp(self.log_w)
         log_w = self.log_w.to(self.noise.dtype)
         return self.rows.population(
-            self.state.x, self.state.t, seen.reward, seen.images, log_w, log_z
+            self.state.x, self.state.t, seen.reward, seen.images, log_w, log_z, self.ancestors
         )
 
     def _finite(self, what: str, values: Tensor) -> None:

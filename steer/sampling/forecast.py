@@ -10,7 +10,7 @@ from steer.flow import FlowMap
 from steer.path import Linear, Time
 from steer.reward import wrap
 from steer.sampling.counts import Counted, CountedReward, Counts
-from steer.sampling.methods import TABLE, check_options
+from steer.sampling.methods import AnyMethod, check_options, method_of
 
 __all__ = ["affordable", "plan"]
 
@@ -50,7 +50,7 @@ def _times(steps: int, start: float, flow: FlowMap | None) -> list[float]:
 
 
 def _dry_run(
-    method: str,
+    method: AnyMethod,
     times: Sequence[float],
     differentiable: bool,
     options: dict[str, Any],
@@ -61,7 +61,7 @@ def _dry_run(
     counts = Counts()
     reward = CountedReward(wrap(lambda x: x.flatten(1).sum(1), differentiable), counts)
     stub = Counted(_Stub(flow), counts)
-    sampler = TABLE[method].build(stub, reward, None, 1.0, times, **options)
+    sampler = method_of(method).build(stub, reward, None, 1.0, times, **options)
     for k, population in enumerate(sampler.steps(torch.zeros(1, 1))):
         if k + 1 == stop_after:
             population.stop()
@@ -69,7 +69,7 @@ def _dry_run(
 
 
 def plan(
-    method: str,
+    method: AnyMethod,
     steps: int,
     differentiable: bool = True,
     start: float = 0.0,
@@ -85,7 +85,7 @@ def plan(
     {'nfe': 47, 'reward_calls': 17}
 
     Args:
-        method: its name.
+        method: its name, or one of one's own, see `method_of`.
         steps: of the run.
         differentiable: whether the reward has gradients.
         start: where the run begins.
@@ -99,7 +99,7 @@ def plan(
 
 
 def affordable(
-    method: str,
+    method: AnyMethod,
     steps: int,
     budget: float,
     differentiable: bool = True,
@@ -117,7 +117,7 @@ def affordable(
     (4, None)
 
     Args:
-        method: its name.
+        method: its name, or one of one's own, see `method_of`.
         steps: of the whole run.
         budget: NFE a particle, theory (51).
         differentiable: whether the reward has gradients.
@@ -142,7 +142,8 @@ def affordable(
     least = min(spent(1), whole) if steps > 1 else whole
     if steps == 1 or spent(1) > budget:
         raise ValueError(
-            f"a budget of {budget:g} NFE a particle is too small: method {method!r} needs at "
+            f"a budget of {budget:g} NFE a particle is too small: method "
+            f"{method_of(method).name!r} needs at "
             f"least {least} for its first step and the end"
         )
     low, high = 1, steps  # it fits after low steps, and not after high

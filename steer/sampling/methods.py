@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +14,7 @@ from steer.catalogue import METHODS
 from steer.flow import FlowMap
 from steer.guidance.ascent import FlowMapControl, NoiseAscent, Sampler, whole_reward
 from steer.guidance.control import Window, controlled
-from steer.guidance.kernel import Jump, Langevin, Sde
+from steer.guidance.kernel import Jump, Kernel, Langevin, Sde
 from steer.guidance.potential import Denoised, Lookahead, Naive, Potential, Terminal
 from steer.guidance.smc import Guidance
 from steer.guidance.weights import Continuous, Ratio, Unweighted
@@ -24,8 +24,10 @@ from steer.reward import Reward
 __all__ = [
     "METHODS",
     "TABLE",
+    "AnyMethod",
     "Method",
     "check_options",
+    "method_of",
     "method_options",
 ]
 
@@ -157,6 +159,8 @@ class Method:
         tempered: whether it samples the tilt at a temperature, with weights and log Z.
         from_noise: whether it begins with pure noise, and cannot start from a picture.
         steers: whether it looks at the reward before the end.
+        name: what people call it.
+        more: further options that `build` takes, with their defaults.
     """
 
     build: Callable[..., Sampler]
@@ -164,6 +168,8 @@ class Method:
     tempered: bool = True
     from_noise: bool = False
     steers: bool = True
+    name: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -173,7 +179,11 @@ class Method:
             p.name: p.default
             for p in inspect.signature(self.build).parameters.values()
             if p.kind is p.KEYWORD_ONLY and p.name not in settled
-        }
+        } | dict(self.more)
+
+
+AnyMethod = str | Method | Callable[..., Any]
+"""A method by its name, as an entry of the table, or one of one's own: see `method_of`."""
 
 
 TABLE: Mapping[str, Method] = MappingProxyType(
@@ -191,16 +201,79 @@ TABLE: Mapping[str, Method] = MappingProxyType(
 """Name -> how it is built; `steer.METHODS` has a line for each."""
 
 
-def check_options(method: str, options: Iterable[str]) -> None:
+def method_of(method: AnyMethod) -> Method:
+    """Return a method: one of the table by its name, or one of one's own.
+
+    One's own is
+
+    - a kernel, a class of `steer.Kernel` whose arguments but the flow have defaults: it is run
+      with the lookahead and ratio weights, and its arguments, `scale` and `threshold` are its
+      options;
+    - a builder, `build(flow, reward, prompts, temperature, times, *, options) -> sampler`: a
+      function, or the sampler's class. What `Method` says of one it says as attributes:
+      `gradient`, `tempered`, `from_noise`, `steers`.
+
+    Raises:
+        ValueError: no such method, with the nearest names; something that cannot be called so.
+    """
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, str):
+        if method not in TABLE:
+            raise unknown("method", method, METHODS)
+        return replace(TABLE[method], name=method)
+    name = getattr(method, "__name__", type(method).__name__)
+    if isinstance(method, type) and issubclass(method, Kernel):
+        _, *rest = inspect.signature(method).parameters.values()
+        if any(p.default is p.empty for p in rest):
+            raise ValueError(
+                f"kernel {name!r} needs more than a flow: give its other arguments defaults, or "
+                "write a builder, build(flow, reward, prompts, temperature, times) -> sampler"
+            )
+        options = {p.name: p.default for p in rest}
+        return Method(partial(_by_kernel, method), name=name, more=options)
+    try:
+        inspect.signature(method).bind(None, None, None, 1.0, WHOLE)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"method {name!r} is no kernel and cannot be called with (flow, reward, prompts, "
+            "temperature, times): write a class of steer.Kernel, or a builder that returns a "
+            "sampler, its options after a *"
+        ) from None
+    said = ("gradient", "tempered", "from_noise", "steers")
+    flags: dict[str, Any] = {k: bool(getattr(method, k)) for k in said if hasattr(method, k)}
+    return Method(method, name=name, **flags)  # type: ignore[arg-type]
+
+
+def _by_kernel(
+    kernel: type[Kernel],
+    flow: FlowMap,
+    reward: Reward,
+    prompts: Sequence[str] | None,
+    temperature: Tensor | float,
+    times: Sequence[float],
+    *,
+    scale: float = 0.0,
+    threshold: float | Sequence[float] = 0.5,
+    **options: Any,
+) -> Guidance:
+    """Build guidance by one's own kernel, exact by its ratio weights, theory (23)."""
+    view = Lookahead(flow, reward, prompts, temperature)
+    made = kernel(flow, **options)  # type: ignore[call-arg]
+    return Guidance(view, made, times=times, scale=scale, threshold=threshold)
+
+
+def check_options(method: AnyMethod, options: Iterable[str]) -> None:
     """Raise a ValueError for an unknown method, or an option that it does not take."""
-    known = method_options(method)
+    chosen = method_of(method)
+    known = chosen.options
     for name in options:
         if name not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise ValueError(f"method {method!r} takes no option {name!r}: {takes}")
+            raise ValueError(f"method {chosen.name!r} takes no option {name!r}: {takes}")
 
 
-def method_options(method: str) -> dict[str, Any]:
+def method_options(method: AnyMethod) -> dict[str, Any]:
     """Return the options that a method takes, with their defaults.
 
     >>> method_options("split")
@@ -209,6 +282,4 @@ def method_options(method: str) -> dict[str, Any]:
     Raises:
         ValueError: no such method; the message has the nearest names.
     """
-    if method not in TABLE:
-        raise unknown("method", method, METHODS)
-    return TABLE[method].options
+    return method_of(method).options

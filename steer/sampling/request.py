@@ -15,7 +15,7 @@ from steer.noise import noise_dtype, whole
 from steer.ranges import count, finite
 from steer.reward import Reward, wrap
 from steer.sampling.forecast import affordable
-from steer.sampling.methods import TABLE, Method, check_options
+from steer.sampling.methods import TABLE, AnyMethod, Method, check_options, method_of
 
 __all__ = ["PROBES", "Request"]
 
@@ -36,7 +36,7 @@ class Request:
     prompts: Sequence[str] | str | None = None
     particles: int = 8
     steps: int = 16
-    method: str = "fmtt"
+    method: AnyMethod = "fmtt"
     temperature: float | None = None
     strength: float | None = None
     seed: int = 0
@@ -53,7 +53,7 @@ class Request:
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", wrap(self.reward))
         object.__setattr__(self, "seed", whole(self.seed))
-        check_options(self.method, self.options)
+        check_options(self.chosen, self.options)
         self._check_numbers()
         self._check_start()
         self._check_method()
@@ -61,10 +61,10 @@ class Request:
         build(self.flow, self.reward, self.asked, 1.0, self.grid, **options)  # checks numbers
         self.most_steps  # noqa: B018  a budget that is too small is refused
 
-    @property
+    @cached_property
     def chosen(self) -> Method:
-        """The method's entry in the table."""
-        return TABLE[self.method]
+        """The method."""
+        return method_of(self.method)
 
     @property
     def names(self) -> list[str] | None:
@@ -111,7 +111,7 @@ class Request:
         if self.budget is None:
             return None
         return affordable(
-            self.method, self.steps, self.budget, self.reward.differentiable, self.start,
+            self.chosen, self.steps, self.budget, self.reward.differentiable, self.start,
             flow=self.flow, times=self.grid, **self.options,
         )  # fmt: skip
 
@@ -200,8 +200,8 @@ class Request:
             )
         if self.init_image is not None and self.chosen.from_noise:
             raise ValueError(
-                f"method {self.method!r} begins with pure noise and cannot start from a picture: "
-                f"take one of {_those(lambda m: not m.from_noise)}"
+                f"method {self.chosen.name!r} begins with pure noise and cannot start from a "
+                f"picture: take one of {_those(lambda m: not m.from_noise)}"
             )
         check_times(self.grid)
         if abs(self.grid[0] - self.start) > 1e-9 or self.grid[-1] != 1:
@@ -215,7 +215,7 @@ class Request:
         chosen = self.chosen
         if self.target is not None and not chosen.steers:
             raise ValueError(
-                f"method {self.method!r} looks at no reward on the way, so it cannot stop at a "
+                f"method {chosen.name!r} looks at no reward on the way, so it cannot stop at a "
                 "target: take a method that steers"
             )
         if self.target is not None and not math.isfinite(self.target):
@@ -224,13 +224,13 @@ class Request:
             finite("budget", self.budget)
         if chosen.steers and not chosen.tempered and (self.temperature or self.strength):
             raise ValueError(
-                f"method {self.method!r} has no temperature: it climbs as far as its own options "
+                f"method {chosen.name!r} has no temperature: it climbs as far as its own options "
                 f"say ({', '.join(chosen.options)}); leave temperature and strength out, or take "
                 f"one of {_those(lambda m: m.tempered)}"
             )
         if chosen.gradient and not self.reward.differentiable:
             raise ValueError(
-                f"method {self.method!r} needs the reward's gradient, and the reward is declared "
+                f"method {chosen.name!r} needs the reward's gradient, and the reward is declared "
                 f"not differentiable: take one of {_those(lambda m: not m.gradient)}, or a "
                 "differentiable reward"
             )

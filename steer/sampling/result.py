@@ -12,6 +12,7 @@ from torch import Tensor
 from steer.files import expanded, numbers, peak_memory, slug, whole_folder
 from steer.guidance.population import Population
 from steer.pictures import captioned_grid, to_pil
+from steer.sampling.lineage import doubts
 
 __all__ = ["TRACED", "Part", "Result", "joined_trace", "save_result"]
 
@@ -34,6 +35,8 @@ class Part:
         """Return everything by its name in the result."""
         part = {name: getattr(last, name) for name in ("x", "log_w", "ess", "log_z")}
         part |= {"rewards": last.reward, "temperature": temperature}
+        if last.ancestors is not None:
+            part["ancestors"] = last.ancestors
         images = last.images
         if images is not None and images.ndim == 5 and images.shape[2] == 3:
             part["images"] = images
@@ -66,6 +69,8 @@ class Result:
             particle, seconds, and the NFE per prompt that setting the temperature took; where
             the reward had a scale to learn first, the NFE of that.
         trace: ESS, log Z and mean reward after each step, (steps, ...) each.
+        ancestors: the start that each particle descends from, its index among those of its
+            prompt, (n,) or (p, n); None where the method does not say.
     """
 
     x: Tensor
@@ -83,6 +88,24 @@ class Result:
     reward_prompts: Sequence[str] | str | None = None
     costs: dict[str, float] = field(default_factory=dict)
     trace: dict[str, Tensor] = field(default_factory=dict)
+    ancestors: Tensor | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against the weighted population, a sentence each; see `lineage.doubts`.
+
+        It is said where the weight is on less than two particles, or descends from less than two
+        starts, effectively; of methods without weights, of fewer than four particles and of what a
+        person chose by `keep`, nothing. A population of which nothing is said may have missed a
+        mode all the same: one that no start led to leaves no trace.
+        """
+        chosen = bool(self.trace["log_z"].isnan().any()) if self.trace else False
+        if self.temperature is None or self.ancestors is None or chosen:
+            return ()
+        lead = self.log_w.ndim == 2
+        log_w, ancestors = (v if lead else v[None] for v in (self.log_w, self.ancestors))
+        names = list(self.prompts) if lead and self.prompts else None
+        return tuple(doubts(log_w, ancestors, names))
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Write pictures, `grid.png`, `scores.jsonl` and `metrics.json` to a folder.
@@ -114,6 +137,7 @@ def metrics(result: Result) -> dict[str, Any]:
             "reward_mean": result.rewards.mean(-1),
             "reward_best": result.rewards.amax(-1),
             "nfe_per_particle": result.nfe,
+            "warnings": list(result.warnings),
             **result.costs,
             "trace": result.trace,
             "peak_memory": peak_memory(),

@@ -16,6 +16,7 @@ from steer.guidance.population import Population
 from steer.reward import Reward, plain
 from steer.sampling.calibrate import learn
 from steer.sampling.counts import Counted, CountedReward, Counts
+from steer.sampling.methods import AnyMethod
 from steer.sampling.request import Request
 from steer.sampling.result import TRACED, Part, Result, joined_trace
 from steer.sampling.start import starts
@@ -97,12 +98,14 @@ class Stream(Iterator[Population]):
         if request.prompts is None or isinstance(request.prompts, str):  # no prompt axis
             joined = {k: v[:, 0] if k.startswith("trace_") else v[0] for k, v in joined.items()}
         p, rows = request.count, request.count * request.particles
+        one = request.flow.calls("jump", 0.0, 1.0)
         # a stop that looks at the population selects: no estimate of Z survives it
         tempered = request.chosen.tempered
         evidence = tempered and request.target is None and not joined["log_z"].isnan().any()
         return Result(
             x=joined["x"],
             images=joined.get("images"),
+            ancestors=joined.get("ancestors"),
             rewards=joined["rewards"],
             log_w=joined["log_w"],
             log_z=joined["log_z"] if evidence else None,
@@ -111,7 +114,7 @@ class Stream(Iterator[Population]):
             temperature=joined["temperature"] if tempered else None,
             best=joined["rewards"].argmax(-1),
             prompts=request.prompts,
-            method=request.method,
+            method=request.chosen.name,
             seed=request.seed,
             reward_prompts=request.reward_prompts,
             costs={
@@ -122,7 +125,7 @@ class Stream(Iterator[Population]):
                 "temperature_reward_calls_per_prompt": probes.reward / p,
                 "seconds": self.seconds,
             }
-            | ({"learning_nfe": self.learnt * request.flow.evaluations} if self.learnt else {}),
+            | ({"learning_nfe": self.learnt * one} if self.learnt else {}),
             trace={name: joined[f"trace_{name}"] for name in TRACED},
         )
 
@@ -154,7 +157,7 @@ def sample(
     prompts: Sequence[str] | str | None = None,
     particles: int = 8,
     steps: int = 16,
-    method: str = "fmtt",
+    method: AnyMethod = "fmtt",
     temperature: float | None = None,
     strength: float | None = None,
     seed: int = 0,
@@ -178,7 +181,7 @@ def sample(
         prompts: a list (a leading prompt axis everywhere), one string, or None.
         particles: n, for each prompt.
         steps: steps from noise to data, at the model's own times (`flow.times`).
-        method: one of `METHODS`.
+        method: one of `METHODS`, a kernel or a builder of one's own: see `methods.method_of`.
         temperature: in the reward's units; lower steers harder.
         strength: instead: the temperature is, for each prompt, the reward's standard deviation
             over 32 one-jump samples divided by this. Default: 3.

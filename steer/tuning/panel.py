@@ -1,6 +1,7 @@
 """What is looked at during a tuning run: fixed prompts and fixed noise, base beside tuned."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -145,10 +146,12 @@ class Panel:
         The base is drawn once for each number of steps, if it was not yet.
         """
         tuned = sum(1 for scale in scales if scale)
-        drawn = sum(k * (tuned + (k not in self.base)) for k in steps)
+        grids = {k: pairwise([i / k for i in range(k + 1)]) for k in steps}
+        calls = {k: sum(self.tuned.calls("jump", *each) for each in grids[k]) for k in steps}
+        drawn = sum(calls[k] * (tuned + (k not in self.base)) for k in steps)
         rows = len(self.x_0) if self.prompts is None else len(self.prompts)
         drift = DRIFT_CALLS * min(rows, DRIFTING) * tuned if steps else 0
-        return self.tuned.evaluations * (len(self.x_0) * drawn + drift)
+        return len(self.x_0) * drawn + self.tuned.evaluations * drift
 
     def terms(self, images: Tensor) -> dict[str, float]:
         """Return each term's mean score and mean share of the gradient, of a composed reward.
