@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from steer.guidance.potential import Evaluation, Potential
 from steer.path import Time, as_time, like
-from steer.ranges import above, within
+from steer.ranges import above, count, within
 
 __all__ = [
     "Braked",
