@@ -222,7 +222,7 @@ _CODE = re.compile(r"\.py:\w|https?://|(?<![\w./=-])[A-Za-z_]\w*(?:\.\w+)+")
 
 def _say_code(file: str, content: Mapping[Any, Any]) -> None:
     """Say what a config lets run or asks a server for: that is not seen in the command."""
-    for key in ("model", "reward", "held_out", "judge"):
+    for key in ("model", "method", "methods", "reward", "held_out", "judge"):
         named = content.get(key)
         for text in named if isinstance(named, list) else [named]:
             if isinstance(text, str) and _CODE.search(text):

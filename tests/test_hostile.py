@@ -33,7 +33,7 @@ from rewards.serving.remote import Remote
 BOUND = 5.0
 """The seconds that one case may take on a busy machine."""
 
-QUICK, MANY = 6, 60
+QUICK, MANY = 4, 60
 """Seeds of each kind: in the quick suite, and in all."""
 
 seeds = pytest.mark.parametrize(

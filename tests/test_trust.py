@@ -185,7 +185,10 @@ def test_a_config_says_what_it_brings_in(here, capsys):
     assert err.count("brings in") == 3
     assert "tiger" not in err
     assert not (here / "canary").exists()
-    (here / "ours.yaml").write_text("reward: 0.7*clip + capped(colour:name=red, at=0.5)\n")
+    (here / "more.yaml").write_text("methods: [none, 'own.py:Method:steps=2']\nmodel: emoji\n")
+    assert main(["compare", "--config", "more.yaml"]) == 2
+    assert "brings in methods: 'own.py:Method:steps=2'" in capsys.readouterr().err
+    (here / "ours.yaml").write_text("reward: 0.7*brightness + capped(colour:name=red, at=0.5)\n")
     main(["sample", "--config", "ours.yaml", "--steps", "0"])
     assert "brings in" not in capsys.readouterr().err
 
