@@ -17,10 +17,10 @@ from recipes.identity import adapter_files, config_text, fingerprints
 from recipes.inputs import Asked, Dtype, asked_for, load_model
 from recipes.measure import found
 from recipes.methods import check, learn
-from recipes.partial import Partial, Unit, units_of
+from recipes.partial import Partial, Unit, free, units_of
 from recipes.terminal import console, say
 from rewards.judge import EMBEDDED, Judge
-from steer.files import expanded, refuse_existing, whole_folder
+from steer.files import whole_folder
 from steer.flow import device_of, flat_prompts
 from steer.reward import Reward, score
 from steer.tuning.statistics import features_of
@@ -81,8 +81,7 @@ def compare(
         The folder.
     """
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items()}
-    screen, out = console(), expanded(out)
-    refuse_existing(out, overwrite)
+    screen, out = console(), free(out, overwrite)
     asked = listed(model, asked_for(prompts, prompts_file), own(model).compared)
     settings["reward"] = reward = reward_of(model, reward)
     if seeds < 1:

@@ -12,13 +12,13 @@ from recipes.entries import entry
 from recipes.identity import adapter_files, config_text, fingerprints
 from recipes.inputs import file_or_list, load_model
 from recipes.methods import check, tempered
-from recipes.partial import Partial, units_of
+from recipes.partial import Partial, free, units_of
 from recipes.terminal import console, say
 from recipes.tuned_bench import Bench
 from recipes.tuned_report import Measured, Report
 from recipes.tuned_rows import calls_of, rows_of
 from steer.adapters.store import WEIGHTS, load_adapters, read_metadata
-from steer.files import expanded, refuse_existing, whole_folder
+from steer.files import whole_folder
 from steer.tuning.alarms import HELD_OUT
 
 __all__ = ["GUIDANCE", "evaluate_tuned"]
@@ -92,8 +92,7 @@ def evaluate_tuned(
         FileExistsError: the folder exists, or an interrupted comparison of other settings.
     """
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in locals().items()}
-    screen, out = console(), expanded(out)
-    refuse_existing(out, overwrite)
+    screen, out = console(), free(out, overwrite)
     least = {"particles": particles, "seeds": seeds, **{f"steps {k}": k for k in steps}}
     for name, value in least.items():
         if value < 1:
