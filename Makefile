@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all crash lint bench clean
 .DELETE_ON_ERROR:
 
 # .venv is built again only when pyproject.toml changed
@@ -19,6 +19,10 @@ test: .venv/installed
 
 test-all: .venv/installed
 	$(BIN)/python -m pytest
+
+# kill -9, or a full disk, at every write of a tuning, a sampling and a training run
+crash: .venv/installed
+	$(BIN)/python -m pytest -rP tests/test_crash.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

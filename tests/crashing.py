@@ -1,8 +1,9 @@
 """Kill a run at each of its writes, or fill its disk there, and see that it resumes.
 
 `python -m tests.crashing KIND HOW FOLDER [WRITES]`: KIND is tuning, sampling or training; HOW is
-kill (kill -9 before a write) or full (from that write on the disk is full). WRITES is a list of
-numbers; without it each write is tried, until a run survives. Prints figures as JSON.
+kill (kill -9 before a write), full (from that write on the disk is full), or disk (a disk of so
+many kB, which root alone can make). WRITES is a list of numbers; without it each write is tried,
+until a run survives. Prints figures as JSON.
 
 A write is whatever Python is asked to do to a file: open it to write, rename, remove, make a
 folder. Each run is a fork of a process that has imported everything and computed nothing.
@@ -15,6 +16,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -224,10 +226,13 @@ def crash(kind, how, base, writes=None):
     def run(at=0, fresh=True, whole=False):
         place = base / ("whole" if whole else "cut")
         if fresh:
+            unmount(place / "here")
             shutil.rmtree(place, ignore_errors=True)
             (place / "here").mkdir(parents=True)
+        if how == "disk" and not whole:
+            mount(place / "here", f"{at}k" if fresh else "64m", again=not fresh)
         note = os.open(place / "steps", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        found = forked(kind, place / "here" / "run", note, at, how)
+        found = forked(kind, place / "here" / "run", note, 0 if how == "disk" else at, how)
         os.close(note)
         return found
 
@@ -260,7 +265,20 @@ def crash(kind, how, base, writes=None):
         assert again <= (EVERY + 1 if kind != "sampling" else 1), f"write {at}: {again} again"
         figures["resumed"] += 1
         figures["again"] = max(figures["again"], again)
+    unmount(base / "cut" / "here")
     return figures
+
+
+def mount(folder, size, again):
+    """Put a file system of its own in a folder, or give it another size."""
+    options = f"remount,size={size}" if again else f"size={size}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+
+
+def unmount(folder):
+    """Take it away, if there is one."""
+    if os.path.ismount(folder):
+        subprocess.run(["umount", folder], check=True)
 
 
 if __name__ == "__main__":
