@@ -1,4 +1,4 @@
-"""Runs that are killed, or whose disk is full, at a write: each resumes to what it would have been.
+"""Runs that are killed, or whose disk fills, at a write: each resumes to what it would have been.
 
 `make crash` tries every write; see tests/crashing.py. Bit for bit: adapters and the judge's best,
 readings, sheets, the log's rows, pictures, scores, trained weights.
