@@ -16,9 +16,8 @@ from recipes.defaults import reward_of
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import Dtype, asked_for, load_model, read_picture
 from recipes.methods import PROBES, check, learn, method_options, plan, tempered
-from recipes.partial import Partial
+from recipes.partial import Partial, free
 from recipes.terminal import console
-from steer.files import expanded, refuse_existing
 from steer.flow import device_of
 from steer.guidance.population import Population
 from steer.sampling.result import save_result
@@ -120,7 +119,6 @@ def sample(
         The run folder.
     """
     settings = settings_of(locals())
-    out = expanded(out)
     method_options(method)  # the name is known
     if not tempered(method) and (temperature is not None or strength is not None):
         others = ", ".join(name for name in steer.METHODS if tempered(name))
@@ -129,7 +127,7 @@ def sample(
             f"one of {others}"
         )
     screen = console()
-    refuse_existing(out, overwrite)
+    out = free(out, overwrite)
     listed = asked_for(prompt, prompts_file)
     prompts, asked = (None, reward_prompt) if listed is None else (listed.prompts, reward_prompt)
     if listed is not None and listed.reward_prompts is not None:

@@ -660,9 +660,12 @@ def test_existing_folder_is_left_alone(here, capsys):
     (here / "run" / "mine.txt").write_text("mine")
     assert run() == 2
     refused(capsys, "exists already", "--overwrite")
+    assert run("--overwrite") == 2
+    refused(capsys, "run is left as it is", "no run of flowsteer, but mine.txt", "move that away")
     assert (here / "run" / "mine.txt").read_text() == "mine"
+    (here / "run" / "mine.txt").unlink()
     assert run("--overwrite") == 0
-    assert not (here / "run" / "mine.txt").exists()
+    assert run("--overwrite") == 0
 
 
 def test_full_disk_leaves_nothing_half_written(here):
