@@ -252,7 +252,7 @@ def test_messages_of_load_have_no_secrets():
 def test_adapters_that_name_code_or_servers_bring_in_nothing(here, capsys):
     """`steer eval --lora DIR` without --reward: the text is shown, and nothing else is done."""
     import steer
-    from steer.adapters.lora import adapt
+    from steer.adapters.inject import adapt
     from steer.adapters.store import save_adapters
 
     tuned = adapt(steer.load("emoji"), rank=1)
