@@ -30,7 +30,7 @@ LATER = {
 }
 """Options of `sample` that the models of this version cannot use -> what they are for."""
 
-SWITCHES = {"--check", "--json", "--overwrite", "--private"}
+SWITCHES = {"--check", "--json", "--overwrite", "--private", "--unguided"}
 """Options that mean true where they stand alone."""
 
 

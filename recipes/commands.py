@@ -48,7 +48,7 @@ COMMANDS = {
             "how": "method particles steps seed target budget",
             "options of some methods": "scale threshold moves rate brake lookahead jumps finish "
             "window every clip normalise settle",
-            "where to": "keep out overwrite",
+            "where to": "unguided keep out overwrite",
         },
     ),
     "compare": Command(

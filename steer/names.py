@@ -1,4 +1,4 @@
-"""Names: what to say to one that is not known, and where one that moved is now."""
+"""Words: what to say to a name that is not known, where one that moved is now, and how long."""
 
 import difflib
 import importlib
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-__all__ = ["hint", "moved", "reason", "unknown"]
+__all__ = ["duration", "hint", "moved", "reason", "unknown"]
 
 
 def hint(name: str, known: Iterable[str]) -> str:
@@ -83,3 +83,16 @@ class _Moved(ModuleType):
                 if hasattr(module, name):
                     return getattr(module, name)
         raise AttributeError(f"{self.__name__} moved to {' and '.join(self._homes)}: no {name!r}")
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it.
+
+    >>> duration(7.4), duration(95), duration(7300)
+    ('7 s', '1 min 35 s', '2 h 1 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,7 +1,7 @@
 """What a run of `steer.sample` gives, and the folder that it is saved as."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def save_result(
     folder: Path,
     overwrite: bool = False,
     *,
-    unguided: Result | None = None,
+    beside: Mapping[str, Result] | None = None,
     keep: str = "all",
     terms: dict[str, Tensor] | None = None,
     gradients: dict[str, Tensor] | None = None,
@@ -162,7 +162,8 @@ def save_result(
         result: what `steer.sample` returned.
         folder: where to.
         overwrite: whether an existing folder is replaced.
-        unguided: the same seeds without guidance, drawn beside it in the grid.
+        beside: title -> what was drawn of the same seeds in another way, without guidance for
+            instance: rows of the grid above it, and their rewards in `scores.jsonl`.
         keep: "all" particles or the "best" of each prompt go to `images/`.
         terms: the reward's terms by name, shaped as its rewards, for `scores.jsonl`.
         gradients: likewise, the norm of what each term adds to the reward's gradient.
@@ -188,6 +189,7 @@ def save_result(
     images, rewards, log_w, best = map(
         rows, (result.images, result.rewards, result.log_w, result.best)
     )
+    others = dict(beside or {})
     with whole_folder(folder, overwrite) as scratch:
         (scratch / "images").mkdir()
         lines, grid = [], []
@@ -209,13 +211,14 @@ def save_result(
                     "gradients": {k: float(rows(v)[i, j]) for k, v in (gradients or {}).items()},
                     "log_w": float(log_w[i, j]),
                     "best": j == int(best[i]),
+                    "beside": {k: float(rows(r.rewards)[i, j]) for k, r in others.items()},
                 }
                 lines.append(json.dumps(numbers(line), ensure_ascii=False))
             shown = slice(0, 8)
-            if unguided is not None and unguided.images is not None:
-                plain, plain_rewards = rows(unguided.images)[i], rows(unguided.rewards)[i]
-                captions = [f"{r:.3g}" for r in plain_rewards[shown].tolist()]
-                grid.append((f"{text!r} unguided", plain[shown], captions))
+            for title, other in others.items():
+                assert other.images is not None
+                captions = [f"{r:.3g}" for r in rows(other.rewards)[i, shown].tolist()]
+                grid.append((f"{text!r} {title}", rows(other.images)[i, shown], captions))
             captions = [f"{r:.3g}" for r in rewards[i, shown].tolist()]
             question = "" if asked[i] == prompt else f", the reward asks for {asked[i]!r}"
             grid.append((f"{text!r} {result.method}{question}", images[i, shown], captions))
