@@ -45,7 +45,7 @@ class Part:
         return part | {f"trace_{name}": values for name, values in traces}
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """What `sample` returns; a leading prompt axis (p,) where a list of prompts was given.
 
@@ -107,6 +107,24 @@ class Result:
         names = list(self.prompts) if lead and self.prompts else None
         return tuple(doubts(log_w, ancestors, names))
 
+    def __repr__(self) -> str:
+        """Say in a few lines what it holds."""
+        lead = self.rewards.ndim == 2
+        p, n = self.rewards.shape if lead else (1, len(self.rewards))
+        prompts = f"{p} prompt{'s' * (p > 1)} x " if lead else ""
+        pictures = "" if self.images is None else f", images {tuple(self.images.shape)}"
+        best = float(self.rewards.amax(-1).mean())
+        parts = [
+            f"Result of {self.method}, seed {self.seed}: {prompts}{n} particles",
+            f"  x {tuple(self.x.shape)}{pictures}",
+            f"  reward mean {float(self.rewards.mean()):.4g}, best {best:.4g}"
+            f"{' a prompt, on average' * (p > 1)}; nfe {self.nfe:g}",
+        ]
+        if self.log_z is not None:
+            parts.append(f"  log_z {_span(self.log_z)}, ess {_span(self.ess)} of {n}")
+        parts += [f"  warning: {said}" for said in self.warnings]
+        return "\n".join(parts)
+
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Write pictures, `grid.png`, `scores.jsonl` and `metrics.json` to a folder.
 
@@ -117,6 +135,12 @@ class Result:
             FileExistsError: the folder exists, and `overwrite` is not set.
         """
         return save_result(self, Path(folder), overwrite)
+
+
+def _span(values: Tensor) -> str:
+    """Write a number, or the least and the largest of several."""
+    ends = [f"{float(v):.4g}" for v in (values.min(), values.max())]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def joined_trace(parts: list[Tensor]) -> Tensor:
