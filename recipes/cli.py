@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from recipes.arguments import function_of, parse, parser
+from recipes.arguments import function_of, further_help, parse, parser
 from recipes.commands import COMMANDS, GROUPS
 from recipes.faults import explained, place
 from recipes.terminal import UnheardError, say
@@ -32,7 +32,7 @@ def _usage() -> str:
 
 def _help(command: str) -> str:
     examples = "".join(f"\n  steer {example}" for example in COMMANDS[command].examples)
-    return f"{parser(command).format_help()}\nexamples:{examples}"
+    return f"{parser(command).format_help()}{further_help(command)}\nexamples:{examples}"
 
 
 def _run(command: str, rest: Sequence[str]) -> None:

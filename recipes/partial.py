@@ -11,9 +11,9 @@ import safetensors.torch
 import torch
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from recipes.terminal import progress
 from steer.files import expanded, pack, read_notes, refuse_existing, tidy, write_atomically
 from steer.identity import changes
 from steer.lock import locked
@@ -218,19 +218,13 @@ class Partial:
             run: unit -> its tensors and notes.
             console: where the bar is shown.
         """
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("", total=sum(work.values()))
+        with progress(console, "{task.percentage:>3.0f}%") as bar:
+            task = bar.add_task("", total=sum(work.values()))
             for unit in units:
-                progress.update(task, description=unit.row.label)
+                bar.update(task, description=unit.row.label)
                 if not self.has(unit.name):
                     self.add(unit.name, *run(unit))
-                progress.update(task, advance=work[unit.name])
+                bar.update(task, advance=work[unit.name])
 
     def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return a finished unit's tensors and notes."""
