@@ -70,10 +70,10 @@ HANGS = "(a+)+" * 12 + "$"
     ids=lambda v: str(v)[:40],
 )
 def test_what_is_out_of_bounds_is_refused_at_once(changed, change, words):
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ValueError, match=words) as caught:
         load_adapters(network(), changed(**change))
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert len(str(caught.value)) < 1000
 
 
@@ -152,14 +152,14 @@ def test_pattern_names_are_literal(tmp_path):
 def test_many_names_take_no_time(folder, changed):
     many = [f"x{i}.conv1" for i in range(9_000)]
     named = json.loads((folder / CONFIG).read_text())["target_modules"]
-    start = time.monotonic()
+    start = time.process_time()
     where = changed(
         target_modules=named + many,
         rank_pattern=dict.fromkeys(many, 3),
         alpha_pattern={f"^{name}": 5 for name in many},
     )
     same(load_adapters(network(), where), load_adapters(network(), folder))
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def mutated(config, source):

@@ -15,7 +15,7 @@ from steer.noise import Draws
 from steer.objectives.batch import Batch
 from steer.objectives.derivative import derivative
 from steer.objectives.direct import Direct
-from steer.objectives.grpo import GRPO
+from steer.objectives.grpo import GRPO, KNOTS
 from steer.objectives.nft import NFT
 from steer.objectives.policy import advantages
 from steer.path import like
@@ -191,6 +191,52 @@ def test_advantages_are_relative_to_the_group_and_pooled():
     a, sigma = advantages(value, 2)
     assert sigma == 1  # ((-1)² + 1² + 0 + 0) / (4 - 2)
     assert a.tolist() == [-1, 1, 0, 0]
+
+
+class Moved(steer.FlowMap):
+    """A flow whose velocity is moved by a θ of each row."""
+
+    def __init__(self, flow, rows):
+        super().__init__()
+        self.flow, self.path, self.event_shape = flow, flow.path, flow.event_shape
+        self.theta = torch.nn.Parameter(torch.zeros(rows, *flow.event_shape))
+
+    def velocity(self, x, t):
+        return self.flow.velocity(x, t) + self.theta
+
+    def jump(self, x, s, t):
+        return self.flow.jump(x, s, t)
+
+
+def test_nft_pulls_by_the_advantage_up_to_its_largest():
+    """At V_θ = v_old the gradient is `2 β (2r - 1) (v_old - v)` over all numbers of the batch."""
+    flow, seen = mixture(), []
+    student = Moved(flow, 64)
+
+    def reward(x):  # one row stands out by eight deviations
+        seen.append(20.0 * (torch.arange(len(x)) == 7) + torch.tanh(x[:, 0]))
+        return seen[-1]
+
+    def pull(m):
+        draws = Draws(0, 0, (0, 64))
+        batch = Batch(student, flow, flow, wrap(reward, differentiable=False), 1.0, draws)
+        loss = NFT(max_advantage=m, diagonal=1.0, jumps=(1,))(batch)["loss"]
+        return torch.autograd.grad(loss, student.theta)[0]
+
+    whole, some = pull(1e-6), pull(5.0)
+    advantage, _ = advantages(seen[0], 64)
+    assert float(advantage.max()) > 6
+    sign = (advantage / 5).clamp(max=1)
+    assert torch.allclose(some, sign[:, None] * advantage.sign()[:, None] * whole, rtol=1e-3)
+
+
+def test_grpos_times_are_one_in_each_bin():
+    low, high = KNOTS
+    for step in range(20):
+        times = GRPO(steps=4).knots(batch_of(lambda x: x.sum(1), step))
+        assert (times[0], times[-1], len(times)) == (0.0, 1.0, 5)
+        at = [(t - low) / (high - low) * 3 for t in times[1:-1]]
+        assert [int(a) for a in at] == [0, 1, 2]
 
 
 def test_rounding_is_no_advantage():

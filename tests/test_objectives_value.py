@@ -151,6 +151,23 @@ def test_adjoint_matchings_fixed_point():
     assert z_score(objective, 2.0, 4096) > 10
 
 
+def test_adjoint_matchings_pull():
+    """`(σ²/2) a`, which is (1-t)/t a on the linear path; at t = 0 by the first step's end."""
+    flow, objective = mixture(), Adjoint(steps=4, subset=4, distil=0.0)
+    batch = Batch(flow, flow, flow, steer.LinearReward(A), 1.0, Draws(0, 0, (0, 8)))
+    now, later = torch.randn(2, 8, 2, generator=torch.Generator().manual_seed(0))
+    times = [0.0, 0.2, 0.5, 0.8, 1.0]
+    assert torch.allclose(objective.pull(batch, times, 0, now, later), 0.8**2 / 0.2 * later)
+    assert torch.allclose(objective.pull(batch, times, 1, now, later), 0.8 / 0.2 * now)
+    assert torch.allclose(objective.pull(batch, times, 3, now, later), 0.2 / 0.8 * now)
+    states = objective.rollout(batch, times)
+    value, found = objective.adjoints(batch, times, states, 1)
+    assert torch.allclose(value, states[-1] @ A)
+    assert len(found) == 4
+    assert torch.allclose(found[-1], -A.expand(8, 2))
+    assert objective(batch)["loss"].isfinite()  # each of the steps is trained
+
+
 class Pushed(FlowMap):
     """Base N(0, 1), linear path and θ times the transport optimum's control for R = a x.
 

@@ -14,7 +14,7 @@ LONGEST = 350
 
 # file -> its program, and what makes it small
 TUNED = {
-    "steps": 2, "batch_size": 8, "rank": 2, "check_every": 2, "check_samples": 2, "sweep": [1.0],
+    "steps": 2, "batch_size": 4, "rank": 2, "check_every": 2, "check_samples": 2, "sweep": [1.0],
     "sweep_steps": [1], "progress": False, "accelerator": "cpu", "check_prompts": ["owl", "fox"],
     "reward": "colour:name=red", "judge": None,
 }  # fmt: skip
@@ -35,11 +35,12 @@ PROGRAMS = {
     ),
     "demo": ("recipes.sample:sample", {"steps": 2, "particles": 1}),
     **dict.fromkeys(
-        (
-            "finetune", "finetune_amortise", "finetune_draft", "finetune_grpo", "finetune_nft",
-            "finetune_transport",
-        ),
+        ("finetune", "finetune_amortise", "finetune_draft", "finetune_transport"),
         ("recipes.finetune:finetune", TUNED),
+    ),
+    **dict.fromkeys(  # these compare eight rows of a prompt
+        ("finetune_grpo", "finetune_nft"),
+        ("recipes.finetune:finetune", {**TUNED, "batch_size": 8}),
     ),
     "train_clip": (
         "recipes.train_clip:train_clip",
