@@ -65,7 +65,7 @@ def test_ancestors_follow_whom_a_person_keeps(method):
     )
     for k, population in enumerate(populations):
         if k == 0:
-            assert population.ancestors.tolist() == [list(range(6))]
+            assert population.ancestors.tolist() == list(range(6))
             population.keep([4, 1])
     result = populations.collect()
     assert result.ancestors.tolist() == [4, 1, 4, 1, 4, 1]

@@ -166,5 +166,5 @@ def test_a_run_that_failed_has_no_result():
 
 def test_an_empty_prompt_is_a_prompt_and_a_budget_a_number():
     assert steer.sample(mixture(), reward, "", method="none", steps=1, particles=2).x.shape[0] == 2
-    with pytest.raises(ValueError, match="budget must be a number"):
+    with pytest.raises(ValueError, match="budget must be a finite number"):
         steer.stream(mixture(), reward, budget=float("nan"))

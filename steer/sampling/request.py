@@ -189,8 +189,6 @@ class Request:
         counts = {"particles": self.particles, "steps": self.steps, "batch_size": size}
         for name, value in counts.items():
             count(name, value)
-        if self.budget is not None and not self.budget > 0:
-            raise ValueError(f"budget must be a number of network calls, got {self.budget}")
         if self.temperature is not None and self.strength is not None:
             raise ValueError(
                 "temperature and strength both given: strength sets the temperature from the "
