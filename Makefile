@@ -4,7 +4,7 @@ BIN := .venv/bin
 JOBS ?= $(if $(FILES),0,auto)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-all test-oldest mutate lint bench clean
+.PHONY: demo test test-all test-oldest mutate crash lint bench clean
 .DELETE_ON_ERROR:
 
 # .venv is built again only when pyproject.toml changed
@@ -35,6 +35,10 @@ test-oldest:
 # seeded changes of single lines, and whether their tests notice: goes on where it was cut
 mutate: .venv/installed
 	nice -n 10 $(BIN)/python -m benchmarks.mutate --out outputs/mutate
+
+# kill -9, or a full disk, at every write of a tuning, a sampling and a training run
+crash: .venv/installed
+	$(BIN)/python -m pytest -rP tests/test_crash.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -20,7 +20,16 @@ from steer.secrets import redacted
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-__all__ = ["CONFIGS", "LATER", "Call", "function_of", "option_names", "parse", "parser"]
+__all__ = [
+    "CONFIGS",
+    "LATER",
+    "Call",
+    "function_of",
+    "further_help",
+    "option_names",
+    "parse",
+    "parser",
+]
 
 CONFIGS = Path(__file__).with_name("configs")
 """The settings that come along, for `--config NAME.yaml`."""
@@ -34,14 +43,24 @@ LATER = {
 }
 """Options of `sample` that the models of this version cannot use -> what they are for."""
 
-SWITCHES = {"--check", "--json", "--overwrite", "--private"}
+SWITCHES = {"--check", "--json", "--overwrite", "--private", "--unguided"}
 """Options that mean true where they stand alone."""
 
 
 def function_of(command: str) -> Callable[..., Any]:
     """Return the function that a command runs."""
-    module, name = COMMANDS[command].target.split(":")
+    return _named(COMMANDS[command].target)
+
+
+def _named(target: str) -> Callable[..., Any]:
+    module, name = target.split(":")
     return getattr(importlib.import_module(module), name)
+
+
+def further_help(command: str) -> str:
+    """Return what a command's help says beside its options; nothing for most."""
+    target = COMMANDS[command].further
+    return f"\n{_named(target)()}\n" if target else ""
 
 
 def parser(command: str) -> "ArgumentParser":
@@ -222,7 +241,7 @@ _CODE = re.compile(r"\.py:\w|https?://|(?<![\w./=-])[A-Za-z_]\w*(?:\.\w+)+")
 
 def _say_code(file: str, content: Mapping[Any, Any]) -> None:
     """Say what a config lets run or asks a server for: that is not seen in the command."""
-    for key in ("model", "reward", "held_out", "judge"):
+    for key in ("model", "method", "methods", "reward", "held_out", "judge"):
         named = content.get(key)
         for text in named if isinstance(named, list) else [named]:
             if isinstance(text, str) and _CODE.search(text):

@@ -1,12 +1,16 @@
 """The command line: `steer COMMAND`. Each command is a typed function, see recipes/commands.py."""
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from recipes.arguments import function_of, parse, parser
+from recipes.arguments import function_of, further_help, parse, parser
 from recipes.commands import COMMANDS, GROUPS
 from recipes.faults import explained, place
 from recipes.terminal import UnheardError, say
@@ -28,7 +32,7 @@ def _usage() -> str:
 
 def _help(command: str) -> str:
     examples = "".join(f"\n  steer {example}" for example in COMMANDS[command].examples)
-    return f"{parser(command).format_help()}\nexamples:{examples}"
+    return f"{parser(command).format_help()}{further_help(command)}\nexamples:{examples}"
 
 
 def _run(command: str, rest: Sequence[str]) -> None:
@@ -64,7 +68,12 @@ def main(args: Sequence[str] | None = None) -> int:
         if not argv or argv[0] in {"-h", "--help"}:
             say(_usage())
             return 0 if argv else 2
-        _run(argv[0], argv[1:])
+        with nullcontext() if argv[0] == "serve-reward" else _terminable():
+            _run(argv[0], argv[1:])
+    except _Terminated:
+        print("\nterminated: run the same command again to go on, what was finished is kept",
+              file=sys.stderr)  # fmt: skip
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt as stop:
         text = str(stop) or "run the same command again to go on, what was finished is kept"
         print(f"\ninterrupted: {text}", file=sys.stderr)
@@ -88,6 +97,28 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         return _fail(message)
     return 0
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: what is half done is put away, and it is said."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str) -> int:

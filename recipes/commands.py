@@ -17,6 +17,7 @@ class Command:
         examples: two calls, without `steer`.
         options: heading -> names of options; those that are named nowhere come first.
         positional: whether required arguments are written without their names.
+        further: module:function that returns more help, between the options and the examples.
     """
 
     target: str
@@ -25,6 +26,7 @@ class Command:
     examples: tuple[str, str]
     options: Mapping[str, str] = field(default_factory=dict)
     positional: bool = False
+    further: str = ""
 
 
 GROUPS = ("draw", "tune and train", "rewards", "look up")
@@ -47,8 +49,8 @@ COMMANDS = {
             "what is liked": "reward reward_prompt temperature strength",
             "how": "method particles steps seed target budget",
             "options of some methods": "scale threshold moves rate brake lookahead jumps finish "
-            "window every clip normalise settle",
-            "where to": "keep out overwrite",
+            "window every clip normalise settle churn noise",
+            "where to": "unguided keep out overwrite",
         },
     ),
     "compare": Command(
@@ -104,6 +106,7 @@ COMMANDS = {
             "where it runs": "accelerator devices strategy precision checkpointing",
             "where to": "out overwrite save_every wandb progress",
         },
+        further="recipes.finetune:options_help",
     ),
     "export": Command(
         "recipes.export:export",

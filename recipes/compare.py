@@ -17,10 +17,10 @@ from recipes.identity import adapter_files, config_text, fingerprints, settings_
 from recipes.inputs import Asked, Dtype, asked_for, load_model
 from recipes.measure import found
 from recipes.methods import check, learn, method
-from recipes.partial import Partial, Unit, units_of
+from recipes.partial import Partial, Unit, free, units_of
 from recipes.terminal import console, say
 from rewards.judge import EMBEDDED, Judge
-from steer.files import expanded, refuse_existing, whole_folder
+from steer.files import whole_folder
 from steer.flow import device_of, flat_prompts
 from steer.reward import Reward, plain, score
 from steer.secrets import redacted
@@ -85,8 +85,7 @@ def compare(
         The folder.
     """
     settings = settings_of(locals())
-    screen, out = console(), expanded(out)
-    refuse_existing(out, overwrite)
+    screen, out = console(), free(out, overwrite)
     given = asked_for(prompts, prompts_file)
     reward = reward_of(model, reward)
     settings["reward"] = redacted(reward)

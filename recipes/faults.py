@@ -106,7 +106,7 @@ def _of_the_system(error: OSError) -> str:
     if error.errno in {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}:
         return (
             f"the disk is full ({error.strerror}: {error.filename or 'while writing'}): nothing "
-            "half-written is left; make room and run the same command again, finished prompts are "
+            "half-written is left; make room and run the same command again, what was finished is "
             "kept"
         )
     if error.errno is None or error.strerror is None:

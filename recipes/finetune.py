@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import rewards
@@ -10,10 +11,11 @@ from recipes.defaults import judge_of, own, reward_of, tuning_prompts
 from recipes.identity import named_files
 from recipes.inputs import file_or_list, load_model, read_prompts
 from recipes.terminal import console
+from steer.objectives.table import described
 from steer.secrets import redacted
 from steer.tuning.settings import Settings
 
-__all__ = ["finetune", "named"]
+__all__ = ["finetune", "named", "options_help"]
 
 
 def finetune(
@@ -45,7 +47,7 @@ def finetune(
             Default: the model's own, clip for emoji.
         prompts: a text or jsonl file, or a list. Default: the model's own, 200 for emoji.
         objective: a name that `steer objectives` lists.
-        options: the objective's own.
+        options: the objective's own, as '{name: value}'; they are listed below.
         steps: optimizer steps; a run that is there, finished or not, goes on where only they grew.
         temperature: what the reward is divided by, in its units; lower tunes harder.
         strength: instead: the reward's own spread divided by this (default 3).
@@ -76,6 +78,19 @@ def finetune(
         held_out={redacted(name): rewards.load(name) for name in held_out},
         reward_prompts=asked and asked.reward_prompts, overwrite=overwrite, **known,
     )  # fmt: skip
+
+
+def options_help() -> str:
+    """Return what `--options` may hold for each objective, as its class says it."""
+    lines = ["what --options may hold, by objective:"]
+    for name in steer.OBJECTIVES:
+        lines += ["", f"  {name}"]
+        for option, (default, text) in described(name).items():
+            lines += wrap(
+                f"{option} (default {default}): {text}", 98,
+                initial_indent="    ", subsequent_indent="      ",
+            )  # fmt: skip
+    return "\n".join(lines)
 
 
 def named(text: str) -> steer.Reward:

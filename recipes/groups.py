@@ -15,7 +15,6 @@ from steer.reward import dissect
 
 __all__ = ["drawn_before", "join", "keep", "terms_of"]
 
-KINDS = ("guided", "plain")
 SHARES = ("terms", "gradients")
 
 
@@ -25,12 +24,12 @@ def drawn_before(partial: Partial, group: int) -> bool:
 
 
 def keep(
-    partial: Partial, group: int, guided: Result, plain: Result, terms: Mapping[str, Tensor]
+    partial: Partial, group: int, results: Mapping[str, Result], terms: Mapping[str, Tensor]
 ) -> None:
-    """Keep a finished group: its results, guided and unguided, and the reward's terms."""
+    """Keep a finished group: its results by their titles, and the reward's terms."""
     tensors: dict[str, Tensor] = dict(terms)
     notes: dict[str, Any] = {}
-    for kind, result in zip(KINDS, (guided, plain), strict=True):
+    for kind, result in results.items():
         for f in fields(result):
             value = getattr(result, f.name)
             if isinstance(value, Tensor):
@@ -45,19 +44,21 @@ def keep(
 def join(
     partial: Partial,
     groups: Sequence[int],
+    titles: Sequence[str],
     prompts: list[str] | None,
     asked: str | list[str] | None,
-) -> tuple[Result, Result, dict[str, dict[str, Tensor]]]:
+) -> tuple[dict[str, Result], dict[str, dict[str, Tensor]]]:
     """Put all groups together again.
 
     Args:
         partial: where they are.
         groups: the places of their first prompts.
+        titles: of the results of each.
         prompts: of all of them.
         asked: what the reward is asked.
 
     Returns:
-        The guided result, the unguided one, and "terms" and "gradients" by the terms' names.
+        The results by their titles, and "terms" and "gradients" by the terms' names.
     """
     units = [partial.read(_name(group)) for group in groups]
     parts, notes = [tensors for tensors, _ in units], [n for _, n in units]
@@ -71,8 +72,8 @@ def join(
         return whole([part[name] for part in parts])
 
     tensors = {name: joined(name) for name in parts[0]}
-    guided, plain = (
-        Result(
+    made = {
+        kind: Result(
             **{
                 **_under(notes[0], kind),
                 **_costs(notes, [part[f"{kind}/rewards"].numel() for part in parts], kind),
@@ -82,9 +83,9 @@ def join(
                 "reward_prompts": asked,
             }
         )
-        for kind in KINDS
-    )
-    return guided, plain, {share: _under(tensors, share) for share in SHARES}
+        for kind in titles
+    }
+    return made, {share: _under(tensors, share) for share in SHARES}
 
 
 def _under(named: Mapping[str, Any], head: str) -> dict[str, Any]:

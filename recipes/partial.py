@@ -9,16 +9,17 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import safetensors.torch
 import torch
+import yaml
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from steer.files import expanded, pack, read_notes, tidy, write_atomically
+from recipes.terminal import progress
+from steer.files import expanded, pack, read_notes, refuse_existing, tidy, write_atomically
 from steer.identity import changes
 from steer.lock import locked
 from steer.names import reason
 
-__all__ = ["Partial", "Unit", "units_of"]
+__all__ = ["Partial", "Unit", "free", "units_of"]
 
 
 class Labelled(Protocol):
@@ -67,6 +68,46 @@ def units_of(
     ]
 
 
+def free(out: Path, overwrite: bool) -> Path:
+    """Return where a run may be written, `~` as the home folder, before any work.
+
+    Units that a run left which was killed when its folder was whole are removed.
+
+    Raises:
+        FileExistsError: the folder exists, and `overwrite` is not set, or it is no run of ours.
+        BlockingIOError: another process writes to it.
+    """
+    out = expanded(out)
+    units = _beside(out)
+    if not overwrite and out.is_dir() and units.is_dir():
+        with locked(out, units / ".lock"):
+            try:
+                begun = json.loads((units / "identity.json").read_text(encoding="utf-8"))
+                made = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
+                known = {k: v for k, v in begun["settings"].items() if v is not None}
+                whole = {k: v for k, v in made.items() if k != "overwrite"} == known
+            except (OSError, ValueError, KeyError, AttributeError, yaml.YAMLError):
+                whole = False
+            if whole:
+                _clear(units)
+        with suppress(OSError):
+            units.rmdir()  # where it is empty
+    refuse_existing(out, overwrite)
+    return out
+
+
+def _beside(out: Path) -> Path:
+    place = out.resolve()
+    return place.with_name(f".{place.name}.partial")
+
+
+def _clear(folder: Path) -> None:
+    """Remove the units, and only then what says whose they were."""
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == "identity.json"):
+        if file.name != ".lock":
+            file.unlink()
+
+
 class Partial:
     """The finished units of an unfinished run, in a hidden folder beside its own.
 
@@ -95,8 +136,7 @@ class Partial:
         overwrite: bool = False,
         console: Console | None = None,
     ) -> None:
-        place = expanded(out).resolve()
-        self.out, self.folder = out, place.with_name(f".{place.name}.partial")
+        self.folder = _beside(expanded(out))
         self.console = console or Console(stderr=True, markup=False)
         self._held = ExitStack()
         self._held.enter_context(locked(out, self.folder / ".lock"))
@@ -132,7 +172,7 @@ class Partial:
                 "say --overwrite to drop it"
             )
         if changed:
-            self._clear()
+            _clear(self.folder)
             write_atomically(config, json.dumps(identity, indent=1).encode())
         for file in sorted(self.folder.glob("*.safetensors")):
             try:
@@ -144,15 +184,10 @@ class Partial:
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
 
-    def _clear(self) -> None:
-        for file in self.folder.iterdir():
-            if file.name != ".lock":
-                file.unlink()
-
     def _release(self) -> None:
         """Let others work on the run; without a finished unit there is nothing to keep."""
         if self.folder.is_dir() and not any(self.folder.glob("*.safetensors")):
-            self._clear()
+            _clear(self.folder)
         self._held.close()
         with suppress(OSError):
             self.folder.rmdir()  # where it is empty
@@ -183,19 +218,13 @@ class Partial:
             run: unit -> its tensors and notes.
             console: where the bar is shown.
         """
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("", total=sum(work.values()))
+        with progress(console, "{task.percentage:>3.0f}%") as bar:
+            task = bar.add_task("", total=sum(work.values()))
             for unit in units:
-                progress.update(task, description=unit.row.label)
+                bar.update(task, description=unit.row.label)
                 if not self.has(unit.name):
                     self.add(unit.name, *run(unit))
-                progress.update(task, advance=work[unit.name])
+                bar.update(task, advance=work[unit.name])
 
     def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return a finished unit's tensors and notes."""
@@ -222,4 +251,4 @@ class Partial:
 
     def drop(self) -> None:
         """Remove all units: the run is whole."""
-        self._clear()
+        _clear(self.folder)

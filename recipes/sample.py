@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import rewards
 import steer
@@ -15,10 +14,10 @@ from recipes import groups
 from recipes.defaults import reward_of
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import Dtype, asked_for, load_model, read_picture
-from recipes.methods import PROBES, check, learn, method_options, plan, tempered
-from recipes.partial import Partial
-from recipes.terminal import console
-from steer.files import expanded, refuse_existing
+from recipes.methods import PROBES, check, learn, plan, tempered
+from recipes.methods import method as method_
+from recipes.partial import Partial, free
+from recipes.terminal import console, progress
 from steer.flow import device_of
 from steer.guidance.population import Population
 from steer.sampling.result import save_result
@@ -55,12 +54,15 @@ def sample(
     clip: float | None = None,
     normalise: float | None = None,
     settle: bool | None = None,
+    churn: float | None = None,
+    noise: float | None = None,
     cfg: float | None = None,
     negative_prompt: str | None = None,
     init_image: Path | None = None,
     init_time: float | None = None,
     target: float | None = None,
     budget: float | None = None,
+    unguided: bool = True,
     keep: Literal["best", "all"] = "all",
     seed: int = 0,
     device: str | None = None,
@@ -70,9 +72,9 @@ def sample(
 ) -> Path:
     """Sample pictures that a reward likes, and write them to a run folder.
 
-    The folder holds config.yaml, images/, grid.png (unguided beside guided, same seeds),
-    scores.jsonl and metrics.json. It appears whole or not at all; a run that was interrupted goes
-    on where it stopped when the same command is given again.
+    The folder holds config.yaml, images/, grid.png (unguided beside guided, same seeds; with
+    adapters the base's as well), scores.jsonl and metrics.json. It appears whole or not at all; a
+    run that was interrupted goes on where it stopped when the same command is given again.
 
     Args:
         model: a name that `steer models` lists, a folder, or file.py:Name.
@@ -85,7 +87,8 @@ def sample(
         reward_prompt: what the reward is asked, where that differs from the prompt.
         particles: how many pictures a prompt.
         steps: steps from noise to picture.
-        method: a name that `steer methods` lists.
+        method: a name that `steer methods` lists, or file.py:Name, a kernel or a builder of a
+            sampler (docs/extend.md).
         temperature: in the reward's units; lower steers harder.
         strength: instead: the temperature is the reward's own spread divided by this (default 3).
         scale: how far the gradient shifts the proposal (fmtt, denoiser, naive; default 1), or the
@@ -102,6 +105,9 @@ def sample(
         clip: the largest norm of the potential's gradient, each row by itself.
         normalise: the norm that every row's gradient gets.
         settle: end with a jump instead of a noisy step (fmtt, denoiser, naive; default true).
+        churn: how far a jump goes past each time, to re-noise back (none, best-of-n; default: the
+            model's own).
+        noise: what the SDE's noise 1 - t is multiplied by (fmtt, denoiser, naive; default 1).
         cfg: classifier-free guidance mixed at run time, on top of what the model has built in;
             it doubles the network calls.
         negative_prompt: what to lead away from, with cfg. Default: no prompt.
@@ -109,6 +115,8 @@ def sample(
         init_time: where such a start is: 0 pure noise, near 1 little changes (default 0.5).
         target: stop as soon as every prompt's best picture is seen at this reward.
         budget: stop before a particle has cost more network calls than this.
+        unguided: also draw the same seeds without guidance, and without adapters where there are
+            some, to be seen beside it; it costs `steps` network calls a picture each.
         keep: write all pictures of a prompt, or the best.
         seed: keys all randomness.
         device: where to compute. Default: where the model is loaded, the CPU.
@@ -120,8 +128,7 @@ def sample(
         The run folder.
     """
     settings = settings_of(locals())
-    out = expanded(out)
-    method_options(method)  # the name is known
+    chosen_method = method_(method)  # the name is known
     if not tempered(method) and (temperature is not None or strength is not None):
         others = ", ".join(name for name in steer.METHODS if tempered(name))
         raise ValueError(
@@ -129,7 +136,7 @@ def sample(
             f"one of {others}"
         )
     screen = console()
-    refuse_existing(out, overwrite)
+    out = free(out, overwrite)
     listed = asked_for(prompt, prompts_file)
     prompts, asked = (None, reward_prompt) if listed is None else (listed.prompts, reward_prompt)
     if listed is not None and listed.reward_prompts is not None:
@@ -145,11 +152,16 @@ def sample(
         "scale": scale, "threshold": threshold, "moves": moves, "rate": rate, "brake": brake,
         "lookahead": lookahead, "jumps": jumps, "finish": finish, "window": window,
         "every": every, "clip": clip, "normalise": normalise, "settle": settle,
+        "churn": churn, "noise": noise,
     }  # fmt: skip
     options = {k: v for k, v in given.items() if v is not None}
-    flow = _mixed(
-        load_model(model, device, dtype, lora, lora_scale), cfg, negative_prompt, prompts
-    )
+    loaded = load_model(model, device, dtype, lora, lora_scale)
+    flow = _mixed(loaded, cfg, negative_prompt, prompts)
+    twins: dict[str, steer.FlowMap] = {}
+    if unguided and isinstance(loaded, steer.Adapted):
+        twins["base, unguided"] = _mixed(loaded.base, cfg, negative_prompt, prompts)
+    if unguided and method != "none":  # whose twin it would be
+        twins["tuned, unguided" if twins else "unguided"] = flow
     size = _pixels(flow, model)
     judge = rewards.load(reward).to(device_of(flow))
     run: dict[str, Any] = {
@@ -160,31 +172,34 @@ def sample(
     }
     if init_image is not None:
         run["init_image"] = read_picture(init_image, size, "--init-image")
-    guided = {"method": method, "temperature": temperature, "strength": strength, **options}
+    guided = {"method": chosen_method, "temperature": temperature, "strength": strength, **options}
     guided |= {"target": target, "budget": budget}
 
     # every mistake is found before any work
     check(flow, judge, prompts, **run, **guided, reward_prompts=asked)
     start = 0.0 if init_image is None else 0.5 if init_time is None else init_time
-    cost = plan(method, steps, judge.differentiable, start, flow=flow, **options)
+    cost = plan(chosen_method, steps, judge.differentiable, start, flow=flow, **options)
     count = 1 if prompts is None else len(prompts)
     probes = PROBES if tempered(method) and temperature is None else 0
     calls = cost["nfe"]
-    plain_calls = plan("none", steps, start=start, flow=flow)["nfe"]
+    plain_calls = sum(
+        plan("none", steps, start=start, flow=twin)["nfe"] for twin in twins.values()
+    )
     probe_calls = probes * flow.calls("jump", start, 1.0)
     most = "at most " if target is not None or budget is not None else ""
+    compared = f" ({plain_calls} of them unguided, to compare)" if twins else ""
     screen.print(
         f"{most}{count} prompt{'s' * (count > 1)} x {particles} particles x "
-        f"{calls + plain_calls} NFE ({plain_calls} of them unguided, to compare) + {count} x "
+        f"{calls + plain_calls} NFE{compared} + {count} x "
         f"{probe_calls} to set the temperature = "
         f"{count * (particles * (calls + plain_calls) + probe_calls)} network "
-        f"calls, {count * (particles * (cost['reward_calls'] + 1) + probes)} reward calls"
+        f"calls, {count * (particles * (cost['reward_calls'] + len(twins)) + probes)} reward calls"
     )
     pictures = [] if init_image is None else [str(init_image)]
     identity = {
         "prompts": prompts,
         "reward_prompts": asked,
-        "files": fingerprints(model, reward, *pictures, *adapter_files(lora)),
+        "files": fingerprints(model, reward, method, *pictures, *adapter_files(lora)),
         "settings": {k: v for k, v in settings.items() if k != "overwrite"},
     }
     # once, from the whole list: what is learnt must not depend on which prompts are left to do
@@ -195,26 +210,34 @@ def sample(
         questions = asked[first:last] if isinstance(asked, list) else asked
         shared = {**run, "reward_prompts": questions, "position": first}
         result = steer.sample(flow, judge, chosen, callback=show, **guided, **shared)
-        plain = steer.sample(flow, judge, chosen, method="none", **shared)
+        others = {
+            title: steer.sample(twin, judge, chosen, method="none", **shared)
+            for title, twin in twins.items()
+        }
         terms = groups.terms_of(judge, result, chosen, questions)
-        groups.keep(partial, first, result, plain, terms)
+        groups.keep(partial, first, {"guided": result, **others}, terms)
 
     places = range(0, count, max(1, ROWS // particles))
     with Partial(out, identity, overwrite, screen) as partial:
         _fill(partial, places, steps, method, draw, screen)
-        result, plain, shares = groups.join(partial, places, prompts, asked)
+        titles = ["guided", *twins]
+        results, shares = groups.join(partial, places, titles, prompts, asked)
+        result = results.pop("guided")
         save_result(
             result,
             out,
             overwrite,
-            unguided=plain,
+            beside=results,
             keep=keep,
             **shares,  # type: ignore[arg-type]
             files={"config.yaml": config_text(settings)},
         )
         partial.drop()
+    for said in result.warnings:
+        screen.print(f"warning: {said}")
+    means = "".join(f"{title} {float(r.rewards.mean()):.4g}, " for title, r in results.items())
     screen.print(
-        f"unguided {float(plain.rewards.mean()):.4g}, {method} {float(result.rewards.mean()):.4g} "
+        f"{means}{method} {float(result.rewards.mean()):.4g} "
         f"(best {float(result.rewards.amax(-1).mean()):.4g}); see {out / 'grid.png'}"
     )
     return out
@@ -254,23 +277,16 @@ def _fill(
     screen: Console,
 ) -> None:
     """Draw the groups that are not finished yet, with a bar of the whole run's steps."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[reward]}"),
-    )
-    with Progress(*columns, console=screen) as progress:
-        task = progress.add_task(method, total=len(places) * steps, reward="")
+    with progress(screen, "{task.completed}/{task.total}", "{task.fields[note]}") as bar:
+        task = bar.add_task(method, total=len(places) * steps, note="")
 
         def show(population: Population) -> None:
             reward = float(population.reward.mean())
             text = "" if math.isnan(reward) else f"reward {reward:.4g}"
-            progress.update(task, advance=1, reward=text)
+            bar.update(task, advance=1, note=text)
 
         for done, first in enumerate(places):
-            progress.update(task, completed=done * steps)
+            bar.update(task, completed=done * steps)
             if not groups.drawn_before(partial, first):
                 draw(partial, first, min(first + places.step, places.stop), show)
-        progress.update(task, completed=len(places) * steps)
+        bar.update(task, completed=len(places) * steps)

@@ -2,12 +2,19 @@
 
 import io
 import sys
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
+
+from steer.names import duration
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.progress import Progress
 
-__all__ = ["UnheardError", "console", "say"]
+__all__ = ["Lines", "UnheardError", "console", "progress", "say"]
+
+EVERY = 30.0
+"""Seconds between two lines of progress, where there is no screen."""
 
 
 class UnheardError(OSError):
@@ -44,3 +51,69 @@ def console() -> "Console":
     from rich.console import Console
 
     return Console(stderr=True, markup=False, emoji=False)
+
+
+class Lines:
+    """How far a run is, in lines now and then: for files and pipes. Called as rich's `Progress`.
+
+    Args:
+        console: where the lines go.
+    """
+
+    def __init__(self, console: "Console") -> None:
+        self.console = console
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def add_task(self, description: str, total: float, note: str = "") -> int:
+        """Begin to count."""
+        self.description, self.total, self.note = description, total, note
+        self.done, self.made = 0.0, 0.0
+        self.began = self.said = time.monotonic()
+        return 0
+
+    def update(
+        self,
+        task: int,
+        *,
+        advance: float = 0,
+        completed: float | None = None,
+        description: str | None = None,
+        note: str | None = None,
+    ) -> None:
+        """Note how far it is, and say so if it is time; what was done before is not timed."""
+        self.description = self.description if description is None else description
+        self.note = self.note if note is None else note
+        self.made += advance
+        self.done = self.done + advance if completed is None else completed
+        now = time.monotonic()
+        if now - self.said < EVERY or not advance:
+            return
+        self.said, spent = now, now - self.began
+        left = spent / self.made * (self.total - self.done)
+        note = f", {self.note}" if self.note else ""
+        self.console.print(
+            f"{self.description}: {self.done:g} of {self.total:g}{note}; {duration(spent)}, "
+            f"{duration(left)} left",
+            soft_wrap=True,
+        )
+
+
+def progress(console: "Console", *texts: str) -> "Progress | Lines":
+    """Return what shows how far a run is: a bar on a screen, else lines.
+
+    Args:
+        console: where.
+        texts: what a bar says beside itself, in rich's words.
+    """
+    if not (console.is_terminal or console.is_jupyter):
+        return Lines(console)
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: list[Any] = [TextColumn("{task.description}", markup=False), BarColumn()]
+    columns += [TextColumn(text) for text in texts]
+    return Progress(*columns, TimeRemainingColumn(), console=console)

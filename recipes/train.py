@@ -258,6 +258,7 @@ def fit(
     )
     seen, log = progress(), RowLog(folder)
     last, step = usable(folder) or (None, None)
+    every = min(10, module.steps)
 
     def left() -> str:
         found = usable(folder)
@@ -265,18 +266,17 @@ def fit(
         return f"stopped, unfinished: run the same command again. {folder} holds {there}"
 
     signals = Signals(left)
-    callbacks = [saver, seen, LambdaCallback(on_train_batch_end=after), KeepRows(log, step)]
+    callbacks = [saver, seen, LambdaCallback(on_train_batch_end=after), KeepRows(log, step, every)]
     trainer = L.Trainer(
         max_steps=module.steps,
         max_epochs=-1,
         devices=1,
         precision=precision,  # type: ignore[arg-type]
-        logger=log,
+        logger=False,
         plugins=[Checkpoints()],
         callbacks=[*callbacks, StepEnd(signals, folder, lambda module: True)],
         enable_progress_bar=isinstance(seen, ProgressBar),
         enable_model_summary=False,
-        log_every_n_steps=min(10, module.steps),
     )
     with signals.heard():
         trainer.fit(module, step_loader(module.steps), ckpt_path=last, weights_only=True)

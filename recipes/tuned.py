@@ -14,14 +14,14 @@ from recipes.entries import entry
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import file_or_list, load_model
 from recipes.methods import check, method, tempered
-from recipes.partial import Partial, units_of
+from recipes.partial import Partial, free, units_of
 from recipes.terminal import console, say
 from recipes.tuned_bench import Bench
 from recipes.tuned_report import Measured, Report
 from recipes.tuned_rows import calls_of, rows_of
 from rewards.loading import load_plain
 from steer.adapters.store import WEIGHTS, load_adapters, read_metadata
-from steer.files import expanded, refuse_existing, whole_folder
+from steer.files import whole_folder
 from steer.names import reason
 from steer.secrets import redacted
 from steer.tuning.alarms import HELD_OUT
@@ -97,8 +97,7 @@ def evaluate_tuned(
         FileExistsError: the folder exists, or an interrupted comparison of other settings.
     """
     settings = settings_of(locals())
-    screen, out = console(), expanded(out)
-    refuse_existing(out, overwrite)
+    screen, out = console(), free(out, overwrite)
     least = {"particles": particles, "seeds": seeds, **{f"steps {k}": k for k in steps}}
     for name, value in least.items():
         if value < 1:

@@ -18,7 +18,7 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "none": "unguided: `steps` composed jumps",
         "best-of-n": "unguided candidates by `steps` composed jumps, the best one wins",
         "fmtt": "flow-map trajectory tilting as published: SDE drift by the lookahead's gradient, "
-        "resampling on ESS (2511.22688)",
+        "resampling on ESS (2511.22688); its log Z is biased, low in few steps",
         "denoiser": "the same, with the reward seen through the denoiser",
         "naive": "the same, with the reward of the noisy state itself",
         "split": "exact: deterministic jump, ratio weight, resample, Metropolis-adjusted Langevin "

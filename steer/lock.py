@@ -47,13 +47,17 @@ def locked(folder: Path, file: Path | None = None) -> Iterator[None]:
 
 
 def holder(file: Path) -> str | None:
-    """Say who holds a lock, "process 12 on HOST"; None where nobody does."""
+    """Say who holds a lock, "process 12 on HOST"; None where nobody does: then the file goes."""
     try:
         descriptor = os.open(file, os.O_RDWR)
     except OSError:
         return None
     try:
-        return None if _flock(descriptor) else _who(file)
+        if not _flock(descriptor):
+            return _who(file)
+        with suppress(OSError):
+            file.unlink()
+        return None
     finally:
         os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""Errors for unknown names, and forwarding addresses for modules that moved."""
+"""Errors for unknown names, forwarding addresses for modules that moved, durations in words."""
 
 import difflib
 import importlib
@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["hint", "moved", "reason", "unknown"]
+__all__ = ["duration", "hint", "moved", "reason", "unknown"]
 
 
 def hint(name: str, known: Iterable[str]) -> str:
@@ -85,3 +85,16 @@ class _Moved(ModuleType):
                 if hasattr(module, name):
                     return getattr(module, name)
         raise AttributeError(f"{self.__name__} moved to {' and '.join(self._homes)}: no {name!r}")
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it.
+
+    >>> duration(7.4), duration(95), duration(7300)
+    ('7 s', '1 min 35 s', '2 h 1 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

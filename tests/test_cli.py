@@ -351,15 +351,19 @@ def test_adapters_are_sampled_at_their_scale(here, tuned, method):
 
 
 def test_guidance_stands_beside_the_unguided_tuned_map(here, tuned, monkeypatch):
-    """Both rows of the grid are the tuned map's."""
+    """Three rows of the grid: the base's, the tuned map's, the guided ones, of the same seeds."""
     kept = {}
     monkeypatch.setattr(
         recipes.sample, "save_result", lambda result, out, *a, **k: kept.update(k, guided=result)
     )
     assert run(model="toy.py:Net", lora="lora", lora_scale=0.02) == 0  # pictures, not mere white
-    plain = steer.sample(tuned.at(0.02), rewards.load("toy.py:redness"), ["a", "b"], 3, 3, "none")
-    torch.testing.assert_close(kept["unguided"].x, plain.x)
-    assert float(kept["guided"].rewards.mean()) > float(plain.rewards.mean())
+    for title, scale in (("base, unguided", 0.0), ("tuned, unguided", 0.02)):
+        plain = steer.sample(
+            tuned.at(scale), rewards.load("toy.py:redness"), ["a", "b"], 3, 3, "none"
+        )
+        torch.testing.assert_close(kept["beside"][title].x, plain.x)
+        assert float(kept["guided"].rewards.mean()) > float(plain.rewards.mean())
+    assert list(kept["beside"]) == ["base, unguided", "tuned, unguided"]
 
 
 def test_other_adapters_do_not_resume_an_interrupted_run(here, tuned, monkeypatch, capsys):
@@ -367,7 +371,7 @@ def test_other_adapters_do_not_resume_an_interrupted_run(here, tuned, monkeypatc
 
     def second(*args, **kwargs):
         calls.append(0)
-        if len(calls) == 3:
+        if len(calls) == 4:
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
@@ -388,7 +392,7 @@ def test_classifier_free_guidance_is_counted_twice(tmp_path, monkeypatch, capsys
     words += ["--method=none", "--cfg=1.5", "--negative-prompt=cat"]
     assert main(["sample", *words]) == 0
     assert json.loads((tmp_path / "run/metrics.json").read_text())["nfe_per_particle"] == 2
-    assert "x 4 NFE (2 of them unguided" in " ".join(capsys.readouterr().err.split())
+    assert "x 2 NFE + 1 x 0 to set" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("option", LATER)
@@ -660,9 +664,12 @@ def test_existing_folder_is_left_alone(here, capsys):
     (here / "run" / "mine.txt").write_text("mine")
     assert run() == 2
     refused(capsys, "exists already", "--overwrite")
+    assert run("--overwrite") == 2
+    refused(capsys, "run is left as it is", "no run of flowsteer, but mine.txt", "move that away")
     assert (here / "run" / "mine.txt").read_text() == "mine"
+    (here / "run" / "mine.txt").unlink()
     assert run("--overwrite") == 0
-    assert not (here / "run" / "mine.txt").exists()
+    assert run("--overwrite") == 0
 
 
 def test_full_disk_leaves_nothing_half_written(here):

@@ -248,8 +248,11 @@ def test_nothing_is_overwritten_unasked(root, capsys, tmp_path):
     assert export(root) == 2
     assert "exists already" in capsys.readouterr().err
     assert names(tmp_path / "out") == ["mine"]
-    assert export(root, "--overwrite") == 0
-    assert "mine" not in names(tmp_path / "out")
+    assert export(root, "--overwrite") == 2
+    assert "it holds no run of flowsteer, but mine" in capsys.readouterr().err
+    (tmp_path / "out" / "mine").unlink()
+    for _ in range(2):  # an empty folder, and an export
+        assert export(root, "--overwrite") == 0
 
 
 def test_adapters_that_name_no_base(root, capsys, tmp_path):

@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import time
+import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 
 import pytest
@@ -32,7 +33,7 @@ from rewards.serving.remote import Remote
 BOUND = 5.0
 """The seconds that one case may take on a busy machine."""
 
-QUICK, MANY = 6, 60
+QUICK, MANY = 4, 60
 """Seeds of each kind: in the quick suite, and in all."""
 
 seeds = pytest.mark.parametrize(
@@ -295,6 +296,44 @@ def test_metadata_of_adapters(seed, here):
     assert "Traceback" not in err.getvalue()
     assert "\x1b" not in err.getvalue()
     assert everything(here) == before
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """Adapters as they are saved, for the model that comes along."""
+    import steer
+    from steer.adapters.inject import adapt
+    from steer.adapters.store import save_adapters
+
+    folder = tmp_path_factory.mktemp("adapted")
+    save_adapters(adapt(steer.load("emoji"), rank=1), folder)
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@seeds
+def test_folders_of_adapters(seed, here, adapted):
+    """Another configuration, header or tensors: refused, or taken within bounds."""
+    import steer
+    from steer.adapters.store import load_adapters
+
+    rng = random.Random(f"adapters {seed}")
+    (here / "lora").mkdir()
+    for name, data in adapted.items():
+        if name == "adapter_config.json" and rng.random() < 0.7:
+            data = json.dumps(mapping(json.loads(data), rng), default=str).encode()
+        elif rng.random() < 0.4:
+            data = bytes_like(data, rng)
+        (here / "lora" / name).write_bytes(data)
+    flow = steer.load("emoji")
+    before = [p.clone() for p in flow.parameters()]
+
+    def load():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            load_adapters(flow, here / "lora")
+
+    tried(load)
+    assert all(torch.equal(p, q) for p, q in zip(flow.parameters(), before, strict=True))
 
 
 @seeds

@@ -602,6 +602,25 @@ def test_the_command_line_says_how_to_go_on(model, tmp_path, monkeypatch, capsys
     assert main(words) == 0
 
 
+def test_sigterm_puts_away_what_is_half_done(here, monkeypatch, capsys):  # noqa: F811
+    real, calls = steer.sample, []
+
+    def third(*args, **kwargs):
+        calls.append(0)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(steer, "sample", third)
+    before = signal.getsignal(signal.SIGTERM)
+    assert run(prompt=json.dumps(["p0", "p1", "p2"]), particles=32) == 143
+    refused(capsys, "terminated: run the same command again to go on, what was finished is kept")
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert sorted(p.name for p in (here / ".run.partial").iterdir()) == [
+        "000000.safetensors", "identity.json",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("where", ["body", "call"])
 @pytest.mark.parametrize("command", ["finetune", "sample"])
 def test_a_reward_file_that_exits_is_an_error(

@@ -45,7 +45,7 @@ def test_a_person_keeps_particles(method):
     chosen = None
     for k, population in enumerate(populations):
         if k == 1:
-            chosen = population.x[0, [1, 4]]
+            chosen = population.x[[1, 4]]
             population.keep([1, 4])
     result = populations.collect()
     assert result.log_z is None
@@ -66,7 +66,7 @@ def test_each_prompt_keeps_its_own():
     assert torch.allclose(populations.collect().x, ends[:, None].expand(2, 3, 2), atol=1e-4)
 
 
-@pytest.mark.parametrize("index", [[], [6], [-1], [0.5], [[0], [1]]])
+@pytest.mark.parametrize("index", [[], [6], [-1], [0.5], [[0], [1]], [True, False] * 3])
 def test_what_cannot_be_kept(index):
     population = next(steer.stream(mixture(), reward, **request("none")))
     with pytest.raises(ValueError, match=r"cannot keep .*: give the indices of the particles"):
@@ -130,3 +130,41 @@ def test_what_is_affordable_is_spent_and_no_more(method):
         spent = steer.sample(flow, reward, budget=budget, **request(method, steps=8)).nfe
         assert k is not None
         assert spent <= budget
+
+
+def test_populations_are_shaped_as_the_result():
+    """A prompt axis for a list; none for one prompt or none."""
+    for prompts, lead in ((None, (6,)), ("a", (6,)), (["a"], (1, 6)), (["a", "b"], (2, 6))):
+        population = next(steer.stream(mixture(), reward, prompts, 6, 4, "none"))
+        assert population.x.shape == (*lead, 3)
+        assert population.log_w.shape == population.reward.shape == lead
+        assert population.ess.shape == lead[:-1]
+
+
+def test_who_stops_has_looked():
+    flow, linear = steer.GaussianMixture(torch.zeros(1, 2), 1.0), steer.LinearReward([1.0, 0.3])
+    populations = steer.stream(flow, linear, ["a", "b"], 4, 6, "split", 0.6, batch_size=4)
+    next(populations).stop()  # of the first prompt alone
+    log_z = populations.collect().log_z
+    assert log_z.isnan().tolist() == [True, False]
+
+
+def test_a_run_that_failed_has_no_result():
+    def spoilt(x):
+        seen.append(x)
+        return x.sum(1) + (torch.nan if len(seen) > 1 else 0.0)
+
+    seen = []
+    populations = steer.stream(
+        mixture(), spoilt, ["a", "b"], particles=2, steps=2, method="none", batch_size=2
+    )
+    with pytest.raises(FloatingPointError):
+        list(populations)
+    with pytest.raises(RuntimeError, match="ended after 1 of 2 groups"):
+        populations.collect()
+
+
+def test_an_empty_prompt_is_a_prompt_and_a_budget_a_number():
+    assert steer.sample(mixture(), reward, "", method="none", steps=1, particles=2).x.shape[0] == 2
+    with pytest.raises(ValueError, match="budget must be a number"):
+        steer.stream(mixture(), reward, budget=float("nan"))

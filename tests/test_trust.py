@@ -185,7 +185,10 @@ def test_a_config_says_what_it_brings_in(here, capsys):
     assert err.count("brings in") == 3
     assert "tiger" not in err
     assert not (here / "canary").exists()
-    (here / "ours.yaml").write_text("reward: 0.7*clip + capped(colour:name=red, at=0.5)\n")
+    (here / "more.yaml").write_text("methods: [none, 'own.py:Method:steps=2']\nmodel: emoji\n")
+    assert main(["compare", "--config", "more.yaml"]) == 2
+    assert "brings in methods: 'own.py:Method:steps=2'" in capsys.readouterr().err
+    (here / "ours.yaml").write_text("reward: 0.7*brightness + capped(colour:name=red, at=0.5)\n")
     main(["sample", "--config", "ours.yaml", "--steps", "0"])
     assert "brings in" not in capsys.readouterr().err
 
@@ -252,7 +255,7 @@ def test_messages_of_load_have_no_secrets():
 def test_adapters_that_name_code_or_servers_bring_in_nothing(here, capsys):
     """`steer eval --lora DIR` without --reward: the text is shown, and nothing else is done."""
     import steer
-    from steer.adapters.lora import adapt
+    from steer.adapters.inject import adapt
     from steer.adapters.store import save_adapters
 
     tuned = adapt(steer.load("emoji"), rank=1)

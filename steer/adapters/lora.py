@@ -72,6 +72,15 @@ class Adapted(Wrapped):
         self.switch = switch
         self.adapter, self.scale, self.checkpoint = adapter, scale, checkpoint
 
+    def __repr__(self) -> str:
+        """Say in a line what it is; `tuned.flow` prints every layer."""
+        config = self.configs[self.adapter]
+        base = self.name or type(self.flow).__name__
+        return (
+            f"Adapted({base}, rank {config.r}, alpha {config.lora_alpha:g}, scale {self.scale:g}, "
+            f"{len(self.layers)} adapted layers)"
+        )
+
     @property
     def layers(self) -> tuple[Any, ...]:
         """The layers that have adapters."""

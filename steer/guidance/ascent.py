@@ -150,7 +150,10 @@ class FlowMapControl:
                 kept = run.kept(population)
                 here = here if kept is None else here.rows(kept)
             if population.wish.stop:  # one jump, without a push
-                times, guided = [*times[: run.k + 1], *([1.0] if t < 1 else [])], []
+                times, guided = (
+                    [*times[: run.k + 1], *([self.times[-1]] if t < self.times[-1] else [])],
+                    [],
+                )
 
     def _step(self, here: State, t: float) -> Tensor:
         y = here.flow.jump(here.x, here.t, t)

@@ -1,8 +1,9 @@
 """`Population`: weighted particles as the caller sees them; `Rows`: their layout in a run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ class Wish:
 
     keep: Tensor | None = None
     stop: bool = False
+    looked: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,18 @@ class Population:
         self.wish.keep = chosen
 
     def stop(self) -> None:
-        """End the run: the sampler makes one jump to t = 1 and yields a last population."""
-        self.wish.stop = True
+        """End the run: the sampler makes one jump to the end and yields a last population.
+
+        Who stops has looked: `log_z` is NaN from here on, since a stop that depends on the
+        population selects.
+        """
+        self.wish.stop = self.wish.looked = True
+
+    def alone(self) -> "Population":
+        """Return the population of the first prompt, without the prompt axis."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        first: dict[str, Any] = {k: v[0] for k, v in parts.items() if isinstance(v, Tensor)}
+        return replace(self, **first)
 
 
 @dataclass(frozen=True)

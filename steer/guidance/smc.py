@@ -109,8 +109,7 @@ class Guidance:
 
         The caller may choose: `population.keep` goes on from some particles alone,
         `population.stop` ends the run by one deterministic jump to the last time, whose weight is
-        `r_1 - r_t`, exact for that jump. A stop that depends on the population, as at a target,
-        makes `log_z` biased all the same.
+        `r_1 - r_t`, exact for that jump; `log_z` is NaN then, since such a stop selects.
 
         Args:
             x0: the start at times[0], (n, *event) or (p, n, *event).
@@ -210,6 +209,8 @@ class _Run:
             kept = self.rows.kept(wish.keep).to(self.state.x.device)
             self.state, self.ancestors = self.state.rows(kept), self.ancestors[kept]
             self.log_w = torch.zeros_like(self.log_w)
+            self.banked = self.banked + torch.nan
+        if wish.looked:
             self.banked = self.banked + torch.nan
         if wish.stop:  # one deterministic jump, weighted by its ratio, theory (23, 30)
             self.times = [*self.times[: self.k + 1], self.times[-1]]

@@ -1,6 +1,7 @@
 """The objectives of reward tuning by name."""
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from steer.objectives.nft import NFT
 from steer.objectives.transport import Transport
 from steer.objectives.value import Value
 
-__all__ = ["OBJECTIVES", "RENAMED", "TABLE", "build", "name_of", "options_of"]
+__all__ = ["OBJECTIVES", "RENAMED", "TABLE", "build", "described", "name_of", "options_of"]
 
 TABLE: dict[str, type[Objective]] = {
     "direct": Direct,
@@ -74,3 +75,25 @@ def options_of(objective: Objective) -> dict[str, Any]:
     """Return an objective's plain settings: what its parameters are called, and their values."""
     names = inspect.signature(type(objective)).parameters
     return {name: getattr(objective, name) for name in names if hasattr(objective, name)}
+
+
+def described(objective: str) -> dict[str, tuple[Any, str]]:
+    """Return an objective's options by name: the default, and what it is, as its class says.
+
+    >>> described("nft")["group"]
+    (4, 'rows of each prompt in a batch.')
+
+    Raises:
+        ValueError: no such objective, with the nearest names.
+    """
+    if objective not in TABLE:
+        raise unknown("objective", objective, TABLE)
+    kind = TABLE[objective]
+    _, _, rest = (inspect.getdoc(kind) or "").partition("\nArgs:\n")
+    block = re.split(r"\n\S", rest)[0]
+    said = {
+        name: " ".join(text.split())
+        for name, text in re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", block, re.M | re.S)
+    }
+    known = inspect.signature(kind).parameters
+    return {name: (p.default, said.get(name, "")) for name, p in known.items()}

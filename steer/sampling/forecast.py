@@ -64,7 +64,7 @@ def _dry_run(
     sampler = method_of(method).build(stub, reward, None, 1.0, times, **options)
     for k, population in enumerate(sampler.steps(torch.zeros(1, 1))):
         if k + 1 == stop_after:
-            population.stop()
+            population.wish.stop = True
     return counts
 
 
@@ -75,6 +75,7 @@ def plan(
     start: float = 0.0,
     *,
     flow: FlowMap | None = None,
+    times: Sequence[float] | None = None,
     **options: Any,
 ) -> dict[str, int]:
     """Return what a method will cost a particle at most: network calls and reward calls.
@@ -91,10 +92,11 @@ def plan(
         start: where the run begins.
         flow: whose calls are counted. Default: one that evaluates its network once a call, and
             has no closed forms.
+        times: of the run, instead of the flow's own.
         **options: the method's own.
     """
     check_options(method, options)
-    counts = _dry_run(method, _times(steps, start, flow), differentiable, options, flow)
+    counts = _dry_run(method, times or _times(steps, start, flow), differentiable, options, flow)
     return {"nfe": counts.nfe, "reward_calls": counts.reward}
 
 

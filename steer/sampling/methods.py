@@ -72,7 +72,8 @@ def _published(
 ) -> Guidance:
     """Build FMTT's scheme, theory (20, 29) (2511.22688): Sde, Continuous weights.
 
-    Ratio weights off its terms. `eps_t = noise (1 - t)`.
+    Ratio weights off its terms. `eps_t = noise (1 - t)`. The published weights are biased, of the
+    order of the step: log Z is no evidence in few steps (docs/results.md).
     """
     if not 0 <= noise < math.inf:
         raise ValueError(

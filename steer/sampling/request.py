@@ -13,7 +13,7 @@ from steer.flow import FlowMap, device_of
 from steer.guidance.population import check_times
 from steer.noise import noise_dtype, whole
 from steer.ranges import count, finite
-from steer.reward import Reward, wrap
+from steer.reward import Reward, plain, wrap
 from steer.sampling.forecast import affordable
 from steer.sampling.methods import TABLE, AnyMethod, Method, check_options, method_of
 
@@ -53,6 +53,10 @@ class Request:
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", wrap(self.reward))
         object.__setattr__(self, "seed", whole(self.seed))
+        with plain(self.flow), torch.no_grad():  # whatever the caller's state of torch
+            self._check()
+
+    def _check(self) -> None:
         check_options(self.chosen, self.options)
         self._check_numbers()
         self._check_start()
@@ -65,6 +69,11 @@ class Request:
     def chosen(self) -> Method:
         """The method."""
         return method_of(self.method)
+
+    @property
+    def listed(self) -> bool:
+        """Whether results have a prompt axis: prompts were given as a list."""
+        return self.prompts is not None and not isinstance(self.prompts, str)
 
     @property
     def names(self) -> list[str] | None:
@@ -167,7 +176,7 @@ class Request:
         return None if prompts is None else list(prompts)
 
     def _check_numbers(self) -> None:
-        if self.prompts is not None and len(self.prompts) == 0:
+        if self.listed and not self.prompts:
             raise ValueError(
                 "the list of prompts is empty: give at least one, or None for no prompt"
             )
@@ -180,6 +189,8 @@ class Request:
         counts = {"particles": self.particles, "steps": self.steps, "batch_size": size}
         for name, value in counts.items():
             count(name, value)
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(f"budget must be a number of network calls, got {self.budget}")
         if self.temperature is not None and self.strength is not None:
             raise ValueError(
                 "temperature and strength both given: strength sets the temperature from the "

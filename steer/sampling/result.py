@@ -1,7 +1,7 @@
 """`Result`: what a run of `steer.sample` gives, and the folder that it is saved as."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Part:
         return part | {f"trace_{name}": values for name, values in traces}
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """What `sample` returns; a leading prompt axis (p,) where a list of prompts was given.
 
@@ -107,6 +107,24 @@ class Result:
         names = list(self.prompts) if lead and self.prompts else None
         return tuple(doubts(log_w, ancestors, names))
 
+    def __repr__(self) -> str:
+        """Say in a few lines what it holds."""
+        lead = self.rewards.ndim == 2
+        p, n = self.rewards.shape if lead else (1, len(self.rewards))
+        prompts = f"{p} prompt{'s' * (p > 1)} x " if lead else ""
+        pictures = "" if self.images is None else f", images {tuple(self.images.shape)}"
+        best = float(self.rewards.amax(-1).mean())
+        parts = [
+            f"Result of {self.method}, seed {self.seed}: {prompts}{n} particles",
+            f"  x {tuple(self.x.shape)}{pictures}",
+            f"  reward mean {float(self.rewards.mean()):.4g}, best {best:.4g}"
+            f"{' a prompt, on average' * (p > 1)}; nfe {self.nfe:g}",
+        ]
+        if self.log_z is not None:
+            parts.append(f"  log_z {_span(self.log_z)}, ess {_span(self.ess)} of {n}")
+        parts += [f"  warning: {said}" for said in self.warnings]
+        return "\n".join(parts)
+
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Write pictures, `grid.png`, `scores.jsonl` and `metrics.json` to a folder.
 
@@ -117,6 +135,12 @@ class Result:
             FileExistsError: the folder exists, and `overwrite` is not set, or it is no run.
         """
         return save_result(self, expanded(folder), overwrite)
+
+
+def _span(values: Tensor) -> str:
+    """Write a number, or the least and the largest of several."""
+    ends = [f"{float(v):.4g}" for v in (values.min(), values.max())]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def joined_trace(parts: list[Tensor]) -> Tensor:
@@ -150,7 +174,7 @@ def save_result(
     folder: Path,
     overwrite: bool = False,
     *,
-    unguided: Result | None = None,
+    beside: Mapping[str, Result] | None = None,
     keep: str = "all",
     terms: dict[str, Tensor] | None = None,
     gradients: dict[str, Tensor] | None = None,
@@ -162,7 +186,8 @@ def save_result(
         result: what `steer.sample` returned.
         folder: where to.
         overwrite: whether an existing folder is replaced.
-        unguided: the same seeds without guidance, drawn beside it in the grid.
+        beside: title -> what was drawn of the same seeds in another way, without guidance for
+            instance: rows of the grid above it, and their rewards in `scores.jsonl`.
         keep: "all" particles or the "best" of each prompt go to `images/`.
         terms: the reward's terms by name, shaped as its rewards, for `scores.jsonl`.
         gradients: likewise, the norm of what each term adds to the reward's gradient.
@@ -188,6 +213,7 @@ def save_result(
     images, rewards, log_w, best = map(
         rows, (result.images, result.rewards, result.log_w, result.best)
     )
+    others = dict(beside or {})
     with whole_folder(folder, overwrite) as scratch:
         (scratch / "images").mkdir()
         lines, grid = [], []
@@ -209,13 +235,14 @@ def save_result(
                     "gradients": {k: float(rows(v)[i, j]) for k, v in (gradients or {}).items()},
                     "log_w": float(log_w[i, j]),
                     "best": j == int(best[i]),
+                    "beside": {k: float(rows(r.rewards)[i, j]) for k, r in others.items()},
                 }
                 lines.append(json.dumps(numbers(line), ensure_ascii=False))
             shown = slice(0, 8)
-            if unguided is not None and unguided.images is not None:
-                plain, plain_rewards = rows(unguided.images)[i], rows(unguided.rewards)[i]
-                captions = [f"{r:.3g}" for r in plain_rewards[shown].tolist()]
-                grid.append((f"{text!r} unguided", plain[shown], captions))
+            for title, other in others.items():
+                assert other.images is not None
+                captions = [f"{r:.3g}" for r in rows(other.rewards)[i, shown].tolist()]
+                grid.append((f"{text!r} {title}", rows(other.images)[i, shown], captions))
             captions = [f"{r:.3g}" for r in rewards[i, shown].tolist()]
             question = "" if asked[i] == prompt else f", the reward asks for {asked[i]!r}"
             grid.append((f"{text!r} {result.method}{question}", images[i, shown], captions))

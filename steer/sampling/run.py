@@ -28,8 +28,9 @@ __all__ = ["Stream", "sample", "stream"]
 class Stream(Iterator[Population]):
     """The populations of a request, one after each step, prompt group by prompt group.
 
-    Each has a prompt axis, its `positions` and its `nfe`. Between two of them the caller may look,
-    leave, or say `population.keep(...)` or `population.stop()`.
+    Each has its `positions` and its `nfe`, and a prompt axis where prompts were given as a list.
+    Between two of them the caller may look, leave, or say `population.keep(...)` or
+    `population.stop()`.
 
     Args:
         request: what is asked.
@@ -54,8 +55,9 @@ class Stream(Iterator[Population]):
     def _run(self) -> Iterator[Population]:
         request, counts = self.request, self.counts
         self.learnt = learn(
-            request.flow, request.reward, request.names, request.asked, request.seed
-        )
+            request.flow, request.reward, request.names, request.asked, request.seed,
+            batch_size=request.rows,
+        )  # fmt: skip
         for group in request.groups:
             names, asked = (
                 None if texts is None else texts[group.start : group.stop]
@@ -80,14 +82,20 @@ class Stream(Iterator[Population]):
                 if request.target is not None and bool((best >= request.target).all()):
                     population.stop()
                 if len(part.history) == request.most_steps:
-                    population.stop()
-                yield population
+                    population.wish.stop = True  # known before: it does not select
+                yield population if request.listed else population.alone()
             self.parts.append(part.tensors(population, temperature))
 
     def collect(self) -> Result:
         """Make the steps that are left, and return the result."""
         for _ in self:
             pass
+        done, groups = len(self.parts), len(self.request.groups)
+        if done < groups:
+            raise RuntimeError(
+                f"this run ended after {done} of {groups} groups of prompts, by an error or an "
+                "interruption: there is no result; sample again"
+            )
         request, counts, probes = self.request, self.counts, self.probes
         joined = {
             key: (joined_trace if key.startswith("trace_") else torch.cat)(
@@ -95,13 +103,13 @@ class Stream(Iterator[Population]):
             )
             for key in self.parts[0]
         }
-        if request.prompts is None or isinstance(request.prompts, str):  # no prompt axis
+        if not request.listed:  # no prompt axis
             joined = {k: v[:, 0] if k.startswith("trace_") else v[0] for k, v in joined.items()}
         p, rows = request.count, request.count * request.particles
         one = request.flow.calls("jump", 0.0, 1.0)
         # a stop that looks at the population selects: no estimate of Z survives it
         tempered = request.chosen.tempered
-        evidence = tempered and request.target is None and not joined["log_z"].isnan().any()
+        evidence = tempered and request.target is None and not joined["log_z"].isnan().all()
         return Result(
             x=joined["x"],
             images=joined.get("images"),
@@ -134,18 +142,20 @@ def stream(
     flow: FlowMap,
     reward: Reward | Callable[..., Tensor],
     prompts: Sequence[str] | str | None = None,
+    *positional: Any,
     **arguments: Any,
 ) -> Stream:
     """Sample step by step: the arguments are those of `steer.sample`, without its callback.
 
-    Yields a population after each step, with a prompt axis, for one group of prompts after the
+    Yields a population after each step, for one group of prompts after the
     other (as many prompts as fit `batch_size` rows); `collect()` makes the steps that are left and
     returns the result.
 
     Raises:
         ValueError: as `steer.sample`, at once.
     """
-    taken = Request.__dataclass_fields__
+    taken = list(Request.__dataclass_fields__)
+    arguments |= dict(zip(taken[3:9], positional, strict=False))
     options = {k: v for k, v in arguments.items() if k not in taken or k == "options"}
     known = {k: v for k, v in arguments.items() if k not in options}
     return Stream(Request(flow, reward, prompts, **known, options=options))  # type: ignore[arg-type]

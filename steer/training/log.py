@@ -71,6 +71,8 @@ class RowLog(Logger):
         whole = found[:rows] if rows is not None else [r for r in found if _step(r) <= step]
         if whole:
             self._write(whole)
+        else:
+            self.take_up()
 
     def _read(self) -> list[dict[str, str]]:
         """Return the rows that are whole: a last one that was cut short is left out."""
@@ -95,10 +97,12 @@ class KeepRows(L.Callback):
     Args:
         log: the log.
         step: of the checkpoint that the run goes on from, if it does.
+        every: steps between rows of what the module logs, written before a checkpoint is, where
+            Lightning would write them after it; 0: the module writes its rows itself.
     """
 
-    def __init__(self, log: RowLog, step: int | None = None) -> None:
-        self.kept, self.step, self.rows = log, step, None
+    def __init__(self, log: RowLog, step: int | None = None, every: int = 0) -> None:
+        self.kept, self.step, self.rows, self.every = log, step, None, every
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -112,6 +116,11 @@ class KeepRows(L.Callback):
         """Drop the rows past the checkpoint, before a new one is written."""
         if trainer.is_global_zero:
             self.kept.take_up(self.step, self.rows)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+        """Write a row, if it is time."""
+        if self.every and trainer.global_step % self.every == 0:
+            self.kept.log_metrics(trainer.callback_metrics, trainer.global_step)
 
 
 def _lines(names: list[str], rows: list[dict[str, Any]]) -> str:

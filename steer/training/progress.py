@@ -5,20 +5,9 @@ from typing import Any
 
 import lightning as L
 
-__all__ = ["Lines", "duration", "progress"]
+from steer.names import duration
 
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it.
-
-    >>> duration(7.4), duration(95), duration(7300)
-    ('7 s', '1 min 35 s', '2 h 1 min')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+__all__ = ["Lines", "progress"]
 
 
 class Lines(L.Callback):
