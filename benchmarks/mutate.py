@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ TESTS = {
     "objectives/policy": POLICY, "objectives/regression": "rules",
     "objectives/table": "objectives", "objectives/transport": f"objectives {VALUE}",
     "objectives/value": VALUE,
-    "models/classifier_free": "cfg", "models/one_time": "one_time",
+    "models/classifier_free": "cfg", "one_time": "one_time",
+    "objectives/derivative": POLICY, "sampling/lineage": "lineage",
     "training/metric": "rules", "training/rules": "rules",
 }  # fmt: skip
 """Module of `steer/` -> its test files; a module's own doctests run with them."""
@@ -123,23 +124,24 @@ def mathematics(node: ast.AST) -> Iterator[ast.expr]:
         yield from mathematics(child)
 
 
-def mutants(source: str) -> list[dict[str, Any]]:
-    """Return every change of a source: line, kind, the line's old and new text, and the whole."""
-    lines, found = source.splitlines(keepends=True), {}
-    for node in mathematics(ast.parse(source)):
+def mutants(source: str, draw: random.Random) -> Iterator[dict[str, Any]]:
+    """Yield the changes of a source in random order: line, kind, old and new text, the whole."""
+    lines, seen = source.splitlines(keepends=True), set()
+    nodes = mathematics(ast.parse(source))
+    every = [(node, kind, new) for node in nodes for kind, new in changes(node)]
+    draw.shuffle(every)
+    for node, kind, new in every:
         row, place = lines[node.lineno - 1], (node.lineno, node.col_offset, node.end_col_offset)
-        for kind, new in changes(node):
-            for text in (ast.unparse(new), f"({ast.unparse(new)})"):  # brackets where needed
-                start, end = row.encode()[: place[1]], row.encode()[place[2] :]
-                changed = start.decode() + text + end.decode()
-                whole = "".join([*lines[: node.lineno - 1], changed, *lines[node.lineno :]])
-                if changed != row and _tree(whole) == _tree(source, (type(node), *place), new):
-                    found[node.lineno, changed] = {
-                        "line": node.lineno, "kind": kind,
-                        "old": row.strip(), "new": changed.strip(), "source": whole,
-                    }  # fmt: skip
-                    break
-    return list(found.values())
+        goal = _tree(source, (type(node), *place), new)
+        for text in (ast.unparse(new), f"({ast.unparse(new)})"):  # brackets where needed
+            start, end = row.encode()[: place[1]], row.encode()[place[2] :]
+            changed = start.decode() + text + end.decode()
+            whole = "".join([*lines[: node.lineno - 1], changed, *lines[node.lineno :]])
+            if changed != row and whole not in seen and _tree(whole) == goal:
+                seen.add(whole)
+                old, now = row.strip(), changed.strip()
+                yield {"line": place[0], "kind": kind, "old": old, "new": now, "source": whole}
+                break
 
 
 def _tree(source: str, place: tuple[Any, ...] = (), new: ast.expr | None = None) -> str:
@@ -229,8 +231,8 @@ def main() -> None:
                 shutil.copy(ROOT / name, tree / name)
         chosen, bounds = {}, {}
         for module in options.only:
-            chosen[module] = mutants((tree / f"steer/{module}.py").read_text())
-            random.Random(f"{options.seed} {module}").shuffle(chosen[module])
+            source, draw = (tree / f"steer/{module}.py").read_text(), f"{options.seed} {module}"
+            chosen[module] = list(islice(mutants(source, random.Random(draw)), options.each))
         for k, module in product(range(options.each), options.only):  # of every file in turn
             if k >= len(chosen[module]) or time.monotonic() > until:
                 continue
