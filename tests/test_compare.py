@@ -403,11 +403,11 @@ def test_what_is_no_method_is_refused(text, message, here, capsys):
     refused(capsys, message)
 
 
-def test_a_changed_method_is_not_gone_on_with(here, monkeypatch, capsys):
+def test_a_changed_method_is_not_gone_on_with(here, tmp_path, monkeypatch, capsys):
     """Its file is part of what an interrupted comparison must have had in common."""
-    (here / "own.py").write_text("from toy import Stirred\n")
-    monkeypatch.syspath_prepend(here)
-    texts = json.dumps(["none:steps=1,particles=2", "own.py:Stirred:steps=1,temperature=1"])
+    own = tmp_path / "own.py"
+    own.write_text(FLOW)
+    texts = json.dumps(["none:steps=1,particles=2", f"{own}:Stirred:steps=1,temperature=1"])
     real = steer.sample
 
     def stopped(*args, **kwargs):
@@ -418,7 +418,6 @@ def test_a_changed_method_is_not_gone_on_with(here, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(steer, "sample", stopped)
         assert run(**VECTORS, methods=texts) == 130
-    (here / "own.py").write_text("from toy import Stirred\n\n")
+    own.write_text(FLOW + "\n")
     assert run(**VECTORS, methods=texts) == 2
-    refused(capsys, "other settings, prompts or files")
-    (here / "own.py").unlink()
+    refused(capsys, "other settings, prompts or files", "own.py")
