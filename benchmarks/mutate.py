@@ -140,7 +140,11 @@ def mutants(source: str, draw: random.Random) -> Iterator[dict[str, Any]]:
             if changed != row and whole not in seen and _tree(whole) == goal:
                 seen.add(whole)
                 old, now = row.strip(), changed.strip()
-                yield {"line": place[0], "kind": kind, "old": old, "new": now, "source": whole}
+                nth = [line.strip() for line in lines[: place[0] - 1]].count(old)  # of equal lines
+                yield {
+                    "line": place[0], "nth": nth, "kind": kind,
+                    "old": old, "new": now, "source": whole,
+                }  # fmt: skip
                 break
 
 
@@ -219,7 +223,7 @@ def main() -> None:
     record, done = options.out / "mutants.jsonl", {}
     for line in record.read_text().splitlines() if record.exists() else []:
         row = json.loads(line)
-        done[row["file"], row["old"], row["new"]] = row
+        done[row["file"], row["old"], row["new"], row.get("nth", 0)] = row
     torch.set_num_threads(1)
     sys.dont_write_bytecode = True  # a stale one could stand for a change within the second
     with tempfile.TemporaryDirectory() as folder:
@@ -237,7 +241,8 @@ def main() -> None:
             if k >= len(chosen[module]) or time.monotonic() > until:
                 continue
             name, mutant = f"steer/{module}.py", chosen[module][k]
-            source, key = mutant.pop("source"), (name, mutant["old"], mutant["new"])
+            source = mutant.pop("source")
+            key = (name, mutant["old"], mutant["new"], mutant["nth"])
             again = options.again and done.get(key, {}).get("result") == "survived"
             if key in done and not again:
                 continue

@@ -31,6 +31,19 @@ def test_log_prob_and_score(t):
     assert torch.allclose(m.score(x, t), score)
 
 
+@pytest.mark.parametrize("full", [True, False])
+def test_a_time_for_each_row(full):
+    """Every row is what it is with its own time for all."""
+    m, x = mixture(full=full), torch.randn(5, 3, generator=rng(), dtype=torch.float64)
+    s, t = torch.tensor([[0.0, 0.2, 0.5, 0.9, 0.3], [1.0, 0.6, 0.7, 0.9, 1.0]]).double()
+    for name, times in {
+        "log_prob": (s,), "score": (s,), "velocity": (s,), "denoise": (s,), "jump": (s, t),
+    }.items():  # fmt: skip
+        f = getattr(m, name)
+        alone = [f(x[i : i + 1], *(float(u[i]) for u in times)) for i in range(5)]
+        assert torch.allclose(f(x, *times), torch.cat(alone), atol=2e-5), name
+
+
 def test_one_gaussian_in_closed_form():
     """`X(s,t,x) = beta_t m + sqrt(C_t / C_s) (x - beta_s m)` in the covariance's eigenbasis."""
     a = torch.randn(3, 3, generator=rng(), dtype=torch.float64)
