@@ -118,6 +118,7 @@ from .guidance.weights import Ratio as Ratio
 from .guidance.weights import Weights as Weights
 from .models.classifier_free import ClassifierFree as ClassifierFree
 from .models.loading import load as load
+from .models.pair import Pair as Pair
 from .noise import Noise as Noise
 from .one_time import OneTime as OneTime
 from .path import (
@@ -174,6 +175,7 @@ __all__ = [
     "NoiseAscent",
     "Normalised",
     "OneTime",
+    "Pair",
     "Path",
     "Population",
     "Potential",

@@ -7,7 +7,7 @@ The rules that it obeys are theory (6, 7, 8) of docs/theory.md.
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal, Self, final
 
@@ -35,6 +35,10 @@ class FlowMap(nn.Module):
             lead through its one-call picture, "velocity" for a velocity whose jumps integrate it.
         churn: how far its own sampler jumps past each time and re-noises back, see `steer.Jump`.
         name: what people call it; adapters note it as their base.
+        adapter_targets: ends of the names of the layers that adapters go on where nothing else is
+            said; none: every layer that can have them.
+        component: what a diffusers pipeline calls this flow's denoiser, where it is one's: its
+            adapters are written for the pipeline's own loader too.
     """
 
     path: Path
@@ -43,6 +47,16 @@ class FlowMap(nn.Module):
     kind: Literal["two-time", "one-jump", "velocity"] = "two-time"
     churn: float = 0.0
     name: str = ""
+    adapter_targets: tuple[str, ...] = ()
+    component: str = ""
+
+    @property
+    def lacks(self) -> Mapping[str, str]:
+        """What this flow cannot do -> why, and how to mend it: "gradient", say. Default: nothing.
+
+        A method that needs it is refused before it begins.
+        """
+        return {}
 
     @property
     def denoiser(self) -> nn.Module:
@@ -94,6 +108,13 @@ class FlowMap(nn.Module):
         Default: equidistant.
         """
         return step_times(steps, start)
+
+    def along(self, times: Sequence[float]) -> "FlowMap":
+        """Return this flow for a run on these times, where its own sampler depends on them.
+
+        Default: itself.
+        """
+        return self
 
     def calls(self, name: str, *times: Time) -> int:
         """Return how many network evaluations a row of this call takes: what NFE counts.
@@ -153,9 +174,19 @@ class Wrapped(FlowMap):
 
     def _hold(self, flow: FlowMap) -> None:
         self.flow = flow
-        self.path, self.event_shape = flow.path, flow.event_shape
-        self.evaluations = flow.evaluations
+        self.path, self.evaluations = flow.path, flow.evaluations
         self.kind, self.churn, self.name = flow.kind, flow.churn, flow.name
+        self.adapter_targets, self.component = flow.adapter_targets, flow.component
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The shape of one x of the flow inside."""
+        return self.flow.event_shape
+
+    @property
+    def lacks(self) -> Mapping[str, str]:
+        """What the flow inside cannot do."""
+        return self.flow.lacks
 
     def times(self, steps: int, start: float = 0.0) -> list[float]:
         """Return the times of the flow inside."""
@@ -164,6 +195,10 @@ class Wrapped(FlowMap):
     def calls(self, name: str, *times: Time) -> int:
         """Return what a call of the flow inside takes."""
         return self.flow.calls(name, *times)
+
+    def along(self, times: Sequence[float]) -> Self:
+        """Return this wrapper around the flow inside, for a run on these times."""
+        return self.around(self.flow.along(times))
 
     def around(self, flow: FlowMap) -> Self:
         """Return this wrapper around another flow; itself, where it is around that one already."""

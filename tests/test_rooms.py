@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "steer").rglob("*.py"))
 
 GROUND = {
-    "batches", "catalogue", "exact", "files", "flow", "identity", "lock", "names", "noise",
+    "batches", "catalogue", "doors", "exact", "files", "flow", "identity", "lock", "names", "noise",
     "one_time", "path", "pictures", "posterior", "ranges", "reward", "secrets", "testing",
 }  # fmt: skip
 ARROWS = {

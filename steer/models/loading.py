@@ -13,8 +13,10 @@ import safetensors.torch
 import torch
 
 from steer.adapters.lora import Adapted
-from steer.adapters.store import load_adapters
+from steer.adapters.store import CONFIG, load_adapters
+from steer.backends.loading import is_hub_id, needs_diffusers, open_pipeline
 from steer.catalogue import MODELS
+from steer.doors import is_pipeline
 from steer.files import write_atomically
 from steer.flow import FlowMap
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
@@ -26,32 +28,101 @@ ZOO = Path(__file__).parents[1] / "zoo"
 
 FORMAT = "steer.two-time-unet/1"
 
+OPENING = ("config", "pipeline", "variant", "revision")
+"""Options of `load` that say how a pipeline's files are read."""
+
 
 def load(
-    name: str | os.PathLike[str],
+    name: Any,
     lora: str | os.PathLike[str] | None = None,
     lora_scale: float = 1.0,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    **options: Any,
 ) -> FlowMap:
-    """Load a flow map by its name in `MODELS` or by its folder, in evaluation mode.
+    """Load a flow map in evaluation mode, or see a live pipeline as one.
 
     Args:
-        name: "emoji", or a folder that holds config.json and model.safetensors.
-        lora: a folder of adapters, as `steer finetune` or peft writes them.
+        name: "emoji"; a folder that holds config.json and model.safetensors; a diffusers pipeline:
+            live, by its folder, by its hub id (owner/name), or in one .safetensors file with
+            `config`, the folder or hub id of a pipeline of its class.
+        lora: a folder of adapters, as `steer finetune` or peft writes them; for a pipeline also a
+            file or folder that its own `load_lora_weights` reads (diffusers, kohya).
         lora_scale: what their update is multiplied by: 0 is the base, 1 what was tuned.
-        device: where to put it; the CPU by default.
-        dtype: of its parameters; float32 by default.
+        device: where to put it; the CPU by default, a live pipeline where it is.
+        dtype: of its parameters; float32 by default, bfloat16 for a pipeline off the CPU, a live
+            pipeline as it is.
+        **options: for pipelines, those of `steer.backends.pipeline.PipelineFlow` (height, width,
+            cfg, guidance, negative_prompt, kind, frame, checkpointing, call) and of
+            `steer.backends.loading.open_pipeline` (config, pipeline, variant, revision).
 
     Returns:
-        The flow, its parameters frozen; with `lora` a `steer.lora.Adapted`, whose `base` is the
-        flow without them and whose `at(scale)` is any scale of them.
+        The flow, its parameters frozen (a live pipeline's stay as they are); with `lora` a
+        `steer.lora.Adapted`, whose `base` is the flow without them and whose `at(scale)` is any
+        scale of them.
 
     Raises:
         ValueError: an unknown name (with the nearest ones), a file that is not what it should be,
-            adapters that were made for another base.
-        FileNotFoundError: a folder without one of its two files.
+            adapters that were made for another base, an option that the model does not take.
+        FileNotFoundError: a folder without one of its files.
+        ConnectionError: the model hub cannot be reached, or does not let us in.
+        ModuleNotFoundError: a pipeline, and diffusers is not installed.
     """
+    if is_pipeline(name) or (not isinstance(name, FlowMap) and _names_pipeline(name)):
+        flow = _pipeline(name, device, dtype, options)
+    else:
+        flow = _embedded(name) if not isinstance(name, FlowMap) else name
+        if options:
+            raise ValueError(
+                f"{', '.join(options)}: these options are for diffusers pipelines, and "
+                f"{flow.name or type(flow).__name__!r} is none: leave them out"
+            )
+        flow = flow.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
+    if lora is None:
+        return flow
+    if flow.component and not (Path(lora) / CONFIG).is_file():
+        from steer.backends.community import load_community
+
+        return load_community(flow, Path(lora), lora_scale)
+    return load_adapters(flow, lora, lora_scale)
+
+
+def _names_pipeline(name: str | os.PathLike[str]) -> bool:
+    """Return whether a text names a diffusers pipeline: its folder, file or hub id."""
+    path = Path(name)
+    if path.is_dir():
+        files = {p.name for p in path.iterdir()}
+        ours = {"config.json", "model.safetensors"} <= files
+        return bool(files & {"model_index.json", "modular_model_index.json"}) or (
+            not ours and "diffusion_pytorch_model.safetensors" in files
+        )
+    if path.suffix in {".safetensors", ".ckpt", ".bin", ".pt", ".gguf"}:
+        return path.is_file()
+    return os.fspath(name) not in MODELS and not path.exists() and is_hub_id(os.fspath(name))
+
+
+def _pipeline(
+    name: Any,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    options: dict[str, Any],
+) -> FlowMap:
+    needs_diffusers()
+    from steer.backends.table import flow_of
+
+    opening = {k: options.pop(k) for k in OPENING if k in options}
+    if not is_pipeline(name):
+        return flow_of(open_pipeline(name, device=device, dtype=dtype, **opening), **options)
+    if opening:
+        raise ValueError(
+            f"{', '.join(opening)}: for pipelines that are loaded, and this one is: leave it out"
+        )
+    flow = flow_of(name, **options)
+    return flow if device is None and dtype is None else flow.to(device=device, dtype=dtype)
+
+
+def _embedded(name: str | os.PathLike[str]) -> FlowMap:
+    """Load a model of our own format, by its name in `MODELS` or by its folder."""
     folder = _folder(name)
     config = _read_config(folder / "config.json")
     try:
@@ -70,8 +141,7 @@ def load(
             "take both files from the same save"
         ) from None
     flow.name = os.fspath(name)
-    flow = flow.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
-    return flow if lora is None else load_adapters(flow, lora, lora_scale)
+    return flow
 
 
 def save(
@@ -113,7 +183,7 @@ def _folder(name: str | os.PathLike[str]) -> Path:
         raise ValueError(
             f"no model named {text!r}, and no such folder: {hint(text, MODELS)}"
             f"the models are {', '.join(MODELS)}; or give a folder with config.json and "
-            "model.safetensors"
+            "model.safetensors, or a diffusers pipeline by its folder or hub id (owner/name)"
         )
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file: give the folder that holds it and config.json")

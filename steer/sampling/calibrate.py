@@ -47,10 +47,10 @@ def one_jump_scores(
     chosen = None if prompts is None else list(prompts)[:most]
     p, n = (1, 128) if chosen is None else (len(chosen), 8)
     noise = Noise(seed, range(p), n, step="spread", dtype=noise_dtype(flow))
-    x = noise.normal(flow.event_shape).to(device_of(flow))
     questions = chosen if asked is None else list(asked)[:most]
     group = max(1, batch_size // n)  # prompts of one call
-    parts = []
+    parts: list[Tensor] = []
+    x: Tensor | None = None
     for a in range(0, p, group):
         some = slice(a, min(a + group, p))
         bound = flow if chosen is None else flow.given(chosen[some])
@@ -60,6 +60,8 @@ def one_jump_scores(
             asked = None if texts is None else flat_prompts(texts, len(x))
             return score(reward, bound.decode(bound.lookahead(x, 0.0)), asked)
 
+        if x is None:  # the shape of a state may be known when prompts are bound
+            x = noise.normal(bound.event_shape).to(device_of(flow))
         rows = x[a * n : some.stop * n]
         parts.append(join_rows(in_batches(scores, rows, batch_size, some.stop - a), some.stop - a))
     found = torch.cat(parts).double()

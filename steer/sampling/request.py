@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steer.doors import as_flow, as_reward
 from steer.flow import FlowMap, device_of
 from steer.guidance.population import check_times
 from steer.noise import noise_dtype, whole
 from steer.ranges import count, finite
-from steer.reward import Reward, plain, wrap
+from steer.reward import Reward, plain
 from steer.sampling.forecast import affordable
 from steer.sampling.methods import TABLE, AnyMethod, Method, check_options, method_of
 
@@ -51,7 +52,8 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reward", wrap(self.reward))
+        object.__setattr__(self, "flow", as_flow(self.flow))
+        object.__setattr__(self, "reward", as_reward(self.reward, self.device))
         object.__setattr__(self, "seed", whole(self.seed))
         with plain(self.flow), torch.no_grad():  # whatever the caller's state of torch
             self._check()
@@ -207,6 +209,10 @@ class Request:
             raise ValueError(
                 f"init_time must be in [0, 1) (0 noise, 1 data), got {self.init_time}"
             )
+        if self.init_image is not None and "encode" in self.flow.lacks:
+            raise ValueError(
+                f"this model cannot start from a picture: {self.flow.lacks['encode']}"
+            )
         if self.init_image is not None and self.chosen.from_noise:
             raise ValueError(
                 f"method {self.chosen.name!r} begins with pure noise and cannot start from a "
@@ -236,6 +242,12 @@ class Request:
                 f"method {chosen.name!r} has no temperature: it climbs as far as its own options "
                 f"say ({', '.join(chosen.options)}); leave temperature and strength out, or take "
                 f"one of {_those(lambda m: m.tempered)}"
+            )
+        if chosen.gradient and "gradient" in self.flow.lacks:
+            raise ValueError(
+                f"method {chosen.name!r} needs a gradient through the model: "
+                f"{self.flow.lacks['gradient']}; or take one of "
+                f"{_those(lambda m: not m.gradient)}, which need none"
             )
         if chosen.gradient and not self.reward.differentiable:
             raise ValueError(

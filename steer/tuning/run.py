@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from steer.adapters.inject import rejoin
 from steer.adapters.lora import Adapted
 from steer.adapters.store import load_adapters
+from steer.doors import as_flow, as_reward
 from steer.flow import FlowMap
 from steer.objectives.batch import Objective
 from steer.objectives.table import build, name_of
-from steer.reward import Reward, at_rest, learners, plain, wrap
+from steer.reward import Reward, at_rest, learners, plain
 from steer.tuning.prompts import Prompts
 from steer.tuning.request import Tuning
 from steer.tuning.run_folder import RunFolder
@@ -89,9 +90,12 @@ def finetune(
         KeyboardInterrupt: SIGINT came: the run ends after the step that is being taken, its state
             saved. On SIGTERM it is a SystemExit of code 143.
     """
+    flow = as_flow(flow)
+    judge = None if judge is None else as_reward(judge)
+    held_out = {name: as_reward(one) for name, one in (held_out or {}).items()}
     tuning = Tuning(
-        flow, wrap(reward), Prompts(prompts, reward_prompts, seed), build(objective, options),
-        steps, temperature, strength, judge, held_out or {}, seed, Settings.of(settings),
+        flow, as_reward(reward), Prompts(prompts, reward_prompts, seed), build(objective, options),
+        steps, temperature, strength, judge, held_out, seed, Settings.of(settings),
     )  # fmt: skip
     watched = [m for m in (judge, *tuning.held_out.values()) if isinstance(m, nn.Module)]
     for part in learners(tuning.reward):

@@ -1,0 +1,187 @@
+"""Pipelines whose denoiser predicts a velocity at one time: a family is what it does otherwise.
+
+Their own samplers take Euler steps on a shifted grid of noise levels; so do ours.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steer.backends.pipeline import Kind, PipelineFlow
+
+__all__ = [
+    "DreamLite", "Ernie", "Flux", "Flux2Klein", "Krea2", "Prx", "QwenImage", "Sana", "SanaSprint",
+    "StableDiffusion3", "Wan", "ZImage",
+]  # fmt: skip
+
+
+class Flux(PipelineFlow):
+    """FLUX.1: dev was distilled with a guidance scale, schnell is a student of few steps."""
+
+    layout = "tokens"
+    shared = frozenset({"img_ids", "txt_ids"})
+    cfg_argument = "true_cfg_scale"
+    guidance_argument = "guidance_scale"
+    prompt_first = True
+
+    def found_kind(self) -> Kind:
+        """Return "velocity" for dev, "one-jump" for schnell, which embeds no guidance."""
+        return "velocity" if self.network.config.guidance_embeds else "one-jump"
+
+
+class StableDiffusion3(PipelineFlow):
+    """Stable Diffusion 3 and 3.5."""
+
+    time_scale = 1000.0
+    adapter_targets = (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+    )  # fmt: skip
+
+
+class Wan(PipelineFlow):
+    """Wan, text to video; a state has an axis of frames, (c, frames, h, w)."""
+
+    time_scale = 1000.0
+    prompt_first = True
+
+
+class Sana(PipelineFlow):
+    """SANA."""
+
+    @property
+    def time_scale(self) -> float:  # type: ignore[override]
+        """1000, times what the transformer's configuration says."""
+        return 1000.0 * float(self.network.config.timestep_scale)
+
+
+class SanaSprint(PipelineFlow):
+    """SANA-Sprint, a student of SANA.
+
+    With tau = sin s / (cos s + sin s) the pipeline's TrigFlow state is our x at t = 1 - tau, and
+    its output transform of the raw prediction F gives `x - tau F` (Chen et al. 2025, 2503.09641).
+    It has no velocity of its own: F stands in for it, or that of SANA in a `steer.Pair`.
+    """
+
+    cfg_argument = None
+    guidance_argument = "guidance_scale"
+
+    def found_kind(self) -> Kind:
+        """Return "one-jump"."""
+        return "one-jump"
+
+    def found_churn(self) -> float:
+        """Return 1: it jumps to data and re-noises."""
+        return 1.0
+
+    def arguments_of_call(self, prompt: str, steps: int) -> dict[str, Any]:
+        """Return the call's arguments; its own middle time is for two steps alone."""
+        known = super().arguments_of_call(prompt, steps)
+        return known if steps in (0, 2) else {"intermediate_timesteps": None, **known}
+
+    def grid(self) -> list[float]:
+        """Return cos s / (cos s + sin s) of the pipeline's angles s."""
+        s = self.source.pipe.scheduler.timesteps.double()
+        return [float(t) for t in s.cos() / (s.cos() + s.sin())]
+
+
+class QwenImage(PipelineFlow):
+    """Qwen-Image; guided predictions are rescaled to the norm of the prompt's own."""
+
+    layout = "tokens"
+    cfg_argument = "true_cfg_scale"
+    prompt_first = True
+
+    def mix(self, c: Tensor, u: Tensor) -> Tensor:
+        """Return the guided prediction at the norm of c, token by token."""
+        mixed = super().mix(c, u)
+        return mixed * (c.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
+
+
+class ZImage(PipelineFlow):
+    """Z-Image; its time runs as ours does, and its transformer takes lists of pictures."""
+
+    sign = 1.0
+    state_argument, time_argument = "x", "t"
+    no_cfg = 0.0
+    prompt_first = from_prompt = True
+    adapter_targets = ("to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3")
+
+    def found_kind(self) -> Kind:
+        """Return "one-jump" for Turbo, by its name."""
+        return "one-jump" if "turbo" in self.source.name.lower() else "velocity"
+
+    def state_of(self, arguments: Mapping[str, Any]) -> Tensor:
+        """Return the pictures of the list, without their axis of frames."""
+        return torch.stack([one[:, 0] for one in arguments[self.state_argument]])
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return t itself."""
+        return t
+
+    def evaluate(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Call the transformer with a list of pictures (c, 1, h, w)."""
+        made = self.network(x=list(x.unsqueeze(2)), **arguments, return_dict=False)[0]
+        return torch.stack([one[:, 0] for one in made])
+
+
+class Flux2Klein(PipelineFlow):
+    """FLUX.2 klein; the latent's patches are normalised by the autoencoder's BatchNorm."""
+
+    layout = "tokens"
+    adapter_targets = ("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj")
+    prompt_first = True
+
+    def found_kind(self) -> Kind:
+        """Return "one-jump" for the distilled one."""
+        return "one-jump" if self.source.pipe.config.get("is_distilled") else "velocity"
+
+
+class Prx(PipelineFlow):
+    """PRX."""
+
+    adapter_targets = ("img_qkv_proj", "txt_kv_proj", "attn_out")
+
+
+class Ernie(PipelineFlow):
+    """ERNIE-Image; its BatchNorm's epsilon is 1e-5, whatever the configuration says."""
+
+    layout = "patches"
+    time_scale = 1000.0
+    epsilon = 1e-5
+
+
+class Krea2(PipelineFlow):
+    """Krea 2."""
+
+    layout = "tokens"
+    no_cfg = 0.0
+    prompt_first = from_prompt = True
+
+
+class DreamLite(PipelineFlow):
+    """DreamLite-mobile; its UNet sees the state beside a picture's latent, and gives both."""
+
+    network_name, state_argument = "unet", "sample"
+    time_scale = 1000.0
+    cfg_argument = None
+
+    def found_kind(self) -> Kind:
+        """Return "one-jump": the mobile model is a student of four steps."""
+        return "one-jump"
+
+    def state_of(self, arguments: Mapping[str, Any]) -> Tensor:
+        """Return the left half."""
+        return arguments[self.state_argument].chunk(2, -1)[0]
+
+    def kept(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments, the right half among them."""
+        beside = arguments[self.state_argument].chunk(2, -1)[1]
+        return {**super().kept(arguments), "beside": beside}
+
+    def evaluate(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Call the UNet on both halves, and return the left one."""
+        rest = {k: v for k, v in arguments.items() if k != "beside"}
+        both = torch.cat([x, arguments["beside"].to(x)], -1)
+        return super().evaluate(both, rest).chunk(2, -1)[0]

@@ -1,0 +1,128 @@
+"""What all views of one pipeline share: the pipeline itself, and what was recorded of it."""
+
+from collections import OrderedDict
+from typing import Any, Self
+
+from torch import nn
+
+from steer.backends.conditions import Condition, halves
+from steer.backends.recording import Recorder, modules_of
+
+__all__ = ["Source"]
+
+KEPT = 64
+"""How many prompts' conditions are kept, while they can be made again."""
+
+STEPS = 4
+"""How many steps a pipeline is asked for to record a prompt: any number does."""
+
+
+class Source:
+    """A pipeline and its recordings. A copy of a flow has the same one: it is never copied.
+
+    Where a method takes a flow, that is the `PipelineFlow` whose options the pipeline is called
+    with.
+
+    Args:
+        pipe: the pipeline.
+        recorder: of its denoiser's calls.
+    """
+
+    def __init__(self, pipe: Any, recorder: Recorder) -> None:
+        self.pipe, self.recorder = pipe, recorder
+        self._conditions: OrderedDict[str, Condition] = OrderedDict()
+        self._grids: dict[str, list[float]] = {}
+        self._prompts: dict[str, None] = {}
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    @property
+    def name(self) -> str:
+        """What the pipeline was loaded from: a hub's id or a folder."""
+        config = getattr(self.pipe, "config", None) or {}
+        return str(dict(config).get("_name_or_path") or "")
+
+    @property
+    def lacks(self) -> dict[str, str]:
+        """What cannot be done with the pipeline as it is -> why."""
+        parts = modules_of(self.pipe).items()
+        hooked = [name for name, part in parts if any(map(_offloads, part.modules()))]
+        if not hooked:
+            return {}
+        return {
+            "gradient": f"the pipeline's {', '.join(hooked)} is offloaded, which takes weights "
+            "away before the backward pass needs them: put the whole pipeline on one device, "
+            "pipe.to('cuda'), without enable_model_cpu_offload, and save memory with "
+            "steer.load(pipe, checkpointing=True)"
+        }
+
+    def condition(self, flow: Any, prompt: str) -> Condition:
+        """Return a prompt's condition, recorded the first time that it is asked for."""
+        key = repr(sorted(flow.arguments_of_call(prompt, 0).items(), key=str))
+        if key not in self._conditions:
+            found, grid = self._record(flow, prompt, STEPS)
+            self._conditions[key] = found
+            self._grids.setdefault(self._key(flow, STEPS), grid)
+            if len(self._conditions) > KEPT and not self.recorder.released:
+                self._conditions.popitem(last=False)
+        return self._conditions[key]
+
+    @property
+    def known_prompt(self) -> str:
+        """A prompt that was recorded before, which needs no text encoder again; else none."""
+        return next(iter(self._prompts), "")
+
+    def grid(self, flow: Any, steps: int) -> list[float]:
+        """Return the pipeline's times of `steps` steps, at the flow's resolution."""
+        key = self._key(flow, steps)
+        if key not in self._grids:
+            self._grids[key] = self._record(flow, self.known_prompt, steps)[1]
+        return list(self._grids[key])
+
+    def grids(self) -> list[list[float]]:
+        """Return all grids that were recorded."""
+        return list(self._grids.values())
+
+    @staticmethod
+    def _key(flow: Any, steps: int) -> str:
+        return repr((steps, sorted(flow.arguments_of_call("", 0).items(), key=str)))
+
+    def _record(self, flow: Any, prompt: str, steps: int) -> tuple[Condition, list[float]]:
+        """Record a prompt, and the grid of `steps` steps, by one call of the pipeline."""
+        flow.check_size()
+        expected = 1 if flow.cfg is None else 2
+        with flow.prepared():
+            calls = self.recorder(expected, **flow.arguments_of_call(prompt, steps))
+        first, negative = calls[0], None
+        if len(flow.state_of(first)) > 1:  # both prompts in one batch
+            negative, first = halves(first)
+            if flow.prompt_first:
+                negative, first = first, negative
+        elif len(calls) > 1:
+            negative = calls[1]
+        elif flow.cfg is not None:
+            raise ValueError(
+                f"{type(self.pipe).__name__} asked its denoiser about no negative prompt at "
+                f"{flow.cfg_argument} {flow.cfg:g}: this model takes no classifier-free guidance, "
+                "so leave cfg out"
+            )
+        self._prompts.setdefault(prompt)
+        found = Condition(
+            flow.kept(first), None if negative is None else flow.kept(negative),
+            tuple(flow.state_of(first).shape[1:]), flow.network.dtype,
+        )  # fmt: skip
+        return found, flow.grid()
+
+
+def _offloads(module: nn.Module) -> bool:
+    """Return whether a module's weights come and go by accelerate's or diffusers' hooks."""
+    hook = getattr(module, "_hf_hook", None)
+    kinds = {type(h).__name__ for h in [hook, *getattr(hook, "hooks", ())]}
+    if kinds & {"CpuOffload", "UserCpuOffloadHook"} or getattr(hook, "offload", False):
+        return True
+    registry = getattr(module, "_diffusers_hook", None)
+    return "group_offloading" in getattr(registry, "hooks", {})

@@ -1,0 +1,56 @@
+"""Which class of pipelines is which family."""
+
+from typing import Any
+
+from steer.backends.flow_matching import (
+    DreamLite,
+    Ernie,
+    Flux,
+    Flux2Klein,
+    Krea2,
+    Prx,
+    QwenImage,
+    Sana,
+    SanaSprint,
+    StableDiffusion3,
+    Wan,
+    ZImage,
+)
+from steer.backends.noise_prediction import StableDiffusion
+from steer.backends.pipeline import PipelineFlow
+from steer.backends.two_time import AnyFlow, Flux3, HunyuanImage
+
+__all__ = ["FAMILIES", "flow_of"]
+
+FAMILIES: dict[str, type[PipelineFlow]] = {
+    "Flux3DistilledModularPipeline": Flux3,
+    "Flux3ModularPipeline": Flux3,
+    "FluxPipeline": Flux,
+    "StableDiffusionXLPipeline": StableDiffusion,
+    "StableDiffusionPipeline": StableDiffusion,
+    "LatentConsistencyModelPipeline": StableDiffusion,
+    "SanaSprintPipeline": SanaSprint,
+    "SanaPipeline": Sana,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+    "Flux2KleinPipeline": Flux2Klein,
+    "HunyuanImagePipeline": HunyuanImage,
+    "AnyFlowPipeline": AnyFlow,
+    "QwenImagePipeline": QwenImage,
+    "ZImagePipeline": ZImage,
+    "WanPipeline": Wan,
+    "PRXPipeline": Prx,
+    "ErnieImagePipeline": Ernie,
+    "Krea2Pipeline": Krea2,
+    "DreamLiteMobilePipeline": DreamLite,
+}
+"""The pipeline's class -> the family; the name is looked for among its base classes too."""
+
+
+def flow_of(pipe: Any, **options: Any) -> PipelineFlow:
+    """Return a pipeline as a flow map; the options are those of `PipelineFlow`."""
+    for kind in type(pipe).__mro__:
+        if kind.__name__ in FAMILIES:
+            return FAMILIES[kind.__name__](pipe, **options)
+    from steer.backends.generic import generic
+
+    return generic(pipe, **options)

@@ -1,0 +1,111 @@
+"""Pipelines whose denoiser knows two times: flow maps, `X(s,t,x)` for any s <= t in one call."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from steer.backends.pipeline import Kind, PipelineFlow
+
+__all__ = ["AnyFlow", "Flux3", "HunyuanImage"]
+
+
+class Flux3(PipelineFlow):
+    """FLUX.3: Klein is a flow map, the base a velocity with classifier-free guidance.
+
+    Both times are noise levels in [0, 1]. Only modular pipelines have it; load them without the
+    prompt upsampler, which is a language model of its own (`steer.load` does).
+    """
+
+    layout = "tokens"
+    shared = frozenset({"img_ids", "txt_ids"})
+    cfg_argument = None
+    prompt_first = True
+    adapter_targets = ("to_q", "to_k", "to_v", "to_out.0", "linear_in", "linear_out")
+
+    def __init__(self, pipe: Any, **options: Any) -> None:
+        self.is_map = bool(pipe.transformer.config.flow_map)
+        super().__init__(pipe, **options)
+        self.target_argument = "target_timestep" if self.is_map else None  # type: ignore[misc]
+
+    def found_kind(self) -> Kind:
+        """Return "two-time" for Klein, "velocity" for the base."""
+        return "two-time" if self.is_map else "velocity"
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the pipeline has a guider: the base has one."""
+        return not self.is_map and getattr(self.source.pipe, "guider", None) is not None
+
+    def default_cfg(self) -> float | None:
+        """Return the guider's scale."""
+        return float(self.source.pipe.guider.config.guidance_scale)
+
+    def arguments_of_call(self, prompt: str, steps: int) -> dict[str, Any]:
+        """Return the call's arguments; the scale is the guider's."""
+        known = super().arguments_of_call(prompt, steps)
+        return known if self.cfg is None else {**known, "negative_prompt": self.negative_prompt}
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Call with a guider at this flow's scale, and put the pipeline's own back."""
+        pipe = self.source.pipe
+        if not self.mixes:
+            yield
+            return
+        from diffusers import ClassifierFreeGuidance
+
+        own = pipe.guider
+        pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=self.cfg or 1.0))
+        try:
+            yield
+        finally:
+            pipe.update_components(guider=own)
+
+    def kept(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments without both times."""
+        return {k: v for k, v in super().kept(arguments).items() if k != "target_timestep"}
+
+
+class HunyuanImage(PipelineFlow):
+    """HunyuanImage-2.1: the distilled one is a map, told the next time and a guidance scale."""
+
+    time_scale = 1000.0
+    cfg_argument = None
+    guidance_argument = "distilled_guidance_scale"
+
+    def __init__(self, pipe: Any, **options: Any) -> None:
+        self.is_map = bool(pipe.transformer.config.use_meanflow)
+        super().__init__(pipe, **options)
+        self.target_argument = "timestep_r" if self.is_map else None  # type: ignore[misc]
+        if not self.is_map and self.source.pipe.guider is not None:
+            raise ValueError(
+                "this HunyuanImage is guided by adaptive projected guidance, whose prediction "
+                "depends on the steps before it, so it has no velocity: take the distilled one, "
+                "or drop the guider, pipe.guider = None"
+            )
+
+    def found_kind(self) -> Kind:
+        """Return "two-time" for the distilled one."""
+        return "two-time" if self.is_map else "velocity"
+
+    def kept(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments without both times."""
+        return {k: v for k, v in super().kept(arguments).items() if k != "timestep_r"}
+
+
+class AnyFlow(PipelineFlow):
+    """AnyFlow: a map of clips, (frames, c, h, w), with a time for each frame."""
+
+    target_argument = "r_timestep"
+    time_scale = 1000.0
+    layout = "frames"
+
+    def found_kind(self) -> Kind:
+        """Return "two-time"."""
+        return "two-time"
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return the same time for each frame, (n, frames)."""
+        return super().network_time(t)[:, None].expand(-1, self.event_shape[0])

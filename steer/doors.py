@@ -1,0 +1,51 @@
+"""The two doors out of the library's ground, opened at run time by what a user gives.
+
+A live diffusers pipeline opens the one to `steer.backends`, a reward's text the one to `rewards`.
+Nothing else in here imports either, and nothing that a file names comes this way.
+"""
+
+import importlib
+from typing import Any
+
+from steer.flow import FlowMap
+from steer.reward import Reward, wrap
+
+__all__ = ["as_flow", "as_reward", "is_pipeline"]
+
+
+def is_pipeline(model: Any) -> bool:
+    """Return whether something is a pipeline of diffusers, without importing diffusers."""
+    kinds = {
+        f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(model).__mro__
+    }
+    return bool(kinds & {"diffusers.DiffusionPipeline", "diffusers.ModularPipeline"})
+
+
+def as_flow(model: Any) -> FlowMap:
+    """Return a flow map of whatever a user steers: a flow as it is, a live pipeline seen as one.
+
+    Raises:
+        TypeError: it is neither; says how to make it one.
+    """
+    if isinstance(model, FlowMap):
+        return model
+    if is_pipeline(model):
+        return importlib.import_module("steer.backends.table").flow_of(model)
+    raise TypeError(
+        f"a {type(model).__name__} is neither a steer.FlowMap nor a diffusers pipeline: give the "
+        "whole pipeline, not its transformer or unet; a name or a folder goes through "
+        "steer.load(...); a network of your own through steer.OneTime or a subclass of "
+        "steer.FlowMap"
+    )
+
+
+def as_reward(reward: Any, device: Any = None) -> Reward:
+    """Return a reward of whatever a user gives: a reward, a callable, or a reward's text.
+
+    Args:
+        reward: "0.5*clip + colour:name=red" and the like go through `rewards.load`.
+        device: where a reward that is made here goes.
+    """
+    if not isinstance(reward, str):
+        return wrap(reward)
+    return importlib.import_module("rewards").load(reward).to(device)
