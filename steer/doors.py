@@ -15,10 +15,11 @@ __all__ = ["as_flow", "as_reward", "is_pipeline"]
 
 def is_pipeline(model: Any) -> bool:
     """Return whether something is a pipeline of diffusers, without importing diffusers."""
-    kinds = {
-        f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(model).__mro__
-    }
-    return bool(kinds & {"diffusers.DiffusionPipeline", "diffusers.ModularPipeline"})
+    return any(
+        kind.__name__ in ("DiffusionPipeline", "ModularPipeline")
+        and kind.__module__.partition(".")[0] == "diffusers"
+        for kind in type(model).__mro__
+    )
 
 
 def as_flow(model: Any) -> FlowMap:

@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "steer").rglob("*.py"))
 
 GROUND = {
-    "batches", "catalogue", "doors", "exact", "files", "flow", "identity", "lock", "names", "noise",
-    "one_time", "path", "pictures", "posterior", "ranges", "reward", "secrets", "testing",
+    "batches", "catalogue", "doors", "exact", "files", "flow", "identity", "lock", "names",
+    "noise", "one_time", "path", "pictures", "posterior", "ranges", "reward", "secrets", "testing",
 }  # fmt: skip
 ARROWS = {
     "guidance": set(),

@@ -1223,9 +1223,9 @@ None where there is none to switch. The argument "guider" is a component: see `g
 """
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "QwenImagePipeline": {"prompt_template_encode": "{}", "prompt_template_encode_start_idx": 0},
+    "QwenImagePipeline": {"prompt_template_encode": "a {}", "prompt_template_encode_start_idx": 0},
     "HunyuanImagePipeline": {
-        "prompt_template_encode": "{}",
+        "prompt_template_encode": "a {}",
         "prompt_template_encode_start_idx": 0,
         "tokenizer_max_length": 24,
         "tokenizer_2_max_length": 8,

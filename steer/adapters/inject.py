@@ -54,11 +54,9 @@ def adapt(
         raise ValueError(f"rank must be at least 1, got {rank}")
     refuse_adapted(flow)
     found = find(flow)
-    if targets is None and flow.adapter_targets:
-        named = [
-            end for end in flow.adapter_targets if any(matches(n, [end]) for n in found.names)
-        ]
-        targets = named or None
+    if targets is None:
+        own = flow.adapter_targets
+        targets = [end for end in own if any(matches(n, [end]) for n in found.names)] or None
     names = chosen(flow, found, targets, rank) if targets else _default(found)
     if not names:
         raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Condition", "Rows", "rows_of"]
+__all__ = ["Condition", "Rows", "halves", "rows_of"]
 
 Arguments = dict[str, Any]
 
@@ -73,18 +73,23 @@ def rows_of(
         if len(alike) > 1:
             index = torch.cat([torch.arange(i * each, (i + 1) * each) for i in members])
         was = some[0].dtype
-        joined = [
-            None
-            if kind[0] is None
-            else {
-                k: _moved(_joined([c[k] for c in kind], each, k in shared), device, was, dtype)
-                for k in kind[0]
+
+        def joined(all_of: Sequence[Arguments], was: torch.dtype = was) -> Arguments:
+            return {
+                k: _moved(
+                    _joined([one[k] for one in all_of], each, k in shared), device, was, dtype
+                )
+                for k in all_of[0]
             }
-            for kind in ([c.prompt for c in some], [c.negative for c in some])
-        ]
-        prompt, negative = joined
-        assert prompt is not None
-        found.append(Rows(None if index is None else index.to(device), prompt, negative))
+
+        negatives = [c.negative for c in some if c.negative is not None]
+        found.append(
+            Rows(
+                None if index is None else index.to(device),
+                joined([c.prompt for c in some]),
+                joined(negatives) if negatives else None,
+            )
+        )
     return found
 
 

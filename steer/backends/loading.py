@@ -1,4 +1,4 @@
-"""Open a pipeline: from a folder, a single file, or the model hub; weights are safetensors only."""
+"""Open a pipeline from a folder, a single file or the model hub: safetensors weights only."""
 
 import json
 import os
@@ -90,14 +90,14 @@ def _from_file(
 ) -> Any:
     if file.suffix != ".safetensors":
         raise ValueError(
-            f"{file} is no .safetensors file: other kinds can run code when they are read. Convert "
-            "it, or take the model's safetensors file"
+            f"{file} is no .safetensors file: other kinds can run code when they are read. "
+            "Convert it, or take the model's safetensors file"
         )
     if config is None:
         raise ValueError(
-            f"{file} holds weights alone: give config=, the folder or hub id of a pipeline of the "
-            'same class (its tokenizers and configurations), as in steer.load("model.safetensors", '
-            'config="stabilityai/stable-diffusion-xl-base-1.0")'
+            f"{file} holds weights alone: give config=, the folder or hub id of a pipeline of "
+            "the same class (its tokenizers and configurations), as in "
+            'steer.load("model.safetensors", config="stabilityai/stable-diffusion-xl-base-1.0")'
         )
     name = pipeline or str(diffusers.DiffusionPipeline.load_config(config).get("_class_name"))
     chosen = _class(diffusers, name, f"config {config}")
@@ -169,7 +169,8 @@ def _check_folder(folder: Path, variant: str | None) -> None:
         )
     parts: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
     _class(needs_diffusers(), str(parts.get("_class_name")), str(index))
-    missing, pickled = [], []
+    missing: list[str] = []
+    pickled: list[str] = []
     for name, said in parts.items():
         kind = said[1] if isinstance(said, list) and len(said) > 1 else None
         if name.startswith("_") or kind is None or index.name == MODULAR:
@@ -243,8 +244,8 @@ def _explained(error: OSError, name: str) -> Exception:
             except (FileNotFoundError, ValueError) as part:
                 wanted = str(part)
         return ConnectionError(
-            f"{name} could not be loaded: the hub was not reached ({_first(error)}), and its files "
-            f"are not all in {constants.HF_HUB_CACHE}: {wanted}. Connect once, or run "
+            f"{name} could not be loaded: the hub was not reached ({_first(error)}), and its "
+            f"files are not all in {constants.HF_HUB_CACHE}: {wanted}. Connect once, or run "
             f"`hf download {name} --local-dir DIR` where there is a network and load DIR"
         )
     return error

@@ -76,7 +76,7 @@ class PipelineFlow(FlowMap):
     sign: ClassVar[float] = -1.0
     layout: Layout = "grid"
     shared: ClassVar[frozenset[str]] = frozenset()
-    """Arguments of the denoiser without a batch axis, where their shapes could be taken for one."""
+    """Arguments of the denoiser without a batch axis, whose shapes could be taken for one."""
     cfg_argument: ClassVar[str | None] = "guidance_scale"
     no_cfg: ClassVar[float] = 1.0
     guidance_argument: ClassVar[str | None] = None
@@ -119,8 +119,8 @@ class PipelineFlow(FlowMap):
         self.evaluations = 1 if self.cfg is None else 2
         if guidance is not None and self.guidance_argument is None:
             raise ValueError(
-                f"{type(self.network).__name__} was not distilled with a guidance scale: give cfg, "
-                "which mixes two evaluations, or leave guidance out"
+                f"{type(self.network).__name__} was not distilled with a guidance scale: give "
+                "cfg, which mixes two evaluations, or leave guidance out"
             )
         check_arguments(pipe, self.call_arguments)
         check_precision(self.network)

@@ -88,7 +88,7 @@ class Recorder:
         return calls
 
     def run(self, answer: Callable[[dict[str, Any]], Any], **call: Any) -> Any:
-        """Call the pipeline with another function in its denoiser's place, and return what it does.
+        """Call the pipeline with a function in its denoiser's place, and return what it does.
 
         Args:
             answer: arguments by name -> the prediction.
@@ -105,7 +105,7 @@ class Recorder:
             return Answer((answer(found),))
 
         with self._lock, self._quiet(), self._remembering(), torch.no_grad():
-            self.network.forward = stand_in  # type: ignore[method-assign]
+            self.network.forward = stand_in
             try:
                 with plain(), at_rest(*modules_of(self.pipe).values()):
                     return self.pipe(**call)
@@ -121,7 +121,7 @@ class Recorder:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        """Keep the progress bar, and the log of the exception that ends the call, off the screen."""
+        """Keep the progress bar, and the log of how the call ends, off the screen."""
         from diffusers.utils import logging
 
         level = logging.get_verbosity()
