@@ -1,0 +1,260 @@
+"""How a pipeline is asked for its conditions: prompts, resolution, guidance, times."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor, nn
+
+from steer.backends.checks import (
+    check_arguments,
+    check_precision,
+    check_signature,
+    check_size,
+    default_of,
+    multiple_of,
+)
+from steer.backends.conditions import Condition, Rows
+from steer.backends.latents import Layout
+from steer.backends.recording import Recorder
+from steer.backends.source import Source
+from steer.flow import FlowMap
+from steer.path import Linear
+
+__all__ = ["Conditioned", "Kind"]
+
+Kind = Literal["two-time", "one-jump", "velocity"]
+
+
+class Conditioned(FlowMap):
+    """A pipeline at a resolution and a guidance scale, prompts bound or not; see `PipelineFlow`.
+
+    The class attributes are what a family of pipelines declares.
+    """
+
+    network_name: ClassVar[str] = "transformer"
+    state_argument: ClassVar[str] = "hidden_states"
+    time_argument: ClassVar[str] = "timestep"
+    target_argument: ClassVar[str | None] = None
+    time_scale: float = 1.0
+    sign: ClassVar[float] = -1.0
+    layout: Layout = "grid"
+    shared: ClassVar[frozenset[str]] = frozenset()
+    """Arguments of the denoiser without a batch axis, whose shapes could be taken for one."""
+    cfg_argument: ClassVar[str | None] = "guidance_scale"
+    no_cfg: ClassVar[float] = 1.0
+    guidance_argument: ClassVar[str | None] = None
+    prompt_first: ClassVar[bool] = False
+    """Whether a batch of both prompts has the negative one last."""
+    from_prompt: ClassVar[bool] = False
+    """Whether guidance counts from the prompt's own: `c + scale (c - u)`."""
+    epsilon: ClassVar[float | None] = None
+    adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        cfg: float | None = None,
+        guidance: float | None = None,
+        negative_prompt: str = "",
+        kind: Kind | None = None,
+        frame: int | None = None,
+        checkpointing: bool = False,
+        call: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.path = Linear()
+        self.network, self.vae = getattr(pipe, self.network_name), pipe.vae
+        check_signature(
+            self.network, self.state_argument, self.time_argument, self.target_argument
+        )
+        self.component = self.network_name
+        self.source = Source(pipe, Recorder(pipe, self.network, self.state_argument))
+        self.name = self.source.name
+        self.kind = kind or self.found_kind()
+        self.churn = self.found_churn()
+        self.height, self.width, self.frame = height, width, frame
+        self.negative_prompt, self.checkpointing = negative_prompt, checkpointing
+        self.call_arguments = dict(call or {})
+        self.cfg, self.guidance = self._mixed_at(cfg), guidance
+        self.evaluations = 1 if self.cfg is None else 2
+        if guidance is not None and self.guidance_argument is None:
+            raise ValueError(
+                f"{type(self.network).__name__} was not distilled with a guidance scale: give "
+                "cfg, which mixes two evaluations, or leave guidance out"
+            )
+        check_arguments(pipe, self.call_arguments)
+        check_precision(self.network)
+        self.check_size()
+        self._conditions: list[Condition] | None = None
+        self._rows: tuple[Any, list[Rows]] | None = None
+
+    # ------------------------------------------------------------ what the model is
+
+    def found_kind(self) -> Kind:
+        """Return what the pipeline's files say the model is."""
+        return "velocity" if self.target_argument is None else "two-time"
+
+    def found_churn(self) -> float:
+        """Return how far the pipeline's own sampler re-noises."""
+        return 0.0
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The pipeline's denoiser."""
+        return self.network
+
+    @property
+    def lacks(self) -> Mapping[str, str]:
+        """What this flow cannot do here -> why: "gradient", "encode"."""
+        return self.source.lacks
+
+    def __repr__(self) -> str:
+        """Say in a line what it is; `flow.network` prints every layer."""
+        scale = "" if self.cfg is None else f", cfg {self.cfg:g}"
+        return (
+            f"{type(self).__name__}({self.name or type(self.source.pipe).__name__}, {self.kind}, "
+            f"{len(self._conditions or [])} prompts bound{scale})"
+        )
+
+    # ------------------------------------------------------------ prompts and sizes
+
+    def given(self, prompts: Sequence[str]) -> Self:
+        """Bind p prompts: the result takes p * n rows, prompt-major.
+
+        Each prompt is encoded by the pipeline, the first time that it is seen.
+
+        Raises:
+            TypeError: a text instead of a list.
+            ValueError: no prompt at all.
+        """
+        if isinstance(prompts, str):
+            raise TypeError(f"prompts are a list: write given([{prompts!r}])")
+        if not prompts:
+            raise ValueError('no prompts to bind: give at least one, [""] for none')
+        view = self._view()
+        view._conditions = [self.source.condition(self, str(p)) for p in prompts]
+        return view
+
+    def sized(self, height: int, width: int) -> Self:
+        """Return the same flow at another resolution, no prompts bound."""
+        view = self._view()
+        view.height, view.width, view._conditions = height, width, None
+        view.check_size()
+        return view
+
+    def guided(self, scale: float, negative: str = "") -> Self:
+        """Return the same flow with classifier-free guidance mixed at run time, none bound.
+
+        Raises:
+            ValueError: the pipeline has none.
+        """
+        view = self._view()
+        view.cfg, view.negative_prompt, view._conditions = None, negative, None
+        view.cfg = view._mixed_at(scale)
+        view.evaluations = 1 if view.cfg is None else 2
+        return view
+
+    def release_text_encoders(self) -> None:
+        """Drop the pipeline's text encoders: only prompts that were bound before can be bound."""
+        self.source.recorder.release()
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The shape of one state, at this resolution."""
+        if self._conditions is not None:
+            return self._conditions[0].shape
+        return self.source.condition(self, self.source.known_prompt).shape
+
+    def times(self, steps: int, start: float = 0.0) -> list[float]:
+        """Return the pipeline's own times for `steps` steps from `start` to 1, shifted as it does.
+
+        A start on the way keeps the last `steps` times of the longest grid that has so many after
+        it, as diffusers' image-to-image pipelines do.
+        """
+        if start <= 0:
+            return [0.0, *self.source.grid(self, steps)[1:]]
+        whole = steps
+        while True:
+            after = [t for t in self.source.grid(self, whole) if t > start + 1e-6]
+            if len(after) >= steps:
+                return [start, *after[-steps:]]
+            whole += 1
+
+    def _bound(self) -> list[Condition]:
+        if self._conditions is None:
+            return [self.source.condition(self, "")]
+        return self._conditions
+
+    def _view(self) -> Self:
+        view = copy.copy(self)
+        view._modules = dict(self._modules)
+        view._rows = None
+        return view
+
+    # ------------------------------------------------------------ how the pipeline is called
+
+    def arguments_of_call(self, prompt: str, steps: int) -> dict[str, Any]:
+        """Return what the pipeline is called with to record a prompt."""
+        size = {"height": self.height, "width": self.width}
+        known = {k: v for k, v in size.items() if v is not None} | self.call_arguments
+        if self.guidance_argument is not None and self.guidance is not None:
+            known[self.guidance_argument] = self.guidance
+        if self.cfg_argument is not None:
+            known[self.cfg_argument] = self.no_cfg if self.cfg is None else self.cfg
+        if self.cfg is not None:
+            known["negative_prompt"] = self.negative_prompt
+        return {"prompt": prompt, "num_inference_steps": steps, **known}
+
+    def prepared(self) -> AbstractContextManager[None]:
+        """Return what the pipeline's call is made in, to record a prompt. Default: nothing."""
+        return nullcontext()
+
+    def state_of(self, arguments: Mapping[str, Any]) -> Tensor:
+        """Return the noisy state among recorded arguments."""
+        return arguments[self.state_argument]
+
+    def kept(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return recorded arguments without the state and the times."""
+        gone = {self.state_argument, self.time_argument, self.target_argument}
+        return {k: v for k, v in arguments.items() if k not in gone}
+
+    def grid(self) -> list[float]:
+        """Return the times of the grid that the pipeline's scheduler was set to last."""
+        return [1.0 - float(s) for s in self.source.pipe.scheduler.sigmas.double()]
+
+    def default_cfg(self) -> float | None:
+        """Return the scale at which the pipeline mixes guidance where nothing is said."""
+        return default_of(self.source.pipe, self.cfg_argument)
+
+    def _mixed_at(self, cfg: float | None) -> float | None:
+        """Return the scale of the guidance that is mixed at run time; None: there is none."""
+        if not self.mixes:
+            if cfg is not None:
+                raise ValueError(
+                    f"{type(self.source.pipe).__name__} mixes no classifier-free guidance: leave "
+                    "cfg out" + (", and give guidance" if self.guidance_argument else "")
+                )
+            return None
+        if cfg is None and self.kind == "velocity":
+            cfg = self.default_cfg()
+        return None if cfg is None or cfg == self.no_cfg else float(cfg)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the pipeline mixes classifier-free guidance."""
+        return self.cfg_argument is not None
+
+    @property
+    def multiple(self) -> int:
+        """What height and width are multiples of."""
+        patches = self.layout in ("tokens", "patches")
+        return multiple_of(self.source.pipe, self.network, patches)
+
+    def check_size(self) -> None:
+        """Refuse a height or a width that the model does not take."""
+        check_size(self.source.pipe, self.height, self.width, self.multiple)
