@@ -11,21 +11,21 @@ from typing import Any, Literal
 
 import safetensors.torch
 from rich.console import Console
-from torch import Tensor
 
 import steer
 from recipes.inputs import load_model
 from steer.adapters.card import PICTURES, card, known_notes
-from steer.adapters.config import plain_config, scaling_of
+from steer.adapters.config import plain_config
 from steer.adapters.lora import Adapted
 from steer.adapters.merge import merged
+from steer.adapters.shared import SHARED, shared_file
 from steer.adapters.store import CONFIG, WEIGHTS, read_config, read_metadata, read_weights
 from steer.files import expanded, pack, refuse_existing, whole_folder, write_atomically
 from steer.models.loading import save
 
 __all__ = ["diffusers_file", "export", "push_folder"]
 
-DIFFUSERS = "pytorch_lora_weights.safetensors"
+DIFFUSERS = SHARED
 """The name that diffusers looks for."""
 
 Format = Literal["peft", "diffusers", "merged"]
@@ -172,53 +172,20 @@ def diffusers_file(
 ) -> bytes:
     """Return a folder's adapters as the file that diffusers' `load_lora_weights` reads.
 
-    The names are `component.layer.lora_A.weight`. B is multiplied by `scale alpha / r` and alpha
-    is r, in the header's `lora_adapter_metadata` too: so those who read no header are right as
-    well (diffusers reads it from 0.35 on, others never).
-
     Args:
         lora: the folder.
         component: what the pipeline calls its denoiser.
-        inside: the attribute of the model that is this denoiser. Default: the first part of the
-            layers' names, where all share it.
+        inside: the attribute of the model that is this denoiser.
         scale: of the adapters, to be their new scale 1.
         notes: for the file's header, beside diffusers' own.
 
     Raises:
-        ValueError: a layer is not inside.
+        ValueError: see `steer.adapters.shared.folded`.
     """
-    config, state = read_config(lora), read_weights(lora)
-    if inside is None:
-        heads = {name.partition(".")[0] for name in state}
-        inside = heads.pop() if len(heads) == 1 else ""
-    lead = f"{inside}." if inside else ""
-    renamed: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    for name, p in sorted(state.items()):
-        layer, _, rest = name.rpartition(".lora_")
-        if rest not in ("A.weight", "B.weight") or f"{layer}.lora_A.weight" not in state:
-            raise ValueError(
-                f"{lora / WEIGHTS} has {name!r}, for which diffusers has no name: take format peft"
-            )
-        if not layer.startswith(lead):
-            raise ValueError(f"layer {layer!r} is not inside {inside!r}: give another --inside")
-        short = layer.removeprefix(lead)
-        rank = len(state[f"{layer}.lora_A.weight"])
-        if rest.startswith("B."):
-            p = p * (scale * scaling_of(config, layer, rank))
-        renamed[f"{component}.{short}.lora_{rest}"] = p
-        ranks[short] = rank
-    if not ranks:
-        raise ValueError(f"{lora / WEIGHTS} holds no adapters: there is nothing to export")
-    common = max(ranks.values(), key=list(ranks.values()).count)
-    others = {f"^{short}": rank for short, rank in ranks.items() if rank != common}
-    header = {
-        "peft_type": "LORA", "r": common, "lora_alpha": common, "rank_pattern": others,
-        "alpha_pattern": others, "target_modules": sorted(ranks), "lora_dropout": 0.0,
-        "bias": "none", "use_rslora": False, "inference_mode": True,
-    }  # fmt: skip
-    prefixed = {f"{component}.{key}": value for key, value in header.items()}
-    return pack(renamed, {**(notes or {}), "lora_adapter_metadata": prefixed})
+    try:
+        return shared_file(read_config(lora), read_weights(lora), component, inside, scale, notes)
+    except ValueError as error:
+        raise ValueError(f"{lora / WEIGHTS}: {error}") from None
 
 
 def push_folder(folder: Path, repository: str, private: bool = False) -> str:

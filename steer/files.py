@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
+_SHARED = "pytorch_lora_weights.safetensors"
 _CARD = ("README.md", "grid.png", "samples.png", "front.png")
 _LOGS = ("log/*", "tensorboard/*", "wandb/*")
 
@@ -52,11 +53,14 @@ RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "a tuning run": (
         ("run.json",),
-        (*_ADAPTERS, *_CARD, *_LOGS, "finished.json", "readings.jsonl", "front.json",
-         "best/adapter_*", "best/README.md", "sheets/[0-9]*.png", "checkpoints/*.ckpt"),
+        (*_ADAPTERS, _SHARED, *_CARD, *_LOGS, "finished.json", "readings.jsonl", "front.json",
+         "best/adapter_*", f"best/{_SHARED}", "best/README.md", "sheets/[0-9]*.png",
+         "checkpoints/*.ckpt"),
     ),
-    "adapters": (_ADAPTERS, (*_CARD, "best/adapter_*", "best/README.md")),
-    "adapters for diffusers": (("pytorch_lora_weights.safetensors",), _CARD),
+    "adapters": (
+        _ADAPTERS, (_SHARED, *_CARD, "best/adapter_*", f"best/{_SHARED}", "best/README.md"),
+    ),
+    "adapters for diffusers": ((_SHARED,), _CARD),
     "a model": (("config.json", "model.safetensors"), _CARD),
     "a training run": (
         ("settings.json",),

@@ -310,7 +310,7 @@ def test_notes_of_another_kind_are_left_out(made, root, tmp_path):
 @pytest.mark.parametrize(
     ("state", "part"),
     [
-        ({}, "holds no adapters"),
+        ({}, "there are no adapters"),
         ({"base_model.model.net.lora_embedding_A": torch.zeros(2, 2)}, "diffusers has no name"),
         ({"base_model.model.net.lora_B.weight": torch.zeros(2, 2)}, "diffusers has no name"),
     ],

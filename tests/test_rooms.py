@@ -15,7 +15,7 @@ GROUND = {
 ARROWS = {
     "guidance": set(),
     "adapters": set(),
-    "backends": set(),
+    "backends": {"adapters"},
     "sampling": {"guidance"},
     "models": {"adapters", "backends"},
     "objectives": {"guidance", "sampling"},

@@ -141,6 +141,11 @@ class Recording(FlowMap):
         self.layer = nn.Linear(2, 2)
         self.path, self.event_shape, self.name = steer.Linear(), (2,), "recording"
         self.seen = []
+        self.adapter_targets, self.component = ("layer",), "transformer"
+
+    @property
+    def lacks(self):
+        return {"encode": "no way back"}
 
     def _note(self, name, y):
         self.seen.append(name)
@@ -167,6 +172,9 @@ class Recording(FlowMap):
     def encode(self, images):
         return self._note("encode", images)
 
+    def along(self, times):
+        return self._note("along", self)
+
     def given(self, prompts):
         bound = Recording()
         bound.seen, bound.layer = self._note("given", self.seen), self.layer
@@ -187,7 +195,9 @@ CALLS = {
     "denoiser": lambda f, x: f.denoiser,
     "calls": lambda f, x: f.calls("jump", 0.0, 1.0),
     "times": lambda f, x: f.times(2),
+    "along": lambda f, x: f.along([0.0, 1.0]),
 }
+ATTRIBUTES = {"evaluations", "name", "kind", "churn", "lacks", "adapter_targets", "component"}
 MADE = {
     "Adapted": lambda flow: adapt(flow, targets=["layer"]),
     "ClassifierFree": lambda flow: steer.ClassifierFree(flow, 2.0),
@@ -224,7 +234,7 @@ def test_every_wrapper_is_here():
 
 def test_every_public_method_is_called():
     public = {n for n in vars(FlowMap) if not n.startswith("_")}
-    assert public - {"evaluations", "name", "kind", "churn"} == CALLS.keys()
+    assert public - ATTRIBUTES == CALLS.keys()
 
 
 @pytest.mark.parametrize("method", CALLS)
@@ -255,5 +265,7 @@ def test_every_method_is_forwarded_or_changed_on_purpose(name, method):
 def test_attributes_are_those_of_the_flow(name):
     wrapper = MADE[name](Recording())
     assert (wrapper.event_shape, wrapper.name) == ((2,), "recording")
+    assert wrapper.lacks == {"encode": "no way back"}
+    assert (wrapper.adapter_targets, wrapper.component) == (("layer",), "transformer")
     assert wrapper.evaluations == (2 if name == "ClassifierFree" else 1)
     assert isinstance(wrapper.path, steer.Linear)

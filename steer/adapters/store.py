@@ -15,7 +15,8 @@ from steer.adapters.config import about, narrowed, plain_config, rank_of, unders
 from steer.adapters.fingerprint import fingerprint
 from steer.adapters.inject import inject, refuse_adapted
 from steer.adapters.lora import DEFAULT, Adapted
-from steer.adapters.targets import matches, plain_name, targets
+from steer.adapters.shared import SHARED, shared_file
+from steer.adapters.targets import matches, name_of_denoiser, plain_name, targets
 from steer.files import pack, read_notes, write_atomically
 from steer.flow import FlowMap
 
@@ -44,8 +45,9 @@ def save_adapters(
 ) -> None:
     """Write a folder that `steer.load(base, lora=folder)` and peft read: adapters alone.
 
-    The file's metadata say which base it is for: its name and the hash of its weights, and the
-    versions of what wrote it. Each file appears whole or not at all.
+    Those of a diffusers pipeline are written for `pipe.load_lora_weights(folder)` too. The file's
+    metadata say which base it is for: its name and the hash of its weights, and the versions of
+    what wrote it. Each file appears whole or not at all.
 
     Args:
         tuned: the flow; the adapters of its view are written.
@@ -69,6 +71,13 @@ def save_adapters(
     config["inference_mode"] = True
     for key in ("target_modules", "exclude_modules"):
         config[key] = sorted(map(plain_name, config[key])) if config[key] else None
+    if tuned.component:
+        inside = name_of_denoiser(tuned.flow)
+        plain = {name.removeprefix(PREFIX): p for name, p in state.items()}
+        known = understood(config, "these")
+        notes["component"] = tuned.component
+        shared = shared_file(known, plain, tuned.component, inside, notes=notes)
+        write_atomically(folder / SHARED, shared)
     write_atomically(folder / WEIGHTS, pack(state, notes))
     write_atomically(folder / CONFIG, plain_config(config))
 

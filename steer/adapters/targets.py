@@ -10,7 +10,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from steer.flow import FlowMap, device_of
 
-__all__ = ["Targets", "chosen", "ends", "matches", "plain_name", "targets"]
+__all__ = ["Targets", "chosen", "ends", "matches", "name_of_denoiser", "plain_name", "targets"]
 
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -74,6 +74,12 @@ def _beside(module: nn.Module, within: set[int]) -> Iterator[nn.Module]:
             yield child
         elif id(child) not in within:
             yield from _beside(child, within)
+
+
+def name_of_denoiser(flow: FlowMap) -> str:
+    """Return the name in a flow of the module that is its denoiser; nothing for itself."""
+    said = flow.denoiser
+    return next(plain_name(name) for name, m in flow.named_modules() if m is said)
 
 
 def plain_name(name: str) -> str:

@@ -60,7 +60,7 @@ class Conditioned(FlowMap):
         width: int | None = None,
         cfg: float | None = None,
         guidance: float | None = None,
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
         kind: Kind | None = None,
         frame: int | None = None,
         checkpointing: bool = False,
@@ -147,7 +147,7 @@ class Conditioned(FlowMap):
         view.check_size()
         return view
 
-    def guided(self, scale: float, negative: str = "") -> Self:
+    def guided(self, scale: float, negative: str | None = None) -> Self:
         """Return the same flow with classifier-free guidance mixed at run time, none bound.
 
         Raises:
@@ -207,8 +207,18 @@ class Conditioned(FlowMap):
         if self.cfg_argument is not None:
             known[self.cfg_argument] = self.no_cfg if self.cfg is None else self.cfg
         if self.cfg is not None:
-            known["negative_prompt"] = self.negative_prompt
+            known |= self._negative(known)
         return {"prompt": prompt, "num_inference_steps": steps, **known}
+
+    def _negative(self, known: Mapping[str, Any]) -> dict[str, str]:
+        """Return the negative prompt, where one is said; what none means is the pipeline's.
+
+        SDXL takes zeros for none; with `true_cfg_scale` a pipeline guides only where one is given.
+        """
+        said = self.negative_prompt
+        if said is None and self.cfg_argument == "true_cfg_scale":
+            said = str(known.get("negative_prompt") or "")
+        return {} if said is None else {"negative_prompt": said}
 
     def prepared(self) -> AbstractContextManager[None]:
         """Return what the pipeline's call is made in, to record a prompt. Default: nothing."""

@@ -40,7 +40,8 @@ class PipelineFlow(Conditioned):
             or a student.
         guidance: of a model that was distilled with it: the number that it is told. Default: the
             pipeline's own.
-        negative_prompt: what classifier-free guidance leads away from.
+        negative_prompt: what classifier-free guidance leads away from. Default: what the pipeline
+            leads away from where none is given.
         kind: what the model is, see `FlowMap.kind`, where its files do not say.
         frame: of a clip, which frame `decode` gives; None: the middle one.
         checkpointing: whether calls of denoiser and decoder are made again in the backward pass

@@ -45,7 +45,7 @@ class Flux3(PipelineFlow):
     def arguments_of_call(self, prompt: str, steps: int) -> dict[str, Any]:
         """Return the call's arguments; the scale is the guider's."""
         known = super().arguments_of_call(prompt, steps)
-        return known if self.cfg is None else {**known, "negative_prompt": self.negative_prompt}
+        return known if self.cfg is None else known | self._negative(known)
 
     @contextmanager
     def prepared(self) -> Iterator[None]:

@@ -12,8 +12,10 @@ import safetensors
 import safetensors.torch
 import torch
 
+from steer.adapters.attach import attach
 from steer.adapters.lora import Adapted
 from steer.adapters.store import CONFIG, load_adapters
+from steer.backends.community import Layers, lora_file, pipe_of, read_lora
 from steer.backends.loading import is_hub_id, needs_diffusers, open_pipeline
 from steer.catalogue import MODELS
 from steer.doors import is_pipeline
@@ -81,10 +83,14 @@ def load(
     if lora is None:
         return flow
     if flow.component and not (Path(lora) / CONFIG).is_file():
-        from steer.backends.community import load_community
-
-        return load_community(flow, Path(lora), lora_scale)
+        return attach(flow, _community(flow, Path(lora)), lora_scale)
     return load_adapters(flow, lora, lora_scale)
+
+
+def _community(flow: FlowMap, path: Path) -> Layers:
+    """Return the layers of a LoRA that a pipeline's own loader reads."""
+    file = lora_file(path)
+    return read_lora(pipe_of(flow), flow.component, flow.denoiser, file)
 
 
 def _names_pipeline(name: str | os.PathLike[str]) -> bool:
