@@ -14,6 +14,7 @@ __all__ = [
     "check_size",
     "default_of",
     "multiple_of",
+    "takes",
 ]
 
 
@@ -92,6 +93,11 @@ def multiple_of(pipe: Any, network: Any, patches: bool) -> int:
         return 2 * scale
     patch = getattr(network.config, "patch_size", None) or 1
     return scale * int(patch[-1] if isinstance(patch, list | tuple) else patch)
+
+
+def takes(pipe: Any, argument: str) -> bool:
+    """Return whether the pipeline's call has an argument of this name."""
+    return argument in inspect.signature(type(pipe).__call__).parameters
 
 
 def default_of(pipe: Any, argument: str | None) -> float | None:

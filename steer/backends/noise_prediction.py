@@ -41,7 +41,8 @@ class StableDiffusion(PipelineFlow):
         a, s = levels.sqrt(), (1 - levels).sqrt()
         self._times_of_steps = a / (a + s)  # decreasing in the training step
         self.first_step = float(len(levels) - 1)
-        if pipe.unet.config.time_cond_proj_dim is not None:  # a full LCM: guidance is embedded
+        config = getattr(pipe, self.network_name).config
+        if config.get("time_cond_proj_dim") is not None:  # a full LCM: guidance is embedded
             self.cfg_argument = None  # type: ignore[misc]
             self.guidance_argument = "guidance_scale"  # type: ignore[misc]
         super().__init__(pipe, **options)
