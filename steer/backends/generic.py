@@ -141,7 +141,8 @@ def _found(pipe: Any, options: dict[str, Any]) -> PipelineFlow:
                 said["guidance_argument"] = "guidance_scale"
             scale = options.get("cfg") or default_of(pipe, cfg)
             if scale is not None and scale != off:
-                asked = {**size, **_negative(options, cfg), **call, cfg: scale}
+                asked = {**size, **call, cfg: scale}
+                asked |= _negative(options, asked, cfg)
                 shown = watch(pipe, network, straight, asked)
                 guided = implied(steps_of(shown, state, time), shown, said, noise)
                 said |= mixing_of(guided, scale)
@@ -165,10 +166,10 @@ def _has(network: nn.Module, end: str) -> bool:
     return any(name.endswith(f".{end}") for name, _ in network.named_modules())
 
 
-def _negative(options: Mapping[str, Any], cfg: str) -> dict[str, Any]:
+def _negative(options: Mapping[str, Any], call: Mapping[str, Any], cfg: str) -> dict[str, Any]:
     said = options.get("negative_prompt")
     if said is None and cfg == "true_cfg_scale":
-        said = ""  # without one such a pipeline does not guide
+        said = str(call.get("negative_prompt") or "")  # without one such a pipeline mixes none
     return {} if said is None else {"negative_prompt": said}
 
 
