@@ -15,7 +15,13 @@ from torch import nn
 
 from rewards.catalogue import FUNCTION_PLACES, FUNCTIONS, GROUP, NAMES, PLACES
 from rewards.grammar import arguments, call, terms, written_options
-from rewards.trust import refuse_options, refuse_shape, refuse_size, refuse_unknown
+from rewards.trust import (
+    nothing_fetched,
+    refuse_options,
+    refuse_shape,
+    refuse_size,
+    refuse_unknown,
+)
 from steer.reward import Reward, hint, unknown, wrap
 from steer.secrets import redacted
 
@@ -53,17 +59,19 @@ def load(spec: str, **options: Any) -> Reward:
 def load_plain(spec: str) -> Reward:
     """Make a reward of a text that stands in a file: of those that come along, nothing else.
 
-    Nothing is imported, run, opened or fetched because the text names it.
+    Nothing is imported, run, opened or fetched because the text names it: one that comes along
+    without its weights is made where these are on this machine already.
 
     Args:
         spec: names of `NAMES` but `remote`, in sums and functions, with options that are numbers
             and words.
 
     Raises:
-        ValueError: it names something else; says what.
+        ValueError: it names something else, or what would be downloaded; says what.
     """
     refuse_size(spec)
-    return _sum(spec, {}, plain=True)()
+    with nothing_fetched():
+        return _sum(spec, {}, plain=True)()
 
 
 Maker = Callable[[], Reward]
