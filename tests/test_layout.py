@@ -30,7 +30,7 @@ ARROWS = {
     "rewards.trust": {"catalogue"},
     "rewards.catalogue": set(),
     "rewards.judge": {"models"},
-    "rewards.models": {"pixels"},
+    "rewards.models": {"pixels", "trust"},
     "rewards.combine": {"gradient"},
     "rewards.serving": {"gradient"},
     "rewards.pixels": set(),
