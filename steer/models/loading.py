@@ -55,20 +55,22 @@ def load(
     folder = _folder(name)
     config = _read_config(folder / "config.json")
     try:
-        flow = NetworkFlow(TwoTimeUNet(**config))
-    except TypeError as error:
+        with torch.device("meta"):  # nothing is allocated before the weights are seen to fit
+            network = TwoTimeUNet(**config)
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{folder / 'config.json'} is not a model's configuration ({error}): take it and "
-            "model.safetensors from the same save"
+            f"{folder / 'config.json'} is not a model's configuration ({_short(error)}): take it "
+            "and model.safetensors from the same save"
         ) from None
     state = _read_weights(folder / "model.safetensors")
     try:
-        flow.network.load_state_dict({k: v.float() for k, v in state.items()})
+        network.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
     except RuntimeError as error:
         raise ValueError(
-            f"{folder / 'model.safetensors'} does not fit config.json beside it: {error}\n"
+            f"{folder / 'model.safetensors'} does not fit config.json beside it: {_short(error)}\n"
             "take both files from the same save"
         ) from None
+    flow = NetworkFlow(network)
     flow.name = os.fspath(name)
     flow = flow.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
     return flow if lora is None else load_adapters(flow, lora, lora_scale)
@@ -131,15 +133,20 @@ def _present(file: Path) -> Path:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(_present(file).read_text(encoding="utf-8"))
+        config = dict(json.loads(_present(file).read_text(encoding="utf-8")))
         found = config.pop("format")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(
             f"{file} is not a model's configuration: copy it again, or train with `steer train`"
         ) from None
     if found != FORMAT:
-        raise ValueError(f"{file} has format {found!r}; this version reads {FORMAT!r}")
+        raise ValueError(f"{file} has format {repr(found)[:60]}; this version reads {FORMAT!r}")
     return config
+
+
+def _short(error: Exception) -> str:
+    """Return what an error says of somebody else's file, in a line that can be read."""
+    return " ".join(str(error).split())[:300]
 
 
 def _read_weights(file: Path) -> dict[str, torch.Tensor]:
