@@ -1,10 +1,8 @@
 """From a text to a reward: our names, functions of rewards, files, dotted paths, servers."""
 
 import importlib
-import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import entry_points
@@ -24,6 +22,7 @@ from rewards.trust import (
 )
 from steer.reward import Reward, hint, unknown, wrap
 from steer.secrets import redacted
+from steer.user_code import from_file
 
 __all__ = ["FUNCTIONS", "NAMES", "Reward", "from_file", "load", "load_plain", "missing", "wrap"]
 
@@ -216,30 +215,6 @@ def _find(name: str) -> Any:
         f"unknown reward {name!r}: {hint(name, known)}Known: {', '.join(sorted(known))}; or give "
         "file.py:Name or pkg.mod.Name"
     )
-
-
-def from_file(file: Path, name: str) -> Any:
-    """Import a Python file and return what it calls `name`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file has no such name; the message has the nearest ones.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"no file {file}: give the path of a Python file, as file.py:Name")
-    key = f"_steer_file_{file.resolve().as_posix().replace('/', '_').replace('.', '_')}"
-    spec = importlib.util.spec_from_file_location(key, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[key] = module
-    spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        public = [n for n in vars(module) if not n.startswith("_")]
-        raise ValueError(
-            f"{file} defines no {name!r}: {hint(name, public)}It has {', '.join(public)}"
-        )
-    return getattr(module, name)
 
 
 def _make(found: Any, name: str, options: dict[str, Any]) -> Reward:

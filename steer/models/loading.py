@@ -1,6 +1,7 @@
 """Read and write models: a folder with `config.json` and `model.safetensors`.
 
-`steer.load("emoji")` gives an embedded model, `steer.load("path/to/folder")` one of yours.
+`steer.load("emoji")` gives an embedded model, `steer.load("path/to/folder")` one of yours, and
+`steer.load("file.py:Name")` one that a Python file of yours makes.
 """
 
 import json
@@ -18,6 +19,7 @@ from steer.catalogue import MODELS
 from steer.files import write_atomically
 from steer.flow import FlowMap
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
+from steer.models.user_file import load_user_file
 from steer.names import hint
 
 __all__ = ["MODELS", "load", "save"]
@@ -34,14 +36,15 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> FlowMap:
-    """Load a flow map by its name in `MODELS` or by its folder, in evaluation mode.
+    """Load a flow map by its name in `MODELS`, its folder or its file, in evaluation mode.
 
     Args:
-        name: "emoji", or a folder that holds config.json and model.safetensors.
+        name: "emoji", a folder that holds config.json and model.safetensors, or "file.py:Name", a
+            flow map, a class of one, or a function that makes one, in a Python file of yours.
         lora: a folder of adapters, as `steer finetune` or peft writes them.
         lora_scale: what their update is multiplied by: 0 is the base, 1 what was tuned.
-        device: where to put it; the CPU by default.
-        dtype: of its parameters; float32 by default.
+        device: where to put it; the CPU by default, for a file where it puts it.
+        dtype: of its parameters; float32 by default, for a file as it makes them.
 
     Returns:
         The flow, its parameters frozen; with `lora` a `steer.lora.Adapted`, whose `base` is the
@@ -50,8 +53,19 @@ def load(
     Raises:
         ValueError: an unknown name (with the nearest ones), a file that is not what it should be,
             adapters that were made for another base.
-        FileNotFoundError: a folder without one of its two files.
+        FileNotFoundError: a folder without one of its two files, a Python file that is not there.
+        TypeError: what a Python file gives is no flow map.
     """
+    flow = load_user_file(name, device, dtype)
+    if flow is None:
+        flow = _saved(name, device, dtype)
+    return flow if lora is None else load_adapters(flow, lora, lora_scale)
+
+
+def _saved(
+    name: str | os.PathLike[str], device: str | torch.device | None, dtype: torch.dtype | None
+) -> FlowMap:
+    """Load a model by its name or folder."""
     folder = _folder(name)
     config = _read_config(folder / "config.json")
     try:
@@ -70,10 +84,9 @@ def load(
             f"{folder / 'model.safetensors'} does not fit config.json beside it: {_short(error)}\n"
             "take both files from the same save"
         ) from None
-    flow = NetworkFlow(network)
+    flow: FlowMap = NetworkFlow(network)
     flow.name = os.fspath(name)
-    flow = flow.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
-    return flow if lora is None else load_adapters(flow, lora, lora_scale)
+    return flow.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
 
 
 def save(
@@ -115,7 +128,7 @@ def _folder(name: str | os.PathLike[str]) -> Path:
         raise ValueError(
             f"no model named {text!r}, and no such folder: {hint(text, MODELS)}"
             f"the models are {', '.join(MODELS)}; or give a folder with config.json and "
-            "model.safetensors"
+            "model.safetensors, or file.py:Name"
         )
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file: give the folder that holds it and config.json")
