@@ -200,7 +200,7 @@ def read_picture(file: Path, size: Sequence[int], option: str) -> Tensor:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no picture of 8 bits a channel; says what to give.
+        ValueError: it is no picture of 8 bits a channel or 16 of grey; says what to give.
     """
     from PIL import Image, ImageOps
 
