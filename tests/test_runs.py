@@ -77,6 +77,30 @@ def test_what_fails_leaves_the_old_one(samples):
     assert [p.name for p in samples.parent.iterdir()] == ["samples"]
 
 
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor):
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    def named(old, new):
+        done.append(f"-> {Path(new).name}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", named)
+    with whole_folder(tmp_path / "run") as scratch:
+        (scratch / "images").mkdir()
+        (scratch / "images" / "a.png").write_bytes(b"a")
+        (scratch / "grid.png").write_bytes(b"g")
+    *before, last = done[: done.index("-> run")], done[done.index("-> run") + 1 :]
+    assert set(before[0]) == {"a.png", "grid.png", "images", ".run.new"}
+    assert before[0][-1] == ".run.new"
+    assert last == [tmp_path.name]
+
+
 @pytest.mark.parametrize(
     ("name", "found"),
     [
