@@ -16,7 +16,7 @@ from steer.identity import sources
 from steer.objectives.batch import Objective
 from steer.objectives.table import name_of as objective_name
 from steer.objectives.table import options_of
-from steer.reward import Reward, name_of
+from steer.reward import Reward, name_of, refuse_inference
 from steer.sampling.calibrate import ROWS, learn, spread
 from steer.tuning.prompts import Prompts
 from steer.tuning.settings import RUNTIME, Settings
@@ -75,6 +75,9 @@ class Tuning:
                 "this flow has adapters already: tune its base, or steer.lora.merged(flow), which "
                 "is a plain flow"
             )
+        refuse_inference("model", self.flow)
+        if self.objective.differentiable:
+            refuse_inference("reward", self.reward)
 
     def adapted(self, device: torch.device) -> Adapted:
         """Return the flow with new adapters, on the run's device; the base stays where it is."""
