@@ -12,8 +12,10 @@ from rich.console import Console
 
 import rewards
 import steer
+from recipes.identity import named_files
 from recipes.inputs import Asked, read_prompts, takes_prompts
 from rewards.judge import Judge
+from steer.secrets import redacted
 
 __all__ = [
     "DATA",
@@ -22,6 +24,7 @@ __all__ = [
     "compared_prompts",
     "judge_of",
     "listed",
+    "named",
     "own",
     "reward_of",
     "tuning_prompts",
@@ -93,7 +96,15 @@ def judge_of(model: str, judge: str | None, console: Console) -> steer.Reward | 
         return None
     if judge == "embedded":
         return Judge()
-    return Judge(Path(judge)) if os.path.isdir(judge) else rewards.load(judge)
+    return Judge(Path(judge)) if os.path.isdir(judge) else named(judge)
+
+
+def named(text: str) -> steer.Reward:
+    """Load a reward, and let it be called as it was asked for, in files and cards: no tokens."""
+    reward = rewards.load(text)
+    reward.__name__ = redacted(text)  # type: ignore[assignment]
+    reward.made_of = (*reward.made_of, *named_files(text))
+    return reward
 
 
 def listed(model: str, asked: Asked | None, file: Path | None) -> Asked:

@@ -5,10 +5,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-import rewards
 import steer
-from recipes.defaults import judge_of, own, reward_of, tuning_prompts
-from recipes.identity import named_files
+from recipes.defaults import judge_of, named, own, reward_of, tuning_prompts
 from recipes.inputs import file_or_list, load_model, read_prompts
 from recipes.terminal import console
 from steer.objectives.table import described
@@ -75,7 +73,7 @@ def finetune(
     return steer.finetune(
         flow, scorer, asked and asked.prompts, objective, steps, temperature, strength,
         judge_of(model, judge, console()), seed, out, options=options,
-        held_out={redacted(name): rewards.load(name) for name in held_out},
+        held_out={redacted(name): named(name) for name in held_out},
         reward_prompts=asked and asked.reward_prompts, overwrite=overwrite, **known,
     )  # fmt: skip
 
@@ -91,11 +89,3 @@ def options_help() -> str:
                 initial_indent="    ", subsequent_indent="      ",
             )  # fmt: skip
     return "\n".join(lines)
-
-
-def named(text: str) -> steer.Reward:
-    """Load a reward, and let it be called as it was asked for, in files and cards: no tokens."""
-    reward = rewards.load(text)
-    reward.__name__ = redacted(text)  # type: ignore[assignment]
-    reward.made_of = (*reward.made_of, *named_files(text))
-    return reward

@@ -1,5 +1,7 @@
 """What a run was made with: files by their content, versions, and its settings as YAML."""
 
+import hashlib
+import json
 import os
 import platform
 import re
@@ -16,7 +18,14 @@ from steer.adapters.store import CONFIG, WEIGHTS
 from steer.identity import file_hash, python_files
 from steer.secrets import redacted
 
-__all__ = ["adapter_files", "config_text", "fingerprints", "named_files", "settings_of"]
+__all__ = [
+    "adapter_files",
+    "config_text",
+    "fingerprints",
+    "is_made_of",
+    "named_files",
+    "settings_of",
+]
 
 
 REWARDS = {"held_out", "judge", "reward"}
@@ -74,9 +83,27 @@ def named_files(*names: str) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def config_text(settings: Mapping[str, Any]) -> str:
-    """Return the settings as YAML that `--config` takes again, under a comment with versions."""
+def config_text(settings: Mapping[str, Any], identity: Mapping[str, Any] | None = None) -> str:
+    """Return the settings as YAML that `--config` takes again, under comments.
+
+    These have the versions, and a line by which `is_made_of` knows the run again.
+
+    Args:
+        settings: the command's.
+        identity: what makes the run this one: settings, prompts, files. JSON values.
+    """
     versions = f"flowsteer {steer.__version__}, torch {torch.__version__}"
     header = f"# made by: {versions}, Python {platform.python_version()}\n"
+    header += "" if identity is None else _made_of(identity)
     kept = {k: v for k, v in settings.items() if v is not None}
     return header + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+
+
+def is_made_of(config: str, identity: Mapping[str, Any]) -> bool:
+    """Tell whether a run's config.yaml was written for a run of this identity."""
+    return _made_of(identity) in config.splitlines(keepends=True)[:2]
+
+
+def _made_of(identity: Mapping[str, Any]) -> str:
+    text = json.dumps(identity, sort_keys=True)
+    return f"# made of: settings, prompts and files {hashlib.sha256(text.encode()).hexdigest()}\n"

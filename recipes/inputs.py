@@ -13,7 +13,6 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 import steer
-from steer.adapters.store import load_adapters
 
 __all__ = [
     "Asked",
@@ -56,23 +55,8 @@ def load_model(
             f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): give --device "
             "cpu, or cuda where torch sees one"
         ) from error
-    file, _, name = model.rpartition(":")
-    if file.endswith(".py"):
-        from rewards.loading import from_file
-
-        made = from_file(Path(file), name)
-        flow = made() if isinstance(made, type) or not isinstance(made, steer.FlowMap) else made
-        if not isinstance(flow, steer.FlowMap):
-            raise TypeError(f"{model} gives a {type(flow).__name__}: expected a steer.FlowMap")
-        flow = flow.to(device=device, dtype=kind)
-        flow.name = flow.name or model
-    else:
-        flow = steer.load(model, device=device, dtype=kind)
-    return (
-        flow
-        if lora is None
-        else load_adapters(flow, lora, 1 if lora_scale is None else lora_scale)
-    )
+    scale = 1.0 if lora_scale is None else lora_scale
+    return steer.load(model, lora, scale, device=device, dtype=kind)
 
 
 def takes_prompts(flow: steer.FlowMap) -> bool:
@@ -216,7 +200,7 @@ def read_picture(file: Path, size: Sequence[int], option: str) -> Tensor:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no picture of 8 bits a channel; says what to give.
+        ValueError: it is no picture of 8 bits a channel or 16 of grey; says what to give.
     """
     from PIL import Image, ImageOps
 

@@ -51,7 +51,7 @@ def method(name: str) -> Method:
 
 @lru_cache
 def _own(name: str, file: Path, own: str, changed: int) -> Method:
-    from rewards.loading import from_file
+    from steer.user_code import from_file
 
     return replace(method_of(from_file(file, own)), name=name)
 

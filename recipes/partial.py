@@ -13,13 +13,14 @@ import yaml
 from rich.console import Console
 from torch import Tensor
 
+from recipes.identity import is_made_of
 from recipes.terminal import progress
 from steer.files import expanded, pack, read_notes, refuse_existing, tidy, write_atomically
 from steer.identity import changes
 from steer.lock import locked
 from steer.names import reason
 
-__all__ = ["Partial", "Unit", "free", "units_of"]
+__all__ = ["Partial", "Unit", "free", "is_finished", "units_of"]
 
 
 class Labelled(Protocol):
@@ -78,8 +79,40 @@ def free(out: Path, overwrite: bool) -> Path:
         BlockingIOError: another process writes to it.
     """
     out = expanded(out)
+    if not overwrite:
+        _put_away(out)
+    refuse_existing(out, overwrite)
+    return out
+
+
+def is_finished(out: Path, identity: Mapping[str, Any]) -> bool:
+    """Tell whether a folder is the whole run of this identity, whose end was not heard of perhaps.
+
+    Units and locks that it left are removed.
+
+    Args:
+        out: the run's folder.
+        identity: as for `Partial`, noted in its config.yaml.
+
+    Raises:
+        BlockingIOError: another process works on the run.
+    """
+    out = expanded(out)
+    try:
+        config = (out / "config.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    if not is_made_of(config, identity):
+        return False
+    with locked(out):  # so that a lock of a killed process goes as well
+        _put_away(out)
+    return True
+
+
+def _put_away(out: Path) -> None:
+    """Remove the units that a run left which was killed when its folder was whole."""
     units = _beside(out)
-    if not overwrite and out.is_dir() and units.is_dir():
+    if out.is_dir() and units.is_dir():
         with locked(out, units / ".lock"):
             try:
                 begun = json.loads((units / "identity.json").read_text(encoding="utf-8"))
@@ -92,8 +125,6 @@ def free(out: Path, overwrite: bool) -> Path:
                 _clear(units)
         with suppress(OSError):
             units.rmdir()  # where it is empty
-    refuse_existing(out, overwrite)
-    return out
 
 
 def _beside(out: Path) -> Path:

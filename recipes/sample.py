@@ -16,8 +16,9 @@ from recipes.identity import adapter_files, config_text, fingerprints, settings_
 from recipes.inputs import Dtype, asked_for, load_model, read_picture
 from recipes.methods import PROBES, check, learn, plan, tempered
 from recipes.methods import method as method_
-from recipes.partial import Partial, free
+from recipes.partial import Partial, free, is_finished
 from recipes.terminal import console, progress
+from steer.files import expanded
 from steer.flow import device_of
 from steer.guidance.population import Population
 from steer.sampling.result import save_result
@@ -74,7 +75,8 @@ def sample(
 
     The folder holds config.yaml, images/, grid.png (unguided beside guided, same seeds; with
     adapters the base's as well), scores.jsonl and metrics.json. It appears whole or not at all; a
-    run that was interrupted goes on where it stopped when the same command is given again.
+    run that was interrupted goes on where it stopped when the same command is given again, and
+    one that is finished is left as it is.
 
     Args:
         model: a name that `steer models` lists, a folder, or file.py:Name.
@@ -136,7 +138,6 @@ def sample(
             f"one of {others}"
         )
     screen = console()
-    out = free(out, overwrite)
     listed = asked_for(prompt, prompts_file)
     prompts, asked = (None, reward_prompt) if listed is None else (listed.prompts, reward_prompt)
     if listed is not None and listed.reward_prompts is not None:
@@ -148,6 +149,17 @@ def sample(
         asked = listed.reward_prompts
     reward = reward_of(model, reward)
     settings["reward"] = redacted(reward)
+    pictures = [] if init_image is None else [str(init_image)]
+    identity = {
+        "prompts": prompts,
+        "reward_prompts": asked,
+        "files": fingerprints(model, reward, method, *pictures, *adapter_files(lora)),
+        "settings": {k: v for k, v in settings.items() if k != "overwrite"},
+    }
+    if not overwrite and is_finished(out, identity):
+        screen.print(f"{out} is finished: see grid.png in it, or say --overwrite to draw it again")
+        return expanded(out)
+    out = free(out, overwrite)
     given = {
         "scale": scale, "threshold": threshold, "moves": moves, "rate": rate, "brake": brake,
         "lookahead": lookahead, "jumps": jumps, "finish": finish, "window": window,
@@ -195,13 +207,6 @@ def sample(
         f"{count * (particles * (calls + plain_calls) + probe_calls)} network "
         f"calls, {count * (particles * (cost['reward_calls'] + len(twins)) + probes)} reward calls"
     )
-    pictures = [] if init_image is None else [str(init_image)]
-    identity = {
-        "prompts": prompts,
-        "reward_prompts": asked,
-        "files": fingerprints(model, reward, method, *pictures, *adapter_files(lora)),
-        "settings": {k: v for k, v in settings.items() if k != "overwrite"},
-    }
     # once, from the whole list: what is learnt must not depend on which prompts are left to do
     learn(flow, judge, prompts, [asked] * count if isinstance(asked, str) else asked, seed)
 
@@ -230,7 +235,7 @@ def sample(
             beside=results,
             keep=keep,
             **shares,  # type: ignore[arg-type]
-            files={"config.yaml": config_text(settings)},
+            files={"config.yaml": config_text(settings, identity)},
         )
         partial.drop()
     for said in result.warnings:

@@ -127,8 +127,11 @@ class Judge(Reward):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        files = "config.json", "model.safetensors"
+        if folder is not None:  # one of a user's: its files say which it is
+            self.made_of = tuple(Path(folder) / name for name in files)
         folder = EMBEDDED if folder is None else Path(folder)
-        for name in ("config.json", "model.safetensors"):
+        for name in files:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no {name} in {folder}: train a judge, or reinstall")
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))

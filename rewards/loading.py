@@ -1,10 +1,8 @@
 """From a text to a reward: our names, functions of rewards, files, dotted paths, servers."""
 
 import importlib
-import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import entry_points
@@ -15,9 +13,16 @@ from torch import nn
 
 from rewards.catalogue import FUNCTION_PLACES, FUNCTIONS, GROUP, NAMES, PLACES
 from rewards.grammar import arguments, call, terms, written_options
-from rewards.trust import refuse_options, refuse_shape, refuse_size, refuse_unknown
+from rewards.trust import (
+    nothing_fetched,
+    refuse_options,
+    refuse_shape,
+    refuse_size,
+    refuse_unknown,
+)
 from steer.reward import Reward, hint, unknown, wrap
 from steer.secrets import redacted
+from steer.user_code import from_file
 
 __all__ = ["FUNCTIONS", "NAMES", "Reward", "from_file", "load", "load_plain", "missing", "wrap"]
 
@@ -53,17 +58,19 @@ def load(spec: str, **options: Any) -> Reward:
 def load_plain(spec: str) -> Reward:
     """Make a reward of a text that stands in a file: of those that come along, nothing else.
 
-    Nothing is imported, run, opened or fetched because the text names it.
+    Nothing is imported, run, opened or fetched because the text names it: one that comes along
+    without its weights is made where these are on this machine already.
 
     Args:
         spec: names of `NAMES` but `remote`, in sums and functions, with options that are numbers
             and words.
 
     Raises:
-        ValueError: it names something else; says what.
+        ValueError: it names something else, or what would be downloaded; says what.
     """
     refuse_size(spec)
-    return _sum(spec, {}, plain=True)()
+    with nothing_fetched():
+        return _sum(spec, {}, plain=True)()
 
 
 Maker = Callable[[], Reward]
@@ -208,30 +215,6 @@ def _find(name: str) -> Any:
         f"unknown reward {name!r}: {hint(name, known)}Known: {', '.join(sorted(known))}; or give "
         "file.py:Name or pkg.mod.Name"
     )
-
-
-def from_file(file: Path, name: str) -> Any:
-    """Import a Python file and return what it calls `name`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file has no such name; the message has the nearest ones.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"no file {file}: give the path of a Python file, as file.py:Name")
-    key = f"_steer_file_{file.resolve().as_posix().replace('/', '_').replace('.', '_')}"
-    spec = importlib.util.spec_from_file_location(key, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[key] = module
-    spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        public = [n for n in vars(module) if not n.startswith("_")]
-        raise ValueError(
-            f"{file} defines no {name!r}: {hint(name, public)}It has {', '.join(public)}"
-        )
-    return getattr(module, name)
 
 
 def _make(found: Any, name: str, options: dict[str, Any]) -> Reward:

@@ -2,12 +2,15 @@
 
 A dotted path is code of somebody's that was never asked whether it is a reward, so what it gives
 is looked at before it is called. What a *file* names (adapters' metadata, say) is a stranger's
-text: nothing is imported, run, opened or fetched for it.
+text: nothing is imported, run, opened or fetched for it, so a reward that comes along is made of
+weights that are on this machine, or refused.
 """
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
@@ -15,7 +18,16 @@ from torch import nn
 from rewards.catalogue import NAMES
 from steer.reward import Reward
 
-__all__ = ["LONGEST", "refuse_options", "refuse_shape", "refuse_size", "refuse_unknown"]
+__all__ = [
+    "LONGEST",
+    "may_fetch",
+    "nothing_fetched",
+    "refuse_fetch",
+    "refuse_options",
+    "refuse_shape",
+    "refuse_size",
+    "refuse_unknown",
+]
 
 LONGEST = 1000
 """Letters of a reward's text that is taken from a file."""
@@ -61,6 +73,35 @@ def _is_plain(value: Any) -> bool:
         return value is None or isinstance(value, bool | int | float)
     looks = value.startswith((".", "~")) or any(mark in value for mark in ("/", "\\", "\0"))
     return not looks and not os.path.lexists(value)
+
+
+_FETCHES: ContextVar[bool] = ContextVar("_FETCHES", default=True)
+
+
+@contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """Let rewards be made of what is on this machine alone: `may_fetch` is false within."""
+    token = _FETCHES.set(False)
+    try:
+        yield
+    finally:
+        _FETCHES.reset(token)
+
+
+def may_fetch() -> bool:
+    """Tell whether weights that are missing may be downloaded."""
+    return _FETCHES.get()
+
+
+def refuse_fetch(reward: str, what: str) -> None:
+    """Raise a ValueError where nothing may be fetched.
+
+    Args:
+        reward: the reward's name.
+        what: the weights that are missing.
+    """
+    if not may_fetch():
+        raise ValueError(f"the weights of {reward!r}, {what}, are not on this machine")
 
 
 # ------------------------------------------------------------------ a dotted path

@@ -91,6 +91,8 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """Give a scratch folder that becomes `folder` when the block ends well, and else vanishes.
 
+    It is on the disk before it gets its name.
+
     What is replaced goes when the new one is in its place, and stays if that fails. What a killed
     process left half done is put in order first.
 
@@ -107,6 +109,7 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
         scratch.mkdir()
         try:
             yield scratch
+            _sync(scratch)
             refuse_existing(folder, overwrite, held=True)  # somebody may have made it meanwhile
             if place.exists():
                 os.replace(place, old)
@@ -117,6 +120,17 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
             sync_folder(place.parent)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Let all that a folder holds outlast a power cut: its name may, once it has its own."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 def _recover(place: Path, old: Path) -> None:

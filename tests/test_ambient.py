@@ -229,3 +229,40 @@ def test_a_flow_made_in_each_state_draws_the_same():
     potential = steer.Lookahead(flow, lambda x: x.mean((1, 2, 3)))
     guide = steer.Guidance(potential, steer.Sde(flow), scale=1.0, times=[0, 0.5, 1])
     assert torch.equal(guide(x0).x, guide(x0.clone()).x)
+
+
+# ------------------------------------------------------------------ weights of inference mode
+
+
+class Linear(Reward):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(1, -1, 2))
+
+    def forward(self, images, prompts=None, metadata=None):
+        return torch.tanh(images) @ self.weight
+
+
+def of_inference(make):
+    with torch.inference_mode():
+        return make()
+
+
+def test_weights_of_inference_mode_are_named_where_a_gradient_must_pass():
+    model, reward = of_inference(toy), of_inference(Linear)
+    few = {"particles": 2, "steps": 2, "seed": 0}
+    words = r"a gradient must pass the {}, and \d+ of its weights were made inside "
+    words += r"torch\.inference_mode\(\), {}.* the first of them: make or load it outside"
+    for method in ("fmtt", "split", "fmrg-j", "reno"):
+        with pytest.raises(ValueError, match=words.format("model", "net")):
+            steer.sample(model, Linear(), method=method, **few)
+        with pytest.raises(ValueError, match=words.format("reward", "weight")):
+            steer.sample(toy(), reward, method=method, **few)
+    with pytest.raises(ValueError, match=words.format("model", "net")):
+        steer.finetune(model, Linear(), **QUICK)
+    with pytest.raises(ValueError, match=words.format("reward", "weight")):
+        steer.finetune(toy(), reward, **QUICK)
+    for method in ("none", "best-of-n"):  # no gradient is asked
+        assert steer.sample(model, reward, method=method, **few).rewards.isfinite().all()
+    values = steer.reward.wrap(reward, differentiable=False)
+    assert steer.sample(model, values, method="split", **few).rewards.isfinite().all()

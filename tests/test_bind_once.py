@@ -128,6 +128,52 @@ def test_adapters_on_the_text_side_count_at_every_scale(flow):
     assert all(bool(g.abs().sum() > 0) for g in grads)
 
 
+def test_a_tuned_text_side_is_encoded_once_a_scale_and_state_of_its_adapters(flow):
+    tuned = adapt(flow, 2, targets=["text.mlp.0", "conv1"])
+    for p in tuned.adapters().values():
+        p.requires_grad_(True)
+    encodings = flow.encodings
+    with torch.no_grad():
+        for k, p in enumerate(tuned.adapters().values()):
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(k)))
+    bound = tuned.given(PROMPTS[:2])
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(9))
+
+    def same(view):
+        """Encode anew what the bound flow may have kept."""
+        return torch.equal(view.jump(x, 0.0, 1.0), view.given(PROMPTS[:2]).jump(x, 0.0, 1.0))
+
+    encodings.clear()
+    with torch.no_grad():
+        for _ in range(3):
+            bound.jump(x, 0.0, 1.0)
+        assert len(encodings) == 1
+        bound.at(0.5).jump(x, 0.0, 1.0)
+        assert len(encodings) == 2
+        assert same(bound)
+        assert same(bound.at(0.5))
+    text = [p for n, p in tuned.adapters().items() if ".text." in n]
+    optimizer = torch.optim.AdamW(text, lr=0.1)
+    for _ in range(2):  # a gradient is asked: each call encodes, and the next one sees the step
+        encodings.clear()
+        bound.jump(x, 0.0, 1.0).square().sum().backward()
+        assert len(encodings) == 1
+        assert all(bool(p.grad.abs().sum() > 0) for p in text)
+        before = bound.jump(x, 0.0, 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            assert not torch.equal(bound.jump(x, 0.0, 1.0), before)
+            assert same(bound)
+    layer = next(m for m in tuned.layers if isinstance(m.base_layer, torch.nn.Linear))
+    layer.lora_dropout[tuned.adapter] = torch.nn.Dropout(0.5)
+    encodings.clear()
+    with torch.no_grad():
+        tuned.train()
+        draws = [bound.jump(x, 0.0, 1.0) for _ in range(2)]
+    assert len(encodings) == 2
+    assert not torch.equal(*draws)
+
+
 def change_in_place(bound):
     with torch.no_grad():
         bound.network.text.norm.bias.add_(1.0)

@@ -644,6 +644,38 @@ def test_edited_prompts_do_not_resume_an_interrupted_run(here, monkeypatch, caps
     assert {json.loads(line)["prompt"] for line in lines} == {"new0", "new1", "new2"}
 
 
+def test_a_run_that_was_whole_when_it_was_killed_is_finished(here, monkeypatch, capsys):
+    """The same command again is satisfied; another one, or of edited files, is refused."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr("recipes.partial.Partial.drop", stop)
+        assert run() == 130
+    assert folders(here) == [".run.partial", "run"]
+    before = {p: p.stat().st_mtime_ns for p in (here / "run").rglob("*")}
+    with monkeypatch.context() as m:
+        m.setattr(steer, "sample", stop)  # nothing is drawn
+        assert run() == 0
+    assert "run is finished: see grid.png in it" in capsys.readouterr().err
+    assert folders(here) == ["run"]
+    assert {p: p.stat().st_mtime_ns for p in (here / "run").rglob("*")} == before
+    assert main(["sample", "--config", "run/config.yaml"]) == 0
+    assert "run is finished" in capsys.readouterr().err
+    for other in ({"seed": 1}, {"prompt": '["a", "c"]'}, {"keep": "best"}):
+        assert run(**other) == 2
+        refused(capsys, "exists already", "--overwrite")
+    (here / "toy.py").write_text(FLOW + "\n")
+    assert run() == 2
+    refused(capsys, "exists already")
+    assert run("--overwrite") == 0
+    assert "network calls" in capsys.readouterr().err
+    (here / "run" / "config.yaml").write_text("\x00\n")
+    assert run() == 2
+    refused(capsys, "exists already")
+
+
 def test_a_late_error_keeps_finished_prompts(here, capsys):
     """A NaN for the third prompt: the first two are done, and stay so until it is mended."""
     (here / "late.py").write_text(

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 
 import numpy as np
 import pytest
@@ -295,6 +296,28 @@ def test_pixels_are_those_of_picture_files(loaded, kind):
             theirs = torch.cat([out[key] for out in each])
             assert theirs.shape == value.shape
             assert (theirs - value).abs().double().mean() < 0.02  # units of a deviation, about .26
+
+
+def test_questions_that_are_cut_are_told_once(vlms):
+    """Where the folder's tokenizer truncates; a fox is read whole, so nothing is said of it."""
+    model, processor = llava()
+    start = len(VisionLanguage(model, processor)._row("", 64, 64)["input_ids"])
+    processor.tokenizer.init_kwargs |= {"truncation": True, "max_length": start + 20}
+    backbone = VisionLanguage(model, processor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backbone.log_probability(pictures(1), ["Is it a fox?"], ["Yes"])
+    long = "Is it a very flat and orange fox that looks to the left?"
+    with pytest.warns(UserWarning, match=rf"reads {start + 20} tokens of a question.*{long[:20]}"):
+        backbone.log_probability(pictures(1), [long], ["Yes"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backbone.log_probability(pictures(2, 64, 80), [long, "Is it a fox?"], ["Yes", "No"])
+
+
+def test_questions_beyond_a_models_positions_are_told(vlms, loaded):
+    with pytest.warns(UserWarning, match="longer than the 512 that LlavaFor.* has positions for"):
+        loaded["llava"](pictures(1), ["fox " * 150])
 
 
 def test_a_question_without_a_place_needs_no_prompts(vlms, loaded):

@@ -336,6 +336,62 @@ def test_folders_of_adapters(seed, here, adapted):
     assert all(torch.equal(p, q) for p, q in zip(flow.parameters(), before, strict=True))
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A small model as it is saved."""
+    from steer.models.loading import save
+    from steer.models.two_time import NetworkFlow, TwoTimeUNet
+
+    folder = tmp_path_factory.mktemp("saved")
+    save(NetworkFlow(TwoTimeUNet(["a"], (8, 8), (1, 1), size=8, width=8, groups=4)), folder)
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+NUMBERS = [0, -1, 1, 2, 3, 7, 1000, 4096, 10**6, 10**9, 10**30, 0.5, 1e308, True, None]
+
+
+def network(known, rng):
+    """Change the numbers that a network is made of, in their own places."""
+    out = json.loads(json.dumps(known))
+    for _ in range(rng.choice([1, 1, 2])):
+        name = rng.choice([name for name in out if name not in {"format", "vocabulary"}])
+        if isinstance(out[name], list) and rng.random() < 0.7:
+            out[name][rng.randrange(len(out[name]))] = rng.choice(NUMBERS)
+        else:
+            many = [rng.choice(NUMBERS)] * rng.choice([1, 2, 40, 100_000])
+            out[name] = rng.choice([rng.choice(NUMBERS), many])
+    return out
+
+
+@seeds
+def test_folders_of_models(seed, here, saved):
+    """Another configuration, header or tensors: refused, or a model that draws."""
+    import resource
+
+    import steer
+
+    rng = random.Random(f"models {seed}")
+    (here / "model").mkdir()
+    for _ in range(4):
+        for name, data in saved.items():
+            kind = rng.random()
+            if name == "config.json" and kind < 0.9:
+                known = json.loads(data)
+                changed = network(known, rng) if kind < 0.6 else mapping(known, rng)
+                data = json.dumps(changed, default=str).encode()
+            elif kind < 0.4:
+                data = bytes_like(data, rng)
+            (here / "model" / name).write_bytes(data)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if tried(steer.load, here / "model"):
+            flow = steer.load(here / "model")
+            assert all(not p.is_meta for p in flow.parameters())
+            if max(flow.event_shape) <= 64:
+                with torch.no_grad():
+                    assert flow.jump(torch.zeros(1, *flow.event_shape), 0.0, 1.0).shape[0] == 1
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
 @seeds
 def test_files_of_prompts(seed, here):
     rng = random.Random(f"prompts {seed}")

@@ -132,16 +132,19 @@ def test_a_picture_is_read_as_people_see_it(tmp_path):
     Image.new("L", (4, 4), 51).save(tmp_path / "grey.png")
     grey = read_picture(tmp_path / "grey.png", (2, 2), "--init-image")
     assert grey.flatten().tolist() == pytest.approx([0.2] * 12)
+    Image.new("I;16", (4, 4), 51 * 257).save(tmp_path / "deep.png")
+    deep = read_picture(tmp_path / "deep.png", (2, 2), "--init-image")
+    assert deep.flatten().tolist() == pytest.approx([0.2] * 12)
 
 
 def test_what_is_no_picture_is_refused(tmp_path, monkeypatch):
-    Image.new("I;16", (4, 4), 1000).save(tmp_path / "deep.png")
+    Image.new("F", (4, 4), 1000).save(tmp_path / "deep.png", "TIFF")
     Image.new("RGB", (64, 64)).save(tmp_path / "bomb.png")
     Image.new("RGB", (64, 64)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     for name, message in [
-        ("deep.png", "more than 8 bits"), ("bomb.png", "cannot read"), ("cut.png", "cannot read"),
+        ("deep.png", "more than 16 bits"), ("bomb.png", "cannot read"), ("cut.png", "cannot read"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             read_picture(tmp_path / name, (4, 4), "--init-image")

@@ -30,7 +30,7 @@ ARROWS = {
     "rewards.trust": {"catalogue"},
     "rewards.catalogue": set(),
     "rewards.judge": {"models"},
-    "rewards.models": {"pixels"},
+    "rewards.models": {"pixels", "trust"},
     "rewards.combine": {"gradient"},
     "rewards.serving": {"gradient"},
     "rewards.pixels": set(),
@@ -40,7 +40,7 @@ ARROWS = {
     "rewards.testing": set(),
 }
 """Room -> the rooms of its package that it may import, beside itself; a file beside is a room."""
-GROUND = {"steer.names", "steer.reward", "steer.secrets"}
+GROUND = {"steer.names", "steer.reward", "steer.secrets", "steer.user_code"}
 """What `rewards` stands on."""
 LATE = {"rewards.models": {"loading"}, "rewards.serving": {"loading"}}
 """Room -> those that it may import besides, inside functions."""

@@ -75,6 +75,61 @@ def test_a_wrong_configuration_is_an_error_that_says_so(saved):
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("channels", [8, 10**9], "channels must be whole numbers from 1 to 4096, got 1000000000"),
+        ("channels", [8, 6], "channels must be multiples of groups=4, got 6"),
+        ("channels", [], "channels must be of 1 to 8 levels, got 0"),
+        ("channels", [8] * 9, "channels must be of 1 to 8 levels, got 9"),
+        ("channels", 8, "not iterable"),
+        ("blocks", [1, 10**8], "blocks must be whole numbers from 0 to 64"),
+        ("blocks", [1], "blocks must be as many as channels: 1 for 2 levels"),
+        ("size", 7, "size must be a multiple of 2 for 2 levels"),
+        ("size", 10**6, "size must be whole numbers from 1 to 1024"),
+        ("size", True, "size must be whole numbers"),
+        ("width", -1, "width must be whole numbers from 1 to 8192, got -1"),
+        ("width", "x" * 5000, "width must be whole numbers"),
+        ("groups", 0, "groups must be whole numbers from 1 to 4096, got 0"),
+        ("highest", [30.0, float("nan")], "highest must be two frequencies above 0"),
+        ("highest", [30.0], "highest must be two frequencies above 0"),
+        ("vocabulary", [1], "vocabulary must be a list of words"),
+        ("strange", 1, "strange"),
+    ],
+)
+def test_a_configuration_out_of_bounds_says_which_number(saved, name, value, words):
+    file = saved[1] / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, name: value}))
+    with pytest.raises(ValueError, match=r"config\.json is not a model's configuration") as caught:
+        load_model(saved[1])
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("text", ["[1]", "[" * 9999, "9" * 9999, "null", '"x"', "[[1, 2]]", "{}"])
+def test_what_is_no_mapping_is_no_configuration(saved, text):
+    (saved[1] / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"is not a model's configuration"):
+        load_model(saved[1])
+
+
+def test_a_large_network_is_refused_before_it_is_allocated(saved):
+    file = saved[1] / "config.json"
+    config = json.loads(file.read_text())
+    large = {"channels": [4096] * 2, "blocks": [64, 64], "size": 8}  # 160 GB
+    file.write_text(json.dumps({**config, **large}))
+    with pytest.raises(ValueError, match=r"does not fit config\.json") as caught:
+        load_model(saved[1])
+    assert len(str(caught.value)) < 600
+
+
+def test_loading_draws_nothing(saved):
+    before = torch.get_rng_state()
+    load_model(saved[1])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_plain_files_are_refused(saved):
     with pytest.raises(ValueError, match="is a file: give the folder"):
         load_model(saved[1] / "config.json")

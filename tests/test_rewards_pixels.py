@@ -1,5 +1,6 @@
 """What every reward of pixels owes: any size and type, finite gradients, true ones."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -126,7 +127,30 @@ def test_read_says_what_is_wrong(tmp_path):
     Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
     whole = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    Image.new("I;16", (2, 2), 40000).save(tmp_path / "deep.png")
-    for name, word in [("text", "identify"), ("cut", "truncated"), ("deep", "more than 8 bits")]:
+    Image.new("F", (2, 2), 0.5).save(tmp_path / "deep.png", "TIFF")
+    Image.new("I", (2, 2), 40000).save(tmp_path / "whole32.png", "TIFF")
+    for name, word in [
+        ("text", "identify"), ("cut", "truncated"), ("deep", "more than 16 bits"),
+        ("whole32", "more than 16 bits"),
+    ]:  # fmt: skip
         with pytest.raises(ValueError, match=f"{word}.*Save it as a PNG or JPEG"):
             read(tmp_path / f"{name}.png", "mask")
+
+
+def test_grey_of_16_bits_is_divided_by_65535(tmp_path):
+    values = np.array([[0, 1, 13107], [40000, 65534, 65535]], np.uint16)
+    expected = torch.tensor(values.astype(np.float32) / 65535).expand(1, 3, 2, 3)
+    for name in ("deep.png", "deep.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        assert Image.open(tmp_path / name).mode.startswith("I"), name
+        assert torch.equal(read(tmp_path / name, "image"), expected), name
+    Image.fromarray(values.astype(">u2")).save(tmp_path / "big.tif")
+    assert torch.equal(read(tmp_path / "big.tif", "image"), expected)
+    Image.fromarray(values).save(tmp_path / "clear.png", transparency=13107)
+    assert read(tmp_path / "clear.png", "image", ground=0.25)[0, 0].flatten().tolist() == (
+        pytest.approx([0, 1 / 65535, 0.25, 40000 / 65535, 65534 / 65535, 1])
+    )
+    Image.fromarray(values.repeat(LARGEST, 0)).save(tmp_path / "tall.png")
+    tall = read(tmp_path / "tall.png", "image")
+    assert tall.shape[2] == LARGEST
+    assert 0 <= float(tall.min()) <= float(tall.max()) <= 1

@@ -11,6 +11,7 @@ FILES = sorted((ROOT / "steer").rglob("*.py"))
 GROUND = {
     "batches", "catalogue", "doors", "exact", "files", "flow", "identity", "lock", "names",
     "noise", "one_time", "path", "pictures", "posterior", "ranges", "reward", "secrets", "testing",
+    "user_code",
 }  # fmt: skip
 ARROWS = {
     "guidance": set(),

@@ -77,6 +77,30 @@ def test_what_fails_leaves_the_old_one(samples):
     assert [p.name for p in samples.parent.iterdir()] == ["samples"]
 
 
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor):
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    def named(old, new):
+        done.append(f"-> {Path(new).name}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", named)
+    with whole_folder(tmp_path / "run") as scratch:
+        (scratch / "images").mkdir()
+        (scratch / "images" / "a.png").write_bytes(b"a")
+        (scratch / "grid.png").write_bytes(b"g")
+    *before, last = done[: done.index("-> run")], done[done.index("-> run") + 1 :]
+    assert set(before[0]) == {"a.png", "grid.png", "images", ".run.new"}
+    assert before[0][-1] == ".run.new"
+    assert last == [tmp_path.name]
+
+
 @pytest.mark.parametrize(
     ("name", "found"),
     [
@@ -449,6 +473,57 @@ def test_an_edited_reward_is_another_run(model, tmp_path, monkeypatch, capsys):
     reward.write_text(text)
     assert main(words) == 0
     assert "run is finished" in capsys.readouterr().out
+
+
+def test_another_judge_or_held_out_reward_is_another_run(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    watch = tmp_path / "watch.py"
+    text = "def bright(images):\n    return images.mean((1, 2, 3))\n"
+    watch.write_text(text)
+    words = [
+        "finetune", f"--model={model}", "--reward=brightness", "--prompts=[cat]", "--steps=2",
+        "--temperature=1", "--out=run", "--options.jumps=[1]",
+        *[w for w in WORDS if not w.startswith("--judge")],
+    ]  # fmt: skip
+    asked = ["--judge=watch.py:bright", "--held_out=['colour:name=red']"]
+    assert main([*words, *asked]) == 0
+    capsys.readouterr()
+    assert main([*words, asked[0], "--held_out=['colour:name=blue']"]) == 2
+    refused(capsys, "watched.held_out.colour:name=red: ", "watched.held_out.colour:name=blue: ")
+    assert main([*words, "--judge=null", asked[1]]) == 2
+    refused(capsys, 'watched.judge: "watch.py:bright" -> null')
+    watch.write_text(text.replace("mean", "amax"))
+    assert main([*words, *asked]) == 2
+    refused(
+        capsys, "(watched.sources.watch.py: ", "a file of the judge's or a held-out reward's was"
+    )
+    begun = json.loads((tmp_path / "run" / "run.json").read_text())
+    del begun["watched"]  # as a run of an earlier version has it
+    (tmp_path / "run" / "run.json").write_text(json.dumps(begun))
+    assert main([*words, *asked]) == 0
+    assert "run is finished" in capsys.readouterr().out
+
+
+def test_a_judge_of_another_folder_is_another_judge(model, tmp_path):
+    from rewards.judge import EMBEDDED, Judge
+
+    folder = tmp_path / "judge"
+    shutil.copytree(EMBEDDED, folder)
+    tune(load(model), tmp_path / "run", steps=1, judge=Judge(folder))
+    config = folder / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(FileExistsError, match=r"\(watched\.sources\.config\.json: "):
+        tune(load(model), tmp_path / "run", steps=1, judge=Judge(folder))
+    tune(load(model), tmp_path / "plain", steps=1, judge=BrightLike())
+    with pytest.raises(FileExistsError, match=r'watched\.judge: "BrightLike" -> null'):
+        tune(load(model), tmp_path / "plain", steps=1)
+
+
+class BrightLike(steer.Reward):
+    differentiable = False
+
+    def forward(self, images, prompts=None, metadata=None):
+        return images.mean((1, 2, 3))
 
 
 def test_a_resume_with_other_settings_names_them_in_full(model, cut):

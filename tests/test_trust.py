@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import socket
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 
@@ -172,6 +173,77 @@ def test_other_texts_are_refused(text, words, here):
     assert not (here / "canary").exists()
 
 
+FETCHED = [
+    "siglip", "pickscore", "hpsv2", "hpsv2:version=2.0", "imagereward", "aesthetic", "vqa",
+    "classifier", "0.5*brightness + min(clip, pickscore)",
+]  # fmt: skip
+"""Rewards that come along without their weights."""
+
+
+@pytest.fixture
+def no_weights(tmp_path, monkeypatch):
+    """None of the published weights are here, and whatever asks for them is noted."""
+    import huggingface_hub
+    import huggingface_hub.constants
+
+    monkeypatch.setenv("FLOWSTEER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    asked = []
+
+    def note(*where, **options):
+        asked.append((where, options))
+        raise OSError("no network")
+
+    class Closed(socket.socket):
+        connect = connect_ex = note
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", note)
+    monkeypatch.setattr(socket, "socket", Closed)
+    monkeypatch.setattr(socket, "getaddrinfo", note)
+    return asked
+
+
+@pytest.mark.parametrize("text", FETCHED)
+def test_a_text_from_a_file_downloads_nothing(text, no_weights):
+    with pytest.raises(ValueError, match=r"the weights of '\w+', .*, are not on this machine"):
+        load_plain(text)
+    assert not no_weights
+
+
+def test_every_reward_is_made_of_what_is_here_or_refused(no_weights):
+    made = []
+    for name in rewards.NAMES:
+        try:
+            load_plain(name)
+            made.append(name)
+        except (ValueError, FileNotFoundError):
+            pass
+        assert not no_weights, name
+    assert {"clip", "brightness", "jpeg"} <= {*made}
+
+
+def test_the_same_text_of_a_users_is_looked_for(no_weights):
+    for text in ("hpsv2", "classifier", "aesthetic"):
+        with pytest.raises(ValueError, match="cannot be"):
+            rewards.load(text)
+        assert no_weights, text
+        no_weights.clear()
+
+
+def test_weights_that_are_here_are_taken(no_weights, tmp_path):
+    """A reward that a file names, of weights in the folder for those downloaded by hand."""
+    import timm
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "home" / "timm" / "resnet18.a1_in1k"
+    folder.mkdir(parents=True)
+    save_file(timm.create_model("resnet18").state_dict(), folder / "model.safetensors")
+    scores = load_plain("classifier:target=3")(torch.rand(1, 3, 32, 32))
+    assert scores.shape == (1,)
+    assert not no_weights
+
+
 def test_a_config_says_what_it_brings_in(here, capsys):
     (here / "own.yaml").write_text(
         "reward: strange_mod.Popen:args=1\njudge: brightness\nmodel: nowhere.py:Flow\n"
@@ -274,6 +346,19 @@ def test_adapters_that_name_code_or_servers_bring_in_nothing(here, capsys):
         assert f"tuned for {repr(text)[:20]}" in err
         assert "not imported, run or fetched; if you want it, say --reward" in err
         assert sorted(os.listdir(here)) == before
+
+
+def test_adapters_that_name_a_download_ask_for_the_reward(here, capsys, no_weights):
+    import steer
+    from steer.adapters.inject import adapt
+    from steer.adapters.store import save_adapters
+
+    save_adapters(adapt(steer.load("emoji"), rank=1), here / "lora", {"reward": "2*hpsv2"})
+    assert main(["eval", "--lora", "lora", "--best", "false"]) == 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert "tuned for '2*hpsv2', and the weights of 'hpsv2', xswu/HPSv2, are not on this" in err
+    assert "what a file names is not imported, run or fetched; if you want it, say --reward" in err
+    assert not no_weights
 
 
 def test_a_token_in_a_rewards_text_is_in_no_file_of_a_sample(tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from torch import Tensor
 
+from rewards.trust import refuse_fetch
 from steer.reward import reason
 
 __all__ = ["File", "Source", "fetch", "fetch_url", "folder_of", "home", "local", "state"]
@@ -124,6 +125,7 @@ def fetch(source: Source, reward: str, option: str = "model") -> Path:
     folder = local(source)
     if folder is not None:
         return folder
+    refuse_fetch(reward, source.repo)
     from huggingface_hub import snapshot_download
 
     try:
@@ -183,6 +185,7 @@ def fetch_url(url: str, reward: str, option: str) -> Path:
     if (path := file.here) is not None:
         return path
     name, cached = file.name, file.cached
+    refuse_fetch(reward, name)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         prefix = re.search(r"-([0-9a-f]{8,})\.\w+$", name)

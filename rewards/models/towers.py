@@ -12,6 +12,7 @@ from rewards.models.backbone import Backbone
 from rewards.models.hub import Source, fetch, home
 from rewards.models.instances import once, stamp
 from rewards.models.preprocess import Preprocess
+from rewards.trust import may_fetch, refuse_fetch
 
 __all__ = ["OpenClip", "Transformers", "open_clip_backbone"]
 
@@ -130,6 +131,10 @@ def open_clip_backbone(
             hub = Source(repo, ("open_clip_config.json", "open_clip_model.safetensors"))
             if (home() / repo / hub.files[0]).is_file():
                 found = f"local-dir:{home() / repo}"
+            elif not may_fetch():
+                found = f"local-dir:{fetch(hub, reward)}"  # in the hub's cache, or refused
+        elif not (pretrained and Path(pretrained).is_file()):
+            refuse_fetch(reward, f"{name} {pretrained or ''}".strip())
         try:
             model = open_clip.create_model(found, pretrained=pretrained, require_pretrained=True)
             tokenizer = open_clip.get_tokenizer(found)

@@ -1,6 +1,7 @@
 """Vision-language models as backbones: how likely an answer is, asked about a picture."""
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,8 +171,32 @@ class VisionLanguage(Backbone):
                     f"{type(self.processor).__name__} gives {strange[0]!r}, which vqa does not "
                     "know how to batch: choose a model such as LLaVA, Qwen2-VL or SmolVLM"
                 )
+            self._tell_long(question, row["input_ids"])
             self._rows = dict([*self._rows.items(), (key, row)][-ROWS:])
         return self._rows[key]
+
+    def _tell_long(self, question: str, tokens: Tensor) -> None:
+        """Warn of a question that is cut, or longer than the model's positions; once of each."""
+        if question in self._looked_at:
+            return
+        self._looked_at = dict([*self._looked_at.items(), (question, None)][-ROWS:])
+        shown = question if len(question) <= 60 else f"{question[:60]} ..."
+        texts, blank = (question, f"{question} and more"), torch.zeros(1, 3, 64, 64)
+        same, more = (self._process(blank, text)["input_ids"][0] for text in texts)
+        if torch.equal(same, more):  # whatever is asked further does not count
+            warnings.warn(
+                f"the reward 'vqa' reads {len(tokens)} tokens of a question, its picture's among "
+                f"them, and this one is longer: its end does not count in {shown!r}",
+                stacklevel=2,
+            )
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and len(tokens) > most:
+            warnings.warn(
+                f"a question of {len(tokens)} tokens, its picture's among them, is longer than "
+                f"the {most} that {type(self.model).__name__} has positions for, so its answer "
+                f"means little: {shown!r}",
+                stacklevel=2,
+            )
 
     def _seen(self) -> tuple[dict[str, Any], list[str]]:
         """Return with what options the processor calls its image processor, and what both give."""

@@ -11,6 +11,7 @@ from rewards.models.instances import once, stamp
 from rewards.models.prompts import one_each
 from rewards.models.vision_language import VisionLanguage
 from rewards.models.weights import refuse_lacking
+from rewards.trust import may_fetch, refuse_fetch
 from steer.reward import Reward, reason
 
 __all__ = ["NEEDS", "QUESTION", "SOURCE", "VQA"]
@@ -120,9 +121,12 @@ def _folder(model: str | Path | None) -> Path:
         return mine
     from huggingface_hub import snapshot_download
 
+    here = not may_fetch()
     try:
-        return Path(snapshot_download(repo, allow_patterns=list(SOURCE.files)))
+        files = list(SOURCE.files)
+        return Path(snapshot_download(repo, allow_patterns=files, local_files_only=here))
     except Exception as error:
+        refuse_fetch("vqa", repo)
         source = SOURCE if repo == SOURCE.repo else Source(repo, SOURCE.files)
         raise ValueError(
             f"the weights of 'vqa' are not here, and {repo} cannot be had from the hub "

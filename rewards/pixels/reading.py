@@ -62,7 +62,8 @@ def read(file: str | Path, option: str, ground: float = 1.0) -> Tensor:
     """Read a picture file -> (1, 3, h, w) in [0, 1], no side longer than `LARGEST`.
 
     Args:
-        file: any format Pillow reads, 8 bits a channel; it is turned as its EXIF data say.
+        file: any format Pillow reads, 8 bits a channel, or 16 of grey (divided by 65535); it is
+            turned as its EXIF data say.
         option: the option that named the file, for the messages.
         ground: the grey laid under what is transparent, 1 for white.
 
@@ -80,14 +81,23 @@ def read(file: str | Path, option: str, ground: float = 1.0) -> Tensor:
         )
     try:
         with Image.open(path) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise ValueError(f"it has more than 8 bits a channel ({opened.mode})")
-            picture = ImageOps.exif_transpose(opened).convert("RGBA")
+            deep = opened.mode.startswith("I;16") or (opened.mode, opened.format) == ("I", "PNG")
+            if opened.mode.startswith(("I", "F")) and not deep:
+                raise ValueError(f"it has more than 16 bits of grey ({opened.mode})")
+            clear = opened.info.get("transparency") if deep else None
+            picture = ImageOps.exif_transpose(opened)
+            picture = picture if deep else picture.convert("RGBA")
+            values = np.asarray(picture)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"cannot read {str(file)!r} as a picture: {error}. Save it as a PNG or JPEG with 8 "
             f"bits a channel and give it as {option}=..."
         ) from error
+    if deep:  # in floats, so that all 16 bits count
+        grey = values.astype(np.float32) / 65535
+        picture = Image.fromarray(np.where(values == clear, np.float32(ground), grey))
+        picture.thumbnail((LARGEST, LARGEST))
+        return torch.tensor(np.asarray(picture)).clamp(0, 1).expand(1, 3, -1, -1).clone()
     picture.thumbnail((LARGEST, LARGEST))
     pixels = torch.tensor(np.asarray(picture)).permute(2, 0, 1)[None] / 255
     colour, alpha = pixels[:, :3], pixels[:, 3:]

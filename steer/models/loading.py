@@ -1,6 +1,7 @@
 """Read and write models: a folder with `config.json` and `model.safetensors`.
 
-`steer.load("emoji")` gives an embedded model, `steer.load("path/to/folder")` one of yours.
+`steer.load("emoji")` gives an embedded model, `steer.load("path/to/folder")` one of yours, and
+`steer.load("file.py:Name")` one that a Python file of yours makes.
 """
 
 import json
@@ -22,6 +23,7 @@ from steer.doors import is_pipeline
 from steer.files import write_atomically
 from steer.flow import FlowMap
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
+from steer.models.user_file import load_user_file
 from steer.names import hint
 
 __all__ = ["MODELS", "load", "save"]
@@ -45,15 +47,17 @@ def load(
     """Load a flow map in evaluation mode, or see a live pipeline as one.
 
     Args:
-        name: "emoji"; a folder that holds config.json and model.safetensors; a diffusers pipeline:
-            live, by its folder, by its hub id (owner/name), or in one .safetensors file with
-            `config`, the folder or hub id of a pipeline of its class.
+        name: "emoji"; a folder that holds config.json and model.safetensors; "file.py:Name", a
+            flow map, a class of one, or a function that makes one, in a Python file of yours; a
+            diffusers pipeline: live, by its folder, by its hub id (owner/name), or in one
+            .safetensors file with `config`, the folder or hub id of a pipeline of its class.
         lora: a folder of adapters, as `steer finetune` or peft writes them; for a pipeline also a
             file or folder that its own `load_lora_weights` reads (diffusers, kohya).
         lora_scale: what their update is multiplied by: 0 is the base, 1 what was tuned.
-        device: where to put it; the CPU by default, a live pipeline where it is.
+        device: where to put it; the CPU by default, a live pipeline or one of a Python file where
+            it is.
         dtype: of its parameters; float32 by default, bfloat16 for a pipeline off the CPU, a live
-            pipeline as it is.
+            pipeline and one of a Python file as it is.
         **options: for pipelines, those of `steer.backends.pipeline.PipelineFlow` (height, width,
             cfg, guidance, negative_prompt, kind, frame, checkpointing, call) and of
             `steer.backends.loading.open_pipeline` (config, pipeline, variant, revision).
@@ -66,25 +70,34 @@ def load(
     Raises:
         ValueError: an unknown name (with the nearest ones), a file that is not what it should be,
             adapters that were made for another base, an option that the model does not take.
-        FileNotFoundError: a folder without one of its files.
+        FileNotFoundError: a folder without one of its files, a Python file that is not there.
+        TypeError: what a Python file gives is no flow map.
         ConnectionError: the model hub cannot be reached, or does not let us in.
         ModuleNotFoundError: a pipeline, and diffusers is not installed.
     """
-    if is_pipeline(name) or (not isinstance(name, FlowMap) and _names_pipeline(name)):
-        flow = _pipeline(name, device, dtype, options)
+    text = isinstance(name, str | os.PathLike)
+    made = load_user_file(name, device, dtype) if text else None
+    given = name if made is None else made
+    if is_pipeline(given) or (text and made is None and _names_pipeline(name)):
+        flow = _pipeline(given, device, dtype, options)
     else:
-        flow = _embedded(name) if not isinstance(name, FlowMap) else name
+        flow = _placed(_saved(name) if text else name, device, dtype) if made is None else made
         if options:
             raise ValueError(
                 f"{', '.join(options)}: these options are for diffusers pipelines, and "
                 f"{flow.name or type(flow).__name__!r} is none: leave them out"
             )
-        flow = flow.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
     if lora is None:
         return flow
     if flow.component and not (Path(lora) / CONFIG).is_file():
         return attach(flow, _community(flow, Path(lora)), lora_scale)
     return load_adapters(flow, lora, lora_scale)
+
+
+def _placed(
+    flow: FlowMap, device: str | torch.device | None, dtype: torch.dtype | None
+) -> FlowMap:
+    return flow.to(device=device, dtype=dtype or torch.float32).eval().requires_grad_(False)
 
 
 def _community(flow: FlowMap, path: Path) -> Layers:
@@ -127,25 +140,27 @@ def _pipeline(
     return flow if device is None and dtype is None else flow.to(device=device, dtype=dtype)
 
 
-def _embedded(name: str | os.PathLike[str]) -> FlowMap:
+def _saved(name: str | os.PathLike[str]) -> FlowMap:
     """Load a model of our own format, by its name in `MODELS` or by its folder."""
     folder = _folder(name)
     config = _read_config(folder / "config.json")
     try:
-        flow = NetworkFlow(TwoTimeUNet(**config))
-    except TypeError as error:
+        with torch.device("meta"):  # nothing is allocated before the weights are seen to fit
+            network = TwoTimeUNet(**config)
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{folder / 'config.json'} is not a model's configuration ({error}): take it and "
-            "model.safetensors from the same save"
+            f"{folder / 'config.json'} is not a model's configuration ({_short(error)}): take it "
+            "and model.safetensors from the same save"
         ) from None
     state = _read_weights(folder / "model.safetensors")
     try:
-        flow.network.load_state_dict({k: v.float() for k, v in state.items()})
+        network.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
     except RuntimeError as error:
         raise ValueError(
-            f"{folder / 'model.safetensors'} does not fit config.json beside it: {error}\n"
+            f"{folder / 'model.safetensors'} does not fit config.json beside it: {_short(error)}\n"
             "take both files from the same save"
         ) from None
+    flow: FlowMap = NetworkFlow(network)
     flow.name = os.fspath(name)
     return flow
 
@@ -189,7 +204,8 @@ def _folder(name: str | os.PathLike[str]) -> Path:
         raise ValueError(
             f"no model named {text!r}, and no such folder: {hint(text, MODELS)}"
             f"the models are {', '.join(MODELS)}; or give a folder with config.json and "
-            "model.safetensors, or a diffusers pipeline by its folder or hub id (owner/name)"
+            "model.safetensors, file.py:Name, or a diffusers pipeline by its folder or hub id "
+            "(owner/name)"
         )
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file: give the folder that holds it and config.json")
@@ -207,15 +223,20 @@ def _present(file: Path) -> Path:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(_present(file).read_text(encoding="utf-8"))
+        config = dict(json.loads(_present(file).read_text(encoding="utf-8")))
         found = config.pop("format")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(
             f"{file} is not a model's configuration: copy it again, or train with `steer train`"
         ) from None
     if found != FORMAT:
-        raise ValueError(f"{file} has format {found!r}; this version reads {FORMAT!r}")
+        raise ValueError(f"{file} has format {repr(found)[:60]}; this version reads {FORMAT!r}")
     return config
+
+
+def _short(error: Exception) -> str:
+    """Return what an error says of somebody else's file, in a line that can be read."""
+    return " ".join(str(error).split())[:300]
 
 
 def _read_weights(file: Path) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steer.flow import FlowMap, per_row
+from steer.models.limits import HEADS, check_network
 from steer.models.words import BagOfWords, Encoded
 from steer.path import Linear, Time, as_time, like
 
@@ -70,7 +71,7 @@ class _Residual(nn.Module):
 class _Attention(nn.Module):
     """Self-attention over the pixels of a small grid."""
 
-    def __init__(self, channels: int, groups: int, heads: int = 4) -> None:
+    def __init__(self, channels: int, groups: int, heads: int = HEADS) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.GroupNorm(groups, channels)
@@ -101,6 +102,9 @@ class TwoTimeUNet(nn.Module):
         width: size of the condition vector.
         groups: groups of the normalisations.
         highest: highest frequency of the embeddings of s and of t - s, in radians.
+
+    Raises:
+        ValueError: a number that is none or out of bounds, or numbers that do not go together.
     """
 
     def __init__(
@@ -124,6 +128,7 @@ class TwoTimeUNet(nn.Module):
             "groups": groups,
             "highest": list(highest),
         }
+        check_network(self.config)
         self.size = size
         self.text = BagOfWords(vocabulary, width)
         self.start, self.gap = _Waves(highest[0], width), _Waves(highest[1], width)

@@ -7,6 +7,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,8 +109,8 @@ class BagOfWords(nn.Module):
 class Encoded:
     """The text vectors of some prompts, encoded again only where they may have changed.
 
-    They are kept while the text side asks for no gradient, has no adapters switched on, and its
-    weights are the same ones, unchanged. A copy keeps nothing.
+    They are kept while no gradient is asked of the text side, its weights, adapters' too, are the
+    same ones, unchanged, and its adapters have the same scales. A copy keeps nothing.
 
     Args:
         tokens: word indices (p, l).
@@ -124,10 +125,12 @@ class Encoded:
 
     def __call__(self, text: BagOfWords, device: torch.device) -> Tensor:
         """Return the text vectors (p, width)."""
-        weights = _standing(text)
-        if weights is None:
+        found = _standing(text)
+        if found is None:
             return text(self.tokens.to(device))
+        weights, setting = found
         state = (
+            setting,
             torch.is_inference_mode_enabled(),
             torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
             *((p.data_ptr(), p._version, p.dtype, p.device) for p in weights),
@@ -141,12 +144,23 @@ class Encoded:
         return made
 
 
-def _standing(text: nn.Module) -> list[Tensor] | None:
-    """Return the weights that a text side uses, where they stand still; else None."""
+def _standing(text: nn.Module) -> tuple[list[Tensor], tuple[object, ...]] | None:
+    """Return the weights that a text side uses and how its adapters are set; None if they move.
+
+    They move where a gradient is asked of them, and where something is drawn. Adapters that are
+    merged change weights behind the back of their version.
+    """
     if torch.compiler.is_compiling():
         return None
-    if any(getattr(m, "disable_adapters", True) is False for m in text.modules()):  # peft's
+    layers: list[Any] = [m for m in text.modules() if hasattr(m, "disable_adapters")]  # peft's
+    on = [m for m in layers if not m.disable_adapters]
+    drawing = any(isinstance(m, nn.Dropout) and m.training and m.p for m in text.modules())
+    if drawing or any(m.merged for m in on):
         return None
-    weights: list[Tensor] = [p for n, p in text.named_parameters() if ".lora_" not in n]
+    weights: list[Tensor] = [p for n, p in text.named_parameters() if on or ".lora_" not in n]
     strange = any(type(p) is not nn.Parameter or p.is_inference() for p in weights)
-    return None if strange or any(p.requires_grad for p in weights) else weights
+    learning = torch.is_grad_enabled() and any(p.requires_grad for p in weights)
+    setting = tuple(
+        (id(m), *((a, getattr(m, "scaling", {}).get(a)) for a in m.active_adapters)) for m in on
+    )
+    return None if strange or learning else (weights, setting)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["at_rest", "check_images", "check_scores", "plain"]
+__all__ = ["at_rest", "check_images", "check_scores", "plain", "refuse_inference"]
 
 
 def check_images(images: Tensor, pictures: bool = True) -> None:
@@ -119,6 +119,23 @@ def at_rest(*modules: nn.Module) -> Iterator[None]:
     finally:
         for module in held:
             _let_go(module)
+
+
+def refuse_inference(what: str, module: nn.Module) -> None:
+    """Raise a ValueError where a gradient cannot pass: weights that inference mode made.
+
+    Args:
+        what: whose they are, for the message.
+        module: what the gradient would pass.
+    """
+    named = [*module.named_parameters(), *module.named_buffers()]
+    found = [name for name, tensor in named if tensor.is_inference()]
+    if found:
+        raise ValueError(
+            f"a gradient must pass the {what}, and {len(found)} of its weights were made inside "
+            f"torch.inference_mode(), {found[0]} the first of them: make or load it outside of "
+            "that (torch.no_grad() is fine)"
+        )
 
 
 @contextmanager

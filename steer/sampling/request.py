@@ -14,7 +14,7 @@ from steer.flow import FlowMap, device_of
 from steer.guidance.population import check_times
 from steer.noise import noise_dtype, whole
 from steer.ranges import count, finite
-from steer.reward import Reward, plain
+from steer.reward import Reward, plain, refuse_inference
 from steer.sampling.forecast import affordable
 from steer.sampling.methods import TABLE, AnyMethod, Method, check_options, method_of
 
@@ -255,6 +255,9 @@ class Request:
                 f"not differentiable: take one of {_those(lambda m: not m.gradient)}, or a "
                 "differentiable reward"
             )
+        if chosen.gradient or (chosen.steers and self.reward.differentiable):
+            refuse_inference("model", self.flow)
+            refuse_inference("reward", self.reward)
 
 
 def _those(condition: Callable[[Method], bool]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from steer.adapters.inject import adapt
 from steer.adapters.lora import Adapted
@@ -15,7 +16,7 @@ from steer.identity import sources
 from steer.objectives.batch import Objective
 from steer.objectives.table import name_of as objective_name
 from steer.objectives.table import options_of
-from steer.reward import Reward, name_of
+from steer.reward import Reward, name_of, refuse_inference
 from steer.sampling.calibrate import ROWS, learn, spread
 from steer.tuning.prompts import Prompts
 from steer.tuning.settings import RUNTIME, Settings
@@ -74,6 +75,9 @@ class Tuning:
                 "this flow has adapters already: tune its base, or steer.lora.merged(flow), which "
                 "is a plain flow"
             )
+        refuse_inference("model", self.flow)
+        if self.objective.differentiable:
+            refuse_inference("reward", self.reward)
 
     def adapted(self, device: torch.device) -> Adapted:
         """Return the flow with new adapters, on the run's device; the base stays where it is."""
@@ -114,8 +118,18 @@ class Tuning:
             "calls": [chosen.micro, chosen.devices] if self.objective.per_call else None,
             "base_sha256": base_sha256, "steps": self.steps,
             "sources": sources(self.reward, self.flow, files=_made_of(self.reward)),
+            "watched": self._watched(),
             "settings": {k: v for k, v in asdict(chosen).items() if k not in RUNTIME},
         }  # fmt: skip
+
+    def _watched(self) -> dict[str, Any]:
+        """Return what reads the run without being tuned for: names, and what they are made of."""
+        parts = [part for part in (self.judge, *self.held_out.values()) if part is not None]
+        return {
+            "judge": None if self.judge is None else name_of(self.judge),
+            "held_out": {name: name_of(part) for name, part in self.held_out.items()},
+            "sources": sources(*parts, files=[file for part in parts for file in _made_of(part)]),
+        }
 
     def notes(self, temperature: float, base_sha256: str) -> dict[str, Any]:
         """Return what a file of the run's adapters says of them, for `steer.adapters.card`."""
@@ -129,4 +143,5 @@ class Tuning:
 
 def _made_of(reward: Reward) -> list[Path]:
     """Return the files that a reward and its parts were made of, beside their code."""
-    return [file for part in reward.modules() for file in getattr(part, "made_of", ())]
+    parts = reward.modules() if isinstance(reward, nn.Module) else [reward]
+    return [file for part in parts for file in getattr(part, "made_of", ())]

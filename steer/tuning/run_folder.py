@@ -107,8 +107,9 @@ class RunFolder:
             self._begin(identity)
             return ""
         tidy(self.path)
-        if "sources" not in before:  # begun when they were not noted
-            now.pop("sources", None)
+        for part in ("sources", "watched"):
+            if part not in before:  # begun when it was not noted
+                now.pop(part, None)
         changed = changes(before, now)
         if not changed:
             return ""
@@ -122,11 +123,12 @@ class RunFolder:
             self._begin(identity)
             return ""
         was = "; ".join(f"{name}: {both}" for name, both in changed.items())
-        edited = any(name.startswith("sources.") for name in changed)
+        edited = {n.partition("sources.")[0] for n in changed if ".sources." in f".{n}"}
+        whose = {"": "the reward's", "watched.": "the judge's or a held-out reward's"}
         longer = " (steps alone may grow, and nothing else change)" if "steps" in changed else ""
         raise FileExistsError(
             f"{self.path} holds a run that was begun otherwise ({was})"
-            + (": a file of the reward's was edited since" if edited else "")
+            + "".join(f": a file of {whose[part]} was edited since" for part in sorted(edited))
             + f": choose another folder, give the same arguments to go on with it{longer}, or say "
             "overwrite to drop it"
         )
