@@ -31,6 +31,8 @@ def finetune(
     seed: int = 0,
     out: Path = Path("runs/tuned"),
     overwrite: bool = False,
+    lora: Path | None = None,
+    lora_scale: float | None = None,
     **settings: Any,
 ) -> steer.Adapted:
     """Tune adapters so that the model's plain samples follow rewards.
@@ -57,11 +59,14 @@ def finetune(
         seed: keys all randomness.
         out: the run's folder.
         overwrite: drop an earlier run in the folder, once this one has something to keep.
+        lora: adapters to tune further, a folder or a pipeline's LoRA file; what the run writes
+            replaces them.
+        lora_scale: at which they begin (default 1).
         **settings: how the run is run.
     """
     chosen = Settings(**settings)
     scorer = named(reward_of(model, reward))
-    flow = load_model(model)
+    flow = load_model(model, lora=lora, lora_scale=lora_scale)
     asked = tuning_prompts(model, flow, file_or_list(prompts))
     checked = file_or_list(check_prompts)
     checks = None if checked is None else checked.prompts

@@ -1,15 +1,21 @@
-"""Adapters that come as matrices by the names of their layers, put on a flow."""
+"""Adapters as matrices by the names of their layers: put on a flow, and taken off one."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from steer.adapters.inject import inject, refuse_adapted
+from steer.adapters.inject import inject, refuse_adapted, twin
 from steer.adapters.lora import DEFAULT, Adapted
 from steer.adapters.targets import name_of_denoiser, targets
 from steer.flow import FlowMap
 
-__all__ = ["attach"]
+__all__ = ["Layers", "attach", "has_adapters", "parted"]
+
+Layers = dict[str, tuple[Tensor, Tensor]]
+"""Layer of the denoiser -> A and B, whose update is `B A` without a further scale."""
 
 
 def attach(
@@ -49,3 +55,84 @@ def attach(
     }
     set_peft_model_state_dict(tuned.switch.flow, tensors, DEFAULT)
     return tuned.at(scale)
+
+
+def has_adapters(flow: FlowMap) -> bool:
+    """Return whether adapters of peft's are on a flow: ours, or a pipeline's own."""
+    if isinstance(flow, Adapted):
+        return True
+    if not any(hasattr(m, "peft_config") for m in flow.modules()):
+        return False
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return any(isinstance(m, BaseTunerLayer) for m in flow.modules())
+
+
+@torch.no_grad()
+def parted(flow: FlowMap) -> tuple[FlowMap, Layers]:
+    """Return a flow without its adapters, and what they add at their present scales.
+
+    Several that are active at once are put together, their ranks one after the other.
+
+    Args:
+        flow: a view of a tuned flow, or one whose pipeline has LoRAs loaded; it stays as it is.
+
+    Raises:
+        ValueError: adapters that were fused into the weights, that are no plain LoRA, that are
+            beside the denoiser, or that are all off.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    inner, context = flow, nullcontext()
+    if isinstance(flow, Adapted):
+        inner, context = flow.flow, flow.switch.at(flow.adapter, flow.scale)  # type: ignore[assignment]
+    plain = twin(inner, targets(inner).beside)
+    inside = name_of_denoiser(inner)
+    lead = f"{inside}." if inside else ""
+    found: Layers = {}
+    with context:
+        for name, layer in list(inner.named_modules()):
+            if not isinstance(layer, BaseTunerLayer):
+                continue
+            if not (isinstance(layer, LoraLayer) and name.startswith(lead)):
+                raise ValueError(
+                    f"the adapters on {name} ({type(layer).__name__}) are no LoRA of the "
+                    "denoiser's, and only such can be tuned further: take them off first"
+                )
+            pair = _sum_of(layer, name)
+            if pair is not None:
+                found[name.removeprefix(lead)] = pair
+            parent, _, leaf = name.rpartition(".")
+            copied: Any = plain.get_submodule(name)
+            setattr(plain.get_submodule(parent), leaf, copied.get_base_layer())
+    if not found:
+        raise ValueError(
+            "the flow has adapters, and all of them are off: switch on those that are to be tuned "
+            "further, or take them off (pipe.unload_lora_weights())"
+        )
+    for module in plain.modules():
+        vars(module).pop("peft_config", None)
+        vars(module).pop("_hf_peft_config_loaded", None)
+    return plain, found
+
+
+def _sum_of(layer: Any, name: str) -> tuple[Tensor, Tensor] | None:
+    """Return A and B of a layer's active adapters in one; None where there are none."""
+    if layer.merged:
+        raise ValueError(
+            f"the adapters on {name} are fused into its weights: pipe.unfuse_lora() first, or "
+            "unload them to tune the fused weights"
+        )
+    if any(getattr(layer, "use_dora", {}).values()) or getattr(layer, "lora_variant", None):
+        raise ValueError(f"the adapters on {name} are more than B A: only a plain LoRA is tuned")
+    active = [] if layer.disable_adapters else layer.active_adapters
+    pairs = [
+        (layer.lora_A[key].weight, layer.lora_B[key].weight * layer.scaling[key])
+        for key in active
+        if key in layer.lora_A and layer.scaling[key]
+    ]
+    if not pairs:
+        return None
+    a, b = zip(*pairs, strict=True)
+    return torch.cat(a).detach().clone(), torch.cat(b, 1).detach().clone()

@@ -20,10 +20,13 @@ from steer.adapters.switch import Switch
 from steer.flow import FlowMap, Wrapped
 from steer.path import Time
 
-__all__ = ["DEFAULT", "Adapted", "at_least_single"]
+__all__ = ["DEFAULT", "START", "Adapted", "at_least_single"]
 
 DEFAULT = "default"
 """The name of the adapters that a flow has first."""
+
+START = "start"
+"""The name of those that a run which tunes adapters further began with: its base has them on."""
 
 T = TypeVar("T")
 
@@ -107,8 +110,8 @@ class Adapted(Wrapped):
 
     @property
     def base(self) -> Self:
-        """The flow without its adapters."""
-        return self.at(0.0)
+        """The flow without its adapters; where they are tuned further, as the run began."""
+        return self.at(1.0, START) if START in self.configs else self.at(0.0)
 
     def adapters(self, adapter: str | None = None) -> dict[str, nn.Parameter]:
         """Return the adapters' parameters by their name in the flow; none where it has no such."""

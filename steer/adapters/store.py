@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
@@ -83,12 +84,12 @@ def save_adapters(
 
 
 def _state(tuned: Adapted) -> dict[str, Tensor]:
-    """Return the view's adapters by their names in peft's files, without its prefix."""
-    from peft import get_peft_model_state_dict
+    """Return the view's adapters by their names in peft's files, without its prefix.
 
-    return get_peft_model_state_dict(
-        tuned.switch.flow, adapter_name=tuned.adapter, save_embedding_layers=False
-    )
+    peft's own function leaves out layers whose names hold that of other adapters.
+    """
+    own = re.compile(rf"(\.lora_\w+)\.{re.escape(tuned.adapter)}(?=\.|$)")
+    return {own.sub(r"\1", name): p for name, p in tuned.adapters().items()}
 
 
 def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -13,15 +13,13 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
+from steer.adapters.attach import Layers
 from steer.adapters.config import scaling_of, understood
 from steer.adapters.shared import SHARED
 from steer.files import read_notes
 from steer.flow import FlowMap
 
-__all__ = ["Layers", "lora_file", "pipe_of", "read_lora"]
-
-Layers = dict[str, tuple[Tensor, Tensor]]
-"""Layer of the denoiser -> A and B, whose update is `B A` without a further scale."""
+__all__ = ["lora_file", "pipe_of", "read_lora"]
 
 OTHERS = ("dora_scale", "lokr_", "hada_", "oft_", "glora", "lora_mid")
 """What the tensors of adapters that are more than `B A` have in their names."""

@@ -13,10 +13,10 @@ import safetensors
 import safetensors.torch
 import torch
 
-from steer.adapters.attach import attach
+from steer.adapters.attach import Layers, attach
 from steer.adapters.lora import Adapted
 from steer.adapters.store import CONFIG, load_adapters
-from steer.backends.community import Layers, lora_file, pipe_of, read_lora
+from steer.backends.community import lora_file, pipe_of, read_lora
 from steer.backends.loading import is_hub_id, needs_diffusers, open_pipeline
 from steer.catalogue import MODELS
 from steer.doors import is_pipeline
@@ -154,7 +154,9 @@ def _saved(name: str | os.PathLike[str]) -> FlowMap:
         ) from None
     state = _read_weights(folder / "model.safetensors")
     try:
-        network.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+        # copies: a file's tensors lie where they lie in it, and kernels round by alignment
+        whole = {k: v.to(torch.float32, copy=True) for k, v in state.items()}
+        network.load_state_dict(whole, assign=True)
     except RuntimeError as error:
         raise ValueError(
             f"{folder / 'model.safetensors'} does not fit config.json beside it: {_short(error)}\n"

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from steer.adapters.lora import Adapted
+from steer.adapters.lora import START, Adapted
 from steer.flow import FlowMap, composed, device_of
 from steer.noise import Noise, noise_dtype
 from steer.pictures import Row
@@ -93,7 +93,10 @@ class Panel:
     @torch.no_grad()
     def draw(self, scale: float = 1.0, steps: int = 1) -> Tensor:
         """Draw the pictures (p * n, 3, h, w) by so many composed jumps."""
-        flow, n = self.tuned.at(scale), self.samples
+        return self._drawn(self.tuned.at(scale), steps)
+
+    def _drawn(self, flow: Adapted, steps: int) -> Tensor:
+        n = self.samples
         group = max(1, ROWS // n)  # prompts of one call
         names = self.prompts or [""]
         parts = []
@@ -111,7 +114,7 @@ class Panel:
             for reward in (self.reward, self.judge, *self.held_out.values()):
                 if reward is not None:
                     reward.to(device_of(self.tuned))
-            self.base[steps] = self.draw(0.0, steps)
+            self.base[steps] = self._drawn(self.tuned.base, steps)
             self._instruments[steps] = Instruments(
                 self.base[steps], self.asked, self.reward, judge=self.judge, held_out=self.held_out
             )
@@ -126,13 +129,13 @@ class Panel:
         """
         instruments = self.instruments(steps)
         instruments.rescore(self.base[steps])
-        images = self.draw(scale, steps) if scale else self.base[steps]
+        images = self.draw(scale, steps) if self._moved(scale) else self.base[steps]
         reading = instruments.read(images, self.drift(scale) if drift else None)
         return reading, instruments.alarms(reading), images
 
     def drift(self, scale: float = 1.0) -> Drift:
         """Return how far velocity and jump are from the base's, one noise for each prompt."""
-        if not scale:
+        if not self._moved(scale):
             return Drift(0.0, 0.0)
         flow, x = self.tuned, self.x_0[:DRIFTING]
         if self.prompts is not None:
@@ -140,12 +143,16 @@ class Panel:
             flow = flow.given(self.prompts[:DRIFTING])
         return velocity_distance(flow.at(scale), flow.base, x.to(device_of(flow)))
 
+    def _moved(self, scale: float) -> bool:
+        """Return whether the flow at a scale may be another than the base."""
+        return bool(scale) or START in self.tuned.configs
+
     def cost(self, scales: Sequence[float], steps: Sequence[int]) -> int:
         """Return the network calls of reading each scale at each number of steps, drift once.
 
         The base is drawn once for each number of steps, if it was not yet.
         """
-        tuned = sum(1 for scale in scales if scale)
+        tuned = sum(map(self._moved, scales))
         grids = {k: pairwise([i / k for i in range(k + 1)]) for k in steps}
         calls = {k: sum(self.tuned.calls("jump", *each) for each in grids[k]) for k in steps}
         drawn = sum(calls[k] * (tuned + (k not in self.base)) for k in steps)

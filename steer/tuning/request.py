@@ -1,5 +1,6 @@
 """What a tuning run is asked to do: one frozen request, which checks itself when it is made."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from steer.adapters.attach import Layers, attach
 from steer.adapters.inject import adapt
-from steer.adapters.lora import Adapted
+from steer.adapters.lora import START, Adapted
 from steer.flow import FlowMap
 from steer.identity import sources
 from steer.objectives.batch import Objective
@@ -43,6 +45,7 @@ class Tuning:
         held_out: name -> rewards that are read at checks, and not tuned for.
         seed: keys all that is drawn.
         settings: how the run is run.
+        start: adapters that are tuned further, which the base of the run has on; None: new ones.
 
     Raises:
         ValueError: temperature and strength both, one that is not above zero, no steps, or a flow
@@ -60,6 +63,7 @@ class Tuning:
     held_out: Mapping[str, Reward]
     seed: int
     settings: Settings
+    start: Layers | None = None
 
     def __post_init__(self) -> None:
         if self.temperature is not None and self.strength is not None:
@@ -72,16 +76,26 @@ class Tuning:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if isinstance(self.flow, Adapted):
             raise ValueError(
-                "this flow has adapters already: tune its base, or steer.lora.merged(flow), which "
-                "is a plain flow"
+                "this flow has adapters already: give its base as flow and the adapters as start, "
+                "see steer.adapters.attach.parted"
+            )
+        if self.start is not None and self.settings.targets:
+            raise ValueError(
+                "targets choose the layers of new adapters, and those that are on the flow are "
+                "tuned further: leave targets out, or take the adapters off first"
             )
         refuse_inference("model", self.flow)
         if self.objective.differentiable:
             refuse_inference("reward", self.reward)
 
     def adapted(self, device: torch.device) -> Adapted:
-        """Return the flow with new adapters, on the run's device; the base stays where it is."""
+        """Return the flow with the run's adapters on its device; the base stays where it is."""
         chosen = self.settings
+        if self.start is not None:
+            tuned = attach(self.flow, self.start).to(device)
+            tuned.add(START)
+            tuned.checkpoint = chosen.checkpointing
+            return tuned
         tuned = adapt(
             self.flow, chosen.rank, chosen.alpha, targets=chosen.targets, seed=self.seed
         ).to(device)
@@ -118,7 +132,7 @@ class Tuning:
             "calls": [chosen.micro, chosen.devices] if self.objective.per_call else None,
             "base_sha256": base_sha256, "steps": self.steps,
             "sources": sources(self.reward, self.flow, files=_made_of(self.reward)),
-            "watched": self._watched(),
+            "watched": self._watched(), "start": None if self.start is None else _hash(self.start),
             "settings": {k: v for k, v in asdict(chosen).items() if k not in RUNTIME},
         }  # fmt: skip
 
@@ -139,6 +153,16 @@ class Tuning:
         return {name: known[name] for name in kept} | {
             "prompts": texts[:8], "prompt_count": len(texts), "batch": self.settings.batch_size,
         }  # fmt: skip
+
+
+def _hash(layers: Layers) -> str:
+    """Return a hash of adapters."""
+    digest = hashlib.sha256()
+    for name, pair in sorted(layers.items()):
+        digest.update(name.encode())
+        for p in pair:
+            digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _made_of(reward: Reward) -> list[Path]:

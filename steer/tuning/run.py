@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from steer.adapters.attach import has_adapters, parted
 from steer.adapters.inject import rejoin
 from steer.adapters.lora import Adapted
 from steer.adapters.store import load_adapters
@@ -54,7 +55,9 @@ def finetune(
     """Tune a LoRA on a flow map so that its plain samples follow a reward.
 
     Args:
-        flow: the base: a network, no prompts bound. It is never changed.
+        flow: the base: a network, no prompts bound, or a diffusers pipeline. It is never changed.
+            Adapters that are on it, ours or a LoRA that the pipeline has loaded, are tuned
+            further: the run's base has them on, and what it writes replaces them.
         reward: a Reward, or any callable on images (n, 3, h, w) and, if it wants them, prompts.
         prompts: what to tune on, or None for a flow without prompts.
         objective: a name of `steer.OBJECTIVES`, or an objective.
@@ -90,12 +93,14 @@ def finetune(
         KeyboardInterrupt: SIGINT came: the run ends after the step that is being taken, its state
             saved. On SIGTERM it is a SystemExit of code 143.
     """
-    flow = as_flow(flow)
+    flow, start = as_flow(flow), None
+    if has_adapters(flow):
+        flow, start = parted(flow)
     judge = None if judge is None else as_reward(judge)
     held_out = {name: as_reward(one) for name, one in (held_out or {}).items()}
     tuning = Tuning(
         flow, as_reward(reward), Prompts(prompts, reward_prompts, seed), build(objective, options),
-        steps, temperature, strength, judge, held_out, seed, Settings.of(settings),
+        steps, temperature, strength, judge, held_out, seed, Settings.of(settings), start,
     )  # fmt: skip
     watched = [m for m in (judge, *tuning.held_out.values()) if isinstance(m, nn.Module)]
     for part in learners(tuning.reward):

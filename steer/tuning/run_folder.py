@@ -107,7 +107,7 @@ class RunFolder:
             self._begin(identity)
             return ""
         tidy(self.path)
-        for part in ("sources", "watched"):
+        for part in ("sources", "watched", "start"):
             if part not in before:  # begun when it was not noted
                 now.pop(part, None)
         changed = changes(before, now)
