@@ -28,7 +28,10 @@ __all__ = ["diffusers_file", "export", "push_folder"]
 DIFFUSERS = SHARED
 """The name that diffusers looks for."""
 
-Format = Literal["peft", "diffusers", "merged"]
+COMFYUI = "lora.safetensors"
+"""The file for ComfyUI, which takes any name."""
+
+Format = Literal["peft", "diffusers", "comfyui", "merged"]
 
 
 def export(
@@ -51,15 +54,15 @@ def export(
         lora: a folder of adapters, as `steer finetune` or peft writes them.
         out: the folder to write.
         format: peft, a clean folder for `steer --lora` and peft; diffusers, the file that
-            `pipe.load_lora_weights` reads, for models that are a diffusers pipeline's denoiser;
-            merged, a whole model for `steer --model`.
+            `pipe.load_lora_weights` reads, and comfyui, the one that ComfyUI does, for models that
+            are a diffusers pipeline's denoiser; merged, a whole model for `steer --model`.
         scale: make this scale of the adapters the new scale 1.
         model: the base, for merged. Default: the one that the adapters name, where it is an
             embedded one (`steer models`): what else a file names is not loaded.
-        component: what the pipeline calls its denoiser (diffusers): transformer, the default, or
-            unet.
-        inside: the attribute of the model that is this denoiser (diffusers). Default: the first
-            part of the layers' names, where all share it.
+        component: what the pipeline calls its denoiser (diffusers, comfyui): transformer or unet.
+            Default: what the adapters say, else transformer.
+        inside: the attribute of the model that is this denoiser (diffusers, comfyui). Default: the
+            first part of the layers' names, where all share it.
         push: a hub repository, user/name, that the folder is uploaded to.
         private: make that repository a private one.
         overwrite: replace the folder if it exists.
@@ -69,10 +72,13 @@ def export(
     """
     out = expanded(out)
     refuse_existing(out, overwrite)
-    own = {"model": ("merged", model), "component": ("diffusers", component)}
-    for option, (whose, value) in {**own, "inside": ("diffusers", inside)}.items():
-        if value is not None and format != whose:
-            raise ValueError(f"{option} is for format {whose}, not {format}: leave it out")
+    pipes = ("diffusers", "comfyui")
+    own = {"model": (("merged",), model), "component": (pipes, component)}
+    for option, (whose, value) in {**own, "inside": (pipes, inside)}.items():
+        if value is not None and format not in whose:
+            raise ValueError(
+                f"{option} is for format {' or '.join(whose)}, not {format}: leave it out"
+            )
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale must be above zero and finite, got {scale}: 0 is the base itself")
     if private and push is None:
@@ -89,9 +95,13 @@ def export(
     with whole_folder(out, overwrite) as scratch:
         if format == "peft":
             _write_peft(lora, scratch, config, notes, factor)
-        elif format == "diffusers":
-            data = diffusers_file(lora, component or "transformer", inside, factor, notes)
-            write_atomically(scratch / DIFFUSERS, data)
+        elif format in pipes:
+            named = component or _component(notes)
+            if format == "diffusers":
+                data = diffusers_file(lora, named, inside, factor, notes)
+            else:
+                data = _comfyui(lora, named, inside, factor, notes)
+            write_atomically(scratch / (DIFFUSERS if format == "diffusers" else COMFYUI), data)
         else:
             save(merged(_adapted(model or _named_base(lora, notes), lora, factor)), scratch)
         pictures = [name for name in PICTURES if _copy_picture(lora, scratch, name, console)]
@@ -103,7 +113,7 @@ def export(
         )  # fmt: skip
         write_atomically(scratch / "README.md", text.encode())
     console.print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
-    if format == "diffusers" and notes.get("base") in steer.MODELS:
+    if format in pipes and notes.get("base") in steer.MODELS:
         console.print(
             f"{notes['base']} is no diffusers pipeline: the file fits a denoiser whose layers are "
             "named as this model's are; steer itself reads the peft format"
@@ -111,6 +121,26 @@ def export(
     if push is not None:
         console.print(f"pushed to {push_folder(out, push, private)}")
     return out
+
+
+def _component(notes: Mapping[str, Any]) -> str:
+    """Return what the adapters' file says of their place in a pipeline, else transformer."""
+    said = notes.get("component")
+    return said if said in ("transformer", "unet") else "transformer"
+
+
+def _comfyui(
+    lora: Path, component: str, inside: str | None, scale: float, notes: Mapping[str, Any]
+) -> bytes:
+    from steer.backends.comfyui import comfyui_file
+
+    known = str(notes.get("pipeline") or "")
+    try:
+        return comfyui_file(
+            read_config(lora), read_weights(lora), component, known, inside, scale, notes
+        )
+    except ValueError as error:
+        raise ValueError(f"{lora / WEIGHTS}: {error}") from None
 
 
 def _named_base(lora: Path, notes: Mapping[str, Any]) -> str:

@@ -61,6 +61,7 @@ RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         _ADAPTERS, (_SHARED, *_CARD, "best/adapter_*", f"best/{_SHARED}", "best/README.md"),
     ),
     "adapters for diffusers": ((_SHARED,), _CARD),
+    "adapters for ComfyUI": (("lora.safetensors",), _CARD),
     "a model": (("config.json", "model.safetensors"), _CARD),
     "a training run": (
         ("settings.json",),

@@ -9,7 +9,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, Self, final
+from typing import Any, Literal, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,11 @@ class FlowMap(nn.Module):
     name: str = ""
     adapter_targets: tuple[str, ...] = ()
     component: str = ""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What a file of adapters says of the model that they are for, beside its name: JSON."""
+        return {}
 
     @property
     def lacks(self) -> Mapping[str, str]:
@@ -182,6 +187,11 @@ class Wrapped(FlowMap):
     def event_shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The shape of one x of the flow inside."""
         return self.flow.event_shape
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What adapters on the flow inside say of it."""
+        return self.flow.about
 
     @property
     def lacks(self) -> Mapping[str, str]:

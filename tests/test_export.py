@@ -224,7 +224,7 @@ def test_the_embedded_model_is_no_pipeline_and_export_says_so(root, capsys, tmp_
         (["--scale=0"], ["scale must be above zero"]),
         (["--scale=-1"], ["scale must be above zero"]),
         (["--format=comfy"], ["format"]),
-        (["--component=unet"], ["component is for format diffusers, not peft"]),
+        (["--component=unet"], ["component is for format diffusers or comfyui, not peft"]),
         (["--model=emoji"], ["model is for format merged"]),
         (["--format=merged", "--model=emoji"], ["were made for", "'emoji'"]),
         (["--private"], ["private is for push"]),

@@ -4,15 +4,14 @@ The card is the folder's `README.md`, Markdown under the YAML front matter that 
 It says what the adapters' file says of itself (`read_metadata`), and nothing else.
 """
 
-import json
 import math
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from steer.adapters.card_use import how_to_use, line, number
 from steer.adapters.store import read_config, read_metadata
 from steer.files import write_atomically
 
@@ -28,9 +27,13 @@ PICTURES = {
 FORMS = {
     "peft": "LoRA adapters for `steer.load` and peft",
     "diffusers": "LoRA adapters for diffusers' `load_lora_weights`",
+    "comfyui": "LoRA adapters for ComfyUI",
     "merged": "a whole model with the adapters added to its weights",
 }
 """What a folder can hold -> a line."""
+
+LIBRARIES = {"peft": "peft", "diffusers": "diffusers", "comfyui": "diffusers"}
+"""What a folder is of -> the library that a hub names; else our own."""
 
 EXAMPLES = 8
 """Prompts that a card shows."""
@@ -85,10 +88,10 @@ def card(
     base = str(metadata.get("base") or "")
     reward = metadata.get("reward")
     title = f"{base or 'a flow map'}, tuned by {reward}" if reward else f"{base}, tuned"
-    parts = [_front(base, form, metadata), f"# {_line(title)}", _summary(base, form, metadata)]
+    parts = [_front(base, form, metadata), f"# {line(title)}", _summary(base, form, metadata)]
     shown = [f"![{PICTURES.get(name, name)}]({name})" for name in pictures]
     parts += ["\n".join(shown)] if shown else []
-    parts += ["## Use", _use(where, repository, form, metadata)]
+    parts += ["## Use", how_to_use(where, repository, form, metadata)]
     if metadata.get("figures"):
         parts += ["## Figures", _figures(metadata["figures"])]
     parts += ["## How it was made", _made(metadata, rank, alpha)]
@@ -127,7 +130,9 @@ def _front(base: str, form: str, metadata: Mapping[str, Any]) -> str:
     """Return the front matter: a base that is a folder on somebody's disk is no hub's name."""
     from huggingface_hub import ModelCardData
 
-    library = {"peft": "peft", "diffusers": "diffusers"}.get(form, "flowsteer")
+    library = {"peft": "peft", "diffusers": "diffusers", "comfyui": "diffusers"}.get(
+        form, "flowsteer"
+    )
     front: dict[str, Any] = {}
     if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", base) and not Path(base).exists():
         front["base_model"] = base
@@ -156,73 +161,12 @@ def _summary(base: str, form: str, metadata: Mapping[str, Any]) -> str:
     return f"{text} {base_text}."
 
 
-def _use(where: str, repository: str | None, form: str, metadata: Mapping[str, Any]) -> str:
-    """Say how to load it: three lines of Python, and the command."""
-    scale = metadata.get("scale")
-    number = 1 if scale is None else scale
-    base = str(metadata.get("base") or "path/to/the/base")
-    prompt = str(next(iter(metadata.get("prompts") or []), "a fox"))
-    reward = str(metadata.get("reward") or "clip")
-    quoted = {
-        k: json.dumps(v, ensure_ascii=False)
-        for k, v in {"base": base, "where": where, "prompt": prompt, "reward": reward}.items()
-    }
-    if form == "diffusers":
-        python = [
-            f"pipe.load_lora_weights({json.dumps(repository or where)}, adapter_name='reward')",
-            f"pipe.set_adapters('reward', {number})",
-            f"pictures = pipe({quoted['prompt']}).images",
-        ]
-        return f"{_block(python, 'python')}\n\n{_advice(scale, metadata)}"
-    loaded = f"{quoted['base']}, lora={quoted['where']}, lora_scale={number}"
-    model = ["--model", base, "--lora", where, "--lora-scale", str(number)]
-    if form == "merged":
-        loaded, model = quoted["where"], ["--model", where]
-    python = [
-        "import rewards, steer",
-        f"flow = steer.load({loaded})",
-        f"steer.sample(flow, rewards.load({quoted['reward']}), [{quoted['prompt']}], "
-        'method="none").save("pictures")',
-    ]
-    words = ["steer", "sample", *model, "--reward", reward, "--prompt", prompt, "--method", "none"]
-    blocks = [_block(python, "python"), _block([shlex.join(words)])]
-    if repository is not None:
-        fetched = ["hf", "download", repository, "--local-dir", where]
-        blocks.insert(0, _block([shlex.join(fetched)]))
-    return "\n\n".join([*blocks, *([] if form == "merged" else [_advice(scale, metadata)])])
-
-
-def _block(lines: Sequence[str], language: str = "") -> str:
-    return "\n".join([f"```{language}", *(" ".join(line.split()) for line in lines), "```"])
-
-
-def _advice(scale: Any, metadata: Mapping[str, Any]) -> str:
-    """Say which scale is recommended, and why."""
-    share = metadata.get("baked_scale", 1)
-    one = "what was tuned" if share == 1 else f"{_number(share)} of what was tuned"
-    law = (
-        f"At scale 0 the model is the base bit for bit, at 1 {one}; between them less reward buys "
-        "more of the base's own diversity."
-    )
-    if scale is None:
-        return f"Recommended scale: 1; no other was measured. {law}"
-    if scale == 0:
-        return (
-            f"**Recommended scale: 0, which is the base**: every scale that was measured raised "
-            f"an alarm (diversity, drift or the held-out judge). {law}"
-        )
-    return (
-        f"Recommended scale: {_number(scale)}, the best by the held-out judge, or the largest "
-        f"where there was none, among the scales that raised no alarm. {law}"
-    )
-
-
 def _figures(figures: Mapping[str, Any]) -> str:
     rows = ["| | base | tuned |", "|---|---|---|"]
     for name, pair in figures.items():
         known = pair if isinstance(pair, Mapping) else {}
-        cells = [_number(known.get(k)) for k in ("base", "tuned")]
-        rows.append(f"| {_line(name)} | {cells[0]} | {cells[1]} |")
+        cells = [number(known.get(k)) for k in ("base", "tuned")]
+        rows.append(f"| {line(name)} | {cells[0]} | {cells[1]} |")
     return "\n".join(rows)
 
 
@@ -241,9 +185,9 @@ def _made(metadata: Mapping[str, Any], rank: int | None, alpha: float | None) ->
         ("seed", "Seed"),
     ):
         if metadata.get(key) is not None:
-            lines.append(f"{name}: {_number(metadata[key])}")
+            lines.append(f"{name}: {number(metadata[key])}")
     if rank is not None:
-        lines.append(f"LoRA: rank {rank}, alpha {_number(alpha)}")
+        lines.append(f"LoRA: rank {rank}, alpha {number(alpha)}")
     settings = metadata.get("settings") or {}
     if settings:
         lines.append("Settings: " + ", ".join(f"{k} {v}" for k, v in settings.items()))
@@ -257,13 +201,13 @@ def _made(metadata: Mapping[str, Any], rank: int | None, alpha: float | None) ->
         some = ", ".join(_code(p) for p in prompts[:EXAMPLES])
         more = ", ..." if count > EXAMPLES or count > len(prompts) else ""
         lines.append(f"Prompts: {count} ({some}{more})" if some else f"Prompts: {count}")
-    text = "\n".join(f"- {line if line.startswith('Prompts') else _line(line)}" for line in lines)
+    text = "\n".join(f"- {one if one.startswith('Prompts') else line(one)}" for one in lines)
     return text or "Its file says nothing of how it was made."
 
 
 def _limits(base: str, metadata: Mapping[str, Any]) -> str:
     own = metadata.get("licence")
-    licence = f"Licence of these weights: {_line(own)}. " if own else ""
+    licence = f"Licence of these weights: {line(own)}. " if own else ""
     return (
         f"{licence}Adapters are of use with their base only, and are a work derived from it: the "
         "base's licence holds for what is made of both. What the reward was trained on, and its "
@@ -273,20 +217,5 @@ def _limits(base: str, metadata: Mapping[str, Any]) -> str:
     )
 
 
-def _line(text: Any) -> str:
-    """Keep a text to one line of Markdown, without tables, tags or headings of its own."""
-    return re.sub(r"([|<>\[\]`*_#\\])", r"\\\1", " ".join(str(text).split()))
-
-
 def _code(text: Any) -> str:
     return "`" + " ".join(str(text).split()).replace("`", "'") + "`"
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, list | tuple) and len(value) == 2:
-        return f"{_number(value[0])} ± {_number(value[1])}"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:.4g}" if isinstance(value, float) else f"{value}"
-    return _line(value)

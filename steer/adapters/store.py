@@ -62,6 +62,7 @@ def save_adapters(
     state = {f"{PREFIX}{plain_name(name)}": p for name, p in _state(tuned).items()}
     notes = {
         "base": tuned.name,
+        **tuned.about,
         "flowsteer": steer.__version__,
         "versions": {name: version(name) for name in ("torch", "peft")},
         **(metadata or {}),
@@ -76,7 +77,6 @@ def save_adapters(
         inside = name_of_denoiser(tuned.flow)
         plain = {name.removeprefix(PREFIX): p for name, p in state.items()}
         known = understood(config, "these")
-        notes["component"] = tuned.component
         shared = shared_file(known, plain, tuned.component, inside, notes=notes)
         write_atomically(folder / SHARED, shared)
     write_atomically(folder / WEIGHTS, pack(state, notes))

@@ -50,6 +50,9 @@ class Conditioned(FlowMap):
     from_prompt: ClassVar[bool] = False
     """Whether guidance counts from the prompt's own: `c + scale (c - u)`."""
     epsilon: ClassVar[float | None] = None
+    lora_loader: ClassVar[str] = "pipeline"
+    """What reads a LoRA's file in diffusers: "pipeline", "denoiser", or nothing that works."""
+    output: ClassVar[str] = "images"
     adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(
@@ -107,6 +110,17 @@ class Conditioned(FlowMap):
     def denoiser(self) -> nn.Module:
         """The pipeline's denoiser."""
         return self.network
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What a card needs to say how adapters are loaded: class, component, loader, output."""
+        pipe, reader = self.source.pipe, self.lora_loader
+        if reader == "pipeline" and not hasattr(pipe, "load_lora_weights"):
+            reader = "denoiser"
+        return {
+            "pipeline": type(pipe).__name__, "component": self.component, "lora_loader": reader,
+            "output": self.output,
+        }  # fmt: skip
 
     @property
     def lacks(self) -> Mapping[str, str]:

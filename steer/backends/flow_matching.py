@@ -45,6 +45,7 @@ class Wan(PipelineFlow):
 
     time_scale = 1000.0
     prompt_first = True
+    output = "frames"
 
 
 class Sana(PipelineFlow):
@@ -139,8 +140,9 @@ class Flux2Klein(PipelineFlow):
 
 
 class Prx(PipelineFlow):
-    """PRX."""
+    """PRX; the LoRA loader of its pipeline fails in diffusers 0.42."""
 
+    lora_loader = ""
     adapter_targets = ("img_qkv_proj", "txt_kv_proj", "attn_out")
 
 

@@ -109,6 +109,11 @@ class Recorder:
             try:
                 with plain(), at_rest(*modules_of(self.pipe).values()):
                     return self.pipe(**call)
+            except AttributeError as error:  # which a property of a module would hide
+                raise RuntimeError(
+                    f"{type(self.pipe).__name__} could not be called ({error}): is one of its "
+                    "components missing?"
+                ) from error
             finally:
                 del self.network.forward  # the class's own again
 

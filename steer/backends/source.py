@@ -43,8 +43,9 @@ class Source:
     @property
     def name(self) -> str:
         """What the pipeline was loaded from: a hub's id or a folder."""
-        config = getattr(self.pipe, "config", None) or {}
-        return str(dict(config).get("_name_or_path") or "")
+        config = dict(getattr(self.pipe, "config", None) or {})
+        modular = getattr(self.pipe, "_pretrained_model_name_or_path", None)
+        return str(config.get("_name_or_path") or modular or "")
 
     @property
     def lacks(self) -> dict[str, str]:

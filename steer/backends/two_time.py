@@ -101,6 +101,7 @@ class AnyFlow(PipelineFlow):
     target_argument = "r_timestep"
     time_scale = 1000.0
     layout = "frames"
+    output = "frames"
 
     def found_kind(self) -> Kind:
         """Return "two-time"."""
