@@ -178,13 +178,16 @@ def _check_folder(folder: Path, variant: str | None) -> None:
         part = folder / name
         if not part.is_dir():
             missing.append(f"{name}/")
-        elif re.search("Model|Encoder|Transformer|Autoencoder|Checker|UNet", kind) and not any(
-            part.glob("*.safetensors")
-        ):
+        elif re.search("Model|Encoder|Transformer|Autoencoder|Checker|UNet", kind):
+            files = [p.name for p in part.glob("*.safetensors")]
             others = [p.name for p in (*part.glob("*.bin"), *part.glob("*.ckpt"))]
-            (pickled if others else missing).append(
-                f"{name}/{others[0] if others else '*.safetensors'}"
-            )
+            if not files:
+                found = f"{name}/{others[0] if others else '*.safetensors'}"
+                (pickled if others else missing).append(found)
+            elif variant not in (there := set(map(_variant, files))):
+                wanted = f"variant {variant!r}" if variant else "weights without a variant"
+                has = ", ".join(f"variant={v!r}" if v else "none" for v in there)
+                missing.append(f"{name}/ ({wanted}; what it has: {has})")
     if pickled:
         raise ValueError(
             f"{folder} has pickled weights, which can run code when they are read: "
@@ -195,6 +198,16 @@ def _check_folder(folder: Path, variant: str | None) -> None:
             f"{folder} is not whole: {', '.join(missing)} missing. Copy it again, or save the "
             "pipeline with pipe.save_pretrained"
         )
+
+
+def _variant(file: str) -> str | None:
+    """Return the variant in a weights file's name.
+
+    >>> _variant("model.fp16.safetensors"), _variant("model-00001-of-00002.safetensors")
+    ('fp16', None)
+    """
+    found = re.search(r"\.([a-z]\w*)(-\d+-of-\d+)?\.safetensors$", file)
+    return found and found[1]
 
 
 def _part_of_pipeline(folder: Path) -> str:
@@ -223,8 +236,9 @@ def _explained(error: OSError, name: str) -> Exception:
     def among(*kinds: type[BaseException]) -> bool:
         return any(isinstance(e, kinds) for e in chain)
 
-    if isinstance(error, FileNotFoundError) and Path(name).exists():
-        return error
+    if Path(name).exists():
+        known = isinstance(error, FileNotFoundError)
+        return error if known else ValueError(f"{name} could not be loaded: {error}")
     if among(errors.GatedRepoError):
         return ConnectionError(
             f"{name} is gated: accept its licence at {page}, log in with `hf auth login`, and try "
