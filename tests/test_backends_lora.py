@@ -11,6 +11,7 @@ from diffusers.utils import convert_state_dict_to_kohya
 import steer
 from recipes.cli import main
 from steer.adapters.attach import attach, parted
+from steer.adapters.fingerprint import fingerprint
 from steer.adapters.inject import adapt
 from steer.adapters.shared import SHARED
 from steer.adapters.store import save_adapters
@@ -231,3 +232,38 @@ def test_a_step_of_direct_lowers_its_loss(name):
             p.sub_(g, alpha=1e-2 / size)
         after = module.objective(module.batch(0, 0, 2))["loss"]
     assert after < before
+
+
+def test_adapters_are_the_denoisers_whatever_decodes():
+    """The weights that adapters were made for are the same with a LoRA on, or another decoder."""
+    base = flow("sdxl")
+    made = tiny.build("sdxl")
+    with torch.no_grad():
+        next(made.vae.parameters()).add_(1.0)
+    assert fingerprint(seen_as(made, "sdxl")) == fingerprint(base) == fingerprint(trained(base))
+    with torch.no_grad():
+        next(made.unet.parameters()).add_(1.0)
+    assert fingerprint(seen_as(made, "sdxl")) != fingerprint(base)
+
+
+def test_of_a_large_denoiser_samples_are_hashed(monkeypatch):
+    """Not its weights whole: at most so many values of each tensor leave the device."""
+    monkeypatch.setattr("steer.adapters.fingerprint.WHOLE", 1000)
+    monkeypatch.setattr("steer.adapters.fingerprint.SAMPLE", 16)
+    seen = []
+    monkeypatch.setattr("steer.adapters.fingerprint.hashlib.sha256", lambda: Digest(seen))
+    base = flow("sdxl")
+    fingerprint(base)
+    tensors = len(base.network.state_dict())
+    assert sum(seen) <= tensors * (2 * 16 + 120)  # bfloat16 values, and a name and shape each
+
+
+class Digest:
+    def __init__(self, seen):
+        self.seen = seen
+
+    def update(self, data):
+        self.seen.append(len(data))
+
+    def hexdigest(self):
+        return ""

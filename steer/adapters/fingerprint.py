@@ -3,7 +3,7 @@
 import hashlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steer.adapters.lora import Adapted
 from steer.adapters.targets import plain_name
@@ -21,12 +21,15 @@ SAMPLE = 4096
 def fingerprint(flow: FlowMap) -> str:
     """Return a hash of a flow's weights, its adapters left out, rounded to bfloat16.
 
+    Of a diffusers pipeline the denoiser's alone: another autoencoder takes the same adapters.
+
     So it is the same in float32 and in bfloat16, on any device. Of a flow of more than `WHOLE`
     values, names and shapes are hashed, and of each tensor `SAMPLE` values, evenly spaced from the
     first to the last: seconds where all would take minutes. Other training changes all values;
     weights that were changed by hand at a few places may have the hash of the unchanged ones.
     """
-    inner = flow.flow if isinstance(flow, Adapted) else flow
+    inner: nn.Module = flow.flow if isinstance(flow, Adapted) else flow
+    inner = flow.denoiser if flow.component else inner
     digest = hashlib.sha256()
     named = {
         plain_name(name.replace("base_layer.", "")): p
