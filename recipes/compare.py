@@ -14,7 +14,7 @@ from recipes.data import emoji
 from recipes.defaults import compared_prompts, judge_of, reward_of
 from recipes.entries import Entry, entry, equal_calls
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
-from recipes.inputs import Asked, Dtype, asked_for, load_model
+from recipes.inputs import Asked, Dtype, asked_for, load_model, model_name, weights_of
 from recipes.measure import found
 from recipes.methods import check, learn, method
 from recipes.partial import Partial, Unit, free, units_of
@@ -49,6 +49,7 @@ def compare(
     dtype: Dtype | None = None,
     out: Path = Path("outputs/compare"),
     overwrite: bool = False,
+    model_options: dict[str, Any] = {},  # noqa: B006
 ) -> Path:
     """Compare sampling methods at equal network calls, by the reward and by a held-out judge.
 
@@ -58,7 +59,8 @@ def compare(
     goes on where it stopped when the same command is given again.
 
     Args:
-        model: a name that `steer models` lists, a folder, or file.py:Name.
+        model: a name that `steer models` lists, a folder, a hub id, or file.py:Name; in Python
+            also a flow map or a pipeline that is there.
         lora: a folder of adapters that were made for this model.
         lora_scale: what their update is multiplied by (default 1): 0 is the model without them.
         reward: a name that `steer rewards` lists, a weighted sum of such, or file.py:Name.
@@ -80,11 +82,14 @@ def compare(
         dtype: the network's. Default: float32 on a CPU.
         out: the folder.
         overwrite: replace the folder if it exists, and drop an interrupted comparison.
+        model_options: of a diffusers pipeline: height, width, cfg, guidance, negative_prompt,
+            checkpointing, call and the others of `steer.load`.
 
     Returns:
         The folder.
     """
-    settings = settings_of(locals())
+    live, model = model, model_name(model)
+    settings = settings_of({k: v for k, v in locals().items() if k != "live"})
     screen, out = console(), free(out, overwrite)
     given = asked_for(prompts, prompts_file)
     reward = reward_of(model, reward)
@@ -95,7 +100,7 @@ def compare(
     entries = [entry(text) for text in ([texts] if isinstance(texts, str) else texts)]
     if not entries:
         raise ValueError("the list of methods is empty: give at least one, or leave it out")
-    flow = load_model(model, device, dtype, lora, lora_scale)
+    flow = load_model(live, device, dtype, lora, lora_scale, model_options)
     asked = compared_prompts(model, flow, given)
     scorer = rewards.load(reward).to(device_of(flow))
     for one in entries:
@@ -116,7 +121,8 @@ def compare(
             str(EMBEDDED),
             *adapter_files(lora),
             *(e.method for e in entries),
-        ),
+        )
+        | weights_of(live, flow),
         "settings": {k: v for k, v in settings.items() if k != "overwrite"},
     }
     units = units_of(rows, len(asked.prompts), range(seeds), _size)

@@ -33,6 +33,7 @@ def finetune(
     overwrite: bool = False,
     lora: Path | None = None,
     lora_scale: float | None = None,
+    model_options: dict[str, Any] = {},  # noqa: B006
     **settings: Any,
 ) -> steer.Adapted:
     """Tune adapters so that the model's plain samples follow rewards.
@@ -42,7 +43,7 @@ def finetune(
     model card, and what a stopped run needs to go on: give the same command again.
 
     Args:
-        model: a name that `steer models` lists, a folder, or file.py:Name.
+        model: a name that `steer models` lists, a folder, a hub id, or file.py:Name.
         reward: a name that `steer rewards` lists, a weighted sum of such, or file.py:Name.
             Default: the model's own, clip for emoji.
         prompts: a text or jsonl file, or a list. Default: the model's own, 200 for emoji.
@@ -62,11 +63,13 @@ def finetune(
         lora: adapters to tune further, a folder or a pipeline's LoRA file; what the run writes
             replaces them.
         lora_scale: at which they begin (default 1).
+        model_options: of a diffusers pipeline: height, width, cfg, guidance, negative_prompt,
+            checkpointing, call and the others of `steer.load`.
         **settings: how the run is run.
     """
     chosen = Settings(**settings)
     scorer = named(reward_of(model, reward))
-    flow = load_model(model, lora=lora, lora_scale=lora_scale)
+    flow = load_model(model, lora=lora, lora_scale=lora_scale, options=model_options)
     asked = tuning_prompts(model, flow, file_or_list(prompts))
     checked = file_or_list(check_prompts)
     checks = None if checked is None else checked.prompts

@@ -4,15 +4,17 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 import steer
+from steer.adapters.fingerprint import fingerprint
+from steer.adapters.store import load_adapters
 
 __all__ = [
     "Asked",
@@ -20,9 +22,11 @@ __all__ = [
     "asked_for",
     "file_or_list",
     "load_model",
+    "model_name",
     "read_picture",
     "read_prompts",
     "takes_prompts",
+    "weights_of",
 ]
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
@@ -30,14 +34,39 @@ Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 # ------------------------------------------------------------------ models
 
 
+def model_name(model: Any) -> str:
+    """Return what a model is called in files and messages: its text, or a live one's own name."""
+    if isinstance(model, str | os.PathLike):
+        return os.fspath(model)
+    config = dict(getattr(model, "config", None) or {})
+    name = model.name if isinstance(model, steer.FlowMap) else config.get("_name_or_path")
+    return str(name or f"a live {type(model).__name__}")
+
+
+def weights_of(model: Any, flow: steer.FlowMap) -> dict[str, str]:
+    """Return a hash of a live model's weights, by what it is called; nothing for a named one."""
+    if isinstance(model, str | os.PathLike):
+        return {}
+    return {model_name(model): fingerprint(flow)}
+
+
 def load_model(
-    model: str,
+    model: Any,
     device: str | None = None,
     dtype: Dtype | None = None,
     lora: Path | None = None,
     lora_scale: float | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> steer.FlowMap:
-    """Load a model by its name, folder or file.py:Name, and adapters on it.
+    """Load a model by its name, folder, hub id or file.py:Name, and adapters on it.
+
+    Args:
+        model: its text; in Python also a flow map or a pipeline that is there, taken as it is.
+        device: where to put it.
+        dtype: of its weights.
+        lora: adapters.
+        lora_scale: what their update is multiplied by.
+        options: of a pipeline, see `steer.load`.
 
     Raises:
         ValueError: a scale without adapters, a device or a name that is not there.
@@ -56,7 +85,11 @@ def load_model(
             "cpu, or cuda where torch sees one"
         ) from error
     scale = 1.0 if lora_scale is None else lora_scale
-    return steer.load(model, lora, scale, device=device, dtype=kind)
+    options = dict(options or {})
+    if isinstance(model, steer.FlowMap) and not options:
+        flow = model if device is None and kind is None else model.to(device=device, dtype=kind)
+        return flow if lora is None else load_adapters(flow, lora, scale)
+    return steer.load(model, lora, scale, device=device, dtype=kind, **options)
 
 
 def takes_prompts(flow: steer.FlowMap) -> bool:

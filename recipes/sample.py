@@ -70,6 +70,7 @@ def sample(
     dtype: Dtype | None = None,
     out: Path = Path("outputs/sample"),
     overwrite: bool = False,
+    model_options: dict[str, Any] = {},  # noqa: B006
 ) -> Path:
     """Sample pictures that a reward likes, and write them to a run folder.
 
@@ -79,7 +80,7 @@ def sample(
     one that is finished is left as it is.
 
     Args:
-        model: a name that `steer models` lists, a folder, or file.py:Name.
+        model: a name that `steer models` lists, a folder, a hub id, or file.py:Name.
         lora: a folder of adapters that were made for this model.
         lora_scale: what their update is multiplied by (default 1): 0 is the model without them.
         reward: a name that `steer rewards` lists, a weighted sum of such, or file.py:Name.
@@ -110,8 +111,8 @@ def sample(
         churn: how far a jump goes past each time, to re-noise back (none, best-of-n; default: the
             model's own).
         noise: what the SDE's noise 1 - t is multiplied by (fmtt, denoiser, naive; default 1).
-        cfg: classifier-free guidance mixed at run time, on top of what the model has built in;
-            it doubles the network calls.
+        cfg: classifier-free guidance mixed at run time, on top of what the model has built in,
+            or as a diffusers pipeline counts it; it doubles the network calls.
         negative_prompt: what to lead away from, with cfg. Default: no prompt.
         init_image: a picture file to start from.
         init_time: where such a start is: 0 pure noise, near 1 little changes (default 0.5).
@@ -125,6 +126,8 @@ def sample(
         dtype: the network's. Default: float32 on a CPU.
         out: the run folder.
         overwrite: replace the run folder if it exists, and drop an interrupted run.
+        model_options: of a diffusers pipeline: height, width, cfg, guidance, negative_prompt,
+            checkpointing, call and the others of `steer.load`.
 
     Returns:
         The run folder.
@@ -167,7 +170,7 @@ def sample(
         "churn": churn, "noise": noise,
     }  # fmt: skip
     options = {k: v for k, v in given.items() if v is not None}
-    loaded = load_model(model, device, dtype, lora, lora_scale)
+    loaded = load_model(model, device, dtype, lora, lora_scale, model_options)
     flow = _mixed(loaded, cfg, negative_prompt, prompts)
     twins: dict[str, steer.FlowMap] = {}
     if unguided and isinstance(loaded, steer.Adapted):
@@ -258,7 +261,11 @@ def _mixed(
         return flow
     if prompts is None:
         raise ValueError("cfg leads towards a prompt, and there is none: give one, or no cfg")
-    return steer.ClassifierFree(flow, cfg, negative or "")
+    inner = flow.flow if isinstance(flow, steer.Adapted) else flow
+    if not inner.component:
+        return steer.ClassifierFree(flow, cfg, negative or "")
+    guided = inner.guided(cfg, negative)  # type: ignore[operator]  # a pipeline's own
+    return flow.around(guided) if isinstance(flow, steer.Adapted) else guided
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -12,7 +13,7 @@ import steer
 from recipes.defaults import judge_of, listed, own
 from recipes.entries import entry
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
-from recipes.inputs import file_or_list, load_model
+from recipes.inputs import file_or_list, load_model, model_name, weights_of
 from recipes.methods import check, method, tempered
 from recipes.partial import Partial, free, units_of
 from recipes.terminal import console, say
@@ -53,6 +54,7 @@ def evaluate_tuned(
     device: str | None = None,
     out: Path = Path("outputs/tuned"),
     overwrite: bool = False,
+    model_options: dict[str, Any] = {},  # noqa: B006
 ) -> Path:
     """Compare adapters with their base, and with guidance at equal network calls.
 
@@ -62,7 +64,8 @@ def evaluate_tuned(
 
     Args:
         lora: folders of adapters, given once or more often, or name -> folder.
-        model: a name that `steer models` lists, a folder, or file.py:Name.
+        model: a name that `steer models` lists, a folder, a hub id, or file.py:Name; in Python
+            also a flow map or a pipeline that is there.
         lora_scale: what the adapters' update is multiplied by: 0 is the base, 1 what was tuned.
         best: also the adapters in best/ of each folder, where there are other ones than its own.
         reward: a name that `steer rewards` lists, a weighted sum of such, or file.py:Name.
@@ -86,6 +89,8 @@ def evaluate_tuned(
         device: where to compute. Default: where the model is loaded, the CPU.
         out: the folder.
         overwrite: replace the folder if it exists, and drop an interrupted comparison.
+        model_options: of a diffusers pipeline: height, width, cfg, guidance, negative_prompt,
+            checkpointing, call and the others of `steer.load`.
 
     Returns:
         The folder.
@@ -96,7 +101,8 @@ def evaluate_tuned(
         FileNotFoundError: a folder or file that is not there.
         FileExistsError: the folder exists, or an interrupted comparison of other settings.
     """
-    settings = settings_of(locals())
+    live, model = model, model_name(model)
+    settings = settings_of({k: v for k, v in locals().items() if k != "live"})
     screen, out = console(), free(out, overwrite)
     least = {"particles": particles, "seeds": seeds, **{f"steps {k}": k for k in steps}}
     for name, value in least.items():
@@ -111,7 +117,7 @@ def evaluate_tuned(
         folders = _with_best(folders)
     chosen = listed(model, file_or_list(prompts), own(model).held_out)
     known, scorer = _tuned_for(folders) if reward is None else (reward, rewards.load(reward))
-    flow = load_model(model, device)
+    flow = load_model(live, device, options=model_options)
     scorers = {"reward": scorer}
     judging = judge_of(model, judge, screen)
     scorers |= {} if judging is None else {"judge": judging}
@@ -135,7 +141,8 @@ def evaluate_tuned(
         "prompts": chosen._asdict(),
         "files": fingerprints(
             model, known, *held_out, judge or "", *files, *(e.method for e in guides)
-        ),
+        )
+        | weights_of(live, flow),
         "settings": {k: v for k, v in settings.items() if k != "overwrite"},
     }
     seen = range(seed, seed + seeds)

@@ -63,6 +63,8 @@ from .adapters.lora import Adapted as Adapted
 from .catalogue import METHODS as METHODS
 from .catalogue import MODELS as MODELS
 from .catalogue import OBJECTIVES as OBJECTIVES
+from .doors import compare as compare
+from .doors import evaluate as evaluate
 from .exact import GaussianMixture as GaussianMixture
 from .flow import FlowMap as FlowMap
 from .flow import Wrapped as Wrapped

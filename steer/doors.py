@@ -1,16 +1,18 @@
-"""The two doors out of the library's ground, opened at run time by what a user gives.
+"""The doors out of the library's ground, opened at run time by what a user gives or asks for.
 
-A live diffusers pipeline opens the one to `steer.backends`, a reward's text the one to `rewards`.
-Nothing else in here imports either, and nothing that a file names comes this way.
+A live diffusers pipeline opens the one to `steer.backends`, a reward's text the one to `rewards`,
+a comparison the one to `recipes`. Nothing else in here imports them, and nothing that a file names
+comes this way.
 """
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 from steer.flow import FlowMap
 from steer.reward import Reward, wrap
 
-__all__ = ["as_flow", "as_reward", "is_pipeline"]
+__all__ = ["as_flow", "as_reward", "compare", "evaluate", "is_pipeline"]
 
 
 def is_pipeline(model: Any) -> bool:
@@ -50,3 +52,33 @@ def as_reward(reward: Any, device: Any = None) -> Reward:
     if not isinstance(reward, str):
         return wrap(reward)
     return importlib.import_module("rewards").load(reward).to(device)
+
+
+def compare(model: Any, reward: Any, **options: Any) -> Path:
+    """Compare sampling methods at equal network calls: `steer compare`, on a model that is there.
+
+    Args:
+        model: a flow map, a live pipeline, or whatever `steer compare --model` takes.
+        reward: its text, see `rewards.load`.
+        **options: those of the command, by their names: judge, prompts, methods, seeds, out.
+
+    Returns:
+        The folder with the table, the figures, the plots and the pictures.
+    """
+    run = importlib.import_module("recipes.compare").compare
+    return run(model, reward=reward, **{"judge": None, **options})
+
+
+def evaluate(model: Any, lora: Any, **options: Any) -> Path:
+    """Compare adapters with their base and with guidance: `steer eval --lora`, on a model.
+
+    Args:
+        model: a flow map, a live pipeline, or whatever `steer eval --model` takes.
+        lora: folders of adapters that were made for it: one, several, or name -> folder.
+        **options: those of the command, by their names: reward, prompts, particles, steps, out.
+
+    Returns:
+        The folder with the table, the figures, the plots and the pictures.
+    """
+    run = importlib.import_module("recipes.tuned").evaluate_tuned
+    return run(lora, model, **{"judge": None, **options})

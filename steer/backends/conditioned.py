@@ -14,6 +14,7 @@ from steer.backends.checks import (
     check_size,
     default_of,
     multiple_of,
+    takes,
 )
 from steer.backends.conditions import Condition, Rows
 from steer.backends.latents import Layout
@@ -215,7 +216,10 @@ class Conditioned(FlowMap):
     def arguments_of_call(self, prompt: str, steps: int) -> dict[str, Any]:
         """Return what the pipeline is called with to record a prompt."""
         size = {"height": self.height, "width": self.width}
-        known = {k: v for k, v in size.items() if v is not None} | self.call_arguments
+        known: dict[str, Any] = {k: v for k, v in size.items() if v is not None}
+        if known and takes(self.source.pipe, "use_resolution_binning"):
+            known["use_resolution_binning"] = False  # the size that is asked for, no nearest one
+        known |= self.call_arguments
         if self.guidance_argument is not None and self.guidance is not None:
             known[self.guidance_argument] = self.guidance
         if self.cfg_argument is not None:

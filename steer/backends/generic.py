@@ -77,7 +77,9 @@ class Generic(PipelineFlow):
             "kind": self.kind, "frame": self.frame, "checkpointing": self.checkpointing,
             "call": self.call_arguments,
         }  # fmt: skip
-        return generic(self.source.pipe, **{**options, **changed})
+        made = generic(self.source.pipe, **{**options, **changed})
+        made.network, made.vae = self.network, self.vae  # which may have adapters
+        return made
 
 
 class GenericNoise(Generic, StableDiffusion):
@@ -117,9 +119,9 @@ def _found(pipe: Any, options: dict[str, Any]) -> PipelineFlow:
     if not hasattr(getattr(pipe, "vae", None), "decode"):
         raise _Unfit("it has no `vae` whose decode makes pictures")
     call = dict(options.pop("call", None) or {})
-    if takes(pipe, "use_resolution_binning"):
-        call.setdefault("use_resolution_binning", False)
     size = {k: options[k] for k in ("height", "width") if options.get(k) is not None}
+    if size and takes(pipe, "use_resolution_binning"):
+        call.setdefault("use_resolution_binning", False)
     straight, noise = _straight(pipe)
     cfg = "true_cfg_scale" if takes(pipe, "true_cfg_scale") else "guidance_scale"
     try:
