@@ -65,7 +65,7 @@ def rows_of(
     each = rows // len(conditions)
     alike: dict[str, list[int]] = {}
     for i, one in enumerate(conditions):
-        alike.setdefault(_form([one.prompt, one.negative]), []).append(i)
+        alike.setdefault(_form({"prompt": one.prompt, "negative": one.negative}), []).append(i)
     found = []
     for members in alike.values():
         some = [conditions[i] for i in members]
