@@ -121,7 +121,7 @@ def test_sample_is_the_loop():
         one, lambda images: images.mean((1, 2, 3)), prompts=prompts, method="none", steps=3,
         particles=2, seed=5, callback=lambda population: seen.append(population.x),
     )  # fmt: skip
-    x = made(one.given(prompts), seen[0], one.times(3)[1:])
+    x = made(one.given(prompts), seen[0].flatten(0, 1), one.times(3)[1:])
     torch.testing.assert_close(result.x.reshape(x.shape), x, rtol=1e-5, atol=1e-5)
 
 

@@ -32,7 +32,7 @@ PROMPT = "a red cube"
 
 @cache
 def pipe(name: str, dtype: torch.dtype = torch.float32) -> Any:
-    """Return a tiny pipeline with denoiser and autoencoder in a precision; do not change it."""
+    """Return a tiny pipeline with all its modules in a precision; do not change it."""
     return in_precision(tiny.build(name), dtype)
 
 
@@ -40,8 +40,7 @@ def in_precision(made: Any, dtype: torch.dtype) -> Any:
     """Put a pipeline's denoiser and autoencoder in a precision, and return it."""
     if dtype == torch.float32:
         return made
-    tiny.denoiser(made).to(dtype)
-    made.vae.to(dtype)
+    made.to(dtype)
     return made
 
 

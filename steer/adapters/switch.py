@@ -2,14 +2,14 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import nn
 
 from steer.flow import FlowMap
 
-__all__ = ["Switch"]
+__all__ = ["Switch", "as_now"]
 
 
 class Switch:
@@ -73,6 +73,36 @@ class Switch:
                     block.activation_relu_or_gelu = kind
                 for p in asking:
                     p.requires_grad_(True)
+
+
+def as_now(module: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which adapters are set as they are now, and back again after it.
+
+    For what recomputes a call in the backward pass, when they may be set otherwise.
+    """
+    layers: list[Any] = [m for m in module.modules() if "_disable_adapters" in vars(m)]
+    now = [_setting(m) for m in layers]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        then = [_setting(m) for m in layers]
+        try:
+            _put(layers, now)
+            yield
+        finally:
+            _put(layers, then)
+
+    return again()
+
+
+def _setting(layer: Any) -> tuple[bool, Any, dict[str, float]]:
+    return layer._disable_adapters, layer._active_adapter, dict(layer.scaling)
+
+
+def _put(layers: Sequence[Any], settings: Sequence[tuple[bool, Any, dict[str, float]]]) -> None:
+    for layer, (off, active, scaling) in zip(layers, settings, strict=True):
+        _set(layer, off, active)
+        layer.scaling.update(scaling)
 
 
 def _set(layer: Any, off: bool, active: Any) -> None:

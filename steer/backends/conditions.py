@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Condition", "Rows", "halves", "rows_of"]
+__all__ = ["Condition", "Rows", "dtypes_of", "halves", "rows_of"]
 
 Arguments = dict[str, Any]
 
@@ -20,7 +20,8 @@ class Condition:
         prompt: its arguments by name, for one row.
         negative: those of the negative prompt; None without classifier-free guidance.
         shape: of one state, without the batch axis.
-        dtype: of the denoiser when they were recorded: what has it follows the denoiser.
+        dtype: what has it follows the denoiser: its own when they were recorded, or, where text
+            encoders are in another, that in which the pipeline would have called it.
     """
 
     prompt: Arguments
@@ -97,6 +98,16 @@ def halves(arguments: Arguments, count: int = 2) -> Iterator[Arguments]:
     """Give the parts of arguments that hold `count` rows."""
     for i in range(count):
         yield {k: _part(v, count, i) for k, v in arguments.items()}
+
+
+def dtypes_of(value: Any) -> set[torch.dtype]:
+    """Return the floating dtypes in arguments."""
+    if isinstance(value, Tensor):
+        return {value.dtype} if value.is_floating_point() else set()
+    inside = value.values() if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping | list | tuple):
+        return set()
+    return set().union(*map(dtypes_of, inside))
 
 
 def _part(value: Any, count: int, i: int) -> Any:

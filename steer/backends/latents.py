@@ -87,8 +87,8 @@ class Codec:
         """
         seen = (2 * images - 1).to(self.vae.dtype)
         frames = _has_frames(self.vae)
-        found = self.vae.encode(seen.unsqueeze(2) if frames else seen)
-        z = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+        found = self.vae.encode(seen.unsqueeze(2) if frames else seen, return_dict=False)[0]
+        z = found.mode() if hasattr(found, "mode") and not isinstance(found, Tensor) else found
         z = z.to(images.dtype)
         if frames and still:
             z = z[:, :, 0]

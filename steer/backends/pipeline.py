@@ -9,12 +9,14 @@ one with a target time `net(x, scale (1-s), target = scale (1-t))` the map itsel
 subclass with the few lines in which its pipelines differ.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from steer.adapters.switch import as_now
 from steer.backends.conditioned import Conditioned, Kind
 from steer.backends.conditions import Rows, rows_of
 from steer.backends.latents import Codec
@@ -98,7 +100,11 @@ class PipelineFlow(Conditioned):
             return self.evaluate(x.to(self.network.dtype), timed).to(x)
 
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(run, x, use_reentrant=False)
+            # made again at the scale of adapters that this call had
+            scales = as_now(self.network)
+            return checkpoint(
+                run, x, use_reentrant=False, context_fn=lambda: (nullcontext(), scales)
+            )
         return run(x)
 
     def evaluate(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:

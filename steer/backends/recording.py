@@ -130,13 +130,13 @@ class Recorder:
         from diffusers.utils import logging
 
         level = logging.get_verbosity()
-        bar = getattr(self.pipe, "_progress_bar_config", None)
         with ExitStack() as stack:
             logging.set_verbosity(logging.CRITICAL)
             stack.callback(logging.set_verbosity, level)
-            if hasattr(self.pipe, "set_progress_bar_config"):
-                self.pipe.set_progress_bar_config(disable=True)
-                stack.callback(setattr, self.pipe, "_progress_bar_config", bar or {})
+            for owner in _with_bars(self.pipe):
+                own = vars(owner).get("_progress_bar_config")
+                owner._progress_bar_config = {"disable": True}
+                stack.callback(_put_back, owner, own)
             yield
 
     @contextmanager
@@ -172,6 +172,26 @@ class Recorder:
                 "the text encoders were dropped, and this prompt was not bound before: bind all "
                 "prompts with flow.given([...]) first, then release the text encoders"
             )
+
+
+def _with_bars(pipe: Any) -> Iterator[Any]:
+    """Give what shows a progress bar: a pipeline, or blocks of a modular one, at any depth."""
+    blocks = getattr(pipe, "_blocks", None)
+    if blocks is None and hasattr(pipe, "set_progress_bar_config"):
+        yield pipe
+    waiting = [] if blocks is None else [blocks]
+    while waiting:
+        block = waiting.pop()
+        waiting += getattr(block, "sub_blocks", {}).values()
+        if hasattr(block, "progress_bar"):
+            yield block
+
+
+def _put_back(owner: Any, config: Any) -> None:
+    if config is None:
+        del owner._progress_bar_config
+    else:
+        owner._progress_bar_config = config
 
 
 def _has_tensors(value: Any) -> bool:

@@ -3,9 +3,10 @@
 from collections import OrderedDict
 from typing import Any, Self
 
+import torch
 from torch import nn
 
-from steer.backends.conditions import Condition, halves
+from steer.backends.conditions import Condition, dtypes_of, halves
 from steer.backends.recording import Recorder, modules_of
 
 __all__ = ["Source"]
@@ -103,7 +104,7 @@ class Source:
             negative, first = halves(first)
             if flow.prompt_first:
                 negative, first = first, negative
-        elif len(calls) > 1:
+        elif len(calls) > 1 and _at_one_time(*(c[flow.time_argument] for c in calls)):
             negative = calls[1]
         elif flow.cfg is not None:
             raise ValueError(
@@ -112,11 +113,19 @@ class Source:
                 "so leave cfg out"
             )
         self._prompts.setdefault(prompt)
+        kept, state = flow.kept(first), flow.state_of(first)
+        there = dtypes_of(kept)
+        likely = [d for d in (flow.network.dtype, state.dtype, *there) if d in there]
         found = Condition(
-            flow.kept(first), None if negative is None else flow.kept(negative),
-            tuple(flow.state_of(first).shape[1:]), flow.network.dtype,
+            kept, None if negative is None else flow.kept(negative), tuple(state.shape[1:]),
+            next(iter(likely), flow.network.dtype),
         )  # fmt: skip
         return found, flow.grid()
+
+
+def _at_one_time(a: Any, b: Any) -> bool:
+    """Return whether two calls are of one step, the prompt's and the negative one's."""
+    return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
 
 
 def _offloads(module: nn.Module) -> bool:

@@ -94,6 +94,12 @@ class HunyuanImage(PipelineFlow):
         """Return the arguments without both times."""
         return {k: v for k, v in super().kept(arguments).items() if k != "timestep_r"}
 
+    def evaluate(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Call the transformer; it embeds its times in their own precision, so it gets its own."""
+        names = (self.time_argument, self.target_argument)
+        times = {k: arguments[k].to(self.network.dtype) for k in names if k is not None}
+        return super().evaluate(x, {**arguments, **times})
+
 
 class AnyFlow(PipelineFlow):
     """AnyFlow: a map of clips, (frames, c, h, w), with a time for each frame."""

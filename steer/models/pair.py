@@ -1,8 +1,8 @@
 """Two models of one latent space as one flow: the velocity of one, the jumps of the other."""
 
 import copy
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -67,6 +67,11 @@ class Pair(FlowMap):
     def denoiser(self) -> nn.Module:
         """The student's denoiser."""
         return self.student.denoiser
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What adapters, which go on the student, say of it."""
+        return self.student.about
 
     @property
     def lacks(self) -> dict[str, str]:
