@@ -251,6 +251,10 @@ class Conditioned(FlowMap):
         gone = {self.state_argument, self.time_argument, self.target_argument}
         return {k: v for k, v in arguments.items() if k not in gone}
 
+    def grid_of(self, steps: int) -> list[float] | None:
+        """Return the times of a number of steps where no call is needed to know them."""
+        return None
+
     def grid(self) -> list[float]:
         """Return the times of the grid that the pipeline's scheduler was set to last."""
         return [1.0 - float(s) for s in self.source.pipe.scheduler.sigmas.double()]

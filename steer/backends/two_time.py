@@ -1,5 +1,6 @@
 """Pipelines whose denoiser knows two times: flow maps, `X(s,t,x)` for any s <= t in one call."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -46,6 +47,15 @@ class Flux3(PipelineFlow):
         """Return the call's arguments; the scale is the guider's."""
         known = super().arguments_of_call(prompt, steps)
         return known if self.cfg is None else known | self._negative(known)
+
+    def grid_of(self, steps: int) -> list[float]:
+        """Return the pipeline's times: equal steps of the noise level, as its scheduler has them.
+
+        A modular pipeline encodes its prompt in each call, so none is made for this.
+        """
+        scheduler = copy.deepcopy(self.source.pipe.scheduler)
+        scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)])
+        return [1.0 - float(s) for s in scheduler.sigmas.double()]
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
