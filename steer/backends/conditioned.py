@@ -125,8 +125,15 @@ class Conditioned(FlowMap):
 
     @property
     def lacks(self) -> Mapping[str, str]:
-        """What this flow cannot do here -> why: "gradient", "encode"."""
-        return self.source.lacks
+        """What this flow cannot do here -> why: "gradient", "velocity"."""
+        if self.kind != "one-jump":
+            return self.source.lacks
+        return {
+            **self.source.lacks,
+            "velocity": "this one is a student that was trained for its jumps: its prediction "
+            "stands in for a velocity, so no claim of exactness holds. Give it its base's, "
+            "steer.Pair(base, student)",
+        }
 
     def __repr__(self) -> str:
         """Say in a line what it is; `flow.network` prints every layer."""

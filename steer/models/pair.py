@@ -75,8 +75,9 @@ class Pair(FlowMap):
 
     @property
     def lacks(self) -> dict[str, str]:
-        """What either of them cannot do."""
-        return {**self.base.lacks, **self.student.lacks}
+        """What either of them cannot do; a velocity is what the base has."""
+        student = {k: v for k, v in self.student.lacks.items() if k != "velocity"}
+        return {**self.base.lacks, **student}
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Return the base's velocity."""

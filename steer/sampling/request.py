@@ -1,6 +1,7 @@
 """`Request`: the arguments of `steer.sample`, checked once, before any work."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -248,6 +249,13 @@ class Request:
                 f"method {chosen.name!r} needs a gradient through the model: "
                 f"{self.flow.lacks['gradient']}; or take one of "
                 f"{_those(lambda m: not m.gradient)}, which need none"
+            )
+        if chosen.tempered and "velocity" in self.flow.lacks:
+            warnings.warn(
+                f"method {chosen.name!r} takes the model's velocity, and "
+                f"{self.flow.lacks['velocity']}; or take one of "
+                f"{_those(lambda m: not m.tempered and m.steers)}, which take jumps alone",
+                stacklevel=6,
             )
         if chosen.gradient and not self.reward.differentiable:
             raise ValueError(
