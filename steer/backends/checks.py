@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ __all__ = [
     "check_signature",
     "check_size",
     "default_of",
+    "dtype_of",
     "multiple_of",
     "takes",
 ]
@@ -98,6 +100,22 @@ def multiple_of(pipe: Any, network: Any, patches: bool) -> int:
 def takes(pipe: Any, argument: str) -> bool:
     """Return whether the pipeline's call has an argument of this name."""
     return argument in inspect.signature(type(pipe).__call__).parameters
+
+
+_DTYPES: WeakKeyDictionary[nn.Module, tuple[torch.dtype, torch.dtype]] = WeakKeyDictionary()
+
+
+def dtype_of(module: Any) -> torch.dtype:
+    """Return the precision that diffusers says a module is in, looked up once.
+
+    diffusers walks all parameters for it, at each call. It is looked up again where the first
+    parameter has another.
+    """
+    first = next(module.parameters()).dtype
+    known = _DTYPES.get(module)
+    if known is None or known[0] != first:
+        known = _DTYPES[module] = first, module.dtype
+    return known[1]
 
 
 def default_of(pipe: Any, argument: str | None) -> float | None:

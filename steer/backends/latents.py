@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
+
+from steer.backends.checks import dtype_of
 
 __all__ = ["Codec", "Layout", "patched", "unpatched"]
 
@@ -60,7 +63,7 @@ class Codec:
         still = z.ndim == 4 and _has_frames(self.vae)
         if still:
             z = z.unsqueeze(2)
-        made = self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0].to(x.dtype)
+        made = self.vae.decode(z.to(dtype_of(self.vae)), return_dict=False)[0].to(x.dtype)
         made = made * 0.5 + 0.5
         return made[:, :, 0] if still else made
 
@@ -85,7 +88,7 @@ class Codec:
             images: (n, 3, h, w).
             still: whether states have no axis of frames.
         """
-        seen = (2 * images - 1).to(self.vae.dtype)
+        seen = (2 * images - 1).to(dtype_of(self.vae))
         frames = _has_frames(self.vae)
         found = self.vae.encode(seen.unsqueeze(2) if frames else seen, return_dict=False)[0]
         z = found.mode() if hasattr(found, "mode") and not isinstance(found, Tensor) else found
@@ -134,5 +137,11 @@ class Codec:
         return z.new_tensor(1 / factor), z.new_tensor(shift)
 
 
+_FRAMES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
 def _has_frames(vae: nn.Module) -> bool:
-    return any(p.ndim == 5 for p in vae.parameters())
+    """Return whether an autoencoder is one of clips; its parameters are looked at once."""
+    if vae not in _FRAMES:
+        _FRAMES[vae] = any(p.ndim == 5 for p in vae.parameters())
+    return _FRAMES[vae]

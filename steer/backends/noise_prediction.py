@@ -6,9 +6,9 @@ Euler step. The schedule of these models ends before pure noise, at t = .064: be
 samplers give the denoiser pure noise for y, and so do we: `y = x / c_t`, `c_t² = t² + (1-t)²`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +23,18 @@ STUDENTS = ("LCMScheduler", "TCDScheduler")
 
 HINTS = ("turbo", "lcm", "hyper", "lightning", "tcd", "dmd", "distill")
 """What the names of students have in them."""
+
+
+Number = float | Tensor
+
+
+class Parts(NamedTuple):
+    """Data and noise as sums of the state that the denoiser is given, and of what it returns."""
+
+    data_y: Tensor
+    data_out: Tensor
+    noise_y: Tensor
+    noise_out: Tensor
 
 
 class StableDiffusion(PipelineFlow):
@@ -100,27 +112,41 @@ class StableDiffusion(PipelineFlow):
 
     # ------------------------------------------------------------ the map
 
-    def _parts(self, x: Tensor, s: Time) -> tuple[Tensor, Tensor]:
-        """Return what the denoiser says of the data x_1 and of the noise, of states at time s."""
-        s = as_time(s).double()
+    def _seen(self, x: Tensor, scale: Number, step: Number) -> Tensor:
+        """Return the denoiser's output for states scaled to unit variance, at a training step."""
+        seen = rows_time(step, x)
+        return self.by_rows(x * _for_rows(scale, x), seen, seen)
+
+    def _at(self, s: Tensor) -> tuple[Tensor, Tensor, Parts]:
+        """Return the scale and training step of time s, and how data and noise follow."""
         step = self._steps_of(s).clamp(max=self.first_step)
         level = self._interpolated(step)
-        scale = (level**2 + (1 - level) ** 2).rsqrt()
-        a, sigma = like(level * scale, x), like((1 - level) * scale, x)
-        y = x * like((s**2 + (1 - s) ** 2).rsqrt(), x)
-        seen = rows_time(step, x)
-        out = self.by_rows(y, seen, seen)
+        size = _norm(level)
+        return 1 / _norm(s), step, self._parts(level / size, (1 - level) / size)
+
+    def _parts(self, a: Tensor, s: Tensor) -> Parts:
+        """Return data and noise as sums of state y and output: `x_1 = d_y y + d_o out`, likewise.
+
+        Args:
+            a: how much data is in y.
+            s: how much noise.
+        """
+        zero, one = torch.zeros_like(a), torch.ones_like(a)
         if self.prediction == "epsilon":
-            return (y - sigma * out) / a, out
+            return Parts(1 / a, -s / a, zero, one)
         if self.prediction == "v_prediction":
-            return a * y - sigma * out, sigma * y + a * out
-        return out, (y - a * out) / sigma
+            return Parts(a, -s, s, a)
+        return Parts(zero, one, 1 / s, -a / s)
 
     def _interpolated(self, step: Tensor) -> Tensor:
         """Return the time of training steps, the inverse of `_steps_of`."""
         table = self._times_of_steps.to(step.device)
         low = step.floor().long().clamp(0, len(table) - 2)
         return table[low] + (step - low) * (table[low + 1] - table[low])
+
+    @cached_property
+    def _known(self) -> dict[tuple[Any, ...], list[float]]:
+        return {}
 
     @property
     def start(self) -> float:
@@ -129,31 +155,55 @@ class StableDiffusion(PipelineFlow):
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Return `(D - x) / (1 - t)`, with D what the denoiser says of the data."""
-        time = as_time(t).clamp(max=1 - 1e-4)
-        data, _ = self._parts(x, time)
-        return (data - x) / like(1 - time, x)
+        scale, step, of_x, of_out = self._once(self._velocity, t)
+        out = self._seen(x, scale, step)
+        return _for_rows(of_x, x) * x + _for_rows(of_out, x) * out
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return `(1-t) eps + t D`: DDIM's step; exactly x where s = t.
 
         From below the schedule's end to below it, the state is scaled alone.
         """
-        here, there = as_time(s).double(), as_time(t).double()
-        data, noise = self._parts(x, s)
-        moved = like(1 - there, x) * noise + like(there, x) * self._boundary(x, data, here)
-        scaled = x * like((_norm(there) / _norm(here)), x)
-        early = like((there <= self.start).to(x.dtype), x) == 1
-        still = like((here == there).to(x.dtype), x) == 1
-        return torch.where(still, x, torch.where(early, scaled, moved))
+        scale, step, of_x, of_out = self._once(self._jump, s, t)
+        out = self._seen(x, scale, step)
+        return _for_rows(of_x, x) * x + _for_rows(of_out, x) * out
 
-    def _boundary(self, x: Tensor, data: Tensor, s: Tensor) -> Tensor:
+    def _once(self, formula: Callable[..., tuple[Tensor, ...]], *times: Time) -> Sequence[Number]:
+        """Return a formula's values at these times; of single ones as numbers, worked out once."""
+        given = [as_time(t) for t in times]
+        if any(t.ndim or t.requires_grad or t.device.type != "cpu" for t in given):
+            return formula(*(t.double() for t in given))
+        key = formula.__name__, self.first_step, *map(float, given)
+        if key not in self._known:
+            self._known[key] = [float(v) for v in formula(*(t.double() for t in given))]
+        return self._known[key]
+
+    def _velocity(self, t: Tensor) -> tuple[Tensor, ...]:
+        t = t.clamp(max=1 - 1e-4)
+        scale, step, parts = self._at(t)
+        return scale, step, (parts.data_y * scale - 1) / (1 - t), parts.data_out / (1 - t)
+
+    def _jump(self, s: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        scale, step, parts = self._at(s)
+        data_y, data_out = self._boundary(parts, s)
+        of_x = ((1 - t) * parts.noise_y + t * data_y) * scale
+        of_out = (1 - t) * parts.noise_out + t * data_out
+        early, still = t <= self.start, s == t
+        of_x = torch.where(early, _norm(t) * scale, of_x)
+        of_x = torch.where(still, torch.ones_like(of_x), of_x)
+        return scale, step, of_x, torch.where(early | still, torch.zeros_like(of_out), of_out)
+
+    def _boundary(self, parts: Parts, s: Tensor) -> tuple[Tensor, Tensor]:
         """Return a latent consistency model's data: its condition at the first training step."""
         if self.churn == 0:
-            return data
+            return parts.data_y, parts.data_out
         n = 10.0 * self._steps_of(s)  # the scheduler's timestep_scaling
         skip, out = 0.25 / (n**2 + 0.25), n / (n**2 + 0.25).sqrt()
-        y = x * like(_norm(s).reciprocal(), x)
-        return like(out, x) * data + like(skip, x) * y
+        return out * parts.data_y + skip, out * parts.data_out
+
+
+def _for_rows(value: Number, x: Tensor) -> Number:
+    return value if isinstance(value, float) else like(value, x)
 
 
 def _norm(t: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from steer.adapters.switch import as_now
+from steer.backends.checks import dtype_of
 from steer.backends.conditioned import Conditioned, Kind
 from steer.backends.conditions import Rows, rows_of
 from steer.backends.latents import Codec
@@ -97,7 +98,7 @@ class PipelineFlow(Conditioned):
             timed[self.target_argument] = target
 
         def run(x: Tensor) -> Tensor:
-            return self.evaluate(x.to(self.network.dtype), timed).to(x)
+            return self.evaluate(x.to(dtype_of(self.network)), timed).to(x)
 
         if self.checkpointing and torch.is_grad_enabled():
             # made again at the scale of adapters that this call had
@@ -121,7 +122,7 @@ class PipelineFlow(Conditioned):
         return (1 - t) * self.time_scale
 
     def _arguments(self, rows: int, device: torch.device) -> list[Rows]:
-        bound, dtype = self._bound(), self.network.dtype
+        bound, dtype = self._bound(), dtype_of(self.network)
         if rows % len(bound):
             raise ValueError(
                 f"{rows} rows do not split evenly over {len(bound)} prompts: give p * n rows, "

@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from steer.backends.checks import dtype_of
 from steer.backends.conditions import Condition, dtypes_of, halves
 from steer.backends.recording import Recorder, modules_of
 
@@ -116,10 +117,10 @@ class Source:
         self._prompts.setdefault(prompt)
         kept, state = flow.kept(first), flow.state_of(first)
         there = dtypes_of(kept)
-        likely = [d for d in (flow.network.dtype, state.dtype, *there) if d in there]
+        likely = [d for d in (dtype_of(flow.network), state.dtype, *there) if d in there]
         found = Condition(
             kept, None if negative is None else flow.kept(negative), tuple(state.shape[1:]),
-            next(iter(likely), flow.network.dtype),
+            next(iter(likely), dtype_of(flow.network)),
         )  # fmt: skip
         return found, flow.grid()
 

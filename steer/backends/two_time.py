@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from steer.backends.checks import dtype_of
 from steer.backends.pipeline import Kind, PipelineFlow
 
 __all__ = ["AnyFlow", "Flux3", "HunyuanImage"]
@@ -107,7 +108,7 @@ class HunyuanImage(PipelineFlow):
     def evaluate(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Call the transformer; it embeds its times in their own precision, so it gets its own."""
         names = (self.time_argument, self.target_argument)
-        times = {k: arguments[k].to(self.network.dtype) for k in names if k is not None}
+        times = {k: arguments[k].to(dtype_of(self.network)) for k in names if k is not None}
         return super().evaluate(x, {**arguments, **times})
 
 

@@ -20,7 +20,7 @@ from steer.guidance.potential import Lookahead, Potential
 from steer.guidance.state import BatchedPotential, State
 from steer.path import like
 from steer.ranges import above, count
-from steer.reward import Reward, plain
+from steer.reward import Rest, Reward, plain
 
 __all__ = ["FlowMapControl", "NoiseAscent", "Sampler", "whole_reward"]
 
@@ -135,12 +135,13 @@ class FlowMapControl:
         it is NaN. `population.keep` and `population.stop` as in `Guidance.steps`.
         """
         times, guided = list(self.times), self.guided
+        asked = Rest(*self.potential.asked)
         with plain():
             run = _Ascent(self.flow, self.potential, self.batch_size, x0, position, len(times) - 1)
         here = run.at(run.x0, times[0])
         while run.k + 1 < len(times):
             t = times[run.k + 1]
-            with plain(*self.potential.asked), torch.no_grad():
+            with plain(asked), torch.no_grad():
                 x = self._step(here, t) if here.t in guided else run.flow.jump(here.x, here.t, t)
                 here = run.at(x, t)
                 population = self._population(run, here)
@@ -215,6 +216,7 @@ class NoiseAscent:
         The last of the `iterations` looks moves nothing: its reward only counts for the best.
         `population.keep` goes on from some particles, `population.stop` makes the picture.
         """
+        asked = Rest(*self.potential.asked)
         with plain():
             run = _Ascent(
                 self.flow, self.potential, self.batch_size, x0, position, self.iterations
@@ -223,7 +225,7 @@ class NoiseAscent:
             norm = row_norm(here.x)
             best, height = here.x, torch.full_like(norm, -torch.inf)
         for k in range(self.iterations):
-            with plain(*self.potential.asked), torch.no_grad():
+            with plain(asked), torch.no_grad():
                 run.k, last = k, k == self.iterations - 1
                 seen = here.evaluation(derivatives=not last)
                 better = seen.reward > height
@@ -242,7 +244,7 @@ class NoiseAscent:
                 if kept is not None:
                     here, best = here.rows(kept), best[kept]
                     height, norm = height[kept], norm[kept]
-        with plain(*self.potential.asked), torch.no_grad():
+        with plain(asked), torch.no_grad():
             jumps = self.jumps if self.finish is None else self.finish
             end = run.at(composed(run.flow, best, [i / jumps for i in range(jumps + 1)]), 1.0)
             seen = end.evaluation()

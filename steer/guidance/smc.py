@@ -21,7 +21,7 @@ from steer.guidance.state import BatchedPotential, State
 from steer.guidance.weights import Continuous, Ratio, Step, Unweighted, Weights
 from steer.noise import Noise
 from steer.ranges import count, finite, within
-from steer.reward import plain
+from steer.reward import Rest, plain
 
 __all__ = ["Guidance"]
 
@@ -121,12 +121,12 @@ class Guidance:
             FloatingPointError: a reward, gradient or weight that is not finite; the message
                 names prompt, particle and step.
         """
-        asked = self.kernel.flow, *self.potential.asked
-        with plain(*asked):
+        asked = Rest(self.kernel.flow, *self.potential.asked)
+        with plain(asked):
             run = _Run(self, x0, seed, position)
         while run.k < run.count:
             # not around the yield: the caller's state of torch is the caller's
-            with plain(*asked), torch.no_grad():
+            with plain(asked), torch.no_grad():
                 run.step()
                 population = run.population()
             run.k += 1

@@ -11,7 +11,7 @@ Everything that a reward needs of this library is imported from here.
 from steer.names import hint, moved, reason, unknown
 from steer.reward.base import Reward, WeightedSum, clamp01, name_of, score
 from steer.reward.closed import LinearReward, QuadraticReward
-from steer.reward.door import at_rest, check_scores, plain, refuse_inference
+from steer.reward.door import Rest, at_rest, check_scores, plain, refuse_inference
 from steer.reward.sharing import shared, sharing
 from steer.reward.terms import dissect, learners, leaves, term_gradients, term_scores
 from steer.reward.wrapping import wrap
@@ -19,6 +19,7 @@ from steer.reward.wrapping import wrap
 __all__ = [
     "LinearReward",
     "QuadraticReward",
+    "Rest",
     "Reward",
     "WeightedSum",
     "at_rest",

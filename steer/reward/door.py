@@ -1,13 +1,13 @@
 """Checks at a reward's door: images that go in, scores that come out, modules held at rest."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["at_rest", "check_images", "check_scores", "plain", "refuse_inference"]
+__all__ = ["Rest", "at_rest", "check_images", "check_scores", "plain", "refuse_inference"]
 
 
 def check_images(images: Tensor, pictures: bool = True) -> None:
@@ -72,15 +72,28 @@ def check_scores(scores: Tensor, images: Tensor, name: str) -> Tensor:
 
 
 _LOCK = threading.Lock()
-_HELD: dict[int, tuple[nn.Module, list[int], list[nn.Module], list[nn.Parameter]]] = {}
+_HELD: dict[int, tuple[nn.Module, list[int], list[nn.Module], list[Tensor]]] = {}
 """Modules that are held: by how many, and what is to be restored when the last lets go."""
 
 
-def _hold(module: nn.Module) -> None:
+class Rest:
+    """Modules that are held again and again, at each step of a run: they are walked once.
+
+    What is added to them later is not held.
+
+    Args:
+        *modules: those.
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self.members = [(m, list(m.modules()), list(m.parameters())) for m in modules]
+
+
+def _hold(module: nn.Module, inside: Iterable[nn.Module], parameters: Iterable[Tensor]) -> None:
     with _LOCK:
         if id(module) not in _HELD:
-            training = [m for m in module.modules() if m.training]
-            asking = [p for p in module.parameters() if p.requires_grad and not p.is_inference()]
+            training = [m for m in inside if m.training]
+            asking = [p for p in parameters if p.requires_grad and not p.is_inference()]
             _HELD[id(module)] = module, [0], training, asking
             for m in training:
                 m.training = False
@@ -103,7 +116,7 @@ def _let_go(module: nn.Module) -> None:
 
 
 @contextmanager
-def at_rest(*modules: nn.Module) -> Iterator[None]:
+def at_rest(*modules: nn.Module | Rest) -> Iterator[None]:
     """Hold modules in evaluation mode, their weights without gradients, and restore all after.
 
     In training mode dropout would score the same picture differently and batch statistics would
@@ -112,9 +125,11 @@ def at_rest(*modules: nn.Module) -> Iterator[None]:
     """
     held: list[nn.Module] = []
     try:
-        for module in modules:
-            _hold(module)
-            held.append(module)
+        for given in modules:
+            known = given.members if isinstance(given, Rest) else Rest(given).members
+            for module, inside, parameters in known:
+                _hold(module, inside, parameters)
+                held.append(module)
         yield
     finally:
         for module in held:
@@ -139,7 +154,7 @@ def refuse_inference(what: str, module: nn.Module) -> None:
 
 
 @contextmanager
-def plain(*modules: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+def plain(*modules: nn.Module | Rest, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Run as if called plainly, whatever the caller's state of torch: the same numbers come out.
 
     That is without inference mode and autocast, and with modules in evaluation mode. Tensors that

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steer.flow import FlowMap
 from steer.guidance.population import Population
-from steer.reward import Reward, plain
+from steer.reward import Rest, Reward, plain
 from steer.sampling.calibrate import learn
 from steer.sampling.counts import Counted, CountedReward, Counts
 from steer.sampling.methods import AnyMethod
@@ -41,13 +41,14 @@ class Stream(Iterator[Population]):
         self.counts, self.probes = Counts(), Counts()
         self.learnt, self.seconds = 0, 0.0
         self.parts: list[dict[str, Tensor]] = []
+        self._rest = Rest(request.flow, request.reward)
         self._populations = self._run()
 
     def __next__(self) -> Population:
         """Make the next step."""
         begun = time.perf_counter()
         try:  # the caller's own state again between steps
-            with plain(self.request.flow, self.request.reward):
+            with plain(self._rest):
                 return next(self._populations)
         finally:
             self.seconds += time.perf_counter() - begun
