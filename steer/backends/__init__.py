@@ -1,10 +1,12 @@
-"""Pretrained models of other libraries seen as flow maps, one family a file. None is here yet.
+"""Pipelines of diffusers seen as flow maps: the only room that imports diffusers.
 
-The only room that imports diffusers, and only inside the function that makes a model. A family is
-a `FlowMap` that says what it is: `path` and `event_shape`; `kind` ("two-time", "one-jump" or
-"velocity"); `velocity` and `jump`, or a `steer.OneTime` that makes both of one prediction; `given`
-(encode the prompts once), `decode` and `encode` (its autoencoder); `denoiser` (the module that
-adapters go to); `times` and `churn` (its own grid and re-noising); `calls` where a jump takes
-several. `steer.models.loading.load` chooses it by what it is given; its test inherits the contract
-of its kind from `steer.testing`, on a tiny checkpoint of the real class.
+`table` names the families, `flow_matching`, `two_time` and `noise_prediction` have the few lines
+in which each differs from `pipeline`, which is velocity, jump, decode and encode. What a prompt
+means is recorded from one call of the pipeline (`recording`, `conditions`, `source`,
+`conditioned`). `generic` finds out what other classes are by watching them (`watching`,
+`deducing`). `loading` opens folders, files and hub ids; `community` and `comfyui` read and write
+others' LoRA names.
+
+A new family is a class in one of the three files and a line in `table.FAMILIES`; its tiny pipeline
+goes into `tests/tiny_pipelines.py`, and the tests of all families run on it.
 """
