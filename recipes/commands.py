@@ -32,7 +32,7 @@ class Command:
 GROUPS = ("draw", "tune and train", "rewards", "look up")
 """The headings, in order."""
 
-_MODEL = "model lora lora_scale device dtype"
+_MODEL = "model model_options lora lora_scale device dtype"
 
 COMMANDS = {
     "sample": Command(
@@ -82,7 +82,7 @@ COMMANDS = {
             "eval --lora runs/direct --lora runs/nft --steps '[1, 4]' --lora-scale '[0.5, 1]'",
         ),
         {
-            "what draws": "model lora lora_scale best device",
+            "what draws": "model model_options lora lora_scale best device",
             "what is compared": "steps guidance guided_tuned prompts particles seeds seed",
             "what it is measured by": "reward held_out judge",
             "where to": "out overwrite",
@@ -97,7 +97,7 @@ COMMANDS = {
             "finetune --reward clip --objective direct --options '{anchor: 0.5}' --steps 250",
         ),
         {
-            "what is tuned": "model rank alpha targets",
+            "what is tuned": "model model_options lora lora_scale rank alpha targets",
             "towards what": "reward prompts temperature strength",
             "how": "objective options steps batch_size micro_batch learning_rate warm average "
             "gradient_clip seed",

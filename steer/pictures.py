@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steer.files import write_atomically
 
-__all__ = ["Row", "captioned_grid", "contact_sheet", "save_picture", "to_pil"]
+__all__ = ["Row", "captioned_grid", "contact_sheet", "save_picture", "side_of", "to_pil"]
 
 Row = tuple[str, Tensor, Sequence[str]]
 """A row of a grid: its title, images (n, 3, h, w) and a caption for each."""
@@ -59,13 +59,34 @@ def captioned_grid(rows: Sequence[Row], size: int = 96) -> Image.Image:
         upper = top + line * bool(title)
         for j, (image, caption) in enumerate(zip(images, captions, strict=True)):
             left = gap + j * (size + gap)
-            kind = Image.Resampling.NEAREST if image.shape[-1] <= size else None
-            sheet.paste(to_pil(image).resize((size, size), kind), (left, upper))
+            sheet.paste(_fitted(to_pil(image), size), (left, upper))
             draw.rectangle((left - 1, upper - 1, left + size, upper + size), outline="#dddddd")
             text = _cut(caption, font, size)
             draw.text((left, upper + size + 1), text, fill="#444444", font=font)
         top += height
     return sheet
+
+
+def _fitted(image: Image.Image, size: int) -> Image.Image:
+    """Return a picture in a square of this side, its own shape kept; small ones stay crisp."""
+    scale = size / max(image.size)
+    sides = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    fitted = image.resize(sides, Image.Resampling.NEAREST if scale >= 1 else None)
+    if sides == (size, size):
+        return fitted
+    square = Image.new("RGB", (size, size), "white")
+    square.paste(fitted, ((size - sides[0]) // 2, (size - sides[1]) // 2))
+    return square
+
+
+def side_of(images: Tensor) -> int:
+    """Return the side at which pictures (..., h, w) are shown in a grid, in pixels.
+
+    >>> import torch
+    >>> side_of(torch.zeros(3, 32, 32)), side_of(torch.zeros(3, 1024, 768))
+    (96, 256)
+    """
+    return min(max(96, *images.shape[-2:]), 256)
 
 
 def contact_sheet(

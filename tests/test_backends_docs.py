@@ -68,4 +68,5 @@ def test_the_lines_run(document, tmp_path, monkeypatch):
         code = code.replace(theirs, ours)
     scope = {"__name__": "block"}
     exec(compile(code, document, "exec"), scope)
+    assert (tmp_path / "fox.png").is_file()
     assert (tmp_path / "runs" / "fox" / "README.md").is_file()

@@ -1,5 +1,6 @@
 """`Result`: what a run of `steer.sample` gives, and the folder that it is saved as."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from steer.files import expanded, numbers, peak_memory, slug, whole_folder
 from steer.guidance.population import Population
-from steer.pictures import captioned_grid, to_pil
+from steer.pictures import Row, captioned_grid, side_of, to_pil
 from steer.sampling.lineage import doubts
 
 __all__ = ["TRACED", "Part", "Result", "joined_trace", "save_result"]
@@ -125,6 +127,26 @@ class Result:
         parts += [f"  warning: {said}" for said in self.warnings]
         return "\n".join(parts)
 
+    @property
+    def pil(self) -> list[Any]:
+        """The pictures as PIL images: a list, or one for each prompt where a list was given.
+
+        Raises:
+            ValueError: the samples have no pixels.
+        """
+        images = _pixels(self)
+        if self.rewards.ndim == 1:
+            return [to_pil(image) for image in images]
+        return [[to_pil(image) for image in row] for row in images]
+
+    def _repr_png_(self) -> bytes | None:
+        """Show the pictures with their rewards in a notebook."""
+        if self.images is None:
+            return None
+        data = io.BytesIO()
+        grid_of(self).save(data, "PNG")
+        return data.getvalue()
+
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Write pictures, `grid.png`, `scores.jsonl` and `metrics.json` to a folder.
 
@@ -135,6 +157,47 @@ class Result:
             FileExistsError: the folder exists, and `overwrite` is not set, or it is no run.
         """
         return save_result(self, expanded(folder), overwrite)
+
+
+def _pixels(result: Result) -> Tensor:
+    if result.images is None:
+        raise ValueError(
+            "these samples have no pixels, so there are no pictures to save: keep result.x, for "
+            "instance with safetensors.torch.save_file"
+        )
+    return result.images
+
+
+def _asked(result: Result) -> tuple[list[str], list[str]]:
+    """Return the prompts, and what the reward is asked for each; "" where there are none."""
+    lead = result.rewards.ndim == 2
+    prompts = list(result.prompts) if lead and result.prompts else [result.prompts or ""]
+    asked = result.reward_prompts or prompts
+    texts = [asked] * len(prompts) if isinstance(asked, str) else list(asked)
+    return list(map(str, prompts)), list(map(str, texts))
+
+
+def _by_prompt(result: Result, values: Tensor) -> Tensor:
+    return values if result.rewards.ndim == 2 else values[None]
+
+
+def grid_of(result: Result, beside: Mapping[str, Result] | None = None) -> Image.Image:
+    """Draw at most eight pictures of each prompt with their rewards.
+
+    Args:
+        result: what `steer.sample` returned.
+        beside: title -> other results of the same seeds, in rows above.
+    """
+    prompts, asked = _asked(result)
+    rows: list[Row] = []
+    for i, prompt in enumerate(prompts):
+        question = "" if asked[i] == prompt else f", the reward asks for {asked[i]!r}"
+        titled = {**(beside or {}), f"{result.method}{question}": result}
+        for title, one in titled.items():
+            images, rewards = (_by_prompt(one, v)[i, :8] for v in (_pixels(one), one.rewards))
+            captions = [f"{r:.3g}" for r in rewards.tolist()]
+            rows.append((f"{prompt!r} {title}", images, captions))
+    return captioned_grid(rows, side_of(_pixels(result)))
 
 
 def _span(values: Tensor) -> str:
@@ -197,28 +260,19 @@ def save_result(
         ValueError: the samples have no pixels.
         FileExistsError: the folder exists, and `overwrite` is not set, or it is no run.
     """
-    if result.images is None:
-        raise ValueError(
-            "these samples have no pixels, so there are no pictures to save: keep result.x, for "
-            "instance with safetensors.torch.save_file"
-        )
-    lead = result.rewards.ndim == 2
-    prompts = list(result.prompts) if lead and result.prompts else [result.prompts or ""]
-    asked = result.reward_prompts or prompts
-    asked = [asked] * len(prompts) if isinstance(asked, str) else list(asked)
+    prompts, asked = _asked(result)
 
     def rows(v: Tensor) -> Tensor:
-        return v if lead else v[None]
+        return _by_prompt(result, v)
 
     images, rewards, log_w, best = map(
-        rows, (result.images, result.rewards, result.log_w, result.best)
+        rows, (_pixels(result), result.rewards, result.log_w, result.best)
     )
     others = dict(beside or {})
     with whole_folder(folder, overwrite) as scratch:
         (scratch / "images").mkdir()
-        lines, grid = [], []
-        for i, prompt in enumerate(prompts):
-            text = str(prompt)
+        lines = []
+        for i, text in enumerate(prompts):
             for j in range(images.shape[1]):
                 name = f"images/{i:04d}_{slug(text)}_{j:02d}.png"
                 kept = keep == "all" or j == int(best[i])
@@ -238,15 +292,7 @@ def save_result(
                     "beside": {k: float(rows(r.rewards)[i, j]) for k, r in others.items()},
                 }
                 lines.append(json.dumps(numbers(line), ensure_ascii=False))
-            shown = slice(0, 8)
-            for title, other in others.items():
-                assert other.images is not None
-                captions = [f"{r:.3g}" for r in rows(other.rewards)[i, shown].tolist()]
-                grid.append((f"{text!r} {title}", rows(other.images)[i, shown], captions))
-            captions = [f"{r:.3g}" for r in rewards[i, shown].tolist()]
-            question = "" if asked[i] == prompt else f", the reward asks for {asked[i]!r}"
-            grid.append((f"{text!r} {result.method}{question}", images[i, shown], captions))
-        captioned_grid(grid).save(scratch / "grid.png")
+        grid_of(result, others).save(scratch / "grid.png")
         (scratch / "scores.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (scratch / "metrics.json").write_text(json.dumps(metrics(result), indent=2) + "\n")
         for name, content in (files or {}).items():
