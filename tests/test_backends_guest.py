@@ -1,5 +1,7 @@
 """The user's pipeline is a guest: encoded once, left as it was, refused where it cannot serve."""
 
+import threading
+
 import diffusers
 import pytest
 import torch
@@ -7,7 +9,12 @@ from torch import nn
 
 import steer
 from steer.backends.recording import modules_of
+from steer.objectives.direct import Direct
+from steer.reward import wrap
 from steer.testing import FlowMapContract, OneJumpContract, VelocityContract
+from steer.tuning.prompts import Prompts
+from steer.tuning.request import Tuning
+from steer.tuning.settings import Settings
 from tests import tiny_pipelines as tiny
 from tests.tiny_flows import FAMILIES, PROMPT, flow, seen_as, source
 
@@ -107,6 +114,40 @@ def test_also_after_an_exception(name):
     assert state_of(built) == before
     assert "forward" not in vars(network)
     assert torch.isfinite(one.given([PROMPT]).jump(torch.zeros(1, *one.event_shape), 0, 1)).all()
+
+
+def test_another_thread_samples_while_a_prompt_is_recorded():
+    """The function in the denoiser's place is for the thread that records."""
+    built = tiny.build("flux")
+    one = seen_as(built, "flux")
+    bound = one.given([PROMPT])
+    x = torch.randn(1, *one.event_shape, generator=source(1))
+    with torch.no_grad():
+        wanted = bound.jump(x, 0.2, 0.7)
+        encode, found = built.encode_prompt, []
+
+        def slow(*args, **kwargs):
+            def other():
+                with torch.no_grad():
+                    found.append(bound.jump(x, 0.2, 0.7))
+
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+            return encode(*args, **kwargs)
+
+        built.encode_prompt = slow
+        one.given(["a dog"])
+    assert torch.equal(found[0], wanted)
+    assert built.encode_prompt is slow  # the user's own, put back
+
+
+def test_a_run_on_another_device_is_refused():
+    tuning = Tuning(
+        flow("flux"), wrap(red), Prompts([PROMPT]), Direct(), 1, 1.0, None, None, {},
+        0, Settings(),
+    )  # fmt: skip
+    refused(ValueError, lambda: tuning.adapted(torch.device("meta")), "pipe.to('meta')")
 
 
 def test_it_samples_as_before_by_itself():
@@ -220,7 +261,10 @@ def test_an_offloaded_pipeline():
 
     built = tiny.build("flux")
     add_hook_to_module(built.transformer, CpuOffload("cpu"))
+    hooked = built.transformer.forward
     one = seen_as(built, "flux")
+    one.given([PROMPT])
+    assert built.transformer.forward is hooked
     assert torch.isfinite(
         steer.sample(one, red, prompts=[PROMPT], method="none", steps=1).images
     ).all()

@@ -95,17 +95,19 @@ class Recorder:
             **call: what the pipeline is called with.
         """
         forward = self.network.forward
-        signature = inspect.signature(forward)
+        signature, recording = inspect.signature(forward), threading.get_ident()
 
         @functools.wraps(forward)  # modular pipelines pass what the signature names
-        def stand_in(*args: Any, **kwargs: Any) -> Answer:
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != recording:  # another thread samples with it meanwhile
+                return forward(*args, **kwargs)
             found = dict(signature.bind(*args, **kwargs).arguments)
             found |= found.pop("kwargs", {})
             found.pop("return_dict", None)
             return Answer((answer(found),))
 
-        with self._lock, self._quiet(), self._remembering(), torch.no_grad():
-            self.network.forward = stand_in
+        at_work = _instead(self.network, "forward", stand_in)
+        with self._lock, self._quiet(), self._remembering(), at_work, torch.no_grad():
             try:
                 with plain(), at_rest(*modules_of(self.pipe).values()):
                     return self.pipe(**call)
@@ -114,8 +116,6 @@ class Recorder:
                     f"{type(self.pipe).__name__} could not be called ({error}): is one of its "
                     "components missing?"
                 ) from error
-            finally:
-                del self.network.forward  # the class's own again
 
     def release(self) -> None:
         """Drop the pipeline's text encoders; prompts that were bound before stay known."""
@@ -160,11 +160,8 @@ class Recorder:
                     self._texts.popitem(last=False)
             return copy.copy(self._texts[key])
 
-        self.pipe.encode_prompt = remembered
-        try:
+        with _instead(self.pipe, "encode_prompt", remembered):
             yield
-        finally:
-            del self.pipe.encode_prompt
 
     def _refuse_released(self) -> None:
         if self.released:
@@ -172,6 +169,23 @@ class Recorder:
                 "the text encoders were dropped, and this prompt was not bound before: bind all "
                 "prompts with flow.given([...]) first, then release the text encoders"
             )
+
+
+@contextmanager
+def _instead(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Put a function in the place of a method, and put back what the object itself had there.
+
+    Hooks that offload a module are such a forward of its own.
+    """
+    own = vars(owner).get(name)
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
 
 
 def _with_bars(pipe: Any) -> Iterator[Any]:

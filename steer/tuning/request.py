@@ -13,7 +13,7 @@ from torch import nn
 from steer.adapters.attach import Layers, attach
 from steer.adapters.inject import adapt
 from steer.adapters.lora import START, Adapted
-from steer.flow import FlowMap
+from steer.flow import FlowMap, device_of
 from steer.identity import sources
 from steer.objectives.batch import Objective
 from steer.objectives.table import name_of as objective_name
@@ -90,7 +90,13 @@ class Tuning:
 
     def adapted(self, device: torch.device) -> Adapted:
         """Return the flow with the run's adapters on its device; the base stays where it is."""
-        chosen = self.settings
+        chosen, here = self.settings, device_of(self.flow.denoiser)
+        if self.flow.component and here.type != device.type:
+            raise ValueError(
+                f"the pipeline is on {here} and the run would be on {device}: move the whole of "
+                f"it first, pipe.to({device.type!r}), since its text encoders are called too; or "
+                f"say accelerator={here.type!r}"
+            )
         if self.start is not None:
             tuned = attach(self.flow, self.start).to(device)
             tuned.add(START)
