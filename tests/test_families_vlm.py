@@ -209,11 +209,13 @@ def pictures(n=3, height=40, width=48):
 
 @functools.cache
 def saved(folder):
-    """A model and its processor as transformers load them."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    """A model and its processor as transformers load them, pictures by torchvision."""
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    return model, AutoProcessor.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="torchvision")
+    return model, processor
 
 
 @torch.no_grad()

@@ -140,13 +140,18 @@ def _model(model: str | Path | None, **execution: Any) -> VisionLanguage:
     folder = _folder(model)
 
     def make() -> VisionLanguage:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
         try:
             network, info = AutoModelForImageTextToText.from_pretrained(
                 folder, dtype="auto", local_files_only=True, output_loading_info=True
             )
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+            # below torchvision 0.27 transformers takes PIL, which knows no gradient, where
+            # pictures are resized by Lanczos; torchvision then resizes by bicubic
+            processor.image_processor = AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, backend="torchvision"
+            )
         except Exception as error:
             raise ValueError(
                 f"cannot load the vision-language model in {str(folder)!r}: {reason(error)}. It "
