@@ -197,7 +197,9 @@ CALLS = {
     "times": lambda f, x: f.times(2),
     "along": lambda f, x: f.along([0.0, 1.0]),
 }
-ATTRIBUTES = {"evaluations", "name", "kind", "churn", "lacks", "adapter_targets", "component"}
+ATTRIBUTES = {
+    "evaluations", "name", "kind", "churn", "lacks", "adapter_targets", "component", "about",
+}  # fmt: skip
 MADE = {
     "Adapted": lambda flow: adapt(flow, targets=["layer"]),
     "ClassifierFree": lambda flow: steer.ClassifierFree(flow, 2.0),
