@@ -22,10 +22,12 @@ STAND_INS = {
 
 REPLACED = {
     '.to("cuda")': "",
-    'device="cuda", dtype=torch.bfloat16,': "",
+    'device="cuda",': "",
+    "dtype=torch.bfloat16,": "",
     "aesthetic + 0.5*pickscore": "contrast",
     '"aesthetic"': '"contrast"',
-    "height=768, width=512": "height=32, width=16",
+    "height=768": "height=32",
+    "width=512": "width=16",
     "steps=200": "steps=1, batch_size=2, sweep=[], check_every=0, progress=False",
 }
 """What a machine without a card and a network has instead."""
