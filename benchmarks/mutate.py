@@ -49,6 +49,11 @@ TESTS = {
     "models/classifier_free": "cfg", "one_time": "one_time",
     "objectives/derivative": POLICY, "sampling/lineage": "lineage",
     "training/metric": "rules", "training/rules": "rules",
+    "backends/pipeline": "backends", "backends/noise_prediction": "backends",
+    "backends/latents": "backends backends_gradient", "backends/conditions": "backends",
+    "backends/deducing": "backends_generic", "backends/two_time": "backends backends_gradient",
+    "backends/flow_matching": "backends", "adapters/attach": "tuned_further backends_lora",
+    "models/pair": "backends_gradient",
 }  # fmt: skip
 """Module of `steer/` -> its test files; a module's own doctests run with them."""
 EQUIVALENT = ROOT / "benchmarks" / "equivalent.json"

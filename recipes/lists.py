@@ -27,6 +27,7 @@ def models() -> None:
     import steer
 
     _print(steer.MODELS)
+    print("or any text-to-image pipeline of diffusers, by its folder or hub id: docs/models.md")
 
 
 def rewards_(check: bool = False) -> None:

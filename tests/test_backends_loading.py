@@ -141,7 +141,7 @@ def test_options_of_pipelines_are_for_pipelines():
 def test_options_of_loading_are_not_for_live_ones():
     made = tiny.build("flux")
     refused(ValueError, lambda: steer.load(made, variant="fp16"), "variant", "leave it out")
-    refused(TypeError, lambda: steer.load(made, heigth=32), "heigth")
+    refused(ValueError, lambda: steer.load(made, heigth=32), "heigth", "did you mean height")
 
 
 def test_without_diffusers(folders, monkeypatch):

@@ -1,5 +1,6 @@
 """Which class of pipelines is which family."""
 
+import inspect
 from typing import Any
 
 from steer.backends.flow_matching import (
@@ -19,6 +20,7 @@ from steer.backends.flow_matching import (
 from steer.backends.noise_prediction import StableDiffusion
 from steer.backends.pipeline import PipelineFlow
 from steer.backends.two_time import AnyFlow, Flux3, HunyuanImage
+from steer.names import unknown
 
 __all__ = ["FAMILIES", "flow_of"]
 
@@ -47,7 +49,19 @@ FAMILIES: dict[str, type[PipelineFlow]] = {
 
 
 def flow_of(pipe: Any, **options: Any) -> PipelineFlow:
-    """Return a pipeline as a flow map; the options are those of `PipelineFlow`."""
+    """Return a pipeline as a flow map.
+
+    Args:
+        pipe: the pipeline.
+        **options: those of `PipelineFlow`.
+
+    Raises:
+        ValueError: an unknown option, with the nearest names; see `PipelineFlow` and `generic`.
+    """
+    known = inspect.signature(PipelineFlow).parameters
+    for name in options:
+        if name not in known or name == "pipe":
+            raise unknown("option", name, [k for k in known if k != "pipe"])
     for kind in type(pipe).__mro__:
         if kind.__name__ in FAMILIES:
             return FAMILIES[kind.__name__](pipe, **options)
