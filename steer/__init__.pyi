@@ -60,6 +60,7 @@ from . import (
     tuning as tuning,
 )
 from .adapters.lora import Adapted as Adapted
+from .backends.dropin import RewardGuidance as RewardGuidance
 from .catalogue import METHODS as METHODS
 from .catalogue import MODELS as MODELS
 from .catalogue import OBJECTIVES as OBJECTIVES

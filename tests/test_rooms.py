@@ -16,7 +16,7 @@ GROUND = {
 ARROWS = {
     "guidance": set(),
     "adapters": set(),
-    "backends": {"adapters"},
+    "backends": {"adapters", "guidance"},
     "sampling": {"guidance"},
     "models": {"adapters", "backends"},
     "objectives": {"guidance", "sampling"},

@@ -57,6 +57,9 @@ class PipelineFlow(Conditioned):
         TypeError: a denoiser without the arguments that this family of pipelines has.
     """
 
+    patches_told: tuple[int, int] | None = None
+    """Rows and columns of patches, where something says them; else they follow from the size."""
+
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Return `b_t(x)`; of a map its diagonal, target time = time. (n, *event)."""
         return self.sign * self.predict(x, t, t)
@@ -174,6 +177,8 @@ class PipelineFlow(Conditioned):
         """Return rows and columns of a state's patches."""
         if self.layout != "tokens":
             return 0, 0
+        if self.patches_told is not None:
+            return self.patches_told
         count = self.event_shape[0]
         if self.height is None or self.width is None:
             side = round(count**0.5)

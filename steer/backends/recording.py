@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from steer.reward import at_rest, plain
 
-__all__ = ["Answer", "Recorder", "modules_of"]
+__all__ = ["Answer", "Recorder", "instead", "modules_of"]
 
 KEPT = 64
 """How many prompts' encodings are kept, as long as the text encoders are there to make them."""
@@ -106,7 +106,7 @@ class Recorder:
             found.pop("return_dict", None)
             return Answer((answer(found),))
 
-        at_work = _instead(self.network, "forward", stand_in)
+        at_work = instead(self.network, "forward", stand_in)
         with self._lock, self._quiet(), self._remembering(), at_work, torch.no_grad():
             try:
                 with plain(), at_rest(*modules_of(self.pipe).values()):
@@ -160,7 +160,7 @@ class Recorder:
                     self._texts.popitem(last=False)
             return copy.copy(self._texts[key])
 
-        with _instead(self.pipe, "encode_prompt", remembered):
+        with instead(self.pipe, "encode_prompt", remembered):
             yield
 
     def _refuse_released(self) -> None:
@@ -172,7 +172,7 @@ class Recorder:
 
 
 @contextmanager
-def _instead(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+def instead(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
     """Put a function in the place of a method, and put back what the object itself had there.
 
     Hooks that offload a module are such a forward of its own.

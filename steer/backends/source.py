@@ -10,7 +10,7 @@ from steer.backends.checks import dtype_of
 from steer.backends.conditions import Condition, dtypes_of, halves
 from steer.backends.recording import Recorder, modules_of
 
-__all__ = ["Source"]
+__all__ = ["Source", "at_one_time"]
 
 KEPT = 64
 """How many prompts' conditions are kept, while they can be made again."""
@@ -106,7 +106,7 @@ class Source:
             negative, first = halves(first)
             if flow.prompt_first:
                 negative, first = first, negative
-        elif len(calls) > 1 and _at_one_time(*(c[flow.time_argument] for c in calls)):
+        elif len(calls) > 1 and at_one_time(*(c[flow.time_argument] for c in calls)):
             negative = calls[1]
         elif flow.cfg is not None:
             raise ValueError(
@@ -125,7 +125,7 @@ class Source:
         return found, flow.grid()
 
 
-def _at_one_time(a: Any, b: Any) -> bool:
+def at_one_time(a: Any, b: Any) -> bool:
     """Return whether two calls are of one step, the prompt's and the negative one's."""
     return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
 

@@ -22,7 +22,7 @@ from steer.backends.pipeline import PipelineFlow
 from steer.backends.two_time import AnyFlow, Flux3, HunyuanImage
 from steer.names import unknown
 
-__all__ = ["FAMILIES", "flow_of"]
+__all__ = ["FAMILIES", "family_of", "flow_of"]
 
 FAMILIES: dict[str, type[PipelineFlow]] = {
     "Flux3DistilledModularPipeline": Flux3,
@@ -48,6 +48,12 @@ FAMILIES: dict[str, type[PipelineFlow]] = {
 """The pipeline's class -> the family; the name is looked for among its base classes too."""
 
 
+def family_of(pipe: Any) -> type[PipelineFlow] | None:
+    """Return the family of a pipeline's class; None for one that is not named."""
+    names = (kind.__name__ for kind in type(pipe).__mro__)
+    return next((FAMILIES[name] for name in names if name in FAMILIES), None)
+
+
 def flow_of(pipe: Any, **options: Any) -> PipelineFlow:
     """Return a pipeline as a flow map.
 
@@ -62,9 +68,9 @@ def flow_of(pipe: Any, **options: Any) -> PipelineFlow:
     for name in options:
         if name not in known or name == "pipe":
             raise unknown("option", name, [k for k in known if k != "pipe"])
-    for kind in type(pipe).__mro__:
-        if kind.__name__ in FAMILIES:
-            return FAMILIES[kind.__name__](pipe, **options)
+    kind = family_of(pipe)
+    if kind is not None:
+        return kind(pipe, **options)
     from steer.backends.generic import generic
 
     return generic(pipe, **options)
