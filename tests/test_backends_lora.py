@@ -267,3 +267,16 @@ class Digest:
 
     def hexdigest(self):
         return ""
+
+
+@pytest.mark.parametrize("objective", steer.OBJECTIVES)
+@pytest.mark.parametrize(
+    "name",
+    ["flux", *(pytest.param(n, marks=pytest.mark.slow) for n in ("flux3_klein", "sdxl", "wan"))],
+)
+def test_every_objective_takes_a_step(name, objective):
+    tuned = steer.finetune(
+        flow(name), red, ["a cat", "a dog"], objective=objective, steps=1, batch_size=8, rank=2,
+        sweep=[], check_every=0, progress=False, temperature=0.1, warm=0,
+    )  # fmt: skip
+    assert any(p.any() for n, p in tuned.adapters().items() if ".lora_B." in n)
