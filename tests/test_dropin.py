@@ -111,6 +111,25 @@ def test_a_pipeline_that_hears_no_callback_is_guided_by_its_scheduler():
     assert "step" not in vars(made.scheduler)
 
 
+@pytest.mark.parametrize(
+    ("name", "on"), [("flux3_klein", False), ("flux3_base", True), ("prx", True)]
+)
+def test_by_its_scheduler_it_is_fmrg_j_too(name, on):
+    """Modular pipelines hear no callback; the guider of FLUX.3's base says its scale."""
+    one = flow(name, on=on)
+    with steer.RewardGuidance(red, 0.4).around(pipe(name)):
+        latents = drawn(name, on=on, output_type="latent")
+    x, _ = begun(one, 3)
+    times = one.times(3)
+    bound = one.given([PROMPT])
+    control = steer.FlowMapControl(bound, whole_reward(bound, wrap(red), [PROMPT]), times, 0.4)
+    *_, last = control.steps(x)
+    assert off(like_the_pipelines(bound, last.x, latents), latents) < 2e-4
+    with steer.RewardGuidance(red, 0.0).around(pipe(name)):
+        zero = drawn(name, on=on)
+    assert torch.equal(zero, drawn(name, on=on))
+
+
 def test_pictures_that_are_not_square_and_several_prompts():
     one = seen_as(pipe("flux"), "flux", height=32, width=16)
     guidance = guided("flux", 0.5)

@@ -194,7 +194,7 @@ class RewardGuidance(PipelineCallback):
             told, negative = parts if whole.prompt_first else parts[::-1]
         elif len(calls) > 1:
             negative = calls[1]
-        if negative is not None and scale is None:
+        if negative is not None and scale is None and self.kind.cfg_argument is not None:
             raise ValueError(
                 "the pipeline mixes guidance at a scale that it does not tell: give it, "
                 "steer.RewardGuidance(reward, pipe=pipe, cfg=4.0)"
@@ -249,7 +249,7 @@ def _patches_told(arguments: dict[str, Any]) -> tuple[int, int] | None:
     ids, shapes = arguments.get("img_ids"), arguments.get("img_shapes")
     if isinstance(ids, Tensor):
         flat = ids.reshape(-1, ids.shape[-1])
-        return int(flat[:, 1].max()) + 1, int(flat[:, 2].max()) + 1
+        return len(flat[:, 1].unique()), len(flat[:, 2].unique())
     if isinstance(shapes, list) and shapes:
         _, height, width = shapes[0][0] if isinstance(shapes[0], list) else shapes[0]
         return int(height), int(width)
