@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import steer
+from steer.backends.pipeline import rows_time
 from tests import tiny_pipelines as tiny
 from tests.tiny_flows import (
     CASES,
@@ -217,3 +218,31 @@ def test_times_of_rows(name):
         v = one.velocity(x, s)
     assert off(both, torch.cat(each)) < 2e-5
     assert v.shape == x.shape
+
+
+# ------------------------------------------------------------------ single lines
+
+
+def test_states_of_doubles_get_times_of_doubles():
+    assert rows_time(0.1, torch.zeros(2, 1, dtype=torch.float64)).dtype == torch.float64
+    assert rows_time(0.1, torch.zeros(2, 1, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_a_consistency_model_keeps_the_state_of_its_first_training_step():
+    """Its boundary condition (Luo et al. 2023, arXiv 2310.04378): `c_skip(0) = 1`, `c_out(0) = 0`."""
+    one = flow("sdxl_lcm").given([PROMPT])
+    x = torch.randn(1, *one.event_shape, generator=source(1))
+    s = float(one._times_of_steps[0])
+    with torch.no_grad():
+        data = one.lookahead(x, s)
+    y = x / (s**2 + (1 - s) ** 2) ** 0.5
+    torch.testing.assert_close(data, y, rtol=1e-5, atol=1e-5)
+
+
+def test_sprints_middle_time_is_for_two_steps():
+    one = flow("sana_sprint")
+    told = {steps: one.arguments_of_call("a", steps) for steps in (0, 1, 2, 3)}
+    given = {steps for steps, call in told.items() if "intermediate_timesteps" in call}
+    assert given == {1, 3}
+    assert len(one.times(1)) == 2
+    assert len(one.times(3)) == 4

@@ -212,6 +212,8 @@ def test_a_pair_has_the_velocity_of_one_and_the_jump_of_the_other():
             bound.lookahead(x, 0.4), student.given([PROMPT]).lookahead(x, 0.4)
         )
         torch.testing.assert_close(bound.decode(x), student.decode(x))
+    assert pair.along([0.0, 1.0]) is pair
+    assert bound is not pair
     result = steer.sample(
         pair, red, prompts=[PROMPT], method="fmtt", steps=3, particles=2, temperature=0.1, seed=0
     )
