@@ -229,7 +229,7 @@ def test_states_of_doubles_get_times_of_doubles():
 
 
 def test_a_consistency_model_keeps_the_state_of_its_first_training_step():
-    """Its boundary condition (Luo et al. 2023, arXiv 2310.04378): `c_skip(0) = 1`, `c_out(0) = 0`."""
+    """Its boundary condition, `c_skip(0) = 1`, `c_out(0) = 0` (Luo et al. 2023, 2310.04378)."""
     one = flow("sdxl_lcm").given([PROMPT])
     x = torch.randn(1, *one.event_shape, generator=source(1))
     s = float(one._times_of_steps[0])
@@ -240,9 +240,7 @@ def test_a_consistency_model_keeps_the_state_of_its_first_training_step():
 
 
 def test_sprints_middle_time_is_for_two_steps():
-    one = flow("sana_sprint")
+    one = steer.load(pipe("sana_sprint"), height=32, width=32)
     told = {steps: one.arguments_of_call("a", steps) for steps in (0, 1, 2, 3)}
     given = {steps for steps, call in told.items() if "intermediate_timesteps" in call}
     assert given == {1, 3}
-    assert len(one.times(1)) == 2
-    assert len(one.times(3)) == 4

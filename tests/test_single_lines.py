@@ -43,7 +43,9 @@ def test_a_run_settles_by_the_jump_to_the_end():
     flow = Still()
     x = torch.tensor([[1.0, 2.0]])
     potential = steer.Terminal(flow, wrap(lambda y: y[:, 0]))
-    y, ratio = steer.Sde(flow).propose(x, 0.75, 1.0, potential, 0.0, Noise(0, particles=1))
+    y, ratio = steer.Sde(flow, settle=True).propose(
+        x, 0.75, 1.0, potential, 0.0, Noise(0, particles=1)
+    )
     torch.testing.assert_close(y, x + 0.25)
     assert not ratio.any()
 
