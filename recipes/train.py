@@ -15,7 +15,7 @@ from steer.flow import composed
 from steer.identity import changes
 from steer.lock import locked
 
-__all__ = ["fit", "train"]
+__all__ = ["begun_alike", "data_of", "drawing", "fit", "sheet_of", "train"]
 
 SHEET = """blue apple|purple fox|green cat|red frog|blue pizza|red apple|green apple|fox|cat|
 panda|tiger|elephant|penguin|frog|octopus|butterfly|strawberry|watermelon|banana|carrot|hamburger|
@@ -90,13 +90,13 @@ def train(
     from steer.training.module import FlowTraining
     from steer.training.rules import FlowMatching, MapDistillation
 
-    _, words = _data(data)
-    count, draw = _drawing(recoloured, shift)
+    _, words = data_of(data)
+    count, draw = drawing(recoloured, shift)
     batches = Batches(count, draw, batch_size, seed=seed, empty=empty)
     torch.manual_seed(seed)
     with locked(out):
         tidy(out)
-        _same_settings(out, settings)
+        begun_alike(out, settings)
         for stage in stages:
             folder = out / stage
             if all((folder / name).exists() for name in ("model.safetensors", "config.json")):
@@ -129,7 +129,7 @@ def train(
                 muon=scale * muon,
                 adamw=scale * adamw,
             )
-            sheet = _sheet(folder / "sheets", guidance if stage == "velocity" else None)
+            sheet = sheet_of(folder / "sheets", guidance if stage == "velocity" else None)
             fit(module, folder, save_every, precision, sheet_every, sheet)
             if module.global_step >= steps:
                 if sheet_every:
@@ -137,7 +137,7 @@ def train(
                 save(module.average, folder)  # last: then the stage is finished
 
 
-def _data(name: str) -> tuple[Any, list[str]]:
+def data_of(name: str) -> tuple[Any, list[str]]:
     """Load the data set and the words of all its captions."""
     from recipes.data.emoji import COLOURS, load
     from steer.models.words import split
@@ -148,7 +148,7 @@ def _data(name: str) -> tuple[Any, list[str]]:
     return emoji, sorted({w for text in texts for w in split(text)})
 
 
-def _drawing(recoloured: float, shift: int) -> tuple[int, Callable[..., tuple[Tensor, str]]]:
+def drawing(recoloured: float, shift: int) -> tuple[int, Callable[..., tuple[Tensor, str]]]:
     """Return how many pictures there are to train on, and how one's x and caption are drawn."""
     from recipes.data import emoji as plain
     from recipes.data import recolour
@@ -174,7 +174,7 @@ def _drawing(recoloured: float, shift: int) -> tuple[int, Callable[..., tuple[Te
     return len(index), drawn
 
 
-def _same_settings(out: Path, settings: dict[str, Any]) -> None:
+def begun_alike(out: Path, settings: dict[str, Any]) -> None:
     """Refuse to go on with a run under other settings: it would not be the same run."""
     file = out / "settings.json"
     begun = [*out.glob("*/*.ckpt"), *out.glob("*/model.safetensors")]
@@ -191,7 +191,7 @@ def _same_settings(out: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _sheet(folder: Path, guidance: float | None) -> Callable[[Any, int], None]:
+def sheet_of(folder: Path, guidance: float | None) -> Callable[[Any, int], None]:
     """Return a function that draws the fixed prompts with fixed noise, and writes the sheet."""
     from steer.training.rules import guided_velocity
 

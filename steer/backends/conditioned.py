@@ -1,6 +1,7 @@
 """How a pipeline is asked for its conditions: prompts, resolution, guidance, times."""
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal, Self
@@ -19,9 +20,10 @@ from steer.backends.checks import (
 from steer.backends.conditions import Condition, Rows
 from steer.backends.latents import Layout
 from steer.backends.recording import Recorder
+from steer.backends.second_time import SecondTime
 from steer.backends.source import Source
 from steer.flow import FlowMap
-from steer.path import Linear
+from steer.path import Linear, step_times
 
 __all__ = ["Conditioned", "Kind"]
 
@@ -51,6 +53,8 @@ class Conditioned(FlowMap):
     from_prompt: ClassVar[bool] = False
     """Whether guidance counts from the prompt's own: `c + scale (c - u)`."""
     epsilon: ClassVar[float | None] = None
+    time_embedding: ClassVar[str | None] = None
+    """The denoiser's module that a second time can be added to, see `SecondTime`."""
     lora_loader: ClassVar[str] = "pipeline"
     """What reads a LoRA's file in diffusers: "pipeline", "denoiser", or nothing that works."""
     output: ClassVar[str] = "images"
@@ -68,6 +72,7 @@ class Conditioned(FlowMap):
         kind: Kind | None = None,
         frame: int | None = None,
         checkpointing: bool = False,
+        second_time: SecondTime | str | os.PathLike[str] | None = None,
         call: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -77,9 +82,11 @@ class Conditioned(FlowMap):
             self.network, self.state_argument, self.time_argument, self.target_argument
         )
         self.component = self.network_name
+        self.second_time = self._second_time(second_time)
         self.source = Source(pipe, Recorder(pipe, self.network, self.state_argument))
         self.name = self.source.name
-        self.kind = kind or self.found_kind()
+        told = None if self.second_time is None else "two-time"
+        self.kind = kind or told or self.found_kind()
         self.churn = self.found_churn()
         self.height, self.width, self.frame = height, width, frame
         self.negative_prompt, self.checkpointing = negative_prompt, checkpointing
@@ -96,6 +103,16 @@ class Conditioned(FlowMap):
         self.check_size()
         self._conditions: list[Condition] | None = None
         self._rows: tuple[Any, list[Rows]] | None = None
+
+    def _second_time(self, given: Any) -> SecondTime | None:
+        if given is None:
+            return None
+        if self.time_embedding is None:
+            raise ValueError(
+                f"{type(self).__name__} takes no second time here: leave second_time out"
+            )
+        term = given if isinstance(given, SecondTime) else SecondTime.load(given)
+        return term.to(next(self.network.parameters()))
 
     # ------------------------------------------------------------ what the model is
 
@@ -196,8 +213,11 @@ class Conditioned(FlowMap):
         """Return the pipeline's own times for `steps` steps from `start` to 1, shifted as it does.
 
         A start on the way keeps the last `steps` times of the longest grid that has so many after
-        it, as diffusers' image-to-image pipelines do.
+        it, as diffusers' image-to-image pipelines do. With a `second_time` the steps are equal:
+        the scheduler of a pipeline that knows no jumps spends its last step just before the data.
         """
+        if self.second_time is not None:
+            return step_times(steps, start)
         if start <= 0:
             return [0.0, *self.source.grid(self, steps)[1:]]
         whole = steps

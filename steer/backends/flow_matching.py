@@ -12,8 +12,8 @@ from torch import Tensor
 from steer.backends.pipeline import Kind, PipelineFlow
 
 __all__ = [
-    "DreamLite", "Ernie", "Flux", "Flux2Klein", "Krea2", "Prx", "QwenImage", "Sana", "SanaSprint",
-    "StableDiffusion3", "Wan", "ZImage",
+    "DreamLite", "Ernie", "Flux", "Flux2Klein", "Krea2", "Prx", "QwenImage", "RectifiedUNet",
+    "Sana", "SanaSprint", "StableDiffusion3", "Wan", "ZImage",
 ]  # fmt: skip
 
 
@@ -25,6 +25,7 @@ class Flux(PipelineFlow):
     cfg_argument = "true_cfg_scale"
     guidance_argument = "guidance_scale"
     prompt_first = True
+    time_embedding = "time_text_embed"
 
     def found_kind(self) -> Kind:
         """Return "velocity" for dev, "one-jump" for schnell, which embeds no guidance."""
@@ -35,9 +36,21 @@ class StableDiffusion3(PipelineFlow):
     """Stable Diffusion 3 and 3.5."""
 
     time_scale = 1000.0
+    time_embedding = "time_text_embed"
     adapter_targets = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
     )  # fmt: skip
+
+
+class RectifiedUNet(PipelineFlow):
+    """Stable Diffusion's pipelines, 1.5 or XL, with a UNet that predicts a velocity.
+
+    Their scheduler says `prediction_type="flow_prediction"` (UniPC and DPM-Solver know it).
+    """
+
+    network_name, state_argument = "unet", "sample"
+    time_scale = 1000.0
+    time_embedding = "time_embedding"
 
 
 class Wan(PipelineFlow):

@@ -9,7 +9,7 @@ one with a target time `net(x, scale (1-s), target = scale (1-t))` the map itsel
 subclass with the few lines in which its pipelines differ.
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -47,6 +47,8 @@ class PipelineFlow(Conditioned):
             leads away from where none is given.
         kind: what the model is, see `FlowMap.kind`, where its files do not say.
         frame: of a clip, which frame `decode` gives; None: the middle one.
+        second_time: what lets a denoiser of one time jump to any other, see
+            `steer.backends.second_time`, or its folder; the model is a map then.
         checkpointing: whether calls of denoiser and decoder are made again in the backward pass
             instead of being kept (Chen et al. 2016, arXiv 1604.06174).
         call: more arguments of the pipeline's call: max_sequence_length, num_frames and the like.
@@ -101,7 +103,8 @@ class PipelineFlow(Conditioned):
             timed[self.target_argument] = target
 
         def run(x: Tensor) -> Tensor:
-            return self.evaluate(x.to(dtype_of(self.network)), timed).to(x)
+            with self._told(now, target):
+                return self.evaluate(x.to(dtype_of(self.network)), timed).to(x)
 
         if self.checkpointing and torch.is_grad_enabled():
             # made again at the scale of adapters that this call had
@@ -110,6 +113,13 @@ class PipelineFlow(Conditioned):
                 run, x, use_reentrant=False, context_fn=lambda: (nullcontext(), scales)
             )
         return run(x)
+
+    def _told(self, now: Tensor, target: Tensor) -> AbstractContextManager[None]:
+        """Let the denoiser know the target time, where that is a term of its own."""
+        if self.second_time is None:
+            return nullcontext()
+        scale = self.time_scale
+        return self.second_time.told(self.network, now / scale, target / scale)
 
     def evaluate(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Call the denoiser."""

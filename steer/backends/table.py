@@ -11,6 +11,7 @@ from steer.backends.flow_matching import (
     Krea2,
     Prx,
     QwenImage,
+    RectifiedUNet,
     Sana,
     SanaSprint,
     StableDiffusion3,
@@ -51,7 +52,11 @@ FAMILIES: dict[str, type[PipelineFlow]] = {
 def family_of(pipe: Any) -> type[PipelineFlow] | None:
     """Return the family of a pipeline's class; None for one that is not named."""
     names = (kind.__name__ for kind in type(pipe).__mro__)
-    return next((FAMILIES[name] for name in names if name in FAMILIES), None)
+    found = next((FAMILIES[name] for name in names if name in FAMILIES), None)
+    if found is StableDiffusion:
+        predicts = pipe.scheduler.config.get("prediction_type")
+        return RectifiedUNet if predicts == "flow_prediction" else found
+    return found
 
 
 def flow_of(pipe: Any, **options: Any) -> PipelineFlow:

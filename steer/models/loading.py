@@ -18,6 +18,7 @@ from steer.adapters.lora import Adapted
 from steer.adapters.store import CONFIG, load_adapters
 from steer.backends.community import lora_file, pipe_of, read_lora
 from steer.backends.loading import is_hub_id, needs_diffusers, open_pipeline
+from steer.backends.second_time import FOLDER
 from steer.catalogue import MODELS
 from steer.doors import is_pipeline
 from steer.files import write_atomically
@@ -78,8 +79,12 @@ def load(
     text = isinstance(name, str | os.PathLike)
     made = load_user_file(name, device, dtype) if text else None
     given = name if made is None else made
-    if is_pipeline(given) or (text and made is None and _names_pipeline(name)):
+    if text and os.fspath(name) in MODELS:
+        given = ZOO / os.fspath(name)
+    if is_pipeline(given) or (text and made is None and _names_pipeline(given)):
         flow = _pipeline(given, device, dtype, options)
+        if text and os.fspath(name) in MODELS:
+            flow.name = os.fspath(name)
     else:
         flow = _placed(_saved(name) if text else name, device, dtype) if made is None else made
         if options:
@@ -130,6 +135,8 @@ def _pipeline(
     from steer.backends.table import flow_of
 
     opening = {k: options.pop(k) for k in OPENING if k in options}
+    if isinstance(name, str | os.PathLike) and (Path(name) / FOLDER).is_dir():
+        options.setdefault("second_time", name)
     if not is_pipeline(name):
         return flow_of(open_pipeline(name, device=device, dtype=dtype, **opening), **options)
     if opening:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["Batch", "Batches", "generator_of", "step_loader"]
+__all__ = ["Batch", "Batches", "Prefetched", "generator_of", "step_loader"]
 
 Batch = tuple[Tensor, list[str]]
 """x (batch, *event) and a caption for each."""
@@ -57,6 +57,41 @@ class Batches:
             none = float(torch.rand((), generator=generator)) < self.empty
             captions.append("" if none else caption)
         return torch.stack(drawn), captions
+
+
+class _Steps(Dataset):  # type: ignore[type-arg]
+    """The batches of the steps from one on, by how far they are from it."""
+
+    def __init__(self, batches: Callable[[int], Batch], first: int, steps: int) -> None:
+        self.batches, self.first, self.steps = batches, first, steps
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __getitem__(self, place: int) -> Batch:
+        return self.batches(self.first + place)
+
+
+class Prefetched:
+    """The same batches, drawn ahead by other processes: torch's loader, from any step on.
+
+    Args:
+        batches: step -> its batch.
+        steps: length of the run.
+        workers: processes.
+    """
+
+    def __init__(self, batches: Callable[[int], Batch], steps: int, workers: int) -> None:
+        self.batches, self.steps, self.workers = batches, steps, workers
+        self._next: int | None = None
+
+    def __call__(self, step: int) -> Batch:
+        """Return the batch of a step; steps that follow each other wait for nothing."""
+        if step != self._next:
+            rest = _Steps(self.batches, step, max(self.steps, step + 1))
+            self._ahead = iter(DataLoader(rest, batch_size=None, num_workers=self.workers))
+        self._next = step + 1
+        return next(self._ahead)
 
 
 def step_loader(steps: int) -> DataLoader:

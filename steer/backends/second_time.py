@@ -1,0 +1,145 @@
+"""A second time for a denoiser that knows one: what turns a velocity model into a flow map.
+
+The denoiser's embedding e of the noise level sigma = 1 - s gets a term that knows the noise level
+tau = 1 - t of the jump's end,
+
+    e(sigma) + (sigma - tau) W silu(V f(sigma, tau)),
+
+f cosines and sines of low frequencies. At sigma = tau the term is exactly zero: the velocity is
+the model's own bit for bit, and so is the pipeline in plain diffusers, which does not know the
+term. W is zero at first, so that before training every jump is one Euler step.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from steer.files import write_atomically
+
+__all__ = ["FOLDER", "SecondTime"]
+
+FOLDER, FORMAT = "second_time", "steer.second-time/1"
+
+
+class SecondTime(nn.Module):
+    """The term of the second time, added to what a module of the denoiser gives.
+
+    High frequencies would make the map rough in its times: 12 rad is the highest.
+
+    Args:
+        module: the module of the denoiser that embeds the time, (n, width), by its dotted name.
+        width: of its output.
+        hidden: of the layer in between.
+        frequencies: how many for each of the two noise levels.
+        highest: of them, in radians for a noise level of 1.
+    """
+
+    rates: Tensor
+
+    def __init__(
+        self,
+        module: str,
+        width: int,
+        hidden: int = 256,
+        frequencies: int = 16,
+        highest: float = 12.0,
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "module": module, "width": width, "hidden": hidden, "frequencies": frequencies,
+            "highest": highest,
+        }  # fmt: skip
+        self.module = module
+        self.hidden = nn.Linear(4 * frequencies, hidden)
+        self.out = nn.Linear(hidden, width, bias=False)
+        nn.init.zeros_(self.out.weight)
+        rates = torch.linspace(highest / frequencies, highest, frequencies)
+        self.register_buffer("rates", rates, persistent=False)
+
+    def forward(self, now: Tensor, target: Tensor) -> Tensor:
+        """Return the term, (n, width).
+
+        Args:
+            now: noise level at the start of the jump, (n,).
+            target: at its end, (n,).
+        """
+        weight = self.out.weight
+        gap = now - target
+        angles = torch.cat([now[:, None] * self.rates, gap[:, None] * self.rates], 1)
+        waves = torch.cat([angles.cos(), angles.sin()], 1).to(weight.dtype)
+        made = self.out(nn.functional.silu(self.hidden(waves)))
+        return gap[:, None].to(made) * made
+
+    @contextmanager
+    def told(self, network: nn.Module, now: Tensor, target: Tensor) -> Iterator[None]:
+        """Let the denoiser's calls in this block know the second time.
+
+        Args:
+            network: the denoiser.
+            now: noise level at the start of the jump, (n,).
+            target: at its end, (n,).
+        """
+
+        def add(module: nn.Module, given: Any, made: Tensor) -> Tensor:
+            return made + self(now, target).to(made)
+
+        handle = network.get_submodule(self.module).register_forward_hook(add)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def save(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
+        """Write the term beside a pipeline, in `folder`/second_time.
+
+        Args:
+            folder: what `pipe.save_pretrained` wrote.
+            dtype: of the stored weights.
+        """
+        inside = Path(folder) / FOLDER
+        inside.mkdir(parents=True, exist_ok=True)
+        state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}
+        write_atomically(inside / "model.safetensors", safetensors.torch.save(state))
+        text = json.dumps({"format": FORMAT, **self.config}, indent=1)
+        write_atomically(inside / "config.json", text.encode())
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "SecondTime":
+        """Read what `save` wrote.
+
+        Args:
+            folder: the pipeline's, or the term's own inside it.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: files that are not its own, or cut short.
+        """
+        inside = Path(folder)
+        inside = inside / FOLDER if (inside / FOLDER).is_dir() else inside
+        files = inside / "config.json", inside / "model.safetensors"
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"{file} is missing: a second time is config.json and model.safetensors in "
+                    f"{FOLDER}/ beside a pipeline, as `python -m recipes.train_pipeline` writes it"
+                )
+        try:
+            config = json.loads(files[0].read_text(encoding="utf-8"))
+            if (found := config.pop("format")) != FORMAT:
+                raise ValueError(f"format {found!r}, where {FORMAT!r} is read")
+            made = cls(**config)
+            state = safetensors.torch.load_file(files[1])
+            made.load_state_dict({k: v.float() for k, v in state.items()})
+        except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+            raise ValueError(f"{inside} is no second time of ours: {error}") from None
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{files[1]} is truncated or corrupt ({error})") from None
+        return made.eval().requires_grad_(False)
