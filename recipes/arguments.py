@@ -159,11 +159,12 @@ def _config(name: str) -> str:
     given = Path(name).expanduser()
     if given.is_file():
         return str(given)
-    ours = {path.name: path for path in sorted(CONFIGS.glob("*.yaml"))}
-    if given.name in ours and str(given.parent) in {".", "recipes/configs"}:
-        print(f"config: {ours[given.name]}, which comes along", file=sys.stderr)
-        return str(ours[given.name])
-    near = difflib.get_close_matches(given.name, ours, n=3, cutoff=0.5)
+    ours = {p.relative_to(CONFIGS).as_posix(): p for p in sorted(CONFIGS.rglob("*.yaml"))}
+    asked = given.as_posix().removeprefix("recipes/configs/")
+    if asked in ours:
+        print(f"config: {ours[asked]}, which comes along", file=sys.stderr)
+        return str(ours[asked])
+    near = difflib.get_close_matches(asked, ours, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise ValueError(f"no config file {name}: {hint}Those that come along: {', '.join(ours)}")
 

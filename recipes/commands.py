@@ -47,7 +47,7 @@ COMMANDS = {
             "what draws": _MODEL + " cfg negative_prompt",
             "what is drawn": "prompt prompts_file init_image init_time",
             "what is liked": "reward reward_prompt temperature strength",
-            "how": "method particles steps seed target budget",
+            "how": "method particles steps seed target budget batch_size",
             "options of some methods": "scale threshold moves rate brake lookahead jumps finish "
             "window every clip normalise settle churn noise",
             "where to": "unguided keep out overwrite",
@@ -103,7 +103,7 @@ COMMANDS = {
             "gradient_clip seed",
             "what watches": "judge held_out check_prompts check_samples check_steps check_every "
             "early_stop sweep sweep_steps",
-            "where it runs": "accelerator devices strategy precision checkpointing",
+            "where it runs": "device dtype accelerator devices strategy precision checkpointing",
             "where to": "out overwrite save_every wandb progress",
         },
         further="recipes.finetune:options_help",

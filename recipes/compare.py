@@ -188,7 +188,7 @@ class _Bench:
         result = steer.sample(
             self.flow, self.reward, asked.prompts, row.particles, row.steps,
             method(row.method), seed=unit.seed, position=unit.start,
-            reward_prompts=asked.reward_prompts, **row.options,
+            reward_prompts=asked.reward_prompts, progress=False, **row.options,
         )  # fmt: skip
         made, scores = result.x if result.images is None else result.images, result.rewards
         n = len(asked.prompts)

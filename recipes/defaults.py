@@ -19,6 +19,7 @@ from steer.secrets import redacted
 
 __all__ = [
     "DATA",
+    "EMOJI",
     "OWN",
     "Own",
     "compared_prompts",
@@ -52,11 +53,9 @@ class Own:
     compared: Path | None = None
 
 
-OWN = {
-    "emoji": Own(
-        "clip", "embedded", DATA / "tune.txt", DATA / "held_out.txt", DATA / "compare.jsonl"
-    ),
-}
+EMOJI = Own("clip", "embedded", DATA / "tune.txt", DATA / "held_out.txt", DATA / "compare.jsonl")
+
+OWN = {"emoji": EMOJI, "emoji-diffusers": EMOJI}
 """Model that comes along -> its own."""
 
 

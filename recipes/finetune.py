@@ -7,7 +7,7 @@ from typing import Any
 
 import steer
 from recipes.defaults import judge_of, named, own, reward_of, tuning_prompts
-from recipes.inputs import file_or_list, load_model, read_prompts
+from recipes.inputs import Dtype, file_or_list, load_model, read_prompts
 from recipes.terminal import console
 from steer.objectives.table import described
 from steer.secrets import redacted
@@ -33,6 +33,8 @@ def finetune(
     overwrite: bool = False,
     lora: Path | None = None,
     lora_scale: float | None = None,
+    device: str | None = None,
+    dtype: Dtype | None = None,
     model_options: dict[str, Any] = {},  # noqa: B006
     **settings: Any,
 ) -> steer.Adapted:
@@ -63,13 +65,17 @@ def finetune(
         lora: adapters to tune further, a folder or a pipeline's LoRA file; what the run writes
             replaces them.
         lora_scale: at which they begin (default 1).
+        device: where the model is loaded: "cuda" loads a pipeline there at once, in bfloat16.
+            Default: the CPU, from where Lightning moves it.
+        dtype: of the model's own weights, which are not trained; adapters are float32. Default:
+            float32, bfloat16 for a pipeline off the CPU.
         model_options: of a diffusers pipeline: height, width, cfg, guidance, negative_prompt,
             checkpointing, call and the others of `steer.load`.
         **settings: how the run is run.
     """
     chosen = Settings(**settings)
     scorer = named(reward_of(model, reward))
-    flow = load_model(model, lora=lora, lora_scale=lora_scale, options=model_options)
+    flow = load_model(model, device, dtype, lora, lora_scale, model_options)
     asked = tuning_prompts(model, flow, file_or_list(prompts))
     checked = file_or_list(check_prompts)
     checks = None if checked is None else checked.prompts

@@ -66,6 +66,7 @@ def sample(
     unguided: bool = True,
     keep: Literal["best", "all"] = "all",
     seed: int = 0,
+    batch_size: int | None = None,
     device: str | None = None,
     dtype: Dtype | None = None,
     out: Path = Path("outputs/sample"),
@@ -122,6 +123,8 @@ def sample(
             some, to be seen beside it; it costs `steps` network calls a picture each.
         keep: write all pictures of a prompt, or the best.
         seed: keys all randomness.
+        batch_size: the most pictures in one call of the network; fewer take less memory, and the
+            pictures are the same (default 64).
         device: where to compute. Default: where the model is loaded, the CPU.
         dtype: the network's. Default: float32 on a CPU.
         out: the run folder.
@@ -157,7 +160,7 @@ def sample(
         "prompts": prompts,
         "reward_prompts": asked,
         "files": fingerprints(model, reward, method, *pictures, *adapter_files(lora)),
-        "settings": {k: v for k, v in settings.items() if k != "overwrite"},
+        "settings": {k: v for k, v in settings.items() if k not in ("overwrite", "batch_size")},
     }
     if not overwrite and is_finished(out, identity):
         screen.print(f"{out} is finished: see grid.png in it, or say --overwrite to draw it again")
@@ -184,6 +187,7 @@ def sample(
         "steps": steps,
         "seed": seed,
         "init_time": init_time,
+        "batch_size": batch_size,
     }
     if init_image is not None:
         run["init_image"] = read_picture(init_image, size, "--init-image")
@@ -216,7 +220,7 @@ def sample(
     def draw(partial: Partial, first: int, last: int, show: Callable[[Population], None]) -> None:
         chosen = None if prompts is None else prompts[first:last]
         questions = asked[first:last] if isinstance(asked, list) else asked
-        shared = {**run, "reward_prompts": questions, "position": first}
+        shared = {**run, "reward_prompts": questions, "position": first, "progress": False}
         result = steer.sample(flow, judge, chosen, callback=show, **guided, **shared)
         others = {
             title: steer.sample(twin, judge, chosen, method="none", **shared)

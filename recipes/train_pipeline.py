@@ -57,6 +57,7 @@ def train_pipeline(
     empty: float = 0.12,
     recoloured: float = 0.3,
     shift: int = 2,
+    start: Path | None = None,
     seed: int = 0,
     save_every: int = 50,
     workers: int = 0,
@@ -86,6 +87,7 @@ def train_pipeline(
         empty: share of empty prompts.
         recoloured: share of pictures that are turned to another colour, which their caption names.
         shift: largest random shift of a picture, in pixels.
+        start: a run's folder whose velocity the second stage begins with. Default: from scratch.
         seed: fixes everything that is drawn.
         save_every: steps between checkpoints.
         workers: processes that draw batches ahead; 0: none, they are drawn when they are needed.
@@ -131,6 +133,8 @@ def train_pipeline(
                 continue
             flow = fresh()
             if stage == "velocity":
+                if start is not None:
+                    _load(flow, expanded(start) / "velocity")
                 rule: Rule = FlowMatching()
                 scaled, decay = 1.0, average
             else:

@@ -70,7 +70,7 @@ class Bench:
         result = steer.sample(
             self.flow_of(row), self.scorers["reward"], names, drawn, row.steps,
             method(row.method), seed=unit.seed, position=unit.start, reward_prompts=questions,
-            **row.options,
+            progress=False, **row.options,
         )  # fmt: skip
         if result.images is None:
             raise ValueError("this model decodes to no pictures (n, 3, h, w): nothing to compare")

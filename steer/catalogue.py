@@ -9,6 +9,8 @@ MODELS: Mapping[str, str] = MappingProxyType(
     {
         "emoji": "307 animals, plants, foods, drinks and faces in four drawing styles, "
         "32x32 pixels",
+        "emoji-diffusers": "the same pictures by a Stable Diffusion pipeline of diffusers' own "
+        "classes, and a map of it",
     }
 )
 """Embedded model -> what it draws."""

@@ -6,11 +6,13 @@ comes this way.
 """
 
 import importlib
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steer.flow import FlowMap
 from steer.reward import Reward, wrap
+
+if TYPE_CHECKING:
+    from steer.shown import Report
 
 __all__ = ["as_flow", "as_reward", "compare", "evaluate", "is_pipeline"]
 
@@ -54,7 +56,7 @@ def as_reward(reward: Any, device: Any = None) -> Reward:
     return importlib.import_module("rewards").load(reward).to(device)
 
 
-def compare(model: Any, reward: Any, **options: Any) -> Path:
+def compare(model: Any, reward: Any, **options: Any) -> "Report":
     """Compare sampling methods at equal network calls: `steer compare`, on a model that is there.
 
     Args:
@@ -63,13 +65,15 @@ def compare(model: Any, reward: Any, **options: Any) -> Path:
         **options: those of the command, by their names: judge, prompts, methods, seeds, out.
 
     Returns:
-        The folder with the table, the figures, the plots and the pictures.
+        The folder with the table, the figures, the plots and the pictures; a notebook shows it.
     """
+    from steer.shown import Report
+
     run = importlib.import_module("recipes.compare").compare
-    return run(model, reward=reward, **{"judge": None, **options})
+    return Report(run(model, reward=reward, **{"judge": None, **options}))
 
 
-def evaluate(model: Any, lora: Any, **options: Any) -> Path:
+def evaluate(model: Any, lora: Any, **options: Any) -> "Report":
     """Compare adapters with their base and with guidance: `steer eval --lora`, on a model.
 
     Args:
@@ -78,7 +82,9 @@ def evaluate(model: Any, lora: Any, **options: Any) -> Path:
         **options: those of the command, by their names: reward, prompts, particles, steps, out.
 
     Returns:
-        The folder with the table, the figures, the plots and the pictures.
+        The folder with the table, the figures, the plots and the pictures; a notebook shows it.
     """
+    from steer.shown import Report
+
     run = importlib.import_module("recipes.tuned").evaluate_tuned
-    return run(lora, model, **{"judge": None, **options})
+    return Report(run(lora, model, **{"judge": None, **options}))

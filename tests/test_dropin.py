@@ -130,6 +130,31 @@ def test_by_its_scheduler_it_is_fmrg_j_too(name, on):
     assert torch.equal(zero, drawn(name, on=on))
 
 
+@pytest.mark.parametrize("name", ["flux3_klein", "flux3_base"])
+def test_as_a_block_of_a_modular_pipeline_it_is_the_same(name):
+    made, guidance = pipe(name), steer.RewardGuidance(red, 0.4)
+    plain = drawn(name)
+    with guidance.around(made):
+        wanted = drawn(name)
+    built = guidance.into(made)
+    tiny.silence(built._blocks)
+    with switched(built, name, False):
+        assert torch.equal(tiny.run(built, name, steps=3).float(), wanted)
+    guidance.remove()
+    still = steer.RewardGuidance(red, 0.0)
+    zero = still.into(made)
+    tiny.silence(zero._blocks)
+    with switched(zero, name, False):
+        assert torch.equal(tiny.run(zero, name, steps=3).float(), plain)
+    still.remove()
+    assert torch.equal(drawn(name), plain)  # it has no block
+
+
+def test_only_modular_pipelines_have_blocks():
+    with pytest.raises(ValueError, match="callback_on_step_end"):
+        steer.RewardGuidance(red).into(pipe("sdxl"))
+
+
 def test_pictures_that_are_not_square_and_several_prompts():
     one = seen_as(pipe("flux"), "flux", height=32, width=16)
     guidance = guided("flux", 0.5)

@@ -385,6 +385,26 @@ def sd15_ddim() -> Pipe:
     return sd15(vp_scheduler("DDIMScheduler", **changes))
 
 
+def sd15_flow() -> Pipe:
+    """Return Stable Diffusion 1.5 with a UNet that predicts the velocity of a rectified flow."""
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    return sd15(vp_scheduler("DPMSolverMultistepScheduler", **flow, solver_order=1))
+
+
+def sd15_lcm() -> Pipe:
+    """Return a latent consistency model of Stable Diffusion 1.5; it is told a guidance scale."""
+    return diffusers.LatentConsistencyModelPipeline(
+        unet=unet(attention_head_dim=4, cross_attention_dim=32, time_cond_proj_dim=16),
+        scheduler=vp_scheduler("LCMScheduler", timestep_spacing="leading"),
+        vae=kl_vae(quant=True),
+        text_encoder=clip_text(),
+        tokenizer=clip_tokenizer(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 def sdxl(scheduler: Any = None, time_cond: int | None = None) -> Pipe:
     """Return SDXL; its text encoders differ in width, by which loaders tell them apart."""
     network = unet(
@@ -1174,6 +1194,8 @@ FAMILIES: dict[str, tuple[Callable[[], Pipe], dict[str, Any], Guidance | None]] 
     "sdxl_tcd": (sdxl_tcd, SMALL, CFG),
     "sd15": (sd15, SMALL, CFG),
     "sd15_ddim": (sd15_ddim, SMALL, CFG),
+    "sd15_flow": (sd15_flow, SMALL, CFG),
+    "sd15_lcm": (sd15_lcm, SMALL, None),
     "sd3": (sd3, SHORT, CFG),
     "sana": (sana, SANA, CFG),
     "sana_sprint": (sana_sprint, {**SANA, "intermediate_timesteps": None}, None),

@@ -75,6 +75,16 @@ class Adapted(Wrapped):
         self.switch = switch
         self.adapter, self.scale, self.checkpoint = adapter, scale, checkpoint
 
+    preview: Callable[["Adapted"], Any] | None = None
+    """Draws this flow beside its base (a PIL picture, or None), where the run is known."""
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook what it is, and what the same noise becomes before and after."""
+        from steer.shown import page, picture
+
+        image = None if self.preview is None else self.preview(self)
+        return page(repr(self), *([] if image is None else [picture(image)]))
+
     def __repr__(self) -> str:
         """Say in a line what it is; `tuned.flow` prints every layer."""
         config = self.configs[self.adapter]

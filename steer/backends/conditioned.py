@@ -125,6 +125,11 @@ class Conditioned(FlowMap):
         return 0.0
 
     @property
+    def pipe(self) -> Any:
+        """The pipeline itself, as diffusers has it."""
+        return self.source.pipe
+
+    @property
     def denoiser(self) -> nn.Module:
         """The pipeline's denoiser."""
         return self.network

@@ -131,6 +131,23 @@ class RewardGuidance(PipelineCallback):
         finally:
             self.remove()
 
+    def into(self, pipe: Any) -> Any:
+        """Return a modular pipeline (FLUX.3) with this guidance as a block of its denoising loop.
+
+        A guider cannot do it: it sees neither the latents nor the autoencoder.
+
+        Raises:
+            ValueError: the pipeline is not modular: give this as `callback_on_step_end`.
+        """
+        if not hasattr(pipe, "blocks"):
+            raise ValueError(
+                f"{type(pipe).__name__} is not modular, it has no blocks: call it with "
+                "callback_on_step_end, or in `with guidance.around(pipe)`"
+            )
+        from steer.backends.dropin_block import with_guidance
+
+        return with_guidance(pipe, self)
+
     def remove(self) -> None:
         """Stop watching."""
         if self._hook is not None:

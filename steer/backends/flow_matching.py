@@ -3,13 +3,15 @@
 Their own samplers take Euler steps on a shifted grid of noise levels; so do ours.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from steer.backends.pipeline import Kind, PipelineFlow
+from steer.path import Time, as_time
 
 __all__ = [
     "DreamLite", "Ernie", "Flux", "Flux2Klein", "Krea2", "Prx", "QwenImage", "RectifiedUNet",
@@ -45,12 +47,52 @@ class StableDiffusion3(PipelineFlow):
 class RectifiedUNet(PipelineFlow):
     """Stable Diffusion's pipelines, 1.5 or XL, with a UNet that predicts a velocity.
 
-    Their scheduler says `prediction_type="flow_prediction"` (UniPC and DPM-Solver know it).
+    Their scheduler says `prediction_type="flow_prediction"` (UniPC and DPM-Solver know it). Its
+    first step begins with pure noise at noise level .999, just after t = 0, and it tells the UNet
+    whole training steps.
     """
 
     network_name, state_argument = "unet", "sample"
     time_scale = 1000.0
     time_embedding = "time_embedding"
+    first = 0.0
+    told: tuple[Tensor, Tensor] | None = None
+    """Times of the pipeline's own grid, and the training steps that it tells the UNet at them."""
+
+    def along(self, times: Sequence[float]) -> Self:
+        """Return this flow as the pipeline samples on this grid.
+
+        On other grids the UNet is told the times themselves, from t = 0 on.
+        """
+        grid = self.source.grid_like(times)
+        if grid is None:
+            return self
+        scheduler = copy.deepcopy(self.source.pipe.scheduler)
+        scheduler.set_timesteps(len(grid) - 1)
+        view = self._view()
+        view.first = grid[0]
+        view.told = 1 - scheduler.sigmas[:-1].double(), scheduler.timesteps.double()
+        return view
+
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """Return `b_t(x)`, (n, *event)."""
+        return super().velocity(x, self._begun(t))
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return `X(s,t,x)`, (n, *event)."""
+        return super().jump(x, self._begun(s), self._begun(t))
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return the training step."""
+        step = super().network_time(t)
+        if self.told is None:
+            return step
+        times, steps = (u.to(step) for u in self.told)
+        gap, place = (t[:, None] - times).abs().min(1)
+        return torch.where(gap < 1e-5, steps[place], step.floor())
+
+    def _begun(self, t: Time) -> Time:
+        return as_time(t).clamp(min=self.first) if self.first else t
 
 
 class Wan(PipelineFlow):

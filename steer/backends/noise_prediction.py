@@ -96,12 +96,12 @@ class StableDiffusion(PipelineFlow):
         A scheduler that spaces its steps from the data ("leading") gives the denoiser pure noise
         as the state of its first step, not of the last training step.
         """
-        for grid in self.source.grids():
-            if len(grid) == len(times) and list(times)[1:] == grid[1:]:
-                view = self._view()
-                view.first_step = float(self._steps_of(as_time(grid[0])))
-                return view
-        return self
+        grid = self.source.grid_like(times)
+        if grid is None:
+            return self
+        view = self._view()
+        view.first_step = float(self._steps_of(as_time(grid[0])))
+        return view
 
     def _steps_of(self, t: Tensor) -> Tensor:
         """Return the training step, not a whole one, of times."""

@@ -1,6 +1,7 @@
 """What all views of one pipeline share: the pipeline itself, and what was recorded of it."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -87,9 +88,10 @@ class Source:
             self._grids[key] = told or self._record(flow, self.known_prompt, steps)[1]
         return list(self._grids[key])
 
-    def grids(self) -> list[list[float]]:
-        """Return all grids that were recorded."""
-        return list(self._grids.values())
+    def grid_like(self, times: Sequence[float]) -> list[float] | None:
+        """Return the recorded grid that has these times after its first one, if there is one."""
+        later = list(times)[1:]
+        return next((grid for grid in self._grids.values() if grid[1:] == later), None)
 
     @staticmethod
     def _key(flow: Any, steps: int) -> str:

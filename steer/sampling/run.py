@@ -17,6 +17,7 @@ from steer.reward import Rest, Reward, plain
 from steer.sampling.calibrate import learn
 from steer.sampling.counts import Counted, CountedReward, Counts
 from steer.sampling.methods import AnyMethod
+from steer.sampling.progress import shown
 from steer.sampling.request import Request
 from steer.sampling.result import TRACED, Part, Result, joined_trace
 from steer.sampling.start import starts
@@ -183,6 +184,7 @@ def sample(
     position: int = 0,
     times: Sequence[float] | None = None,
     callback: Callable[[Population], None] | None = None,
+    progress: bool | None = None,
     **options: Any,
 ) -> Result:
     """Sample `q(x) ∝ p(x) exp(reward(x) / temperature)`, theory (15), by a named method.
@@ -213,6 +215,8 @@ def sample(
         position: the place of the first prompt in a longer list, of which this call does a part.
         times: the run's times, increasing from its start to 1, instead of `steps`.
         callback: called with the population after each step (of each group of prompts).
+        progress: whether to show how far it is. Default: a bar in a terminal or a notebook, once
+            the run has taken some seconds, and nothing elsewhere.
         **options: the method's own, see `steer.methods.method_options`.
 
     Raises:
@@ -228,7 +232,9 @@ def sample(
             options,
         )
     )  # fmt: skip
-    for population in populations:
+    request = populations.request
+    total = len(request.groups) * (len(request.grid) - 1)
+    for population in shown(populations, total, request.chosen.name, progress):
         if callback is not None:
             callback(population)
     return populations.collect()

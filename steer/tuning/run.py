@@ -22,6 +22,7 @@ from steer.flow import FlowMap
 from steer.objectives.batch import Objective
 from steer.objectives.table import build, name_of
 from steer.reward import Reward, at_rest, learners, plain
+from steer.tuning.preview import Preview
 from steer.tuning.prompts import Prompts
 from steer.tuning.request import Tuning
 from steer.tuning.run_folder import RunFolder
@@ -152,7 +153,9 @@ def _tuned(tuning: Tuning, folder: RunFolder | None, signals: "Signals", first: 
         said = folder.claim(tuning.identity(temperature, module.base_sha256)) if first else ""
         if folder.finished:
             print(f"{folder.path} is finished")
-            return load_adapters(tuning.flow, folder.path)
+            done = load_adapters(tuning.flow, folder.path)
+            done.preview = _preview(tuning)
+            return done
         out, checkpoints = folder.path, Checkpoints(folder.keep)
         found = usable(folder.checkpoints)
         last, step = found or (None, None)
@@ -172,7 +175,13 @@ def _tuned(tuning: Tuning, folder: RunFolder | None, signals: "Signals", first: 
     if trainer.is_global_zero:
         print(end(tuning, module, watch, saver, folder))
     rejoin(tuned, tuning.flow)
+    tuned.preview = _preview(tuning)
     return tuned.eval().requires_grad_(False)
+
+
+def _preview(tuning: Tuning) -> Preview:
+    asked = tuning.prompts
+    return Preview(tuning.reward, asked.prompts, asked.asked, tuning.seed)
 
 
 def _nothing_left() -> str:

@@ -1,0 +1,51 @@
+"""How far a run of `steer.sample` is: a bar in a terminal or a notebook, lines where asked for."""
+
+import sys
+from collections.abc import Iterable, Iterator
+
+from steer.guidance.population import Population
+
+__all__ = ["shown"]
+
+DELAY = 3.0
+"""Seconds before a bar appears that nobody has asked for."""
+
+EVERY = 30.0
+"""Seconds between two updates where the output is a file."""
+
+
+def shown(
+    populations: Iterable[Population], total: int, method: str, wanted: bool | None
+) -> Iterator[Population]:
+    """Give a run's populations, and show its steps and the mean reward meanwhile (tqdm).
+
+    Args:
+        populations: after each step.
+        total: how many steps there will be, if nothing ends the run before.
+        method: its name.
+        wanted: None: where somebody looks (a terminal, a notebook), once the run has taken some
+            seconds; True: always, in a file now and then; False: never.
+    """
+    if wanted is False or (wanted is None and not _seen()):
+        yield from populations
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(
+        total=total,
+        desc=method,
+        unit="step",
+        delay=DELAY if wanted is None else 0,
+        mininterval=0.1 if _seen() else EVERY,
+        dynamic_ncols=True,
+    ) as bar:
+        for population in populations:
+            bar.set_postfix_str(f"reward {float(population.reward.mean()):.4g}", refresh=False)
+            bar.update()
+            yield population
+
+
+def _seen() -> bool:
+    """Return whether a terminal or a notebook shows what is printed."""
+    notebook = "ipykernel" in sys.modules and hasattr(sys.stderr, "session")
+    return notebook or (sys.stderr is not None and sys.stderr.isatty())

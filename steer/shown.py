@@ -1,0 +1,70 @@
+"""What shows itself in a notebook: HTML with pictures inside, and a run's folder that does so."""
+
+import base64
+import html
+import io
+from pathlib import Path
+
+from PIL import Image
+
+__all__ = ["Report", "page", "picture", "table"]
+
+WIDEST, MOST = 900, 400_000
+"""Pictures are shown at most so many pixels wide, and with at most so many bytes."""
+
+
+def picture(image: Image.Image) -> str:
+    """Return an `<img>` that holds a picture, smaller where it is large.
+
+    Args:
+        image: any; it is not changed.
+    """
+    image = image.convert("RGB")
+    width = min(image.width, WIDEST)
+    while True:
+        shown = image.resize((width, max(1, round(image.height * width / image.width))))
+        data = io.BytesIO()
+        shown.save(data, "PNG", optimize=True)
+        if len(data.getvalue()) <= MOST or width < 100:
+            break
+        width = width * 3 // 4
+    text = base64.b64encode(data.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{text}" width="{shown.width}">'
+
+
+def table(markdown: str) -> str:
+    r"""Return a table of a Markdown text as HTML; what is around it is left out.
+
+    >>> table("| a | b |\n|---|---|\n| 1 | <2> |")
+    '<table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>&lt;2&gt;</td></tr></table>'
+    """
+    lines = [line.strip() for line in markdown.splitlines() if line.strip().startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    rows = [row for row in rows if not all(set(cell) <= set("-: ") for cell in row)]
+    made = ""
+    for place, row in enumerate(rows):
+        tag = "td" if place else "th"
+        cells = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+        made += f"<tr>{cells}</tr>"
+    return f"<table>{made}</table>"
+
+
+def page(title: str, *parts: str) -> str:
+    """Return a title, which is escaped, and parts, which are HTML, under each other."""
+    return "".join(f"<div>{part}</div>" for part in (f"<b>{html.escape(title)}</b>", *parts))
+
+
+class Report(type(Path())):  # type: ignore[misc]
+    """A folder that a comparison wrote. In a notebook it shows its table and its pictures."""
+
+    def _repr_html_(self) -> str | None:
+        """Show the table and up to two pictures; nothing for a path inside the folder."""
+        folder = Path(self)
+        text = folder / "table.md"
+        if not text.is_file():
+            return None
+        parts = [table(text.read_text(encoding="utf-8"))]
+        for file in sorted(folder.glob("*.png"))[:2]:
+            with Image.open(file) as image:
+                parts.append(picture(image))
+        return page(str(folder), *parts)
