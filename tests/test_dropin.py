@@ -11,7 +11,10 @@ from tests import tiny_pipelines as tiny
 from tests.test_backends import begun, like_the_pipelines, off
 from tests.tiny_flows import PROMPT, flow, pipe, seen_as, switched
 
-NAMES = ("sdxl", "sd3", "flux", "sd15_ddim", "qwen_image", "wan", "z_image", "sana", "flux2_klein")
+NAMES = (
+    "sdxl", "sd3", "flux", "sd15_ddim", "sd15_flow", "qwen_image", "wan", "z_image", "sana",
+    "flux2_klein",
+)  # fmt: skip
 ASKS = ("sdxl", "sd3", "sana_sprint", "wan", "sd15_ddim")
 """Pipelines that ask a callback for its tensor inputs, and so say who they are."""
 

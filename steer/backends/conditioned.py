@@ -85,7 +85,7 @@ class Conditioned(FlowMap):
         self.second_time = self._second_time(second_time)
         self.source = Source(pipe, Recorder(pipe, self.network, self.state_argument))
         self.name = self.source.name
-        told = None if self.second_time is None else "two-time"
+        told: Kind | None = None if self.second_time is None else "two-time"
         self.kind = kind or told or self.found_kind()
         self.churn = self.found_churn()
         self.height, self.width, self.frame = height, width, frame

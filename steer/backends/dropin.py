@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from steer.backends.checks import dtype_of
 from steer.backends.conditions import Condition, Rows
+from steer.backends.flow_matching import RectifiedUNet
 from steer.backends.loading import needs_diffusers
 from steer.backends.noise_prediction import StableDiffusion
 from steer.backends.pipeline import PipelineFlow
@@ -185,6 +186,8 @@ class RewardGuidance(PipelineCallback):
         if isinstance(flow, StableDiffusion):
             flow.first_step = float(flow._steps_of(torch.tensor(grid[0], dtype=torch.float64)))
             x = x * (s**2 + (1 - s) ** 2) ** 0.5
+        if isinstance(flow, RectifiedUNet):
+            flow.hear(self.pipe.scheduler)
         factor = _latents_of(flow, step + 1, t)
         y = latents.float() / factor
         if y.shape != x.shape:

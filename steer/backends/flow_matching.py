@@ -70,9 +70,13 @@ class RectifiedUNet(PipelineFlow):
         scheduler = copy.deepcopy(self.source.pipe.scheduler)
         scheduler.set_timesteps(len(grid) - 1)
         view = self._view()
-        view.first = grid[0]
-        view.told = 1 - scheduler.sigmas[:-1].double(), scheduler.timesteps.double()
+        view.hear(scheduler)
         return view
+
+    def hear(self, scheduler: Any) -> None:
+        """Tell the UNet what the pipeline does on the grid that its scheduler is set to."""
+        times = 1 - scheduler.sigmas[:-1].double()
+        self.first, self.told = float(times[0]), (times, scheduler.timesteps.double())
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Return `b_t(x)`, (n, *event)."""

@@ -59,7 +59,7 @@ class Batches:
         return torch.stack(drawn), captions
 
 
-class _Steps(Dataset):  # type: ignore[type-arg]
+class _Steps(Dataset):
     """The batches of the steps from one on, by how far they are from it."""
 
     def __init__(self, batches: Callable[[int], Batch], first: int, steps: int) -> None:
