@@ -128,12 +128,12 @@ def paired(before: list[float], after: list[float]) -> dict[str, float]:
     }
 
 
-def lora(out: Path, steps: int = 150) -> dict[str, Any]:
+def lora(out: Path, steps: int = 200) -> dict[str, Any]:
     """Tune, and read prompts that were not tuned on: by steer, and in plain diffusers."""
     flow = steer.load(MODEL)
     tuned = steer.finetune(
         flow, REWARD, read_prompts(EMOJI.tuned).prompts, steps=steps, batch_size=16,
-        temperature=0.01, options={"jumps": [1], "anchor": 0.5}, judge=Judge(), out=out / "lora",
+        temperature=0.003, options={"jumps": [1, 4], "anchor": 0.3}, judge=Judge(), out=out / "lora",
         sweep=[], check_prompts=read_prompts(EMOJI.held_out).prompts[:8], targets=TARGETS,
     )  # fmt: skip
     prompts = read_prompts(EMOJI.held_out).prompts[:40]

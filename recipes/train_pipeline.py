@@ -188,6 +188,10 @@ def finished(flow: PipelineTraining, folder: Path) -> None:
     fresh = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     flow.to(torch.float16).assembled().save_pretrained(fresh, safe_serialization=True)
+    # transformers loads what a configuration says, diffusers float32: both shall do the latter
+    config = fresh / "text_encoder" / "config.json"
+    text = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps({**text, "dtype": "float32"}, indent=2), encoding="utf-8")
     flow.second_time.save(fresh, torch.float16)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(fresh, folder)
