@@ -5,7 +5,7 @@
 - retrieval: the share of pictures whose own label scores highest among 100 by the judge, at 1, 4
   and 8 jumps, beside the embedded map's, same labels and seeds; in plain diffusers at 8 and 16.
 - steering: `fmrg-j` and `reno` against best-of-n at equal network calls, by reward and judge.
-- lora: tuned by the CLIP on 200 prompts, read on 40 that were not tuned on, by steer and by the
+- lora: tuned by the CLIP on 200 prompts, and read on 40 that were not tuned on, by steer and by the
   pipeline's own call with the LoRA loaded by its own loader.
 - step: a guided `fmrg-j` step over its bare calls, interleaved.
 
@@ -165,7 +165,7 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "time_emb_proj"
 def step() -> dict[str, Any]:
     """Return the ratio of a guided step to its bare calls: median and quartiles."""
     one = steer.load(MODEL)
-    return {f"{n} particles": ratio(one, n, 16, 12) for n in (1, 4, 16)}
+    return {f"{n} particles": ratio(one, n, 8, 24 // n) for n in (1, 4, 12)}
 
 
 if __name__ == "__main__":

@@ -26,6 +26,11 @@ FILES = sorted(path.stem for path in REAL.glob("*.yaml"))
 RED = "colour:name=red"
 
 
+def some(*quick):
+    """All recipes, these as quick tests."""
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in TINY]
+
+
 def options(name, config):
     """The recipe's own options, at the tiny pipeline's size."""
     call = dict(tiny.CALLS[TINY[name]])
@@ -58,7 +63,7 @@ def test_it_parses_as_a_command_does(file):
     assert said(file)[0] in CARDS
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", some("pickscore_sana_sprint", "hpsv2_flux3_klein"))
 def test_it_samples(name, tmp_path, capsys):
     tiny.save(TINY[name], tmp_path / "model")
     config = yaml.safe_load((REAL / f"{name}.yaml").read_text())
@@ -71,7 +76,7 @@ def test_it_samples(name, tmp_path, capsys):
     assert made["method"] == config["method"]
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", some("pickscore_sana_sprint"))
 def test_it_tunes(name, tmp_path, capsys):
     tiny.save(TINY[name], tmp_path / "model")
     config = yaml.safe_load((REAL / f"{name}_tune.yaml").read_text())
@@ -86,10 +91,7 @@ def test_it_tunes(name, tmp_path, capsys):
     ).is_file()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n if n == "imagereward_sd15_lcm" else pytest.param(n, marks=pytest.mark.slow) for n in TINY],
-)
+@pytest.mark.parametrize("name", some("imagereward_sd15_lcm"))
 def test_its_card_is_what_the_computation_says(name):
     use = measured(RECIPES[name])
     for file, peak in ((name, use.guided), (f"{name}_tune", use.tuning)):

@@ -133,9 +133,15 @@ SMALL = {
 }  # fmt: skip
 
 
-def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    where = tmp_path_factory.mktemp("whole")
+    train_pipeline(where, **SMALL)
+    return where
+
+
+def test_a_training_that_was_stopped_ends_as_one_that_was_not(whole, tmp_path, monkeypatch):
     """Killed in its second stage; batches drawn ahead by another process are the same ones."""
-    train_pipeline(tmp_path / "whole", **SMALL)
     from steer.training.module import FlowTraining
 
     steps, plain = [], FlowTraining.training_step
@@ -151,16 +157,15 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypa
         train_pipeline(tmp_path / "cut", **SMALL)
     train_pipeline(tmp_path / "cut", **SMALL, workers=1)
     for stage in ("autoencoder", "velocity", "map"):
-        one, two = (tmp_path / n / stage / "weights.safetensors" for n in ("whole", "cut"))
+        one, two = (run / stage / "weights.safetensors" for run in (whole, tmp_path / "cut"))
         assert one.read_bytes() == two.read_bytes(), stage
     with pytest.raises(ValueError, match="begun with other settings"):
         train_pipeline(tmp_path / "cut", **{**SMALL, "guidance": 1.0})
 
 
-def test_the_training_flow_is_the_pipeline(tmp_path):
+def test_the_training_flow_is_the_pipeline(whole):
     """What is trained is what `steer.load` makes of the folder, up to float16's rounding."""
-    train_pipeline(tmp_path, **SMALL)
-    one = steer.load(tmp_path / "pipeline").given(["a fox", "a grinning face"])
+    one = steer.load(whole / "pipeline").given(["a fox", "a grinning face"])
     assert one.event_shape == (4, 16, 16)
     assert one.decode(points(one, 2)).shape == (2, 3, 32, 32)
     x = points(one, 2)

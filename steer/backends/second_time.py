@@ -42,8 +42,6 @@ class SecondTime(nn.Module):
         highest: of them, in radians for a noise level of 1.
     """
 
-    rates: Tensor
-
     def __init__(
         self,
         module: str,
@@ -57,12 +55,10 @@ class SecondTime(nn.Module):
             "module": module, "width": width, "hidden": hidden, "frequencies": frequencies,
             "highest": highest,
         }  # fmt: skip
-        self.module = module
+        self.module, self.frequencies, self.highest = module, frequencies, highest
         self.hidden = nn.Linear(4 * frequencies, hidden)
         self.out = nn.Linear(hidden, width, bias=False)
         nn.init.zeros_(self.out.weight)
-        rates = torch.linspace(highest / frequencies, highest, frequencies)
-        self.register_buffer("rates", rates, persistent=False)
 
     def forward(self, now: Tensor, target: Tensor) -> Tensor:
         """Return the term, (n, width).
@@ -73,7 +69,10 @@ class SecondTime(nn.Module):
         """
         weight = self.out.weight
         gap = now - target
-        angles = torch.cat([now[:, None] * self.rates, gap[:, None] * self.rates], 1)
+        # no buffer: in bfloat16 the frequencies would be others
+        count = torch.arange(1, self.frequencies + 1, device=now.device, dtype=now.dtype)
+        rates = self.highest / self.frequencies * count
+        angles = torch.cat([now[:, None] * rates, gap[:, None] * rates], 1)
         waves = torch.cat([angles.cos(), angles.sin()], 1).to(weight.dtype)
         made = self.out(nn.functional.silu(self.hidden(waves)))
         return gap[:, None].to(made) * made

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,6 +22,8 @@ PROMPTS = 4
 class Preview:
     """What is drawn of a tuned flow when a notebook shows it.
 
+    It keeps the reward: `tuned.preview = None` lets it go.
+
     Attributes:
         reward: what it was tuned for.
         prompts: what it was tuned on; None for a flow without prompts.
@@ -32,6 +35,9 @@ class Preview:
     prompts: Sequence[str] | None
     asked: Sequence[str] | None
     seed: int = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Preview":
+        return self  # the reward is not copied with a flow
 
     @torch.no_grad()
     def __call__(self, tuned: Adapted) -> Image.Image | None:
