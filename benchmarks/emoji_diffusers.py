@@ -5,8 +5,8 @@
 - retrieval: the share of pictures whose own label scores highest among 100 by the judge, at 1, 4
   and 8 jumps, beside the embedded map's, same labels and seeds; in plain diffusers at 8 and 16.
 - steering: `fmrg-j` and `reno` against best-of-n at equal network calls, by reward and judge.
-- lora: tuned by the CLIP on 200 prompts, and read on 40 that were not tuned on, by steer and by the
-  pipeline's own call with the LoRA loaded by its own loader.
+- lora: tuned by the CLIP on 200 prompts, and read on 40 that were not tuned on, by steer and by
+  the pipeline's own call with the LoRA loaded by its own loader.
 - step: a guided `fmrg-j` step over its bare calls, interleaved.
 
 All is seeded; the machine should be idle for the last.
@@ -133,8 +133,9 @@ def lora(out: Path, steps: int = 200) -> dict[str, Any]:
     flow = steer.load(MODEL)
     tuned = steer.finetune(
         flow, REWARD, read_prompts(EMOJI.tuned).prompts, steps=steps, batch_size=16,
-        temperature=0.003, options={"jumps": [1, 4], "anchor": 0.3}, judge=Judge(), out=out / "lora",
-        sweep=[], check_prompts=read_prompts(EMOJI.held_out).prompts[:8], targets=TARGETS,
+        temperature=0.003, options={"jumps": [1, 4], "anchor": 0.3}, judge=Judge(),
+        out=out / "lora", sweep=[], check_prompts=read_prompts(EMOJI.held_out).prompts[:8],
+        targets=TARGETS,
     )  # fmt: skip
     prompts = read_prompts(EMOJI.held_out).prompts[:40]
     found: dict[str, Any] = {}

@@ -6,8 +6,9 @@ The classes are stock: `StableDiffusionPipeline` with an `AutoencoderKL`, a `CLI
 """
 
 import copy
-import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Self
 
 import torch
@@ -19,7 +20,7 @@ from steer.backends.second_time import SecondTime
 from steer.flow import FlowMap, per_row
 from steer.path import Linear, Time, as_time, like
 
-__all__ = ["PipelineTraining", "autoencoder", "tokenizer", "untrained"]
+__all__ = ["PipelineTraining", "autoencoder", "pairs_merged", "tokenizer", "untrained"]
 
 LENGTH = 24
 """Tokens of a prompt, both ends counted."""
@@ -28,32 +29,60 @@ LENGTH = 24
 def tokenizer(texts: Sequence[str], size: int = 2048) -> Any:
     """Return a CLIP tokenizer whose byte pairs were merged on a list of texts.
 
+    The same texts give the same tokenizer: the trainer of `tokenizers` breaks ties at random, and
+    a run that is taken up with another tokenizer reads other words.
+
     Args:
         texts: whose words it should know, frequent ones first; others fall into letters.
         size: of the vocabulary, at most.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    ends = ["<|startoftext|>", "<|endoftext|>"]
-    learned = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learned.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size - len(letters) - len(ends),
-        initial_alphabet=letters,
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    learned.train_from_iterator(texts, trainer)
-
-    model = json.loads(learned.to_str())["model"]
-    found = sorted(model["vocab"], key=model["vocab"].get)
+    split = pre_tokenizers.Whitespace()
+    found = (word for text in texts for word, _ in split.pre_tokenize_str(text.lower()))
+    words = Counter(word for word in found if word.isascii())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
-    tokens += [token for token in found if token not in set(tokens)] + ends
-    merges = [tuple(pair) for pair in model["merges"]]
+    merges = list(pairs_merged(words, size - len(tokens) - 2))
+    tokens += list(dict.fromkeys(a + b for a, b in merges))
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
+
+
+def pairs_merged(words: Mapping[str, int], most: int) -> Iterator[tuple[str, str]]:
+    """Give byte-pair encoding's merges, the most frequent pair first (Sennrich et al. 2016).
+
+    Of pairs that are as frequent the last in the alphabet comes first (1508.07909).
+
+    Args:
+        words: word -> how often it comes.
+        most: how many merges.
+    """
+    parts = {word: [*word[:-1], f"{word[-1]}</w>"] for word in words}
+    for _ in range(most):
+        counts: Counter[tuple[str, str]] = Counter()
+        for word, part in parts.items():
+            for pair in pairwise(part):
+                counts[pair] += words[word]
+        if not counts:
+            return
+        best = max(counts, key=lambda pair: (counts[pair], pair))
+        yield best
+        for word, part in parts.items():
+            if best[0] in part:
+                parts[word] = _joined(part, best)
+
+
+def _joined(part: list[str], pair: tuple[str, str]) -> list[str]:
+    made: list[str] = []
+    for symbol in part:
+        if made and (made[-1], symbol) == pair:
+            made[-1] += symbol
+        else:
+            made.append(symbol)
+    return made
 
 
 def autoencoder(channels: Sequence[int] = (24, 48), latent: int = 4) -> Any:

@@ -266,7 +266,7 @@ def test_only_the_backends_import_diffusers():
                  *(ROOT / "rewards").rglob("*.py")]:  # fmt: skip
         lines = [line.strip() for line in file.read_text().splitlines()]
         if any(line.startswith(("import diffusers", "from diffusers")) for line in lines):
-            assert file.parent.name == "backends", file
+            assert file.parent.name == "backends" or file.name == "emoji_pipeline.py", file
 
 
 def test_steering_imports_no_diffusers():

@@ -182,7 +182,10 @@ def test_the_training_flow_is_the_pipeline(whole):
 def test_the_tokenizer_knows_the_captions():
     from recipes.emoji_pipeline import LENGTH, tokenizer
 
-    tokens = tokenizer(caption_texts())
+    tokens, again = tokenizer(caption_texts()), tokenizer(caption_texts())
+    assert tokens.get_vocab() == again.get_vocab()  # else a resumed run reads other words
+    text = "a glossy 3d smiling face with heart-eyes"
+    assert tokens(text).input_ids == again(text).input_ids
     labels = ["fox", "blue apple", "smiling face with heart-eyes", "glossy 3d grinning face"]
     assert max(len(tokens(label).input_ids) for label in labels) <= LENGTH
     assert tokens.decode(tokens("a zebra's xylophone").input_ids, skip_special_tokens=True)
