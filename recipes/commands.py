@@ -126,6 +126,31 @@ COMMANDS = {
             "train --velocity-steps 20 --map-steps 10 --channels '[16, 32]' --blocks '[1, 1]'",
         ),
     ),
+    "distill": Command(
+        "recipes.distill:distill",
+        "tune and train",
+        "make a map of a velocity model, by adapters",
+        (
+            "distill --model emoji --rule lsd --rank 64 --out runs/map",
+            "distill --model DIFFUSERS_FOLDER --data samples --guidance 4 --out runs/map",
+        ),
+        {
+            "what is taught": "model model_options device dtype module rank alpha targets",
+            "by what": "rule options pairs weight diagonal distance derivative guidance",
+            "on what": "data own_steps prompts",
+            "how": "steps batch_size learning_rate average seed precision devices",
+            "where to": "out save_every",
+        },
+    ),
+    "compare-maps": Command(
+        "recipes.compare_maps:compare_maps",
+        "tune and train",
+        "training rules against each other in the plane",
+        (
+            "compare-maps --data checkerboard",
+            "compare-maps --rules '[lsd, imf, psd-m]' --map-steps 500 --seeds 1",
+        ),
+    ),
     "rewards": Command(
         "recipes.lists:rewards_",
         "rewards",
@@ -166,6 +191,12 @@ COMMANDS = {
         "look up",
         "list the tuning objectives",
         ("objectives", "finetune --objective transport"),
+    ),
+    "rules": Command(
+        "recipes.lists:rules",
+        "look up",
+        "list the training rules of maps",
+        ("rules", "train --rule psd-m"),
     ),
     "completion": Command(
         "recipes.completion:completion",

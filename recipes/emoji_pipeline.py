@@ -110,7 +110,7 @@ def autoencoder(channels: Sequence[int] = (24, 48), latent: int = 4) -> Any:
 
 
 def untrained(
-    texts: Sequence[str],
+    tokens: Any,
     vae: Any,
     *,
     channels: Sequence[int] = (48, 96, 160),
@@ -120,7 +120,7 @@ def untrained(
     """Return the flow of an untrained UNet and text encoder.
 
     Args:
-        texts: what the tokenizer is made of, see `tokenizer`.
+        tokens: the tokenizer, see `tokenizer`.
         vae: the autoencoder, trained.
         channels: of each level of the UNet; the middle alone has attention.
         blocks: residual blocks of each level, on the way down.
@@ -129,7 +129,6 @@ def untrained(
     import diffusers
     import transformers
 
-    tokens = tokenizer(texts)
     encoder = transformers.CLIPTextModel(
         transformers.CLIPTextConfig(
             hidden_size=text_width,
@@ -201,11 +200,15 @@ class PipelineTraining(FlowMap):
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Return `b_t(x)`, the map's diagonal, (n, *event)."""
-        return -self._predict(x, t, t)
+        return self.mean_velocity(x, t, t)
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return `X(s,t,x) = x + (t-s) v(x,s,t)`, (n, *event)."""
-        return x - like(as_time(t) - as_time(s), x) * self._predict(x, s, t)
+        return x + like(as_time(t) - as_time(s), x) * self.mean_velocity(x, s, t)
+
+    def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return v(x, s, t), (n, *event)."""
+        return -self._predict(x, s, t)
 
     def _predict(self, x: Tensor, s: Time, t: Time) -> Tensor:
         if self._bound is None:

@@ -1,10 +1,10 @@
-"""`steer models | rewards | methods | objectives`: what there is, a line each."""
+"""`steer models | rewards | methods | objectives | rules`: what there is, a line each."""
 
 from collections.abc import Mapping
 
 from recipes.terminal import say
 
-__all__ = ["methods", "models", "objectives", "rewards_"]
+__all__ = ["methods", "models", "objectives", "rewards_", "rules"]
 
 
 def _print(names: Mapping[str, str]) -> None:
@@ -68,3 +68,10 @@ def objectives() -> None:
     import steer
 
     _print(steer.OBJECTIVES)
+
+
+def rules() -> None:
+    """List the rules by which flow maps are trained."""
+    import steer
+
+    _print(steer.RULES)

@@ -7,6 +7,7 @@ The result is an ordinary diffusers folder, OUT/pipeline, with the second time b
 command is given again.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -21,14 +22,14 @@ from torch import Tensor
 
 from recipes.data.emoji import load
 from recipes.data.recolour import NAMED
-from recipes.emoji_pipeline import PipelineTraining, autoencoder, untrained
-from recipes.train import begun_alike, drawing, fit, sheet_of
-from steer.files import expanded, tidy, write_atomically
+from recipes.emoji_pipeline import PipelineTraining, autoencoder, tokenizer, untrained
+from recipes.fitting import begun_alike, drawing, fit, module_of, sheet_of
+from steer.files import expanded, pack, read_notes, tidy, write_atomically
 from steer.lock import locked
 from steer.training.data import Batches, Prefetched, generator_of
-from steer.training.module import FlowTraining, Rule
+from steer.training.module import Rule
 from steer.training.optim import warm_cosine
-from steer.training.rules import FlowMatching, MapDistillation
+from steer.training.rules import FlowMatching, MapObjective, build
 
 __all__ = ["train_pipeline"]
 
@@ -104,14 +105,13 @@ def train_pipeline(
         "autoencoder": autoencoder_steps, "velocity": velocity_steps, "map": map_steps,
     }  # fmt: skip
     folders = {stage: out / stage for stage in lengths}
+    tokens = tokenizer(caption_texts())
 
     def fresh() -> PipelineTraining:
         """Return the untrained flow on the trained autoencoder."""
         vae = autoencoder(vae_channels, latent)
         normalised(vae, *_load(vae, folders["autoencoder"]))
-        return untrained(
-            caption_texts(), vae, channels=channels, blocks=blocks, text_width=text_width
-        )
+        return untrained(tokens, vae, channels=channels, blocks=blocks, text_width=text_width)
 
     with locked(out):
         tidy(out)
@@ -132,28 +132,15 @@ def train_pipeline(
                     _save(vae, folder, latent_scale(vae, drawn))
                 continue
             flow = fresh()
-            if stage == "velocity":
-                if start is not None:
-                    _load(flow, expanded(start) / "velocity")
-                rule: Rule = FlowMatching()
-                scaled, decay = 1.0, average
-            else:
+            rule: Rule = FlowMatching()
+            if stage == "map":
                 _load(flow, folders["velocity"])
-                teacher = fresh()
-                _load(teacher, folders["velocity"])
+                teacher = copy.deepcopy(flow)
                 flow.encoder.requires_grad_(False)
-                rule = MapDistillation(teacher, guidance)
-                scaled, decay = map_rate, map_average
-            module = FlowTraining(
-                flow,
-                Encoded(rule),
-                batches,
-                steps=steps,
-                seed=seed + len(stage),
-                average=decay,
-                muon=scaled * muon,
-                adamw=scaled * adamw,
-            )
+                rule = MapObjective(build("heun"), teacher, guidance)
+            elif start is not None:
+                _load(flow, expanded(start) / "velocity")
+            module = module_of(stage, flow, Encoded(rule), batches, settings)
             sheet = sheet_of(folder / "sheets", guidance if stage == "velocity" else None)
             fit(module, folder, save_every, precision)
             if module.global_step >= steps:
@@ -209,12 +196,18 @@ class Encoded:
         self.rule = rule
 
     def __call__(
-        self, flow: Any, average: Any, x_1: Tensor, prompts: Any, generator: torch.Generator
+        self,
+        flow: Any,
+        average: Any,
+        x_1: Tensor,
+        prompts: Any,
+        generator: torch.Generator,
+        progress: float = 0.0,
     ) -> dict[str, Tensor]:
         """Return the rule's terms of pictures x_1 in [-1, 1]."""
         with torch.no_grad():
             latents = flow.encode((x_1 + 1) / 2)
-        return self.rule(flow, average, latents, prompts, generator)
+        return self.rule(flow, average, latents, prompts, generator, progress)
 
 
 class AutoencoderTraining(L.LightningModule):
@@ -282,12 +275,11 @@ def _save(module: torch.nn.Module, folder: Path, scale: tuple[float, float] = (0
     """Write a stage's weights in float16, whole or not at all: then the stage is finished."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {
-        k: v.detach().to("cpu", torch.float16 if v.is_floating_point() else v.dtype).contiguous()
+        k: v.half() if v.is_floating_point() else v
         for k, v in module.state_dict().items()
         if not k.startswith("vae.")
     }
-    told = {"scale": json.dumps(scale)}
-    write_atomically(folder / WEIGHTS, safetensors.torch.save(half, told))
+    write_atomically(folder / WEIGHTS, pack(half, {"scale": scale}))
 
 
 def _load(module: torch.nn.Module, folder: Path) -> tuple[float, float]:
@@ -295,9 +287,8 @@ def _load(module: torch.nn.Module, folder: Path) -> tuple[float, float]:
     file = folder / WEIGHTS
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: run the stage {folder.name!r} first")
-    with safetensors.safe_open(file, "pt") as opened:
-        state = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
-        shift, scale = json.loads(opened.metadata()["scale"])
+    state = safetensors.torch.load_file(file)
+    shift, scale = read_notes(file)["scale"]
     own = {k: v for k, v in module.state_dict().items() if k.startswith("vae.")}
     module.load_state_dict({**own, **state})
     return shift, scale

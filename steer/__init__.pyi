@@ -64,6 +64,7 @@ from .backends.dropin import RewardGuidance as RewardGuidance
 from .catalogue import METHODS as METHODS
 from .catalogue import MODELS as MODELS
 from .catalogue import OBJECTIVES as OBJECTIVES
+from .catalogue import RULES as RULES
 from .doors import compare as compare
 from .doors import evaluate as evaluate
 from .exact import GaussianMixture as GaussianMixture

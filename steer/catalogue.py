@@ -1,9 +1,9 @@
-"""METHODS, OBJECTIVES and MODELS: every name with its line, importable without torch."""
+"""METHODS, OBJECTIVES, RULES and MODELS: every name with its line, importable without torch."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-__all__ = ["METHODS", "MODELS", "OBJECTIVES"]
+__all__ = ["METHODS", "MODELS", "OBJECTIVES", "RULES"]
 
 MODELS: Mapping[str, str] = MappingProxyType(
     {
@@ -46,3 +46,30 @@ OBJECTIVES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Tuning objective -> what it does; `steer.objectives.table.TABLE` builds them."""
+
+RULES: Mapping[str, str] = MappingProxyType(
+    {
+        "lsd": "Lagrangian self-distillation: the end moves with the network's own velocity "
+        "(2505.18825)",
+        "lmd": "Lagrangian map distillation: the end moves with a teacher's velocity (2406.07507)",
+        "tvm": "terminal velocity matching: lsd on the running average's velocity (2511.19797)",
+        "ayf-lmd": "Align Your Flow's Lagrangian form: a teacher, tangents in bounds (2506.14603)",
+        "heun": "discrete lmd: one Heun step of a teacher from the running average's map",
+        "esd": "Eulerian self-distillation: the start moves with the network's own velocity "
+        "(2505.18825)",
+        "emd": "Eulerian map distillation: the start moves with a teacher's velocity (2406.07507)",
+        "meanflow": "Eulerian, from the pair's velocity (2505.13447)",
+        "imf": "improved MeanFlow: the derivative along the network's own velocity (2512.02012)",
+        "alphaflow": "MeanFlow by a curriculum from flow matching (2510.20771)",
+        "anyflow": "improved MeanFlow by central differences, many jumps to the end",
+        "sct": "continuous consistency training: Eulerian to the end, from data (2410.11081)",
+        "scd": "continuous consistency distillation: the same, from a teacher (2410.11081)",
+        "ayf": "Align Your Flow: Eulerian, a teacher, tangents in bounds, all pairs (2506.14603)",
+        "psd-m": "progressive self-distillation: two half jumps teach one (2505.18825)",
+        "psd-u": "the same, split at a uniform place (2505.18825)",
+        "shortcut": "psd-m on dyadic times, mostly flow matching (2410.12557)",
+        "splitmf": "SplitMeanFlow: psd-u, the diagonal from a teacher (2507.16884)",
+        "progressive": "progressive distillation: gaps double as the run goes on (2202.00512)",
+    }
+)
+"""Rule of map training -> what it does; `steer.training.rules.table.TABLE` builds them."""

@@ -82,6 +82,25 @@ class FlowMap(nn.Module):
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return `X(s,t,x)` for s <= t, theory (6), (n, *event)."""
 
+    def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return `v(x,s,t) = (X(s,t,x) - x) / (t-s)`, theory (10), and `b_s(x)` where s = t.
+
+        Default: from `jump` and `velocity`. A flow of a two-time network returns the network's.
+
+        Args:
+            x: points at s, (n, *event).
+            s: start.
+            t: end.
+        """
+        gap = as_time(t) - as_time(s)
+        stay = gap == 0
+        if bool(stay.all()):
+            return self.velocity(x, s)
+        v = (self.jump(x, s, t) - x) / like(torch.where(stay, 1.0, gap), x)
+        if not bool(stay.any()):
+            return v
+        return torch.where(like(stay.to(x.dtype), x) == 1, self.velocity(x, s), v)
+
     @final
     def lookahead(self, x: Tensor, t: Time) -> Tensor:
         """Return `X(t,1,x)`, theory (9): the clean sample that this state is heading to."""
@@ -235,6 +254,10 @@ class Wrapped(FlowMap):
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return the flow's jump, (n, *event)."""
         return self.call("jump", x, s, t)
+
+    def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return the flow's mean velocity, (n, *event)."""
+        return self.call("mean_velocity", x, s, t)
 
     def denoise(self, x: Tensor, t: Time) -> Tensor:
         """Return the flow's own denoiser where it has a closed form, else from the velocity."""

@@ -1,14 +1,23 @@
-"""Draws of the clean posterior `p(x_1 | x_t = x)` of a flow, from its denoiser alone."""
+"""Draws of the clean posterior `p(x_1 | x_t = x)`: by a trained map, or from the flow alone.
+
+`PosteriorMap`, `Glass` and `WeightedRenoise` have one method, `sample(x, t, n, generator)`: its
+arguments and shape are those of `GaussianMixture.posterior_sample`.
+"""
 
 import math
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
-from steer.flow import FlowMap
-from steer.path import Path, Time, as_time, like
+from steer.flow import FlowMap, log_dtype
+from steer.path import Path, Time, as_time, like, step_times
+from steer.ranges import above, count
 
-__all__ = ["glass", "time_at"]
+__all__ = ["Glass", "PosteriorMap", "WeightedRenoise", "glass", "glass_velocity", "time_at"]
 
 
 def time_at(path: Path, angle: Tensor) -> Tensor:
@@ -52,8 +61,7 @@ def glass(flow: FlowMap, x: Tensor, t: Time, noise: Tensor, steps: int = 6) -> T
     Raises:
         ValueError: fewer than two steps.
     """
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2, got {steps}: the first finds the mean alone")
+    count("steps", steps, 2)  # the first finds the mean alone
     t = as_time(t)
     alpha, beta = flow.path(t)
     r = torch.hypot(alpha, beta)
@@ -86,3 +94,207 @@ def glass(flow: FlowMap, x: Tensor, t: Time, noise: Tensor, steps: int = 6) -> T
         mean = new
         u = carry(start, mean, slope, f, grid[k + 1])
     return m + u
+
+
+def glass_velocity(flow: FlowMap, u: Tensor, r: Time, x: Tensor, t: Time) -> Tensor:
+    """Return the velocity of the flow from N(0, I) to `p(x_1 | x_t = x)`, (n, *event).
+
+    The inner state is `u = (1-r) z + r x_1`, z apart from all else. `x_t` and u are two
+    independent Gaussian views of x_1, whose precisions add to one view at a later time t*:
+
+        b_r(u | x, t) = E[x_1 - z | u, x_t] = (D_t*(β_t* S) - u) / (1 - r)
+        (β/α)²(t*) = p = (β_t/α_t)² + (r/(1-r))²,   S = ((β_t/α_t²) x + (r/(1-r)²) u) / p
+
+    Exact for the flow's own denoiser, which is called once, on any path. At r = 1, where u is x_1,
+    it is u. u and x are (n, *event), the times in [0, 1] floats or tensors () or (n,), else a
+    ValueError; no gradient reaches the times. GLASS flows (2025, arXiv 2509.25170).
+    """
+    r, t = _fitting(x, u, r, t)
+    end = r == 1
+    r = torch.where(end, 0.5, r)  # rows at the end are replaced below
+    alpha, beta = flow.path(t)
+    # p, times (α (1-r))², which may be 0: then D_0 is the data's mean, whatever it is asked at
+    by_u, by_x, rest = r * alpha, (1 - r) * beta, (1 - r) * alpha
+    root, angle = torch.hypot(by_u, by_x), torch.atan2(by_u, by_x)
+    later = time_at(flow.path, torch.atan2(root, rest))
+    scale = torch.hypot(*flow.path(later)) / torch.hypot(root, rest)
+    view = like(scale * (1 - r) * angle.cos(), x) * x + like(scale * alpha * angle.sin(), u) * u
+    b = (flow.denoise(view, later) - u) / like(1 - r, u)
+    return torch.where(_picks(end, u), u, b)
+
+
+def _fitting(x: Tensor, u: Tensor, *times: Time) -> list[Tensor]:
+    """Return times as tensors () or (n,); raise where one does not fit x (n, *event), or u."""
+    if x.ndim < 2 or u.shape != x.shape:
+        shapes = f"{tuple(x.shape)}, inner states of {tuple(u.shape)}"
+        raise ValueError(f"states x of shape {shapes}: give (n, *event), one inner state a row")
+    found = [as_time(t) for t in times]
+    for t in found:
+        if t.shape not in {(), x.shape[:1]}:
+            what = f"a time of shape {tuple(t.shape)} does not fit {len(x)} rows"
+            raise ValueError(f"{what}: give a float, a scalar tensor or one time per row")
+    return found
+
+
+def _picks(where: Tensor, x: Tensor) -> Tensor:
+    """Shape a truth () or (n,) so that it picks rows of x."""
+    return where.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _copies(x: Tensor, t: Time, n: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return m rows n times each, (m n, *event), prompt-major as x is, their times, and noise."""
+    (time,) = _fitting(x, x, t)
+    if not bool(((time >= 0) & (time <= 1)).all()):
+        raise ValueError(f"t must be in [0, 1], got {time.tolist()}")
+    rows = x.repeat_interleave(count("n", n), 0)
+    z = torch.randn(rows.shape, generator=generator, dtype=x.dtype).to(x.device)
+    return rows, time.repeat_interleave(n, 0) if time.ndim else time, z
+
+
+class PosteriorMap(nn.Module):
+    """A posterior map `X(r,s,u; t,x)`: one jump 0 -> 1 of noise is one draw of `p(x_1 | x_t = x)`.
+
+    At each (x, t) there is an inner flow, on the linear path, from N(0, I) at inner time 0 to the
+    posterior at 1, with the velocity of `glass_velocity`; this is its map, for all (x, t) at once:
+
+        X(r,s,u; t,x) = u + (s-r) v(u, r, s, x, t),   x_1 = X(0,1,z; t,x),   z ~ N(0, I)
+
+    What the network has not learned is a bias that no weight mends; more jumps a draw may. Meta
+    flow maps (2026, arXiv 2601.14430), posterior diamond maps (2602.05993); `steer.training`.
+
+    Args:
+        network: `network(u, r, s, x, t)` returns v, (n, *event), of states (n, *event) and times
+            (n,), in the dtype of x and at least float32. Where it has `given(prompts)`, which
+            returns it with prompts bound, so has the map.
+    """
+
+    def __init__(self, network: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.network = network
+
+    def mean_velocity(self, u: Tensor, r: Time, s: Time, x: Tensor, t: Time) -> Tensor:
+        """Return v(u, r, s, x, t), (n, *event): on the diagonal, r = s, the inner velocity.
+
+        Raises:
+            ValueError: u, x, a time or what the network returns do not fit each other.
+        """
+        kind = torch.promote_types(u.dtype, torch.float32)
+        r, s, t = (c.to(u.device, kind).expand(len(u)) for c in _fitting(x, u, r, s, t))
+        v = self.network(u, r, s, x, t)
+        if v.shape != u.shape:
+            raise ValueError(f"the network returned {tuple(v.shape)}, not {tuple(u.shape)}")
+        return v
+
+    def jump(self, u: Tensor, r: Time, s: Time, x: Tensor, t: Time) -> Tensor:
+        """Return `X(r,s,u; t,x) = u + (s-r) v(u, r, s, x, t)`, (n, *event)."""
+        return u + like(as_time(s) - as_time(r), u) * self.mean_velocity(u, r, s, x, t)
+
+    def given(self, prompts: Sequence[str]) -> Self:
+        """Return the map with p prompts bound; itself, where its network takes none."""
+        given = getattr(self.network, "given", None)
+        return self if given is None else type(self)(given(prompts))
+
+    def sample(self, x: Tensor, t: Time, n: int, generator: Generator, steps: int = 1) -> Tensor:
+        """Draw n samples for each row of x, (n, *x.shape), with gradient to x and the network.
+
+        Args:
+            x: states at t, (m, *event).
+            t: a float or a tensor () or (m,), in [0, 1]. At t = 1 a draw is x itself.
+            n: samples a row; all n m rows are one network call.
+            generator: a generator on the CPU.
+            steps: jumps of a draw, of equal length.
+
+        Raises:
+            ValueError: shapes that do not fit, a time outside [0, 1], a number below one.
+        """
+        rows, time, y = _copies(x, t, n, generator)
+        for r, s in pairwise(step_times(steps)):
+            y = self.jump(y, r, s, rows, time)
+        return torch.where(_picks(time == 1, rows), rows, y).unflatten(0, (-1, n)).transpose(0, 1)
+
+
+class Glass:
+    """Posterior draws of any flow by `glass`: no training, `steps` calls of the denoiser a draw.
+
+    Exact as steps grow, at second order; see `glass` for what few steps get wrong.
+
+    Args:
+        flow: its path and its denoiser, prompts bound.
+        steps: at least 2, else a ValueError.
+    """
+
+    def __init__(self, flow: FlowMap, steps: int = 16) -> None:
+        self.flow, self.steps = flow, count("steps", steps, 2)
+
+    def sample(self, x: Tensor, t: Time, n: int, generator: Generator) -> Tensor:
+        """Draw n samples for each row of x, (n, *x.shape): as `PosteriorMap.sample`."""
+        rows, time, z = _copies(x, t, n, generator)
+        return glass(self.flow, rows, time, z, self.steps).unflatten(0, (-1, n)).transpose(0, 1)
+
+
+class WeightedRenoise:
+    """Posterior draws of any flow map by weighted re-noising: no training, importance weights.
+
+    From x at t back to the noisier t', whose signal-to-noise ratio `(β/α)²` is 1/f of that at t,
+    and ahead by the map:
+
+        x' = k x + τ z,   k = β_t'/β_t,   τ² = α_t'² - k² α_t² = (1 - 1/f) α_t'²,   y = X(t',1,x')
+        w  = ρ_t'(x') N(x; β_t y, α_t² I) / N(x'; k x, τ² I)
+
+    For x' ~ ρ_t' the law of y is p; so these weights make of y a draw of p(y) N(x; β_t y, α_t² I),
+    the posterior but for a constant. Of a pool of n * candidates looks a row, n are picked with
+    probabilities proportional to w. *Exact* for a true map of the velocity (3) as the pool grows;
+    a finite pool's means are off by O(1/pool), and its draws share it: they are not independent.
+    `log ρ_t'` is the flow's `log_prob`; where there is none, Simpson's rule on the score from k x
+    to x', theory (33), whose error no pool mends. *Degenerate* in high dimension: Gaussian data of
+    a deviation far from α/β keep at most .87^d of the pool at f = 3. Far below α/β, w has a finite
+    variance for f > 2 only, and the share is `(sqrt(f (f-2)) / (f-1))^d`. A warning says how many
+    rows rest on fewer than two looks. Weighted diamond maps (2026, arXiv 2602.05993), there with
+    the trapezoid rule from x to x'.
+
+    Args:
+        flow: its path, its map, and its density or score, prompts bound.
+        factor: f, above 1, else a ValueError.
+        candidates: looks a draw; each is a jump, and three scores where there is no density.
+    """
+
+    def __init__(self, flow: FlowMap, factor: float = 3.0, candidates: int = 32) -> None:
+        above("factor - 1", factor - 1, ": it looks from a noisier time")
+        self.flow, self.factor, self.candidates = flow, factor, count("candidates", candidates)
+
+    @torch.no_grad()
+    def propose(self, x: Tensor, t: Time, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Return n looks y a row, (n, *x.shape), and log w, (n, m), up to a constant a row.
+
+        Means of y under these weights vary less than means of picked draws.
+        """
+        rows, time, z = _copies(x, t, n, generator)
+        end, kind = time == 1, log_dtype(x.device)
+        alpha, beta = self.flow.path(torch.where(end, 0.5, time))  # the end is replaced below
+        spread = alpha * math.sqrt(self.factor)
+        earlier = time_at(self.flow.path, torch.atan2(beta, spread))
+        before = self.flow.path(earlier)[0]
+        centre = like(before / spread, rows) * rows
+        noisy = centre + like(before * math.sqrt(1 - 1 / self.factor), rows) * z
+        y = self.flow.jump(noisy, earlier, 1.0)
+        miss = (rows - like(beta, rows) * y) / like(alpha, rows)
+        density = self.flow.log_prob(noisy, earlier)
+        if density is None:  # up to that of the centre
+            a, b, c = (self.flow.score(p, earlier) for p in (centre, (centre + noisy) / 2, noisy))
+            density = ((noisy - centre) * (a + 4 * b + c) / 6).flatten(1).sum(1)
+        square = (z.to(kind).square() - miss.to(kind).square()).flatten(1).sum(1)
+        log_w = (density.to(kind) + square / 2).masked_fill(end.to(x.device), 0)
+        y = torch.where(_picks(end, rows), rows, y)
+        return y.unflatten(0, (-1, n)).transpose(0, 1), log_w.unflatten(0, (-1, n)).T
+
+    def sample(self, x: Tensor, t: Time, n: int, generator: Generator) -> Tensor:
+        """Draw n samples a row of x, (n, *x.shape): as `PosteriorMap.sample`, no gradient."""
+        parts = [self.propose(x, t, n, generator) for _ in range(self.candidates)]
+        y, log_w = (torch.cat(part) for part in zip(*parts, strict=True))
+        share = log_w.softmax(0).T.cpu()  # (m, pool)
+        alone = int((share.square().sum(1) > 0.5).sum())
+        if alone and len(y) > 1:
+            few = f"{alone} of {len(x)} rows rest on fewer than 2 of {len(y)} looks"
+            warnings.warn(f"{few}: give more candidates, or take steer.Glass", stacklevel=2)
+        pick = torch.multinomial(share, n, replacement=True, generator=generator)
+        return y[pick.T.to(y.device), torch.arange(len(x), device=y.device)]

@@ -71,7 +71,7 @@ def test_it_draws_what_it_is_asked_for(flow):
     for s, t in pairwise(flow.times(4)):
         x = bound.jump(x, s, t)
     rate, error = retrieval_rate(Judge().similarity, flow.decode(x).clamp(0, 1), labels)
-    assert rate - 3 * error > 0.3
+    assert rate - 3 * error > 0.83  # nine tenths of the embedded map's .93
 
 
 def test_scale_zero_is_the_plain_picture(pipe):

@@ -15,7 +15,8 @@ from steer.training.metric import (
 )
 from steer.training.rules import (
     FlowMatching,
-    MapDistillation,
+    MapObjective,
+    build,
     draw_pair,
     draw_time,
     guided_velocity,
@@ -143,7 +144,7 @@ def test_guidance_mixes_and_leaves_the_empty_prompt_alone(network):
 def test_objectives_are_functions_of_their_generator_and_train_only_the_flow(network):
     x_1, prompts = torch.rand(4, 3, 8, 8), ["apple", "fox", "", "apple fox"]
     teacher = NetworkFlow(TwoTimeUNet(**network.network.config))
-    for objective in (FlowMatching(), MapDistillation(teacher)):
+    for objective in (FlowMatching(), MapObjective(build("heun"), teacher, 2.0)):
         losses = [
             objective(network, teacher, x_1, prompts, torch.Generator().manual_seed(seed))["loss"]
             for seed in (5, 5, 6)

@@ -157,6 +157,9 @@ class Recording(FlowMap):
     def jump(self, x, s, t):
         return self._note("jump", self.layer(x))
 
+    def mean_velocity(self, x, s, t):
+        return self._note("mean_velocity", self.layer(x))
+
     def denoise(self, x, t):
         return self._note("denoise", self.layer(x))
 
@@ -184,6 +187,7 @@ class Recording(FlowMap):
 CALLS = {
     "velocity": lambda f, x: f.velocity(x, 0.5),
     "jump": lambda f, x: f.jump(x, 0.25, 0.5),
+    "mean_velocity": lambda f, x: f.mean_velocity(x, 0.25, 0.5),
     "lookahead": lambda f, x: f.lookahead(x, 0.5),
     "denoise": lambda f, x: f.denoise(x, 0.5),
     "score": lambda f, x: f.score(x, 0.5),

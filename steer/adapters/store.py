@@ -22,9 +22,11 @@ from steer.files import pack, read_notes, write_atomically
 from steer.flow import FlowMap
 
 __all__ = [
+    "BESIDE",
     "CONFIG",
     "PREFIX",
     "WEIGHTS",
+    "check_base",
     "load_adapters",
     "read_config",
     "read_metadata",
@@ -37,12 +39,18 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """What peft puts before the names of the parameters in its files."""
 
+BESIDE = "second_time."
+"""What the names of tensors begin with that are kept beside the adapters."""
+
 LARGEST = 1 << 24
 """Bytes of the largest configuration that is read."""
 
 
 def save_adapters(
-    tuned: Adapted, folder: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None
+    tuned: Adapted,
+    folder: str | os.PathLike[str],
+    metadata: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a folder that `steer.load(base, lora=folder)` and peft read: adapters alone.
 
@@ -54,6 +62,7 @@ def save_adapters(
         tuned: the flow; the adapters of its view are written.
         folder: made where it is missing.
         metadata: more to keep in the file: JSON values.
+        beside: more tensors to keep in the file; peft does not see them.
     """
     import steer
 
@@ -79,7 +88,7 @@ def save_adapters(
         known = understood(config, "these")
         shared = shared_file(known, plain, tuned.component, inside, notes=notes)
         write_atomically(folder / SHARED, shared)
-    write_atomically(folder / WEIGHTS, pack(state, notes))
+    write_atomically(folder / WEIGHTS, pack({**state, **(beside or {})}, notes))
     write_atomically(folder / CONFIG, plain_config(config))
 
 
@@ -129,7 +138,9 @@ def read_weights(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
         FileNotFoundError: it has no file of adapters.
     """
     state = safetensors.torch.load_file(_present(Path(folder) / WEIGHTS))
-    return {name.removeprefix(PREFIX): p for name, p in state.items()}
+    return {
+        name.removeprefix(PREFIX): p for name, p in state.items() if not name.startswith(BESIDE)
+    }
 
 
 def load_adapters(
@@ -155,7 +166,7 @@ def load_adapters(
         )
     notes = read_metadata(folder)
     if check:
-        _check_base(flow, notes, folder)
+        check_base(flow, notes, folder)
     config, state = read_config(folder), read_weights(folder)
     refuse_adapted(flow)
     found, wanted = targets(flow), frozenset(config["target_modules"])
@@ -193,7 +204,7 @@ def load_adapters(
     return tuned.at(scale)
 
 
-def _check_base(flow: FlowMap, notes: Mapping[str, Any], folder: Path) -> None:
+def check_base(flow: FlowMap, notes: Mapping[str, Any], folder: Path) -> None:
     """Refuse adapters that were made for other weights; say where that is not known."""
     theirs, own = notes.get("base_sha256"), fingerprint(flow)
     if theirs is None:

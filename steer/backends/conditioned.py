@@ -107,12 +107,23 @@ class Conditioned(FlowMap):
     def _second_time(self, given: Any) -> SecondTime | None:
         if given is None:
             return None
-        if self.time_embedding is None:
-            raise ValueError(
-                f"{type(self).__name__} takes no second time here: leave second_time out"
-            )
         term = given if isinstance(given, SecondTime) else SecondTime.load(given)
-        return term.to(next(self.network.parameters()))
+        if self.target_argument is not None:
+            raise ValueError(
+                f"{type(self).__name__} knows two times by itself: leave second_time out"
+            )
+        return term.to(next(self.network.parameters()).device)
+
+    def with_second_time(self, term: SecondTime | None) -> Self:
+        """Return the same flow with a term for the end of its jumps; None: without one.
+
+        No prompts are bound, and no guidance is mixed: a map has it in its weights. See `guided`.
+        """
+        view = self._view()
+        view.second_time = self._second_time(term)
+        view.kind = self.found_kind() if term is None else "two-time"
+        view.cfg, view.evaluations, view._conditions = None, 1, None
+        return view
 
     # ------------------------------------------------------------ what the model is
 

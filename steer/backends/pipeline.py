@@ -71,6 +71,10 @@ class PipelineFlow(Conditioned):
         gap = like(as_time(t) - as_time(s), x)
         return x + gap * (self.sign * self.predict(x, s, t))
 
+    def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return `v(x,s,t)`, the denoiser's, (n, *event); of a velocity model `b_s(x)`."""
+        return self.sign * self.predict(x, s, t)
+
     def predict(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return the denoiser's output, guided if asked for, in the dtype of x.
 

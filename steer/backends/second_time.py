@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from steer.files import write_atomically
+from steer.files import pack, write_atomically
 
 __all__ = ["FOLDER", "SecondTime"]
 
@@ -105,8 +105,8 @@ class SecondTime(nn.Module):
         """
         inside = Path(folder) / FOLDER
         inside.mkdir(parents=True, exist_ok=True)
-        state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}
-        write_atomically(inside / "model.safetensors", safetensors.torch.save(state))
+        state = {k: v.to(dtype) for k, v in self.state_dict().items()}
+        write_atomically(inside / "model.safetensors", pack(state, {}))
         text = json.dumps({"format": FORMAT, **self.config}, indent=1)
         write_atomically(inside / "config.json", text.encode())
 

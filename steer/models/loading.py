@@ -15,7 +15,7 @@ import torch
 
 from steer.adapters.attach import Layers, attach
 from steer.adapters.lora import Adapted
-from steer.adapters.store import CONFIG, load_adapters
+from steer.adapters.store import CONFIG, WEIGHTS, check_base, load_adapters, read_metadata
 from steer.backends.community import lora_file, pipe_of, read_lora
 from steer.backends.loading import is_hub_id, needs_diffusers, open_pipeline
 from steer.backends.second_time import FOLDER
@@ -23,6 +23,7 @@ from steer.catalogue import MODELS
 from steer.doors import is_pipeline
 from steer.files import write_atomically
 from steer.flow import FlowMap
+from steer.models.second_timed import read_second_time, with_second_time
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.models.user_file import load_user_file
 from steer.names import hint
@@ -78,13 +79,12 @@ def load(
     """
     text = isinstance(name, str | os.PathLike)
     made = load_user_file(name, device, dtype) if text else None
-    given = name if made is None else made
-    if text and os.fspath(name) in MODELS:
-        given = ZOO / os.fspath(name)
+    embedded = os.fspath(name) if text and os.fspath(name) in MODELS else None
+    given = ZOO / embedded if embedded else name if made is None else made
     if is_pipeline(given) or (text and made is None and _names_pipeline(given)):
         flow = _pipeline(given, device, dtype, options)
-        if text and os.fspath(name) in MODELS:
-            flow.name = os.fspath(name)
+        if embedded:
+            flow.name = embedded
     else:
         flow = _placed(_saved(name) if text else name, device, dtype) if made is None else made
         if options:
@@ -96,7 +96,20 @@ def load(
         return flow
     if flow.component and not (Path(lora) / CONFIG).is_file():
         return attach(flow, _community(flow, Path(lora)), lora_scale)
-    return load_adapters(flow, lora, lora_scale)
+    return _adapted(flow, Path(lora), lora_scale)
+
+
+def _adapted(flow: FlowMap, lora: Path, scale: float) -> FlowMap:
+    """Put a folder's adapters on a flow; with the second time that they may have inside."""
+    term = read_second_time(lora) if (lora / WEIGHTS).is_file() else None
+    if term is None:
+        return load_adapters(flow, lora, scale)
+    check_base(flow, read_metadata(lora), lora)
+    term.out.weight.data *= scale  # a part of the update: at scale 0 a jump is the base's step
+    name = flow.name
+    flow = with_second_time(flow, term.to(next(flow.denoiser.parameters())))
+    flow.name = name
+    return load_adapters(flow, lora, scale, check=False)
 
 
 def _placed(

@@ -207,7 +207,7 @@ class NetworkFlow(FlowMap):
         """The network, its small text side included: velocity and jump call both."""
         return self.network
 
-    def two_time(self, x: Tensor, s: Time, t: Time) -> Tensor:
+    def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return v(x, s, t), (n, *event), in the dtype of `x`."""
         n, weight = len(x), self.network.stem.weight
         s, t = (as_time(u).to(x.device, torch.float32).expand(n) for u in (s, t))
@@ -216,12 +216,12 @@ class NetworkFlow(FlowMap):
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Return `b_t(x) = v(x, t, t)`."""
-        return self.two_time(x, t, t)
+        return self.mean_velocity(x, t, t)
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return `X(s,t,x) = x + (t - s) v(x, s, t)`: exactly x where s = t."""
         gap = as_time(t) - as_time(s)
-        return x + like(gap, x) * self.two_time(x, s, t)
+        return x + like(gap, x) * self.mean_velocity(x, s, t)
 
     def given(self, prompts: Sequence[str]) -> "NetworkFlow":
         """Bind p prompts; the result shares the parameters and takes p * n rows, prompt-major.

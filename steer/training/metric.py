@@ -7,7 +7,15 @@ from torch import Tensor
 
 from steer.flow import FlowMap
 
-__all__ = ["composition_error", "lagrangian_residual", "nearest_distance", "retrieval_rate"]
+__all__ = [
+    "composition_error",
+    "edge_energy",
+    "grain",
+    "lagrangian_residual",
+    "laplacian",
+    "nearest_distance",
+    "retrieval_rate",
+]
 
 
 def _rms(x: Tensor) -> Tensor:
@@ -81,3 +89,33 @@ def retrieval_rate(
     hit = (scores.argmax(1) == torch.arange(len(captions), device=scores.device)).float()
     rate = float(hit.mean())
     return rate, (rate * (1 - rate) / len(captions)) ** 0.5
+
+
+def laplacian(images: Tensor) -> Tensor:
+    """Return `4 x - (its four neighbours)` of every channel, (n, c, h - 2, w - 2)."""
+    inner = images[..., 1:-1, 1:-1]
+    across = images[..., 1:-1, :-2] + images[..., 1:-1, 2:]
+    return 4 * inner - across - images[..., :-2, 1:-1] - images[..., 2:, 1:-1]
+
+
+def grain(images: Tensor) -> float:
+    """Return the mean over pictures of the 30th percentile of |Laplacian|, in 1/255.
+
+    It sees grain in flat places: real emoji have .7.
+
+    Args:
+        images: (n, c, h, w) in [0, 1].
+    """
+    size = laplacian(images.clamp(0, 1).float()).abs().flatten(1)
+    return 255 * float(size.quantile(0.3, dim=1).mean())
+
+
+def edge_energy(images: Tensor, reference: Tensor) -> float:
+    """Return the mean squared Laplacian over that of a reference: below 1 is blurred.
+
+    Args:
+        images: (n, c, h, w) in [0, 1].
+        reference: (m, c, h, w) in [0, 1].
+    """
+    mine, real = (laplacian(x.clamp(0, 1).float()).square().mean() for x in (images, reference))
+    return float(mine / real)

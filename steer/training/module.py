@@ -18,8 +18,8 @@ from steer.training.optim import MuonAdamW, warm_cosine
 
 __all__ = ["FlowTraining", "Rule"]
 
-Rule = Callable[[FlowMap, FlowMap, Tensor, Sequence[str], Generator], dict[str, Tensor]]
-"""(flow, average, x_1, prompts, generator) -> {"loss", ...}: see `steer.training.rules`."""
+Rule = Callable[[FlowMap, FlowMap, Tensor, Sequence[str], Generator, float], dict[str, Tensor]]
+"""(flow, average, x_1, prompts, generator, progress) -> {"loss", ...}: `steer.training.rules`."""
 
 
 class FlowTraining(L.LightningModule):
@@ -58,8 +58,13 @@ class FlowTraining(L.LightningModule):
     def training_step(self, batch: Any, index: int) -> Tensor:
         """Return the loss of the batch that belongs to the global step."""
         x_1, prompts = self.batches(self.global_step)
-        generator = generator_of(self.seed, self.global_step, 3)
-        terms = self.rule(self.flow, self.average, x_1.to(self.device), prompts, generator)
+        rank, size = self.global_rank, self.trainer.world_size
+        x_1, prompts = x_1[rank::size], prompts[rank::size]  # of several processes, one's share
+        generator = generator_of(self.seed + 7919 * rank, self.global_step, 3)
+        progress = self.global_step / self.steps
+        terms = self.rule(
+            self.flow, self.average, x_1.to(self.device), prompts, generator, progress
+        )
         self.log_dict(terms, prog_bar=True, batch_size=len(x_1))
         return terms["loss"]
 
@@ -75,5 +80,7 @@ class FlowTraining(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """Muon and AdamW, 50 steps up, then a cosine to zero."""
         tables = [m.weight for m in self.flow.modules() if isinstance(m, nn.Embedding)]
-        optimizer = MuonAdamW(self.flow.parameters(), **self.rates, embeddings=tables)
+        optimizer = MuonAdamW(
+            [p for p in self.parameters() if p.requires_grad], **self.rates, embeddings=tables
+        )
         return {"optimizer": optimizer, "lr_scheduler": warm_cosine(optimizer, self.steps)}

@@ -1,0 +1,203 @@
+"""What the training recipes share: data, a stage's module, Lightning's loop, sheets."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.sheet import contact_sheet
+from steer.files import write_atomically
+from steer.flow import composed
+from steer.identity import changes
+
+__all__ = ["begun_alike", "drawing", "fit", "is_first", "module_of", "sheet_of"]
+
+SHEET = """blue apple|purple fox|green cat|red frog|blue pizza|red apple|green apple|fox|cat|
+panda|tiger|elephant|penguin|frog|octopus|butterfly|strawberry|watermelon|banana|carrot|hamburger|
+pizza|cupcake|teapot|sunflower|rose|cactus|grinning face|robot|flat fox|glossy 3d fox|animal|
+mammal|bird|food|fruit|drink|face|plant|blue animal|"""
+
+
+def is_first() -> bool:
+    """Return whether this is the first process of a run, whoever started them."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    return not getattr(rank_zero_only, "rank", 0)
+
+
+def module_of(
+    stage: str, flow: Any, rule: Any, batches: Callable[[int], Any], settings: Mapping[str, Any]
+) -> Any:
+    """Return the Lightning module of a stage, "velocity" or "map", by a run's settings.
+
+    Args:
+        stage: the map's learning rates are scaled by `map_rate`, and it has its own average.
+        flow: trained in place.
+        rule: see `steer.training.rules`.
+        batches: step -> (x_1, prompts).
+        settings: the recipe's arguments.
+    """
+    from steer.training.module import FlowTraining
+
+    second = stage == "map"
+    scale = settings["map_rate"] if second else 1.0
+    return FlowTraining(
+        flow,
+        rule,
+        batches,
+        steps=settings[f"{stage}_steps"],
+        seed=settings["seed"] + len(stage),
+        average=settings["map_average" if second else "average"],
+        muon=scale * settings["muon"],
+        adamw=scale * settings["adamw"],
+    )
+
+
+def drawing(recoloured: float, shift: int) -> tuple[int, Callable[..., tuple[Tensor, str]]]:
+    """Return how many pictures there are to train on, and how one's x and caption are drawn."""
+    from recipes.data import emoji as plain
+    from recipes.data import recolour
+    from recipes.data.shifts import shifted
+
+    emoji, other = plain.load(), recolour.load()
+    index = emoji.train.tolist()
+
+    def draw(i: int, generator: torch.Generator) -> tuple[Tensor, str]:
+        i = index[i]
+        if float(torch.rand((), generator=generator)) < recoloured:
+            name = other.draw(i, generator)
+            if name is not None:
+                return other.picture(i, name), other.captions(i, name, generator)
+        return emoji.images[i], emoji.captions(i, generator)
+
+    moved = shifted(emoji.images[index], draw, shift)
+
+    def drawn(i: int, generator: torch.Generator) -> tuple[Tensor, str]:
+        picture, caption = moved(i, generator)
+        return 2 * picture - 1, caption  # what the network decodes to it
+
+    return len(index), drawn
+
+
+def begun_alike(out: Path, settings: dict[str, Any], *marks: str) -> None:
+    """Refuse to go on with a run under other settings: it would not be the same run.
+
+    Args:
+        out: the run's folder.
+        settings: as JSON takes them.
+        marks: files that say that it has begun. Default: checkpoints and weights of its stages.
+    """
+    file = out / "settings.json"
+    begun = [f for mark in marks or ("*/*.ckpt", "*/*.safetensors") for f in out.glob(mark)]
+    if not (file.exists() and begun):  # nothing that would go on
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(settings, indent=1).encode())
+        return
+    changed = changes(json.loads(file.read_text()), json.loads(json.dumps(settings)))
+    if changed:
+        was = "; ".join(f"{name}: {both}" for name, both in changed.items())
+        raise ValueError(
+            f"{out} was begun with other settings ({was}): give another `out`, the same settings, "
+            f"or delete {file} to go on with the new ones"
+        )
+
+
+def sheet_of(folder: Path, guidance: float | None) -> Callable[[Any, int], None]:
+    """Return a function that draws the fixed prompts with fixed noise, and writes the sheet."""
+    from steer.training.rules import guided_velocity
+
+    prompts = SHEET.replace("\n", "").split("|")
+
+    @torch.no_grad()
+    def draw(flow: Any, step: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(len(prompts), *flow.event_shape, generator=generator)
+        x = x.to(next(flow.parameters()).device)
+        if guidance is None:  # the map: four jumps
+            x = composed(flow.given(prompts), x, [0.0, 0.25, 0.5, 0.75, 1.0])
+        else:  # the velocity: 12 Euler steps, guided
+            velocity = guided_velocity(flow, prompts, guidance)
+            for k in range(12):
+                x = x + velocity(x, torch.full((len(x),), k / 12, device=x.device)) / 12
+        contact_sheet(flow.decode(x), prompts, folder / f"{step:06d}.png")
+
+    return draw
+
+
+def fit(
+    module: Any,
+    folder: Path,
+    save_every: int,
+    precision: str = "auto",
+    sheet_every: int = 0,
+    sheet: Callable[[Any, int], None] | None = None,
+    devices: int = 1,
+) -> None:
+    """Run Lightning's loop on, from the last checkpoint in the folder where there is one.
+
+    SIGINT and SIGTERM end it after the step that is being taken, its state saved.
+
+    Args:
+        module: a LightningModule with `steps`, whose batches are a function of the global step.
+        folder: for checkpoints and the CSV log.
+        save_every: steps between checkpoints.
+        precision: Lightning's; "auto" is bf16-mixed where the hardware has bf16, else 32-true.
+        sheet_every: steps between calls of `sheet`.
+        sheet: called with (module.average, global step).
+        devices: processes, one a device; each takes its share of every batch.
+    """
+    import lightning as L
+    from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, ProgressBar
+
+    from steer.training.checkpoints import Checkpoints, usable
+    from steer.training.data import step_loader
+    from steer.training.log import KeepRows, RowLog
+    from steer.training.progress import progress
+    from steer.training.stopping import Signals, StepEnd
+    from steer.tuning.trainer import loggers
+
+    def after(trainer: L.Trainer, module: Any, *_: Any) -> None:
+        due = sheet is not None and sheet_every and trainer.is_global_zero
+        if due and trainer.global_step % sheet_every == 0:
+            sheet(module.average, trainer.global_step)
+
+    if precision == "auto":
+        has_bf16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+        precision = "bf16-mixed" if has_bf16 else "32-true"
+    saver = ModelCheckpoint(
+        folder,
+        filename="last",
+        every_n_train_steps=save_every,
+        save_top_k=1,
+        enable_version_counter=False,
+    )
+    seen, log = progress(), RowLog(folder)
+    last, step = usable(folder) or (None, None)
+    every = min(10, module.steps)
+
+    def left() -> str:
+        found = usable(folder)
+        there = "nothing yet" if found is None else f"the state after step {found[1]}"
+        return f"stopped, unfinished: run the same command again. {folder} holds {there}"
+
+    signals = Signals(left)
+    callbacks = [saver, seen, LambdaCallback(on_train_batch_end=after), KeepRows(log, step, every)]
+    trainer = L.Trainer(
+        max_steps=module.steps,
+        max_epochs=-1,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        use_distributed_sampler=False,
+        precision=precision,  # type: ignore[arg-type]
+        logger=loggers(folder)[1:],
+        log_every_n_steps=every,
+        plugins=[Checkpoints()],
+        callbacks=[*callbacks, StepEnd(signals, folder, lambda module: True)],
+        enable_progress_bar=isinstance(seen, ProgressBar),
+        enable_model_summary=False,
+    )
+    with signals.heard():
+        trainer.fit(module, step_loader(module.steps), ckpt_path=last, weights_only=True)

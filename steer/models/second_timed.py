@@ -1,0 +1,121 @@
+"""A second time for any flow: what makes a velocity model a map, see `steer.backends.second_time`.
+
+A pipeline's flow has a place for it; others are wrapped.
+"""
+
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from steer.adapters.store import BESIDE, WEIGHTS, read_metadata
+from steer.backends.second_time import SecondTime
+from steer.flow import FlowMap, Wrapped
+from steer.path import Time, as_time, like
+
+__all__ = ["SecondTimed", "fresh_second_time", "read_second_time", "with_second_time"]
+
+
+class SecondTimed(Wrapped):
+    """A flow whose velocity is the inner flow's, and whose jumps know their end by a term.
+
+    `X(s,t,x) = x + (t-s) v(x,s,t)`, v the inner velocity at s with the term of (s, t) in its
+    embedding of the time: exactly the velocity at s = t.
+
+    Args:
+        flow: the velocity; its denoiser has the module that the term is added to.
+        second_time: the term.
+    """
+
+    def __init__(self, flow: FlowMap, second_time: SecondTime) -> None:
+        super().__init__(flow)
+        self.second_time = second_time
+
+    def _hold(self, flow: FlowMap) -> None:
+        super()._hold(flow)
+        self.kind = "two-time"
+
+    def _told(self, x: Tensor, s: Time, t: Time) -> AbstractContextManager[None]:
+        now, target = (1 - as_time(u).to(x.device, torch.float32).expand(len(x)) for u in (s, t))
+        return self.second_time.told(self.flow.denoiser, now, target)
+
+    def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return v(x, s, t), (n, *event)."""
+        with self._told(x, s, t):
+            return self.flow.velocity(x, s)
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return `X(s,t,x) = x + (t-s) v(x,s,t)`: exactly x where s = t."""
+        return x + like(as_time(t) - as_time(s), x) * self.mean_velocity(x, s, t)
+
+
+def with_second_time(flow: FlowMap, term: SecondTime) -> FlowMap:
+    """Return a flow whose jumps know their end by a term; the flow stays as it is.
+
+    Raises:
+        ValueError: its denoiser has no module of the term's name.
+    """
+    names = {name for name, _ in flow.denoiser.named_modules()}
+    if term.module not in names:
+        raise ValueError(
+            f"{type(flow).__name__} has no module {term.module!r} that embeds the time: the "
+            "second time was made for another model"
+        )
+    place: Any = getattr(flow, "with_second_time", None)
+    return SecondTimed(flow, term) if place is None else place(term)
+
+
+def fresh_second_time(flow: FlowMap, module: str | None = None, **options: Any) -> SecondTime:
+    """Return an untrained term for a flow: with it every jump is one Euler step.
+
+    Args:
+        flow: the velocity.
+        module: the module of its denoiser that embeds the time, (n, width), by its dotted name.
+            Default: where it is known.
+        **options: of `SecondTime`.
+
+    Raises:
+        ValueError: it is not known, or there is no such module.
+    """
+    known = getattr(flow, "time_embedding", None)
+    name = module or known or ("start" if hasattr(flow.denoiser, "start") else None)
+    if name is None:
+        raise ValueError(
+            f"which module of {type(flow.denoiser).__name__} embeds the time is not known: give "
+            "its dotted name (--module), one whose output is (n, width)"
+        )
+    try:
+        inside = flow.denoiser.get_submodule(name)
+    except AttributeError:
+        raise ValueError(
+            f"{type(flow.denoiser).__name__} has no module {name!r}: give the one that embeds the "
+            "time by its dotted name"
+        ) from None
+    linear = [m for m in inside.modules() if isinstance(m, nn.Linear)]
+    if not linear:
+        raise ValueError(f"{name!r} has no linear layer: give the module that embeds the time")
+    return SecondTime(name, linear[-1].out_features, **options).to(linear[-1].weight)
+
+
+def read_second_time(folder: str | os.PathLike[str]) -> SecondTime | None:
+    """Return the term inside a folder of adapters; None where it has none.
+
+    Raises:
+        ValueError: the file's tensors are not those that it says it has.
+    """
+    config = read_metadata(folder).get("second_time")
+    if config is None:
+        return None
+    file = Path(folder) / WEIGHTS
+    try:
+        term = SecondTime(**config)
+        state = {k.removeprefix(BESIDE): v for k, v in safetensors.torch.load_file(file).items()
+                 if k.startswith(BESIDE)}  # fmt: skip
+        term.load_state_dict({k: v.float() for k, v in state.items()})
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{file} has no second time that can be read: {error}") from None
+    return term.eval().requires_grad_(False)

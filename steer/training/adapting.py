@@ -1,0 +1,105 @@
+"""Lightning training of adapters and a second time: a velocity model becomes a flow map.
+
+The base stays as it is, and is the teacher: the same weights at adapter scale 0. A checkpoint
+holds what is trained and its running average, not the base.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from steer.adapters.lora import Adapted
+from steer.training.average import follow
+from steer.training.data import Batch, generator_of
+from steer.training.module import Rule
+from steer.training.optim import warm_cosine
+
+__all__ = ["AdapterTraining"]
+
+
+class AdapterTraining(L.LightningModule):
+    """Train the adapters of a flow, and the term of its second time, by a rule.
+
+    Rules that have a running average as their target take the network itself, without gradient.
+
+    Args:
+        tuned: adapters on a flow with a second time.
+        term: the second time's term.
+        rule: what the loss of a batch is.
+        batches: step -> (x_1, prompts).
+        steps: length of the run; the learning rate follows a cosine to zero over it.
+        seed: with the step, it fixes noise and times.
+        rate: AdamW's.
+        average: decay of the running average (shorter at the start).
+    """
+
+    def __init__(
+        self,
+        tuned: Adapted,
+        term: nn.Module,
+        rule: Rule,
+        batches: Callable[[int], Batch],
+        *,
+        steps: int,
+        seed: int = 0,
+        rate: float = 1e-4,
+        average: float = 0.99,
+    ) -> None:
+        super().__init__()
+        self._tuned = [tuned]  # no submodule: the base is in no checkpoint
+        own = [*tuned.adapters().values(), *term.parameters()]
+        self.trained = nn.ParameterList(p.requires_grad_() for p in own)
+        self.mean = nn.ParameterList(nn.Parameter(p.detach().clone(), False) for p in own)
+        self.rule, self.batches = rule, batches
+        self.steps, self.seed, self.rate, self.decay = steps, seed, rate, average
+
+    @property
+    def flow(self) -> Adapted:
+        """The trained flow."""
+        return self._tuned[0]
+
+    @contextmanager
+    def averaged(self) -> Iterator[Adapted]:
+        """Give the flow with the running average in place of what is trained."""
+        now = [p.detach().clone() for p in self.trained]
+        _put(self.trained, self.mean)
+        try:
+            yield self.flow
+        finally:
+            _put(self.trained, now)
+
+    def on_fit_start(self) -> None:
+        """Move the base to where the adapters are."""
+        self.flow.to(self.device)
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        """Return the loss of the batch that belongs to the global step."""
+        x_1, prompts = self.batches(self.global_step)
+        rank, size = self.global_rank, self.trainer.world_size
+        x_1, prompts = x_1[rank::size].to(self.device), prompts[rank::size]
+        generator = generator_of(self.seed + 7919 * rank, self.global_step, 3)
+        progress = self.global_step / self.steps
+        terms = self.rule(self.flow, self.flow, x_1, prompts, generator, progress)
+        self.log_dict(terms, prog_bar=True, batch_size=len(x_1))
+        return terms["loss"]
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step, then move the running average towards the new weights."""
+        k = self.global_step + 1
+        super().optimizer_step(*args, **kwargs)
+        follow(list(self.mean), list(self.trained), self.decay, k)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, 50 steps up, then a cosine to zero."""
+        optimizer = torch.optim.AdamW(self.trained, self.rate, betas=(0.9, 0.99), weight_decay=0.0)
+        return {"optimizer": optimizer, "lr_scheduler": warm_cosine(optimizer, self.steps)}
+
+
+@torch.no_grad()
+def _put(there: nn.ParameterList, values: Any) -> None:
+    for p, v in zip(there, values, strict=True):
+        p.copy_(v)

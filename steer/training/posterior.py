@@ -1,0 +1,256 @@
+"""Training of posterior maps: from data, or from a velocity by the GLASS identity.
+
+Meta flow maps (2026, arXiv 2601.14430) and posterior diamond maps (2602.05993). At each (x, t) the
+inner flow is a flow map, on the linear path, so every rule of `steer.RULES` trains it.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Generator, Tensor, nn
+
+from steer.flow import FlowMap
+from steer.objectives.regression import Velocity, mean_square
+from steer.path import Linear, Path, Time, like
+from steer.posterior import PosteriorMap, glass_velocity
+from steer.ranges import within
+from steer.training.rules.along import How
+from steer.training.rules.base import Look, Rule
+from steer.training.rules.semigroup import PSD
+from steer.training.rules.times import Pairs, pairs_named
+
+__all__ = ["PosteriorFlow", "PosteriorMLP", "PosteriorObjective", "Preconditioned"]
+
+
+class PosteriorFlow(FlowMap):
+    """The inner flow of a posterior map at fixed (x, t), from N(0, I) to `p(x_1 | x_t = x)`.
+
+    Whatever takes a flow map takes it: rules, metrics, samplers. Its x and its times are the inner
+    state and the inner times; it binds no prompts, the map does.
+
+    Args:
+        posterior: the map.
+        x: states at t, (n, *event): row i of a call belongs to row i of x.
+        t: a float or a tensor () or (n,).
+    """
+
+    def __init__(self, posterior: PosteriorMap, x: Tensor, t: Time) -> None:
+        super().__init__()
+        self.posterior, self.x, self.t = posterior, x, t
+        self.path, self.event_shape = Linear(), tuple(x.shape[1:])
+
+    def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return v of inner states from inner time s to t, (n, *event)."""
+        return self.posterior.mean_velocity(x, s, t, self.x, self.t)
+
+    def velocity(self, x: Tensor, t: Time) -> Tensor:
+        """Return the inner velocity, (n, *event)."""
+        return self.mean_velocity(x, t, t)
+
+    def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
+        """Return the inner jump, (n, *event)."""
+        return self.posterior.jump(x, s, t, self.x, self.t)
+
+
+class PosteriorObjective(nn.Module):
+    """What a step of posterior map training descends: flow matching, and a rule off the diagonal.
+
+    From data x_1, noise x_0 and z, an outer time t and inner times r <= s:
+
+        x_t = α_t x_0 + β_t x_1,   u = (1-r) z + r x_1
+        on the diagonal, r = s:  |v(u, r, r, x_t, t) - b|²,   b = x_1 - z
+        off it, r < s:           |e|², e the rule's error at u for the inner flow at (x_t, t)
+
+    The mean of `x_1 - z` given u and x_t is the inner flow's velocity, so that is the diagonal's
+    minimum. With a teacher, b is the teacher's inner velocity instead, `glass_velocity`: the
+    variance of the pair is gone, and x_1 only says where to look. t is uniform, and 0, where the
+    posterior is all of p, for a share of the rows.
+
+    Args:
+        path: of the outer flow; the teacher's, where there is one.
+        teacher: a frozen flow whose posterior is meant; None: that of the data.
+        rule: off the diagonal, see `steer.training.rules.table.build`; it may follow the network's
+            own velocity or the teacher. Default: `PSD` at the midpoint, of its own.
+        pairs: the law of (r, s), by name or as a function. Default: the rule's own.
+        diagonal: share of the batch on the diagonal. Default: the rule's own.
+        prior: share of the rows with t = 0.
+        derivative: "jvp" or "difference", for rules that take one.
+
+    Raises:
+        ValueError: a rule that follows a teacher without one, an unknown name, a share out of
+            range.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        teacher: FlowMap | None = None,
+        rule: Rule | None = None,
+        *,
+        pairs: str | Pairs | None = None,
+        diagonal: float | None = None,
+        prior: float = 0.1,
+        derivative: How = "jvp",
+    ) -> None:
+        super().__init__()
+        self.path, self.rule = path, PSD() if rule is None else rule
+        if self.rule.field == "teacher" and teacher is None:
+            raise ValueError(
+                f"{type(self.rule).__name__} follows a teacher: give the frozen flow whose "
+                'posterior is meant, or let it follow its own velocity, rule.follows("own")'
+            )
+        # no submodule: it is frozen, and in no checkpoint
+        self._teacher = [] if teacher is None else [teacher.eval().requires_grad_(False)]
+        self.pairs = pairs_named(self.rule.pairs if pairs is None else pairs)
+        share = self.rule.diagonal if diagonal is None else diagonal
+        self.diagonal = within("diagonal", share, 0, 1)
+        self.prior, self.derivative = within("prior", prior, 0, 1), derivative
+
+    def forward(
+        self,
+        flow: PosteriorMap,
+        average: PosteriorMap,
+        x_1: Tensor,
+        prompts: Sequence[str],
+        generator: Generator,
+        progress: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """Return {"loss", "diagonal", "off"}: mean squares in the units of a velocity.
+
+        Args:
+            flow: trained.
+            average: its running average: the target of rules that have one.
+            x_1: data, (n, *event), at least two rows.
+            prompts: one a row; none for a map that takes none.
+            generator: what noise and times are drawn from.
+            progress: of the run, from 0 to 1.
+
+        Raises:
+            ValueError: a single row.
+        """
+        n, kind = len(x_1), torch.promote_types(x_1.dtype, torch.float32)
+        if n < 2:
+            raise ValueError(f"{n} rows: a step needs one on the diagonal and one off it")
+        k = min(n - 1, max(1, round(self.diagonal * n)))
+        x_0, z = torch.randn((2, *x_1.shape), generator=generator).to(x_1)
+        t, prior, split = torch.rand((3, n), generator=generator)
+        tau = torch.rand(k, generator=generator)
+        start, s = self.pairs(n - k, generator)
+        t, r = torch.where(prior < self.prior, 0.0, t), torch.cat([tau, start])
+        t, r, s, split = (c.to(x_1.device, kind) for c in (t, r, s, split))
+        x, linear = self.path.interpolate(x_0, x_1, t), Linear()
+        u, pair = linear.interpolate(z, x_1, r), linear.slope(z, x_1, r)
+        on, off = slice(k), slice(k, n)
+
+        def bound(posterior: PosteriorMap, rows: slice) -> PosteriorFlow:
+            return PosteriorFlow(posterior.given(prompts[rows]), x[rows], t[rows])
+
+        def exact(rows: slice) -> Velocity | None:
+            if not self._teacher:
+                return None
+            teacher = self._teacher[0].to(x.device).given(prompts[rows])
+            return lambda u, r: glass_velocity(teacher, u, r, x[rows], t[rows])
+
+        def own(u: Tensor, r: Tensor) -> Tensor:
+            with torch.no_grad():
+                return inner.velocity(u, r)
+
+        goal, diagonal, inner = pair[on], exact(on), bound(flow, off)
+        if diagonal is not None:
+            with torch.no_grad():
+                goal = diagonal(u[on], r[on])
+        fit = mean_square(bound(flow, on).velocity(u[on], r[on]) - goal)
+        ahead = Look(
+            flow=inner, target=bound(average, off), own=own, teacher=exact(off), x=u[off],
+            pair=pair[off], s=r[off], t=s, uniform=split[off], progress=progress,
+            how=self.derivative,
+        )  # fmt: skip
+        error = mean_square(self.rule.error(ahead))
+        import os
+
+        w = torch.ones_like(r)
+        if os.environ.get("W"):
+            alpha, beta = self.path(t)
+            c2 = (alpha**2 / (alpha**2 + beta**2)).clamp(min=float(os.environ["W"]) ** 2)
+            w = ((1 - r) ** 2 + r**2 * c2) / c2
+        loss = (w * torch.cat([fit, error])).mean()
+        return {"loss": loss, "diagonal": fit.detach().mean(), "off": error.detach().mean()}
+
+
+class PosteriorMLP(nn.Module):
+    """A network for posterior maps of points: `v(u, r, s, x, t)` by an MLP, (n, dimension).
+
+    It sees u, x, the times r, s - r and t, and their cosines and sines up to `highest` radians.
+
+    Args:
+        dimension: of a point.
+        width: of the hidden layers.
+        depth: how many.
+        frequencies: of each time.
+        highest: of them, in radians.
+    """
+
+    def __init__(
+        self,
+        dimension: int = 2,
+        width: int = 128,
+        depth: int = 3,
+        frequencies: int = 4,
+        highest: float = 8.0,
+    ) -> None:
+        super().__init__()
+        rates = highest / frequencies * torch.arange(1, frequencies + 1)
+        self.register_buffer("rates", rates)
+        self.rates: Tensor
+        layers: list[nn.Module] = []
+        for a, b in pairwise([2 * dimension + 3 + 6 * frequencies, *[width] * depth]):
+            layers += [nn.Linear(a, b), nn.GELU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, dimension))
+
+    def forward(self, u: Tensor, r: Tensor, s: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Return v, (n, dimension), for states (n, dimension) and times (n,)."""
+        times = torch.stack([r, s - r, t], 1)
+        angles = (times[..., None] * self.rates.to(times)).flatten(1)
+        seen = torch.cat([times, angles.cos(), angles.sin()], 1).to(u)
+        return self.layers(torch.cat([u, x, seen], 1))
+
+
+class Preconditioned(nn.Module):
+    """A network for posterior maps that corrects the closed form of N(0, I) data.
+
+    Were the data N(0, I), the posterior would be `N(μ, c² I)`, `μ = β x / (α² + β²)`,
+    `c² = α² / (α² + β²)`, and its map linear. With `sd_r² = (1-r)² + r² c²`:
+
+        v(u, r, s, x, t) = μ + ((r+s) c² - (2-r-s)) / (sd_r (sd_r + sd_s)) (u - r μ)
+                           + c/sd_r F((u - r μ) / sd_r, r, s, x, t)
+
+    so what F sees, and what is left for it, have a unit scale at every t: near t = 1 the posterior
+    is a narrow spike at x, which a bare network would have to learn. Data are meant to have about
+    unit variance. Ours, after Karras et al. 2022, arXiv 2206.00364.
+
+    Args:
+        network: F, of the form of a posterior map's network.
+        path: of the outer flow.
+    """
+
+    def __init__(self, network: nn.Module, path: Path) -> None:
+        super().__init__()
+        self.network, self.path = network, path
+
+    def given(self, prompts: Sequence[str]) -> "Preconditioned":
+        """Return it with prompts bound; itself, where F takes none."""
+        given = getattr(self.network, "given", None)
+        return self if given is None else Preconditioned(given(prompts), self.path)
+
+    def forward(self, u: Tensor, r: Tensor, s: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Return v, (n, *event), for states (n, *event) and times (n,)."""
+        alpha, beta = self.path(t)
+        square = alpha**2 + beta**2
+        c = (alpha / square.sqrt()).clamp(min=1e-4)  # at t = 1, r = 1 the limit is 0/0
+        sd_r, sd_s = (torch.hypot(1 - a, a * c) for a in (r, s))
+        rate = ((r + s) * c**2 - (2 - r - s)) / (sd_r * (sd_r + sd_s))
+        mean = like(beta / square, x) * x
+        gap = u - like(r, x) * mean
+        rest = self.network(gap / like(sd_r, x), r, s, x, t)
+        return mean + like(rate, x) * gap + like(c / sd_r, x) * rest

@@ -1,0 +1,18 @@
+"""Tangents whose size is kept in bounds: how consistency models train in continuous time."""
+
+from torch import Tensor
+
+from steer.path import like
+
+__all__ = ["normalised", "warmed"]
+
+
+def normalised(g: Tensor, c: float = 0.1) -> Tensor:
+    """Return `g / (|g| + c)`, |g| the root mean square of a row (Lu, Song 2024, 2410.11081)."""
+    size = g.flatten(1).square().mean(1).sqrt()
+    return g / like(size + c, g)
+
+
+def warmed(progress: float, warm: float = 0.1) -> float:
+    """Return the factor of the derivative's term, from 0 to 1 over the first `warm` of a run."""
+    return min(1.0, progress / warm) if warm else 1.0
