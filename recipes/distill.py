@@ -105,6 +105,7 @@ def distill(
         for k, v in locals().items()
         if k not in ("out", "device", "precision", "save_every")
     }
+    settings["model"] = model_name(model)
     from steer.adapters.fingerprint import fingerprint
     from steer.adapters.inject import adapt
     from steer.adapters.store import BESIDE, WEIGHTS, save_adapters

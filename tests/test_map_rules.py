@@ -1,4 +1,4 @@
-"""Every rule of `steer.RULES` against a closed form: where its gradient vanishes, and where not."""
+"""Every rule of `steer.RULES` against a closed form: where its gradient vanishes."""
 
 import subprocess
 import sys
@@ -106,7 +106,7 @@ def test_eulerian_rules_take_any_velocity():
 def test_unknown_names_and_options_are_named():
     with pytest.raises(ValueError, match=r"did you mean 'lsd'|lsd"):
         build("lssd")
-    with pytest.raises(ValueError, match="takes no option 'hight'.*high"):
+    with pytest.raises(ValueError, match=r"takes no option 'hight'.*high"):
         build("heun", {"hight": 0.2})
     with pytest.raises(ValueError, match="follows a teacher"):
         MapObjective(build("lmd"))
@@ -219,7 +219,7 @@ def test_guidance_is_fused_into_what_the_pair_says(mlp):
 
 
 def test_a_map_is_learned_in_the_plane():
-    """900 steps of psd-m, from data alone, beat the true denoiser three times (docs/results.md: 5)."""
+    """900 steps of psd-m, from data alone, beat the true denoiser three times."""
     from recipes.data.points import POINTS
     from steer.training.average import follow
     from steer.training.map_metric import lookahead_error

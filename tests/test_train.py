@@ -63,6 +63,26 @@ def test_a_resumed_run_equals_one_that_never_stopped(whole, tmp_path, stage, ste
         assert (tmp_path / file).read_bytes() == (whole / file).read_bytes()
 
 
+@pytest.mark.parametrize("rule", ["lsd", "imf"])
+def test_a_map_by_another_rule_is_taken_up_too(whole, tmp_path, rule):
+    """With a weight that is learned, and derivatives of the network."""
+    options = {"rule": rule, "weight": "learned", "derivative": "jvp"}
+    for folder in ("a", "b"):
+        (tmp_path / folder / "velocity").mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):
+            text = (whole / "velocity" / name).read_bytes()
+            (tmp_path / folder / "velocity" / name).write_bytes(text)
+    _train(tmp_path / "a", **options)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _stop_at(monkeypatch, 3)
+        with pytest.raises(RuntimeError, match="power cut"):
+            _train(tmp_path / "b", **options)
+    _train(tmp_path / "b", **options)
+    files = [tmp_path / folder / "map" / "model.safetensors" for folder in "ab"]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert files[0].read_bytes() != (whole / "map" / "model.safetensors").read_bytes()
+
+
 def test_a_run_leaves_a_model_that_loads_a_log_and_a_sheet(whole):
     flow = load(whole / "map")
     x = torch.randn(2, *flow.event_shape, generator=torch.Generator().manual_seed(0))

@@ -22,6 +22,9 @@ from steer.training.rules.times import Pairs, pairs_named
 
 __all__ = ["PosteriorFlow", "PosteriorMLP", "PosteriorObjective", "Preconditioned"]
 
+LEAST = 0.1
+"""The least posterior deviation c that a row's weight counts with: of t = .91, linear."""
+
 
 class PosteriorFlow(FlowMap):
     """The inner flow of a posterior map at fixed (x, t), from N(0, I) to `p(x_1 | x_t = x)`.
@@ -64,8 +67,10 @@ class PosteriorObjective(nn.Module):
 
     The mean of `x_1 - z` given u and x_t is the inner flow's velocity, so that is the diagonal's
     minimum. With a teacher, b is the teacher's inner velocity instead, `glass_velocity`: the
-    variance of the pair is gone, and x_1 only says where to look. t is uniform, and 0, where the
-    posterior is all of p, for a share of the rows.
+    variance of the pair is gone, and x_1 only says where to look. A row weighs `((1-r)² + r² c²) /
+    c²`, `c² = α² / (α² + β²)`: were the data N(0, I), the inverse variance of `x_1 - z` given u and
+    x_t, which evens out the times. t is uniform, and 0, where the posterior is all of p, for a
+    share of the rows.
 
     Args:
         path: of the outer flow; the teacher's, where there is one.
@@ -116,7 +121,7 @@ class PosteriorObjective(nn.Module):
         generator: Generator,
         progress: float = 0.0,
     ) -> dict[str, Tensor]:
-        """Return {"loss", "diagonal", "off"}: mean squares in the units of a velocity.
+        """Return {"loss", "diagonal", "off"}; the last two are mean squares, not weighted.
 
         Args:
             flow: trained.
@@ -167,14 +172,9 @@ class PosteriorObjective(nn.Module):
             how=self.derivative,
         )  # fmt: skip
         error = mean_square(self.rule.error(ahead))
-        import os
-
-        w = torch.ones_like(r)
-        if os.environ.get("W"):
-            alpha, beta = self.path(t)
-            c2 = (alpha**2 / (alpha**2 + beta**2)).clamp(min=float(os.environ["W"]) ** 2)
-            w = ((1 - r) ** 2 + r**2 * c2) / c2
-        loss = (w * torch.cat([fit, error])).mean()
+        alpha, beta = self.path(t)
+        c2 = (alpha**2 / (alpha**2 + beta**2)).clamp(min=LEAST**2)
+        loss = (torch.cat([fit, error]) * ((1 - r) ** 2 + r**2 * c2) / c2).mean()
         return {"loss": loss, "diagonal": fit.detach().mean(), "off": error.detach().mean()}
 
 

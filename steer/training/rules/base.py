@@ -91,7 +91,7 @@ class Rule(ABC):
     target: ClassVar[str]
     stopped: ClassVar[str]
     source: ClassVar[str]
-    fails: ClassVar[str]
+    fails: str
     cost: ClassVar[int]
     derives: ClassVar[bool] = True
     field: Field = "own"

@@ -23,7 +23,7 @@ class _Eulerian(Rule):
 
 
 class ESD(_Eulerian):
-    """`e = ∂_s X + sg[∇X·b_s(x)]`, b = v(x,s,s): Eulerian self-distillation, theory (50).
+    """`e = ∂_s X + sg[∇X·b_s(x)]`, b = v(x,s,s): Eulerian self-distillation, theory (65).
 
     Rule: Eulerian. Target: zero. Stopped: b and the whole derivative in space. Boffi et al. 2025,
     arXiv 2505.18825.
@@ -45,7 +45,7 @@ class ESD(_Eulerian):
 
 
 class EMD(_Eulerian):
-    """`e = ∂_s X + ∇X·b_s(x)`, b a teacher's: Eulerian map distillation, theory (50).
+    """`e = ∂_s X + ∇X·b_s(x)`, b a teacher's: Eulerian map distillation, theory (65).
 
     Rule: Eulerian. Target: zero. Stopped: nothing. Boffi et al. 2024, arXiv 2406.07507.
     """
@@ -65,7 +65,7 @@ class EMD(_Eulerian):
 
 
 class MeanFlow(_Eulerian):
-    """`e = v - sg[b + (t-s) d]`, b the pair's velocity: MeanFlow, theory (51).
+    """`e = v - sg[b + (t-s) d]`, b the pair's velocity: MeanFlow, theory (66).
 
     Rule: Eulerian. Target: the pair's velocity and the derivative of v along it. Stopped: the
     target. Geng et al. 2025, arXiv 2505.13447.
@@ -89,7 +89,7 @@ class MeanFlow(_Eulerian):
 
 
 class ImprovedMeanFlow(_Eulerian):
-    """`e = v - (t-s) sg[d] - x'`, d along the network's own velocity: improved MeanFlow, (51).
+    """`e = v - (t-s) sg[d] - x'`, d along the network's own velocity: improved MeanFlow, (66).
 
     Rule: Eulerian. Target: the pair's velocity x', or a teacher's. Stopped: the derivative, which
     is along `v(x,s,s)` and so has no noise of the pair's. Geng et al. 2025, arXiv 2512.02012.
@@ -112,7 +112,7 @@ class ImprovedMeanFlow(_Eulerian):
 
 
 class AnyFlow(ImprovedMeanFlow):
-    """Improved MeanFlow with d by central differences, an eighth of the pairs to the end: (51).
+    """Improved MeanFlow with d by central differences, an eighth of the pairs to the end: (66).
 
     Rule: Eulerian. Target: as imf, from the pair or a guided teacher. Stopped: the derivative.
     It works where no layer knows forward derivatives. Half of a batch is on the diagonal and a
@@ -129,7 +129,7 @@ class AnyFlow(ImprovedMeanFlow):
 
 
 class Tangent(_Eulerian):
-    """`e = v - sg[v + g]`, `g = N(b - v + r (t-s) d)`: tangents in bounds, theory (51).
+    """`e = v - sg[v + g]`, `g = N(b - v + r (t-s) d)`: tangents in bounds, theory (66).
 
     Rule: Eulerian. Target: as MeanFlow's. Stopped: all but v. N divides by |g| + .1; r goes from 0
     to 1 over the first tenth of the run. With t = 1 it is the continuous consistency model (Lu,
@@ -145,11 +145,13 @@ class Tangent(_Eulerian):
     target = "v on v + N(b - v + (t-s) d)"
     stopped = "all but v"
     source = "Lu, Song 2024, 2410.11081; Sabour et al. 2025, 2506.14603"
-    fails = "to the end alone: many steps need re-noising, other jumps are not trained"
+    fails: str = "to the end alone: many steps need re-noising, other jumps are not trained"
     cost = 6
 
     def __init__(self, field: Field = "teacher", pairs: str = "ends", warm: float = 0.1) -> None:
         self.field, self.pairs, self.warm = field, pairs, warm
+        if pairs != "to-the-end":
+            self.fails = "slow: tangents of one length, however far the map is"
 
     def error(self, look: Look) -> Tensor:
         """Return `v - sg[v + g]`."""
@@ -164,7 +166,7 @@ class Tangent(_Eulerian):
 class AlphaFlow(MeanFlow):
     """`e = (v - sg[a x' + (1-a) v̄(x + (m-s) x', m, t)]) / sqrt(a)`, `m = s + a (t-s)`.
 
-    Theory (52). Rule: Eulerian in the limit a = 0, where it is MeanFlow; flow matching along the
+    Theory (67). Rule: Eulerian in the limit a = 0, where it is MeanFlow; flow matching along the
     path at a = 1.
     a falls from 1 to 0 by a sigmoid of the run's progress. Target: as said, v̄ the network without
     gradient. Stopped: the target. alpha-Flow 2025, arXiv 2510.20771.

@@ -31,7 +31,7 @@ class _Lagrangian(Rule):
 
 
 class LSD(_Lagrangian):
-    """`e = ∂_t X(s,t,x) - sg[v(X, t, t)]`: Lagrangian self-distillation, theory (49).
+    """`e = ∂_t X(s,t,x) - sg[v(X, t, t)]`: Lagrangian self-distillation, theory (64).
 
     Rule: Lagrangian. Target: the network's own velocity at the end. Stopped: that velocity and the
     point that it is asked at. Boffi, Albergo, Vanden-Eijnden 2025, arXiv 2505.18825.
@@ -52,7 +52,7 @@ class LSD(_Lagrangian):
 
 
 class LMD(LSD):
-    """`e = ∂_t X(s,t,x) - b_t(X(s,t,x))`, b a teacher's: Lagrangian map distillation, theory (49).
+    """`e = ∂_t X(s,t,x) - b_t(X(s,t,x))`, b a teacher's: Lagrangian map distillation, theory (64).
 
     Rule: Lagrangian. Target: the teacher's velocity at the end. Stopped: nothing, the gradient
     passes through the teacher's argument. Boffi et al. 2024, arXiv 2406.07507.
@@ -72,7 +72,7 @@ class LMD(LSD):
 
 
 class TVM(_Lagrangian):
-    """`e = ∂_t X(s,t,x) - sg[v̄(X, t, t)]`, v̄ the running average: theory (49).
+    """`e = ∂_t X(s,t,x) - sg[v̄(X, t, t)]`, v̄ the running average: theory (64).
 
     Rule: Lagrangian. Target: the average's velocity at the end, at gaps that are often long.
     Stopped: that velocity. Terminal velocity matching, 2025, arXiv 2511.19797.
@@ -94,7 +94,7 @@ class TVM(_Lagrangian):
 
 
 class AlignLagrangian(_Lagrangian):
-    """`e = v - sg[v + g]`, `g = N(b(X) - ∂_t X)`: Align Your Flow's Lagrangian form, theory (49).
+    """`e = v - sg[v + g]`, `g = N(b(X) - ∂_t X)`: Align Your Flow's Lagrangian form, theory (64).
 
     Rule: Lagrangian. Target: the teacher's velocity at the end. Stopped: all but v, so that the
     derivative needs no gradient. N divides by |g| + .1, and g's derivative term is warmed up.

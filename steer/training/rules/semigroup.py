@@ -18,7 +18,7 @@ __all__ = ["PSD", "Progressive", "Shortcut", "SplitMeanFlow"]
 
 
 class PSD(Rule):
-    """`e = v(x,s,t) - sg[(1-h) v̄(x,s,u) + h v̄(X̄(s,u,x),u,t)]`: theory (53).
+    """`e = v(x,s,t) - sg[(1-h) v̄(x,s,u) + h v̄(X̄(s,u,x),u,t)]`: theory (68).
 
     Progressive self-distillation. Rule: semigroup. Target: the running average's two jumps.
     Stopped: the target. h is 1/2 ("midpoint") or uniform. Boffi et al. 2025, arXiv 2505.18825.
@@ -56,9 +56,9 @@ def _two(v: Callable[[Tensor, Tensor, Tensor], Tensor], look: Look, u: Tensor) -
 
 
 class Shortcut(PSD):
-    """PSD's midpoint on dyadic gaps, three quarters of a batch flow matching: theory (53).
+    """PSD's midpoint on dyadic gaps, three quarters of a batch flow matching: theory (68).
 
-    Rule: semigroup. Target, stopped: as psd-m. Shortcut models: Frans et al. 2024, arXiv
+    Rule: semigroup. Stopped, and target: as psd-m. Shortcut models: Frans et al. 2024, arXiv
     2410.12557.
     """
 
@@ -72,9 +72,9 @@ class Shortcut(PSD):
 
 
 class SplitMeanFlow(PSD):
-    """PSD at a uniform split, the diagonal from a teacher: theory (53).
+    """PSD at a uniform split, the diagonal from a teacher: theory (68).
 
-    Rule: semigroup. Target, stopped: as psd-u; flow matching follows the guided teacher.
+    Rule: semigroup. Stopped, and target: as psd-u; flow matching follows the guided teacher.
     SplitMeanFlow 2025, arXiv 2507.16884.
     """
 
@@ -87,12 +87,12 @@ class SplitMeanFlow(PSD):
 
 
 class Progressive(PSD):
-    """Two jumps of half the gap, the gap doubling as the run goes on: theory (53).
+    """Two jumps of half the gap, the gap doubling as the run goes on: theory (68).
 
     Rule: semigroup. Target: two jumps of the running average, at the shortest gap two Euler steps
     of the teacher. Stopped: the target. In the k-th part of a run the gaps are those up to the
     k-th of 1/64, 1/32, ... 1. Progressive distillation: Salimans, Ho 2022, arXiv 2202.00512;
-    there each gap has a network of its own, here one network keeps all.
+    there each gap has a network of its own, here one network keeps all. Stopped: the target.
     """
 
     target = "v on the mean of two jumps, gap by gap"

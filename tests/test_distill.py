@@ -1,0 +1,145 @@
+"""A velocity model becomes a map by adapters and a second time: at rest, trained, saved, resumed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+import steer
+from recipes.distill import distill, velocity_of
+from steer.adapters.inject import adapt
+from steer.adapters.store import WEIGHTS, read_metadata
+from steer.models.second_timed import fresh_second_time, with_second_time
+from steer.training.adapting import AdapterTraining
+from tests.tiny_flows import PROMPT, flow, pipe, seen_as
+
+QUICK = {"steps": 4, "batch_size": 4, "rank": 4, "data": "emoji", "save_every": 2}
+PROMPTS = ["fox", "red apple"]
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return steer.load("emoji")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("distilled") / "map"
+    return distill("emoji", "psd-m", out=out, learning_rate=1e-2, **QUICK)
+
+
+def points(one, n=2):
+    return torch.randn(n, *one.event_shape, generator=torch.Generator().manual_seed(3))
+
+
+def euler(base, x, s, t):
+    return x + (t - s) * base.velocity(x, s)
+
+
+def test_before_training_the_map_is_the_model_bit_for_bit(emoji):
+    timed = with_second_time(emoji, fresh_second_time(emoji))
+    tuned = adapt(timed, 4)
+    base, one, x = emoji.given(PROMPTS), tuned.given(PROMPTS), points(emoji)
+    for t in (0.0, 0.4, 0.9):
+        assert torch.equal(one.velocity(x, t), base.velocity(x, t))
+        assert torch.equal(one.jump(x, t, t), x)
+        assert torch.equal(one.jump(x, t, 1.0), euler(base, x, t, 1.0))
+    assert (one.kind, timed.kind) == ("two-time", "two-time")
+
+
+@pytest.mark.parametrize("name", ["sd15_flow", "sd3", "flux"])
+def test_a_pipeline_too(name):
+    base = velocity_of(flow(name))
+    tuned = adapt(with_second_time(base, fresh_second_time(base)), 4)
+    plain, one, x = base.given([PROMPT]), tuned.given([PROMPT]), points(base)
+    assert torch.equal(one.velocity(x, 0.3), plain.velocity(x, 0.3))
+    assert torch.equal(one.jump(x, 0.3, 0.8), plain.jump(x, 0.3, 0.8))
+    assert one.evaluations == 1
+
+
+def test_a_run_leaves_adapters_with_the_second_time_inside(made, emoji):
+    notes = read_metadata(made)
+    assert notes["second_time"]["module"] == "start"
+    assert (notes["rule"], notes["base"]) == ("psd-m", "emoji")
+    found = steer.load("emoji", lora=made)
+    x, base = points(emoji), emoji.given(PROMPTS)
+    there = found.given(PROMPTS).jump(x, 0.0, 1.0)
+    assert (there - euler(base, x, 0.0, 1.0)).abs().max() > 1e-4
+    none = steer.load("emoji", lora=made, lora_scale=0.0).given(PROMPTS)
+    assert torch.equal(none.velocity(x, 0.3), base.velocity(x, 0.3))
+    assert torch.equal(none.jump(x, 0.2, 0.9), euler(base, x, 0.2, 0.9))
+
+
+def test_a_fresh_process_reads_the_same_map(made, emoji):
+    code = (
+        "import steer, torch, sys\n"
+        "x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))\n"
+        f"flow = steer.load('emoji', lora={str(made)!r}).given({PROMPTS!r})\n"
+        "with torch.no_grad(): print(flow.jump(x, 0.0, 1.0).double().sum().item())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    with torch.no_grad():
+        here = steer.load("emoji", lora=made).given(PROMPTS).jump(points(emoji), 0.0, 1.0)
+    assert float(done.stdout) == pytest.approx(here.double().sum().item(), rel=1e-5)
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(made, tmp_path, monkeypatch):
+    whole = AdapterTraining.training_step
+
+    def cut(self, batch, index):
+        if self.global_step == 3:
+            raise RuntimeError("power cut")
+        return whole(self, batch, index)
+
+    settings = {"learning_rate": 1e-2, **QUICK}
+    with monkeypatch.context() as patched:
+        patched.setattr(AdapterTraining, "training_step", cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            distill("emoji", "psd-m", out=tmp_path / "map", **settings)
+    with pytest.raises(ValueError, match="begun with other settings"):
+        distill("emoji", "psd-m", out=tmp_path / "map", seed=1, **settings)
+    distill("emoji", "psd-m", out=tmp_path / "map", **settings)
+    here, there = (safetensors.torch.load_file(f / WEIGHTS) for f in (tmp_path / "map", made))
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[name], there[name]) for name in here)
+
+
+def test_a_pipeline_learns_from_its_own_samples_and_from_a_folder(tmp_path):
+    one = seen_as(pipe("sd15_flow"), "sd15_flow")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for k in range(3):
+        Image.new("RGB", (40, 30), (80 * k, 10, 200)).save(folder / f"{k}.png")
+    rows = [{"file_name": f"{k}.png", "text": f"a plain {k}"} for k in range(3)]
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    quick = {**QUICK, "steps": 2}
+    for data in ("samples", str(folder)):
+        out = tmp_path / data.replace("/", "_")
+        options = {**quick, "data": data, "own_steps": 2, "prompts": ["a fox"]}
+        distill(one, "lsd", out=out, guidance=2.0, **options)
+        found = steer.load(one, lora=out)
+        assert found.kind == "two-time"
+        assert found.given(["a fox"]).jump(points(found), 0.0, 1.0).isfinite().all()
+        assert (out / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_what_cannot_be_distilled_is_said(tmp_path):
+    with pytest.raises(ValueError, match="unknown rule 'lsdd'|'lsdd'"):
+        distill("emoji", "lsdd", out=tmp_path / "a", **QUICK)
+    with pytest.raises(ValueError, match="is not known"):
+        fresh_second_time(steer.GaussianMixture([[0.0, 0.0]], 1.0))
+    with pytest.raises(ValueError, match="has no module 'strat'"):
+        distill("emoji", "lsd", out=tmp_path / "b", module="strat", **QUICK)
+    with pytest.raises(FileNotFoundError, match="no folder of pictures"):
+        distill("emoji", "psd-m", out=tmp_path / "c", **{**QUICK, "data": "nowhere"})
+
+
+def test_a_file_for_another_model_is_refused(made):
+    with pytest.raises(ValueError, match="were made for 'emoji'"):
+        steer.load("emoji-diffusers", lora=made)
