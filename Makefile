@@ -48,6 +48,7 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.map_cost
 
 clean:
 	rm -rf .venv .venv-oldest build dist *.egg-info

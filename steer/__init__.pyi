@@ -137,6 +137,9 @@ from .path import (
 from .path import (
     VariancePreserving as VariancePreserving,
 )
+from .posterior import Glass as Glass
+from .posterior import PosteriorMap as PosteriorMap
+from .posterior import WeightedRenoise as WeightedRenoise
 from .reward import (
     LinearReward as LinearReward,
 )

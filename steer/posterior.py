@@ -249,8 +249,7 @@ class WeightedRenoise:
     to x', theory (33), whose error no pool mends. *Degenerate* in high dimension: Gaussian data of
     a deviation far from α/β keep at most .87^d of the pool at f = 3. Far below α/β, w has a finite
     variance for f > 2 only, and the share is `(sqrt(f (f-2)) / (f-1))^d`. A warning says how many
-    rows rest on fewer than two looks. Weighted diamond maps (2026, arXiv 2602.05993), there with
-    the trapezoid rule from x to x'.
+    rows rest on fewer than two looks. Weighted diamond maps (2026, arXiv 2602.05993; trapezoids).
 
     Args:
         flow: its path, its map, and its density or score, prompts bound.

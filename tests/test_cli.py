@@ -463,7 +463,7 @@ def test_examples_of_the_help_are_read(here, name, line):
     call = parse(command, words)
     assert call.settings is not None
     assert call.command.split()[0] == command
-    assert name in (call.command, "models", "methods", "objectives")
+    assert name in (call.command, "models", "methods", "objectives", "rules")
 
 
 @pytest.mark.parametrize("command", [name for name, c in COMMANDS.items() if c.options])

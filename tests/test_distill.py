@@ -1,4 +1,4 @@
-"""A velocity model becomes a map by adapters and a second time: at rest, trained, saved, resumed."""
+"""A velocity model becomes a map by adapters and a second time."""
 
 import json
 import subprocess
@@ -130,7 +130,7 @@ def test_a_pipeline_learns_from_its_own_samples_and_from_a_folder(tmp_path):
 
 
 def test_what_cannot_be_distilled_is_said(tmp_path):
-    with pytest.raises(ValueError, match="unknown rule 'lsdd'|'lsdd'"):
+    with pytest.raises(ValueError, match="lsdd"):
         distill("emoji", "lsdd", out=tmp_path / "a", **QUICK)
     with pytest.raises(ValueError, match="is not known"):
         fresh_second_time(steer.GaussianMixture([[0.0, 0.0]], 1.0))

@@ -20,7 +20,7 @@ ARROWS = {
     "sampling": {"guidance"},
     "models": {"adapters", "backends"},
     "objectives": {"guidance", "sampling"},
-    "training": {"guidance", "sampling", "objectives"},
+    "training": {"guidance", "sampling", "objectives", "adapters"},
     "tuning": {"guidance", "sampling", "objectives", "training", "adapters"},
 }
 """Room -> the rooms that it may import, beside the ground."""

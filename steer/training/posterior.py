@@ -67,10 +67,10 @@ class PosteriorObjective(nn.Module):
 
     The mean of `x_1 - z` given u and x_t is the inner flow's velocity, so that is the diagonal's
     minimum. With a teacher, b is the teacher's inner velocity instead, `glass_velocity`: the
-    variance of the pair is gone, and x_1 only says where to look. A row weighs `((1-r)² + r² c²) /
-    c²`, `c² = α² / (α² + β²)`: were the data N(0, I), the inverse variance of `x_1 - z` given u and
-    x_t, which evens out the times. t is uniform, and 0, where the posterior is all of p, for a
-    share of the rows.
+    variance of the pair is gone, and x_1 only says where to look. A row weighs
+    `((1-r)² + r² c²) / c²`, `c² = α² / (α² + β²)`: were the data N(0, I), the inverse variance of
+    `x_1 - z` given u and x_t, so that no time drowns in the noise of another. t is uniform, and 0,
+    where the posterior is all of p, for a share of the rows.
 
     Args:
         path: of the outer flow; the teacher's, where there is one.
