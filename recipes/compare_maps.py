@@ -228,6 +228,7 @@ def _spread(values: Sequence[float]) -> str:
 def _plot(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     """Plot the distance by steps and the lookahead's error by time, a line a rule."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     from steer.training.rules.table import TABLE
 
@@ -251,6 +252,7 @@ def _plot(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     right.plot(TIMES, denoiser, color="k", ls="--", label="true denoiser")
     left.set(xlabel="jumps", ylabel="sliced W2 to the data", xscale="log", yscale="log")
     left.set_xticks(STEPS, [str(n) for n in STEPS])
+    left.xaxis.set_minor_locator(NullLocator())
     right.set(xlabel="time t of the lookahead", ylabel="error of X(t,1,x)", yscale="log")
     right.legend()
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
