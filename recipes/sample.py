@@ -266,9 +266,9 @@ def _mixed(
     if prompts is None:
         raise ValueError("cfg leads towards a prompt, and there is none: give one, or no cfg")
     inner = flow.flow if isinstance(flow, steer.Adapted) else flow
-    if not inner.component:
+    if not (inner.component or getattr(inner, "takes_guidance", False)):
         return steer.ClassifierFree(flow, cfg, negative or "")
-    guided = inner.guided(cfg, negative)  # type: ignore[operator]  # a pipeline's own
+    guided = inner.guided(cfg, negative)  # type: ignore[operator]  # a pipeline's own, or an input
     return flow.around(guided) if isinstance(flow, steer.Adapted) else guided
 
 

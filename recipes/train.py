@@ -37,7 +37,7 @@ def train(
     diagonal: float | None = None,
     distance: Literal["square", "huber"] = "square",
     derivative: Literal["auto", "jvp", "difference"] = "auto",
-    guidance: float = 3.0,
+    guidance: float | list[float] = 3.0,
     empty: float = 0.12,
     recoloured: float = 0.3,
     shift: int = 2,
@@ -81,7 +81,9 @@ def train(
         diagonal: share of a batch that is at s = t. Default: the rule's own.
         derivative: of the network along the flow: jvp, exact; difference, central; auto: the
             first where the network can do it.
-        guidance: scale of classifier-free guidance that the map has built in; 1 for none.
+        guidance: scale of classifier-free guidance that the map has built in; 1 for none. Two
+            numbers, '[1, 6]': the map takes the scale as an input, within them
+            (`flow.guided(3.0)`, `steer sample --cfg 3`).
         empty: share of empty prompts.
         recoloured: share of pictures that are turned to another colour, which their caption names.
         shift: largest random shift of a picture, in pixels.
@@ -139,11 +141,16 @@ def _stage(stage: str, out: Path, settings: dict[str, Any], precision: str) -> N
                 )
     else:
         flow = load(out / "velocity").train().requires_grad_(True)
+        scales = settings["guidance"] if isinstance(settings["guidance"], list) else None
+        if scales is not None:
+            told = TwoTimeUNet(**{**flow.network.config, "guidance": scales})
+            told.load_state_dict(flow.network.state_dict(), strict=False)
+            flow = NetworkFlow(told)
         taught = build(settings["rule"], settings["options"])
         rule = MapObjective(
             taught,
             load(out / "velocity") if settings["teacher"] or taught.field == "teacher" else None,
-            settings["guidance"],
+            settings["guidance"] if scales is None else (scales[0], scales[1]),
             pairs=settings["pairs"],
             weight=settings["weight"],
             diagonal=settings["diagonal"],
@@ -154,7 +161,8 @@ def _stage(stage: str, out: Path, settings: dict[str, Any], precision: str) -> N
         flow.network.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
     module = module_of(stage, flow, rule, batches, settings)
     every = settings["sheet_every"]
-    sheet = sheet_of(folder / "sheets", settings["guidance"] if stage == "velocity" else None)
+    scale = settings["guidance"] if isinstance(settings["guidance"], float | int) else 3.0
+    sheet = sheet_of(folder / "sheets", scale if stage == "velocity" else None)
     fit(module, folder, settings["save_every"], precision, every, sheet, settings["devices"])
     if module.global_step >= module.steps and is_first():
         if every:

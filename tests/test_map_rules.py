@@ -9,10 +9,12 @@ import torch
 
 import steer
 from steer.flow import FlowMap
+from steer.models.loading import save
+from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.models.two_time_mlp import TwoTimeMLP
 from steer.objectives.regression import mean_square
 from steer.path import Linear, as_time, like
-from steer.training.rules import MapObjective, build
+from steer.training.rules import MapObjective, build, guided_velocity
 from steer.training.rules.along import along, differentiable_forward
 from steer.training.rules.base import Look
 from steer.training.rules.eulerian import AlphaFlow
@@ -212,7 +214,8 @@ def test_guidance_is_fused_into_what_the_pair_says(mlp):
     """`w x' + (1-w) v(x,t,t | "")` where there is a prompt, x' where there is none."""
     objective = MapObjective(build("imf"), guidance=3.0)
     x, slope, t = torch.randn(2, 2), torch.randn(2, 2), torch.tensor([0.3, 0.6])
-    pair = objective._pair(mlp, x, slope, t, ["fox", ""])
+    scale = torch.full((2,), 3.0)
+    pair = objective._pair(mlp, x, slope, t, ["fox", ""], scale)
     free = mlp.velocity(x, t)
     torch.testing.assert_close(pair[0], 3 * slope[0] - 2 * free[0])
     assert torch.equal(pair[1], slope[1])
@@ -247,10 +250,12 @@ def test_a_map_is_learned_in_the_plane():
 
 SCRIPT = """
     import lightning as L, torch
-    from steer.models.two_time_mlp import TwoTimeMLP
+    from steer.models.loading import save
+from steer.models.two_time import NetworkFlow, TwoTimeUNet
+from steer.models.two_time_mlp import TwoTimeMLP
     from steer.training.data import step_loader
     from steer.training.module import FlowTraining
-    from steer.training.rules import MapObjective, build
+    from steer.training.rules import MapObjective, build, guided_velocity
 
     class Watch(L.Callback):
         def on_before_optimizer_step(self, trainer, module, optimizer):
@@ -281,3 +286,59 @@ def test_gradients_through_jvp_are_synchronised_under_two_processes(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("synchronised") == 4
+
+
+@pytest.fixture
+def scaled():
+    """A network that takes the scale of guidance, and one without, of the same other weights."""
+    torch.manual_seed(0)
+    plain = TwoTimeUNet(["apple", "fox"], (8, 8), (1, 1), size=8, width=16, groups=4)
+    for p in plain.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    told = TwoTimeUNet(**{**plain.config, "guidance": [1.0, 5.0]})
+    told.load_state_dict(plain.state_dict(), strict=False)
+    return NetworkFlow(told), NetworkFlow(plain)
+
+
+def test_the_scale_of_guidance_is_an_input_that_is_inert_at_first(scaled):
+    flow, plain = (f.given(["fox", ""]) for f in scaled)
+    x = torch.randn(2, 3, 8, 8)
+    for scale in (1.0, 5.0, torch.tensor([1.0, 4.0])):
+        assert torch.equal(flow.guided(scale).jump(x, 0.2, 0.9), plain.jump(x, 0.2, 0.9))
+    with pytest.raises(ValueError, match="knows scales from 1 to 5, got 7"):
+        flow.guided(7.0)
+    with pytest.raises(ValueError, match="takes no scale of guidance"):
+        plain.guided(2.0)
+    with pytest.raises(ValueError, match="two scales above 0, the smaller first"):
+        TwoTimeUNet(**{**plain.network.config, "guidance": [5.0, 1.0]})
+
+
+@pytest.mark.parametrize("name", ["imf", "heun"])
+def test_a_map_learns_its_scale_of_guidance(scaled, name):
+    flow, plain = scaled
+    teacher = plain if name == "heun" else None
+    objective = MapObjective(build(name), teacher, (1.0, 5.0))
+    x_1, prompts = torch.rand(6, 3, 8, 8), ["fox", "apple", "", "fox", "apple", "fox"]
+    terms = objective(flow, flow, x_1, prompts, torch.Generator().manual_seed(0))
+    terms["loss"].backward()
+    assert flow.network.scale.mlp[-1].weight.grad.abs().sum() > 0
+
+
+def test_guidance_may_differ_by_row(scaled):
+    plain, prompts = scaled[1], ["fox", "apple"]
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([0.3, 0.6])
+    both = guided_velocity(plain, prompts, torch.tensor([2.0, 4.0]))(x, t)
+    for row, scale in enumerate((2.0, 4.0)):
+        alone = guided_velocity(plain, prompts, scale)(x, t)
+        torch.testing.assert_close(both[row], alone[row])
+
+
+def test_a_map_with_a_scale_is_saved_and_loaded(scaled, tmp_path):
+    flow, _ = scaled
+    torch.nn.init.normal_(flow.network.scale.mlp[-1].weight)
+    save(flow, tmp_path / "map")
+    found = steer.load(tmp_path / "map").given(["fox"])
+    x = torch.randn(1, 3, 8, 8)
+    weak, strong = (found.guided(s).jump(x, 0.0, 1.0) for s in (1.0, 5.0))
+    assert not torch.equal(weak, strong)
+    assert torch.equal(strong, flow.given(["fox"]).guided(5.0).jump(x, 0.0, 1.0))

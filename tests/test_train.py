@@ -83,6 +83,25 @@ def test_a_map_by_another_rule_is_taken_up_too(whole, tmp_path, rule):
     assert files[0].read_bytes() != (whole / "map" / "model.safetensors").read_bytes()
 
 
+def test_the_scale_of_guidance_can_be_an_input(whole, tmp_path):
+    (tmp_path / "velocity").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "velocity" / name).write_bytes((whole / "velocity" / name).read_bytes())
+    from recipes.cli import main
+
+    words = ["--stages=[map]", "--guidance=[1, 4]", "--map-steps=3", "--rule=psd-m"]
+    tiny = ["--channels=[8, 8, 8]", "--blocks=[1, 1, 1]", "--width=16", "--batch-size=4"]
+    rest = ["--sheet-every=0", "--precision=32-true", f"--out={tmp_path}"]
+    assert main(["train", *words, *tiny, *rest]) == 0
+    flow = load(tmp_path / "map").given(["fox"])
+    assert flow.takes_guidance
+    assert flow.guided(4.0).jump(torch.randn(1, *flow.event_shape), 0.0, 1.0).isfinite().all()
+    out = tmp_path / "drawn"
+    drawn = ["sample", f"--model={tmp_path / 'map'}", "--prompt=fox", "--method=none", "--steps=1"]
+    assert main([*drawn, "--reward=brightness", "--cfg=2", "--particles=1", f"--out={out}"]) == 0
+    assert main([*drawn, "--reward=brightness", "--cfg=9", "--particles=1", f"--out={out}2"]) == 2
+
+
 def test_a_run_leaves_a_model_that_loads_a_log_and_a_sheet(whole):
     flow = load(whole / "map")
     x = torch.randn(2, *flow.event_shape, generator=torch.Generator().manual_seed(0))

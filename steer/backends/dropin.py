@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from steer.backends.checks import dtype_of
 from steer.backends.conditions import Condition, Rows
-from steer.backends.flow_matching import RectifiedUNet
 from steer.backends.loading import needs_diffusers
 from steer.backends.noise_prediction import StableDiffusion
 from steer.backends.pipeline import PipelineFlow
@@ -183,11 +182,9 @@ class RewardGuidance(PipelineCallback):
         flow, x = self._view(calls, len(latents))
         grid = flow.grid()
         s, t = 0.0 if step == 0 else grid[step], grid[step + 1]
+        flow.hear(grid)
         if isinstance(flow, StableDiffusion):
-            flow.first_step = float(flow._steps_of(torch.tensor(grid[0], dtype=torch.float64)))
             x = x * (s**2 + (1 - s) ** 2) ** 0.5
-        if isinstance(flow, RectifiedUNet):
-            flow.hear(self.pipe.scheduler)
         factor = _latents_of(flow, step + 1, t)
         y = latents.float() / factor
         if y.shape != x.shape:

@@ -5,7 +5,7 @@ Their own samplers take Euler steps on a shifted grid of noise levels; so do our
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,24 +59,18 @@ class RectifiedUNet(PipelineFlow):
     told: tuple[Tensor, Tensor] | None = None
     """Times of the pipeline's own grid, and the training steps that it tells the UNet at them."""
 
-    def along(self, times: Sequence[float]) -> Self:
-        """Return this flow as the pipeline samples on this grid.
+    def hear(self, grid: Sequence[float]) -> None:
+        """Tell the UNet what the pipeline tells it on this grid; its scheduler may be set to it.
 
         On other grids the UNet is told the times themselves, from t = 0 on.
         """
-        grid = self.source.grid_like(times)
-        if grid is None:
-            return self
-        scheduler = copy.deepcopy(self.source.pipe.scheduler)
-        scheduler.set_timesteps(len(grid) - 1)
-        view = self._view()
-        view.hear(scheduler)
-        return view
-
-    def hear(self, scheduler: Any) -> None:
-        """Tell the UNet what the pipeline does on the grid that its scheduler is set to."""
-        times = 1 - scheduler.sigmas[:-1].double()
-        self.first, self.told = float(times[0]), (times, scheduler.timesteps.double())
+        scheduler, given = self.source.pipe.scheduler, torch.tensor(grid, dtype=torch.float64)
+        now = 1 - scheduler.sigmas.double()
+        if now.shape != given.shape or not torch.allclose(now, given, rtol=0, atol=1e-6):
+            scheduler = copy.deepcopy(scheduler)
+            scheduler.set_timesteps(len(grid) - 1)
+            now = 1 - scheduler.sigmas.double()
+        self.first, self.told = float(now[0]), (now[:-1], scheduler.timesteps.double())
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Return `b_t(x)`, (n, *event)."""

@@ -8,7 +8,7 @@ samplers give the denoiser pure noise for y, and so do we: `y = x / c_t`, `c_t²
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,18 +90,13 @@ class StableDiffusion(PipelineFlow):
         steps = scheduler.timesteps.long().cpu().unique().flip(0)
         return [float(t) for t in self._times_of_steps[steps]] + [1.0]
 
-    def along(self, times: Sequence[float]) -> Self:
-        """Return this flow as the pipeline samples on this grid.
+    def hear(self, grid: Sequence[float]) -> None:
+        """Show the denoiser pure noise as the state of the grid's first step.
 
-        A scheduler that spaces its steps from the data ("leading") gives the denoiser pure noise
-        as the state of its first step, not of the last training step.
+        A scheduler that spaces its steps from the data ("leading") begins there, not at the last
+        training step.
         """
-        grid = self.source.grid_like(times)
-        if grid is None:
-            return self
-        view = self._view()
-        view.first_step = float(self._steps_of(as_time(grid[0])))
-        return view
+        self.first_step = float(self._steps_of(torch.tensor(grid[0], dtype=torch.float64)))
 
     def _steps_of(self, t: Tensor) -> Tensor:
         """Return the training step, not a whole one, of times."""

@@ -52,6 +52,13 @@ def check_network(config: Mapping[str, Any]) -> None:
             f"size must be a multiple of {halved} for {len(channels)} levels, which halve it, got "
             f"{config['size']}"
         )
+    guidance = config.get("guidance")
+    if guidance is not None and not (
+        len(guidance) == 2 and all(map(_frequency, guidance)) and guidance[0] < guidance[1]
+    ):
+        raise ValueError(
+            f"guidance must be two scales above 0, the smaller first, got {_short(guidance)}"
+        )
     highest = config["highest"]
     if len(highest) != 2 or not all(map(_frequency, highest)):
         raise ValueError(

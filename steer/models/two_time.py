@@ -102,6 +102,8 @@ class TwoTimeUNet(nn.Module):
         width: size of the condition vector.
         groups: groups of the normalisations.
         highest: highest frequency of the embeddings of s and of t - s, in radians.
+        guidance: smallest and largest scale of classifier-free guidance that it takes as an
+            input; None: it takes none.
 
     Raises:
         ValueError: a number that is none or out of bounds, or numbers that do not go together.
@@ -117,6 +119,7 @@ class TwoTimeUNet(nn.Module):
         width: int = 192,
         groups: int = 8,
         highest: Sequence[float] = (30.0, 12.0),
+        guidance: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -128,10 +131,16 @@ class TwoTimeUNet(nn.Module):
             "groups": groups,
             "highest": list(highest),
         }
+        if guidance is not None:
+            self.config["guidance"] = list(guidance)
         check_network(self.config)
         self.size = size
         self.text = BagOfWords(vocabulary, width)
         self.start, self.gap = _Waves(highest[0], width), _Waves(highest[1], width)
+        self.scale: _Waves | None = None
+        if guidance is not None:
+            self.scale = _Waves(6.0, width)
+            _zero(self.scale.mlp[-1])  # inert at first: the scale is learned later than the rest
         last, levels = len(channels) - 1, range(len(channels))
 
         def block(c: int, level: int) -> nn.ModuleList:
@@ -162,9 +171,18 @@ class TwoTimeUNet(nn.Module):
         self.head = nn.Conv2d(c, 3, 3, padding=1)
         _zero(self.head)
 
-    def forward(self, x: Tensor, s: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """Return v, (n, 3, h, w), for pictures x (n, 3, h, w), times (n,), text (n, width)."""
-        c = F.silu(self.start(s) + self.gap(t - s) + text)
+    def forward(
+        self, x: Tensor, s: Tensor, t: Tensor, text: Tensor, scale: Tensor | None = None
+    ) -> Tensor:
+        """Return v, (n, 3, h, w), for pictures x (n, 3, h, w), times (n,), text (n, width).
+
+        With `guidance`, `scale` (n,) is the scale of classifier-free guidance.
+        """
+        told = self.start(s) + self.gap(t - s) + text
+        if self.scale is not None and scale is not None:
+            low, high = self.config["guidance"]
+            told = told + self.scale((scale - low) / (high - low))
+        c = F.silu(told)
         x = self.stem(x)
         skips = []
         for level, blocks in enumerate(self.down):
@@ -201,6 +219,8 @@ class NetworkFlow(FlowMap):
         self.event_shape = (3, network.size, network.size)
         self.prompts: list[str] = [""]
         self._encoded = Encoded(torch.zeros(1, 1, dtype=torch.long))
+        bounds = network.config.get("guidance")
+        self._scale: float | Tensor = 0.0 if bounds is None else sum(bounds) / 2
 
     @property
     def denoiser(self) -> nn.Module:
@@ -212,7 +232,41 @@ class NetworkFlow(FlowMap):
         n, weight = len(x), self.network.stem.weight
         s, t = (as_time(u).to(x.device, torch.float32).expand(n) for u in (s, t))
         text = per_row(self._encoded(self.network.text, x.device), n, "prompts")
-        return self.network(x.to(weight.dtype), s, t, text).to(x.dtype)
+        if self.network.scale is None:
+            return self.network(x.to(weight.dtype), s, t, text).to(x.dtype)
+        scale = torch.as_tensor(self._scale, dtype=torch.float32, device=x.device).expand(n)
+        return self.network(x.to(weight.dtype), s, t, text, scale).to(x.dtype)
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether the scale of guidance is an input of the network, see `guided`."""
+        return self.network.scale is not None
+
+    def guided(self, scale: float | Tensor, negative: str | None = None) -> "NetworkFlow":
+        """Return the same flow at another scale of guidance, where its network takes one.
+
+        One call a jump at any scale, and the jumps compose.
+
+        Args:
+            scale: within the network's own range, a number or one a row (n,).
+            negative: must be None: the map leads away from the empty prompt.
+
+        Raises:
+            ValueError: the network takes no scale, the scale is out of its range, or a negative
+                prompt.
+        """
+        bounds = self.network.config.get("guidance")
+        if bounds is None:
+            raise ValueError("this map takes no scale of guidance: steer.ClassifierFree mixes one")
+        if negative:
+            raise ValueError("this map leads away from the empty prompt: leave the negative out")
+        low, high = bounds
+        if not isinstance(scale, Tensor) and not low <= scale <= high:
+            raise ValueError(f"the map knows scales from {low:g} to {high:g}, got {scale:g}")
+        view = copy.copy(self)
+        view._modules = dict(self._modules)
+        view._scale = scale
+        return view
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Return `b_t(x) = v(x, t, t)`."""

@@ -7,22 +7,28 @@ from torch import Tensor
 
 from steer.flow import FlowMap
 from steer.objectives.regression import Velocity, velocity_loss
+from steer.path import like
 from steer.training.rules.times import draw_time
 
 __all__ = ["FlowMatching", "guided_velocity"]
 
 
-def guided_velocity(flow: FlowMap, prompts: Sequence[str], scale: float) -> Velocity:
+def guided_velocity(flow: FlowMap, prompts: Sequence[str], scale: float | Tensor) -> Velocity:
     """Return `(x, t) -> u + scale (c - u)`, classifier-free guidance (Ho & Salimans, 2207.12598).
 
     c is the velocity given the prompts, one a row, and u given the empty prompt: where the prompt
     is empty, the guided velocity is the plain one. See theory (12).
+
+    Args:
+        flow: takes prompts.
+        prompts: one a row.
+        scale: a number, or one a row (n,).
     """
     bound = flow.given([*prompts, *[""] * len(prompts)])
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         c, u = bound.velocity(torch.cat([x, x]), torch.cat([t, t])).chunk(2)
-        return u + scale * (c - u)
+        return u + (like(scale, c) if isinstance(scale, Tensor) else scale) * (c - u)
 
     return velocity
 

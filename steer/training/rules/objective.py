@@ -1,6 +1,7 @@
 """What a step of map training descends: flow matching on the diagonal, a rule off it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -30,7 +31,8 @@ class MapObjective(nn.Module):
         rule: see `steer.training.rules.table.build`.
         teacher: the velocity, whose parameters ask for no gradient; needed by rules that follow
             it.
-        guidance: scale w of classifier-free guidance that the map learns; 1 for none.
+        guidance: scale w of classifier-free guidance that the map learns; 1 for none. Two numbers:
+            w is drawn between them for each row, and is an input of the map (`flow.guided`).
         pairs: the law of (s, t), by name or as a function. Default: the rule's own.
         weight: "uniform", "adaptive" or "learned". Default: the rule's own.
         distance: "square", or "huber" for rules whose targets all come from a teacher.
@@ -46,7 +48,7 @@ class MapObjective(nn.Module):
         self,
         rule: Rule,
         teacher: FlowMap | None = None,
-        guidance: float = 1.0,
+        guidance: float | tuple[float, float] = 1.0,
         *,
         pairs: str | Pairs | None = None,
         weight: str | None = None,
@@ -103,18 +105,21 @@ class MapObjective(nn.Module):
         tau = draw_time(k, generator)
         s, t = self.pairs(n - k, generator)
         uniform = torch.rand(n - k, generator=generator)
+        scale = self._scales(n, generator, x_1)
         start = torch.cat([tau, s]).to(x_1.device)
         tau, s, t, uniform = (u.to(x_1.device) for u in (tau, s, t, uniform))
         x = flow.path.interpolate(x_0, x_1, start)
-        pair = self._pair(average, x, flow.path.slope(x_0, x_1, start), start, prompts)
+        slope = flow.path.slope(x_0, x_1, start)
+        pair = self._pair(self._at(average, scale), x, slope, start, prompts, scale)
         goal = pair[:k]
         if self._teacher:
             with torch.no_grad():
-                goal = self._teacher_on(x, prompts[:k])(x[:k], tau)
-        loss = self.distance(flow.given(prompts[:k]).velocity(x[:k], tau) - goal)
-        bound, follows = flow.given(prompts[k:]), None
+                goal = self._teacher_on(x, prompts[:k], scale[:k])(x[:k], tau)
+        on = self._at(flow.given(prompts[:k]), scale[:k])
+        loss = self.distance(on.velocity(x[:k], tau) - goal)
+        bound, follows = self._at(flow.given(prompts[k:]), scale[k:]), None
         if self._teacher:
-            follows = self._teacher_on(x, prompts[k:])
+            follows = self._teacher_on(x, prompts[k:], scale[k:])
         if self.derivative == "auto":
             self.derivative = differentiable_forward(bound, x[k:], s, t)
 
@@ -122,7 +127,7 @@ class MapObjective(nn.Module):
             with torch.no_grad():
                 return bound.velocity(x, t)
 
-        target = average.given(prompts[k:])
+        target = self._at(average.given(prompts[k:]), scale[k:])
         look = Look(
             bound, target, own, follows, x[k:], pair[k:], s, t, uniform, progress, self.derivative
         )
@@ -131,22 +136,39 @@ class MapObjective(nn.Module):
         whole = self.weight(torch.cat([loss, off]), torch.cat([tau, s]), torch.cat([tau, t]))
         return {"loss": whole, "diagonal": diagonal.detach(), "off": off.detach().mean()}
 
-    def _teacher_on(self, x: Tensor, prompts: Sequence[str]) -> Velocity:
+    def _scales(self, n: int, generator: Generator, x: Tensor) -> Tensor:
+        """Return a scale of guidance for each row, (n,)."""
+        if not isinstance(self.guidance, tuple):
+            return torch.full((n,), self.guidance, device=x.device)
+        low, high = self.guidance
+        return (low + (high - low) * torch.rand(n, generator=generator)).to(x.device)
+
+    def _at(self, flow: FlowMap, scale: Tensor) -> FlowMap:
+        """Return the map at a scale a row, where it is an input."""
+        guided: Any = getattr(flow, "guided", None)
+        return guided(scale) if isinstance(self.guidance, tuple) else flow
+
+    def _teacher_on(self, x: Tensor, prompts: Sequence[str], scale: Tensor) -> Velocity:
         teacher = self._teacher[0]
         if device_of(teacher) != x.device:
             teacher.to(x.device)
         if self.guidance == 1:
             return teacher.given(prompts).velocity
-        return guided_velocity(teacher, prompts, self.guidance)
+        return guided_velocity(teacher, prompts, scale)
 
     @torch.no_grad()
     def _pair(
-        self, average: FlowMap, x: Tensor, slope: Tensor, t: Tensor, prompts: Sequence[str]
+        self,
+        average: FlowMap,
+        x: Tensor,
+        slope: Tensor,
+        t: Tensor,
+        prompts: Sequence[str],
+        scale: Tensor,
     ) -> Tensor:
         """Return the pair's velocity; with a prompt guided: `w x' + (1-w) v(x,t,t | "")`."""
         if self.guidance == 1 or self._teacher:
             return slope
         free = average.given([""] * len(x)).velocity(x, t)
         told = torch.tensor([bool(p) for p in prompts], device=x.device)
-        scale = torch.where(told, self.guidance, 1.0).to(x.dtype)
-        return torch.lerp(free, slope, like(scale, x))
+        return torch.lerp(free, slope, like(torch.where(told, scale, 1.0), x))
