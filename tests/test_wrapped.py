@@ -9,9 +9,11 @@ from torch import nn
 
 import steer
 from steer.adapters.inject import adapt
+from steer.backends.second_time import SecondTime
 from steer.batches import Batched
 from steer.flow import FlowMap, Wrapped
 from steer.guidance.state import State
+from steer.models.second_timed import SecondTimed
 from steer.sampling.counts import Counted, Counts
 from steer.testing import Corrected, FlowMapContract
 from steer.tuning.counts import Metered, TuningCounts
@@ -210,6 +212,7 @@ MADE = {
     "Batched": lambda flow: Batched(flow, 2),
     "Counted": lambda flow: Counted(flow, Counts()),
     "Metered": lambda flow: Metered(adapt(flow, targets=["layer"]), TuningCounts()),
+    "SecondTimed": lambda flow: SecondTimed(flow, SecondTime("layer", 2)),
     "KnownFlow": lambda flow: State(
         torch.zeros(1, 2), 0.5, flow, steer.Terminal(flow, sum)
     ).views()[0],
@@ -219,6 +222,7 @@ MEANT = {
     ("ClassifierFree", "score"): {"velocity"},
     ("ClassifierFree", "log_prob"): set(),
     **{(name, "lookahead"): {"jump"} for name in MADE},
+    **{("SecondTimed", call): {"velocity"} for call in ("lookahead", "jump", "mean_velocity")},
     **{(name, call): set() for name in MADE for call in ("derives", "denoiser", "calls", "times")},
 }
 """(Wrapper, method) -> what it calls of the flow inside instead of the method of that name."""
