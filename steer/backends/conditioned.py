@@ -307,22 +307,6 @@ class Conditioned(FlowMap):
         """Return the times of the grid that the pipeline's scheduler was set to last."""
         return [1.0 - float(s) for s in self.source.pipe.scheduler.sigmas.double()]
 
-    def along(self, times: Sequence[float]) -> Self:
-        """Return this flow as the pipeline samples on this grid, where that is its own."""
-        grid = self.source.grid_like(times) if type(self).hear is not Conditioned.hear else None
-        if grid is None:
-            return self
-        view = self._view()
-        view.hear(grid)
-        return view
-
-    def hear(self, grid: Sequence[float]) -> None:
-        """Do what the pipeline does on a grid of its own. Default: nothing.
-
-        Args:
-            grid: its times, as `grid` returns them.
-        """
-
     def default_cfg(self) -> float | None:
         """Return the scale at which the pipeline mixes guidance where nothing is said."""
         return default_of(self.source.pipe, self.cfg_argument)

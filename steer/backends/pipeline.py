@@ -9,8 +9,9 @@ one with a target time `net(x, scale (1-s), target = scale (1-t))` the map itsel
 subclass with the few lines in which its pipelines differ.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -74,6 +75,22 @@ class PipelineFlow(Conditioned):
     def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return `v(x,s,t)`, the denoiser's, (n, *event); of a velocity model `b_s(x)`."""
         return self.sign * self.predict(x, s, t)
+
+    def along(self, times: Sequence[float]) -> Self:
+        """Return this flow as the pipeline samples on this grid, where that is its own."""
+        grid = self.source.grid_like(times) if type(self).hear is not PipelineFlow.hear else None
+        if grid is None:
+            return self
+        view = self._view()
+        view.hear(grid)
+        return view
+
+    def hear(self, grid: Sequence[float]) -> None:
+        """Do what the pipeline does on a grid of its own. Default: nothing.
+
+        Args:
+            grid: its times, as `grid` returns them.
+        """
 
     def predict(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return the denoiser's output, guided if asked for, in the dtype of x.
