@@ -137,8 +137,8 @@ def test_the_five_minutes_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8")
     code = "\n".join(BLOCK.findall(text))
-    assert "steps=100" in code
-    code = code.replace("steps=100", "steps=2, batch_size=4, check_every=0, sweep=[]")
+    assert "steps=60" in code
+    code = code.replace("steps=60", "steps=2, batch_size=4, check_every=0, sweep=[]")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exec(compile(code, "docs/diffusers.md", "exec"), {"__name__": "block"})
