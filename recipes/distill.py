@@ -11,12 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from recipes.fitting import begun_alike, drawing, fit, is_first
+from recipes.fitting import begun_alike, fit
 from recipes.inputs import Dtype, load_model, model_name
+from recipes.sources import source_of
 from recipes.terminal import say
 from steer.files import expanded, tidy
 from steer.flow import FlowMap, device_of
 from steer.lock import locked
+from steer.training.processes import is_first
 
 __all__ = ["distill"]
 
@@ -173,7 +175,8 @@ def _batches(
         x, captions = _samples(base, model, prompts, own_steps, out, seed)
         return Batches(len(x), lambda i, g: (x[i], captions[i]), size, seed=seed, empty=empty)
     if data == "emoji":
-        count, draw = drawing(0.3, 2)
+        source = source_of("emoji")
+        count, draw = source.count, source.draw
     else:
         count, draw = _folder(Path(data), base)
     pictures = Batches(count, draw, size, seed=seed, empty=empty)

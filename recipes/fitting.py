@@ -1,31 +1,18 @@
-"""What the training recipes share: data, a stage's module, Lightning's loop, sheets."""
+"""What the training recipes share: a stage's module, Lightning's loop, sheets."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from recipes.sheet import contact_sheet
 from steer.files import write_atomically
 from steer.flow import composed
 from steer.identity import changes
 
-__all__ = ["begun_alike", "drawing", "fit", "is_first", "module_of", "sheet_of"]
-
-SHEET = """blue apple|purple fox|green cat|red frog|blue pizza|red apple|green apple|fox|cat|
-panda|tiger|elephant|penguin|frog|octopus|butterfly|strawberry|watermelon|banana|carrot|hamburger|
-pizza|cupcake|teapot|sunflower|rose|cactus|grinning face|robot|flat fox|glossy 3d fox|animal|
-mammal|bird|food|fruit|drink|face|plant|blue animal|"""
-
-
-def is_first() -> bool:
-    """Return whether this is the first process of a run, whoever started them."""
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-    return not getattr(rank_zero_only, "rank", 0)
+__all__ = ["begun_alike", "fit", "module_of", "sheet_of"]
 
 
 def module_of(
@@ -56,32 +43,6 @@ def module_of(
     )
 
 
-def drawing(recoloured: float, shift: int) -> tuple[int, Callable[..., tuple[Tensor, str]]]:
-    """Return how many pictures there are to train on, and how one's x and caption are drawn."""
-    from recipes.data import emoji as plain
-    from recipes.data import recolour
-    from recipes.data.shifts import shifted
-
-    emoji, other = plain.load(), recolour.load()
-    index = emoji.train.tolist()
-
-    def draw(i: int, generator: torch.Generator) -> tuple[Tensor, str]:
-        i = index[i]
-        if float(torch.rand((), generator=generator)) < recoloured:
-            name = other.draw(i, generator)
-            if name is not None:
-                return other.picture(i, name), other.captions(i, name, generator)
-        return emoji.images[i], emoji.captions(i, generator)
-
-    moved = shifted(emoji.images[index], draw, shift)
-
-    def drawn(i: int, generator: torch.Generator) -> tuple[Tensor, str]:
-        picture, caption = moved(i, generator)
-        return 2 * picture - 1, caption  # what the network decodes to it
-
-    return len(index), drawn
-
-
 def begun_alike(out: Path, settings: dict[str, Any], *marks: str) -> None:
     """Refuse to go on with a run under other settings: it would not be the same run.
 
@@ -105,11 +66,11 @@ def begun_alike(out: Path, settings: dict[str, Any], *marks: str) -> None:
         )
 
 
-def sheet_of(folder: Path, guidance: float | None) -> Callable[[Any, int], None]:
-    """Return a function that draws the fixed prompts with fixed noise, and writes the sheet."""
+def sheet_of(
+    folder: Path, prompts: Sequence[str], guidance: float | None
+) -> Callable[[Any, int], None]:
+    """Return a function that draws the prompts with fixed noise, and writes the sheet."""
     from steer.training.rules import guided_velocity
-
-    prompts = SHEET.replace("\n", "").split("|")
 
     @torch.no_grad()
     def draw(flow: Any, step: int) -> None:
@@ -177,6 +138,7 @@ def fit(
     seen, log = progress(), RowLog(folder)
     last, step = usable(folder) or (None, None)
     every = min(10, module.steps)
+    _, *boards = loggers(folder, step=step)  # the rows are kept by `log`
 
     def left() -> str:
         found = usable(folder)
@@ -192,7 +154,7 @@ def fit(
         strategy="ddp" if devices > 1 else "auto",
         use_distributed_sampler=False,
         precision=precision,  # type: ignore[arg-type]
-        logger=loggers(folder)[1:],
+        logger=boards,
         log_every_n_steps=every,
         plugins=[Checkpoints()],
         callbacks=[*callbacks, StepEnd(signals, folder, lambda module: True)],

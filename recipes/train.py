@@ -7,16 +7,19 @@ from typing import Any, Literal
 
 import torch
 
-from recipes.fitting import begun_alike, drawing, fit, is_first, module_of, sheet_of
+from recipes.fitting import begun_alike, fit, module_of, sheet_of
+from recipes.sources import Name, source_of
 from steer.files import expanded, tidy
 from steer.lock import locked
+from steer.training.processes import is_first
 
 __all__ = ["train"]
 
 
 def train(
     out: Path = Path("runs/emoji"),
-    data: Literal["emoji"] = "emoji",
+    data: Name = "emoji",
+    folder: Path | None = None,
     stages: list[Literal["velocity", "map"]] = ["velocity", "map"],  # noqa: B006
     channels: list[int] = [32, 64, 128],  # noqa: B006
     blocks: list[int] = [1, 2, 2],  # noqa: B006
@@ -55,7 +58,9 @@ def train(
 
     Args:
         out: the run's folder.
-        data: what to draw.
+        data: what to draw: emoji, or fashion (Fashion-MNIST).
+        folder: the published files of fashion, as Debian's package dataset-fashion-mnist puts them
+            in /usr/share/datasets/fashion-mnist. Default: the 2,000 pictures that come along.
         stages: which stages to run; the map takes the velocity that is in the run's folder.
         channels: channels of each level of the network.
         blocks: residual blocks of each level.
@@ -115,23 +120,26 @@ def _stage(stage: str, out: Path, settings: dict[str, Any], precision: str) -> N
     from steer.training.data import Batches
     from steer.training.rules import FlowMatching, MapObjective, build
 
-    folder, get = out / stage, settings.get
+    folder = out / stage
     if all((folder / name).exists() for name in ("model.safetensors", "config.json")):
         print(f"{folder} is finished")
         return
-    count, draw = drawing(settings["recoloured"], settings["shift"])
+    files = settings["folder"] and Path(settings["folder"])
+    source = source_of(settings["data"], settings["recoloured"], settings["shift"], files)
     batches = Batches(
-        count, draw, settings["batch_size"], seed=settings["seed"], empty=get("empty")
+        source.count,
+        source.draw,
+        settings["batch_size"],
+        seed=settings["seed"],
+        empty=settings["empty"],
     )
     torch.manual_seed(settings["seed"])
     rule: Any = FlowMatching()
     if stage == "velocity":
-        flow = NetworkFlow(
-            TwoTimeUNet(
-                _words(settings["data"]), get("channels"), get("blocks"), width=get("width")
-            )
-        )
-        if get("start") is not None:
+        sizes = {k: settings[k] for k in ("channels", "blocks", "width")}
+        kind = {"size": source.size, "colours": source.colours}
+        flow = NetworkFlow(TwoTimeUNet(source.words, **sizes, **kind))
+        if settings["start"] is not None:
             fresh, flow = flow, load(settings["start"]).train().requires_grad_(True)
             if flow.network.config != fresh.network.config:
                 raise ValueError(
@@ -162,20 +170,9 @@ def _stage(stage: str, out: Path, settings: dict[str, Any], precision: str) -> N
     module = module_of(stage, flow, rule, batches, settings)
     every = settings["sheet_every"]
     scale = settings["guidance"] if isinstance(settings["guidance"], float | int) else 3.0
-    sheet = sheet_of(folder / "sheets", scale if stage == "velocity" else None)
+    sheet = sheet_of(folder / "sheets", source.sheet, scale if stage == "velocity" else None)
     fit(module, folder, settings["save_every"], precision, every, sheet, settings["devices"])
     if module.global_step >= module.steps and is_first():
         if every:
             sheet(module.average, module.steps)
         save(module.average, folder)  # last: then the stage is finished
-
-
-def _words(name: str) -> list[str]:
-    """Return the words of all captions of a data set."""
-    from recipes.data.emoji import COLOURS, load
-    from steer.models.words import split
-
-    emoji = load()
-    texts = [*emoji.labels, *emoji.styles, *emoji.groups, *emoji.subgroups, *COLOURS]
-    texts += [t for tags in emoji.tags for t in tags] + ["brown", "grey", "black", "white"]
-    return sorted({w for text in texts for w in split(text)})

@@ -23,7 +23,8 @@ from torch import Tensor
 from recipes.data.emoji import load
 from recipes.data.recolour import NAMED
 from recipes.emoji_pipeline import PipelineTraining, autoencoder, tokenizer, untrained
-from recipes.fitting import begun_alike, drawing, fit, module_of, sheet_of
+from recipes.fitting import begun_alike, fit, module_of, sheet_of
+from recipes.sources import source_of
 from steer.files import expanded, pack, read_notes, tidy, write_atomically
 from steer.lock import locked
 from steer.training.data import Batches, Prefetched, generator_of
@@ -100,7 +101,7 @@ def train_pipeline(
         if k not in ("out", "stages", "precision", "workers")
     }
     out = expanded(out)
-    count, draw = drawing(recoloured, shift)
+    source = source_of("emoji", recoloured, shift)
     lengths = {
         "autoencoder": autoencoder_steps, "velocity": velocity_steps, "map": map_steps,
     }  # fmt: skip
@@ -121,7 +122,7 @@ def train_pipeline(
             if (folder / WEIGHTS).exists():
                 print(f"{folder} is finished")
                 continue
-            drawn = Batches(count, draw, batch_size, seed=seed, empty=empty)
+            drawn = Batches(source.count, source.draw, batch_size, seed=seed, empty=empty)
             batches: Any = Prefetched(drawn, steps, workers) if workers else drawn
             torch.manual_seed(seed)
             if stage == "autoencoder":
@@ -141,7 +142,8 @@ def train_pipeline(
             elif start is not None:
                 _load(flow, expanded(start) / "velocity")
             module = module_of(stage, flow, Encoded(rule), batches, settings)
-            sheet = sheet_of(folder / "sheets", guidance if stage == "velocity" else None)
+            scale = guidance if stage == "velocity" else None
+            sheet = sheet_of(folder / "sheets", source.sheet, scale)
             fit(module, folder, save_every, precision)
             if module.global_step >= steps:
                 sheet(module.average, steps)

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 import steer
-from steer.flow import FlowMap
 from steer.models.loading import save
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.models.two_time_mlp import TwoTimeMLP
 from steer.objectives.regression import mean_square
-from steer.path import Linear, as_time, like
+from steer.path import as_time, like
 from steer.training.rules import MapObjective, build, guided_velocity
 from steer.training.rules.along import along, differentiable_forward
 from steer.training.rules.base import Look
@@ -21,34 +20,20 @@ from steer.training.rules.eulerian import AlphaFlow
 from steer.training.rules.table import TABLE
 from steer.training.rules.times import PAIRS
 from steer.training.rules.weights import LearnedWeight, huber, weight_named
+from tests.test_rules import Gaussian as Exact
 
 
-class Gaussian(FlowMap):
-    """Data N(m, c²); its exact map, whose displacement is scaled by 1 + error (t - s)."""
+class Gaussian(Exact):
+    """The exact map of a Gaussian in the plane, its displacement scaled by 1 + shift (t - s)."""
 
-    def __init__(self, error=0.0, m=0.7, c=0.4):
+    def __init__(self, shift=0.0):
         super().__init__()
-        self.path, self.event_shape, self.m, self.c = Linear(), (2,), m, c
-        self.error = torch.nn.Parameter(torch.tensor(error, dtype=torch.float64))
-
-    def _sd(self, t):
-        return ((1 - t) ** 2 + t**2 * self.c**2).sqrt()
-
-    def velocity(self, x, t):
-        t = as_time(t)
-        rate = (self.c**2 * t - (1 - t)) / self._sd(t) ** 2
-        return self.m + like(rate, x) * (x - like(t, x) * self.m)
+        self.event_shape = (2,)
+        self.shift = torch.nn.Parameter(torch.tensor(shift, dtype=torch.float64))
 
     def jump(self, x, s, t):
-        s, t = as_time(s), as_time(t)
-        there = like(t, x) * self.m + like(self._sd(t) / self._sd(s), x) * (
-            x - like(s, x) * self.m
-        )
-        return x + like(1 + self.error * (t - s), x) * (there - x)
-
-    def mean_velocity(self, x, s, t):
-        gap = as_time(t) - as_time(s)
-        return (self.jump(x, s, t) - x) / like(gap, x)
+        there, gap = super().jump(x, s, t), as_time(t) - as_time(s)
+        return x + like(1 + self.shift * gap, x) * (there - x)
 
 
 def gradients(name, error, replicates=24, n=512):
@@ -67,7 +52,7 @@ def gradients(name, error, replicates=24, n=512):
             flow.path.slope(x_0, x_1, s), s, t, torch.rand(n, generator=g).double(), 1.0, "jvp",
         )  # fmt: skip
         loss = mean_square(rule.error(look)).mean()
-        found.append(torch.autograd.grad(loss, flow.error)[0])
+        found.append(torch.autograd.grad(loss, flow.shift)[0])
     return torch.stack(found)
 
 

@@ -112,11 +112,7 @@ class Conditioned(FlowMap):
             raise ValueError(
                 f"{type(self).__name__} knows two times by itself: leave second_time out"
             )
-        if term.module not in dict(self.network.named_modules()):
-            raise ValueError(
-                f"{type(self).__name__} has no module {term.module!r} that embeds the time: the "
-                "second time was made for another model"
-            )
+        term.check(self.network)
         return term.to(next(self.network.parameters()).device)
 
     def with_second_time(self, term: SecondTime | None) -> Self:

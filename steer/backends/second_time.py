@@ -12,7 +12,7 @@ term. W is zero at first, so that before training every jump is one Euler step.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,21 @@ class SecondTime(nn.Module):
         finally:
             handle.remove()
 
+    def check(self, network: nn.Module) -> None:
+        """Raise where a denoiser has no module of the term's name."""
+        if self.module not in dict(network.named_modules()):
+            raise ValueError(
+                f"{type(network).__name__} has no module {self.module!r} that embeds the time: "
+                "the second time was made for another model"
+            )
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> "SecondTime":
+        """Return the term of a configuration and its tensors, in float32, for inference."""
+        made = cls(**config)
+        made.load_state_dict({k: v.float() for k, v in state.items()})
+        return made.eval().requires_grad_(False)
+
     def save(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
         """Write the term beside a pipeline, in `folder`/second_time.
 
@@ -134,11 +149,8 @@ class SecondTime(nn.Module):
             config = json.loads(files[0].read_text(encoding="utf-8"))
             if (found := config.pop("format")) != FORMAT:
                 raise ValueError(f"format {found!r}, where {FORMAT!r} is read")
-            made = cls(**config)
-            state = safetensors.torch.load_file(files[1])
-            made.load_state_dict({k: v.float() for k, v in state.items()})
+            return cls.of(config, safetensors.torch.load_file(files[1]))
         except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
             raise ValueError(f"{inside} is no second time of ours: {error}") from None
         except safetensors.SafetensorError as error:
             raise ValueError(f"{files[1]} is truncated or corrupt ({error})") from None
-        return made.eval().requires_grad_(False)

@@ -38,6 +38,8 @@ def check_network(config: Mapping[str, Any]) -> None:
         )
     for name in ("size", "width", "groups"):
         _whole(name, config[name], 1)
+    if config.get("colours", 3) not in {1, 3}:
+        raise ValueError(f"colours must be 1 or 3, got {_short(config['colours'])}")
     for count in blocks:
         _whole("blocks", count, 0)
     for count in channels:

@@ -22,7 +22,7 @@ from steer.backends.second_time import FOLDER
 from steer.catalogue import MODELS
 from steer.doors import is_pipeline
 from steer.files import write_atomically
-from steer.flow import FlowMap
+from steer.flow import FlowMap, device_of
 from steer.models.second_timed import read_second_time, with_second_time
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.models.user_file import load_user_file
@@ -107,7 +107,7 @@ def _adapted(flow: FlowMap, lora: Path, scale: float) -> FlowMap:
     check_base(flow, read_metadata(lora), lora)
     term.out.weight.data *= scale  # a part of the update: at scale 0 a jump is the base's step
     name = flow.name
-    flow = with_second_time(flow, term.to(next(flow.denoiser.parameters())))
+    flow = with_second_time(flow, term.to(device_of(flow.denoiser)))
     flow.name = name
     return load_adapters(flow, lora, scale, check=False)
 

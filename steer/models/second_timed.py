@@ -33,6 +33,7 @@ class SecondTimed(Wrapped):
 
     def __init__(self, flow: FlowMap, second_time: SecondTime) -> None:
         super().__init__(flow)
+        second_time.check(flow.denoiser)
         self.second_time = second_time
 
     def _hold(self, flow: FlowMap) -> None:
@@ -59,12 +60,6 @@ def with_second_time(flow: FlowMap, term: SecondTime) -> FlowMap:
     Raises:
         ValueError: its denoiser has no module of the term's name.
     """
-    names = {name for name, _ in flow.denoiser.named_modules()}
-    if term.module not in names:
-        raise ValueError(
-            f"{type(flow).__name__} has no module {term.module!r} that embeds the time: the "
-            "second time was made for another model"
-        )
     place: Any = getattr(flow, "with_second_time", None)
     return SecondTimed(flow, term) if place is None else place(term)
 
@@ -98,7 +93,7 @@ def fresh_second_time(flow: FlowMap, module: str | None = None, **options: Any) 
     linear = [m for m in inside.modules() if isinstance(m, nn.Linear)]
     if not linear:
         raise ValueError(f"{name!r} has no linear layer: give the module that embeds the time")
-    return SecondTime(name, linear[-1].out_features, **options).to(linear[-1].weight)
+    return SecondTime(name, linear[-1].out_features, **options).to(linear[-1].weight.device)
 
 
 def read_second_time(folder: str | os.PathLike[str]) -> SecondTime | None:
@@ -112,10 +107,8 @@ def read_second_time(folder: str | os.PathLike[str]) -> SecondTime | None:
         return None
     file = Path(folder) / WEIGHTS
     try:
-        term = SecondTime(**config)
-        state = {k.removeprefix(BESIDE): v for k, v in safetensors.torch.load_file(file).items()
-                 if k.startswith(BESIDE)}  # fmt: skip
-        term.load_state_dict({k: v.float() for k, v in state.items()})
+        whole = safetensors.torch.load_file(file)
+        inside = {k.removeprefix(BESIDE): v for k, v in whole.items() if k.startswith(BESIDE)}
+        return SecondTime.of(config, inside)
     except (TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{file} has no second time that can be read: {error}") from None
-    return term.eval().requires_grad_(False)

@@ -104,6 +104,7 @@ class TwoTimeUNet(nn.Module):
         highest: highest frequency of the embeddings of s and of t - s, in radians.
         guidance: smallest and largest scale of classifier-free guidance that it takes as an
             input; None: it takes none.
+        colours: channels of a picture: 3, or 1 for grey ones.
 
     Raises:
         ValueError: a number that is none or out of bounds, or numbers that do not go together.
@@ -120,6 +121,7 @@ class TwoTimeUNet(nn.Module):
         groups: int = 8,
         highest: Sequence[float] = (30.0, 12.0),
         guidance: Sequence[float] | None = None,
+        colours: int = 3,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -133,8 +135,10 @@ class TwoTimeUNet(nn.Module):
         }
         if guidance is not None:
             self.config["guidance"] = list(guidance)
+        if colours != 3:
+            self.config["colours"] = colours
         check_network(self.config)
-        self.size = size
+        self.size, self.colours = size, colours
         self.text = BagOfWords(vocabulary, width)
         self.start, self.gap = _Waves(highest[0], width), _Waves(highest[1], width)
         self.scale: _Waves | None = None
@@ -147,7 +151,7 @@ class TwoTimeUNet(nn.Module):
             attend = _Attention(c, groups) if level == last else nn.Identity()
             return nn.ModuleList([_Residual(c, width, groups), attend])
 
-        self.stem = nn.Conv2d(3, channels[0], 3, padding=1)
+        self.stem = nn.Conv2d(colours, channels[0], 3, padding=1)
         self.down = nn.ModuleList(
             nn.ModuleList(block(channels[level], level) for _ in range(blocks[level]))
             for level in levels
@@ -168,13 +172,13 @@ class TwoTimeUNet(nn.Module):
         )
         c = channels[0]
         self.norm = nn.GroupNorm(groups, c)
-        self.head = nn.Conv2d(c, 3, 3, padding=1)
+        self.head = nn.Conv2d(c, colours, 3, padding=1)
         _zero(self.head)
 
     def forward(
         self, x: Tensor, s: Tensor, t: Tensor, text: Tensor, scale: Tensor | None = None
     ) -> Tensor:
-        """Return v, (n, 3, h, w), for pictures x (n, 3, h, w), times (n,), text (n, width).
+        """Return v, (n, c, h, w), for pictures x (n, c, h, w), times (n,), text (n, width).
 
         With `guidance`, `scale` (n,) is the scale of classifier-free guidance.
         """
@@ -205,8 +209,8 @@ class TwoTimeUNet(nn.Module):
 class NetworkFlow(FlowMap):
     """The flow map of a two-time network: `X(s,t,x) = x + (t-s) v(x,s,t)`, theory (10).
 
-    Its velocity is `b_t(x) = v(x,t,t)`. Pictures live in [-1, 1]. Without bound prompts, it is the
-    flow of the empty prompt.
+    Its velocity is `b_t(x) = v(x,t,t)`. Pictures live in [-1, 1], grey ones with one channel.
+    Without bound prompts, it is the flow of the empty prompt.
 
     Args:
         network: the two-time network.
@@ -216,7 +220,7 @@ class NetworkFlow(FlowMap):
         super().__init__()
         self.network = network
         self.path = Linear()
-        self.event_shape = (3, network.size, network.size)
+        self.event_shape = (network.colours, network.size, network.size)
         self.prompts: list[str] = [""]
         self._encoded = Encoded(torch.zeros(1, 1, dtype=torch.long))
         bounds = network.config.get("guidance")
@@ -307,8 +311,10 @@ class NetworkFlow(FlowMap):
 
     def decode(self, x: Tensor) -> Tensor:
         """Return pictures `(x + 1) / 2`, (n, 3, h, w), not clamped."""
-        return (x + 1) / 2
+        return ((x + 1) / 2).expand(-1, 3, -1, -1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return `2 images - 1`, in [-1, 1]."""
+        """Return `2 images - 1`, in [-1, 1]; where pictures are grey, of the channels' mean."""
+        if self.network.colours == 1:
+            images = images.mean(1, keepdim=True)
         return 2 * images - 1

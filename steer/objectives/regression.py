@@ -14,7 +14,14 @@ from torch import Tensor
 from steer.flow import FlowMap
 from steer.path import like
 
-__all__ = ["Velocity", "lagrangian_loss", "lagrangian_target", "mean_square", "velocity_loss"]
+__all__ = [
+    "Velocity",
+    "lagrangian_error",
+    "lagrangian_loss",
+    "lagrangian_target",
+    "mean_square",
+    "velocity_loss",
+]
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """`(x, t) -> b_t(x)`, times (n,)."""
@@ -59,6 +66,26 @@ def lagrangian_target(
     return y + like(h / 2, x) * (b + velocity(y + like(h, x) * b, t))
 
 
+def lagrangian_error(
+    flow: FlowMap,
+    target: FlowMap,
+    velocity: Velocity,
+    x: Tensor,
+    pair: tuple[Tensor, Tensor],
+    h: Tensor,
+) -> Tensor:
+    """Return `(X(s,t,x) - X*) / (t-s)`, theory (14), (n, *event).
+
+    `X*` is `lagrangian_target` of `target`, without gradient. At the true map it is O(h^3), Heun's
+    local error, over t-s.
+    """
+    s, t = pair
+    with torch.no_grad():
+        goal = lagrangian_target(target, velocity, x, s, t, h)
+    gap = like((t - s).clamp(min=1e-3), x)
+    return (flow.jump(x, s, t) - goal) / gap
+
+
 def lagrangian_loss(
     flow: FlowMap,
     target: FlowMap,
@@ -67,13 +94,5 @@ def lagrangian_loss(
     pair: tuple[Tensor, Tensor],
     h: Tensor,
 ) -> Tensor:
-    """Return `|X(s,t,x) - X*|² / (t-s)²`, theory (14), averaged over the event, (n,).
-
-    `X*` is `lagrangian_target` of `target`, without gradient. At the true map it is O(h^6): Heun's
-    local error squared, over (t-s)².
-    """
-    s, t = pair
-    with torch.no_grad():
-        goal = lagrangian_target(target, velocity, x, s, t, h)
-    gap = like((t - s).clamp(min=1e-3), x)
-    return mean_square((flow.jump(x, s, t) - goal) / gap)
+    """Return the mean square of `lagrangian_error` over the event, (n,)."""
+    return mean_square(lagrangian_error(flow, target, velocity, x, pair, h))

@@ -4,24 +4,22 @@ The base stays as it is, and is the teacher: the same weights at adapter scale 0
 holds what is trained and its running average, not the base.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
 from steer.adapters.lora import Adapted
-from steer.training.average import follow
-from steer.training.data import Batch, generator_of
-from steer.training.module import Rule
+from steer.training.data import Batch
+from steer.training.module import Rule, RuleTraining
 from steer.training.optim import warm_cosine
 
 __all__ = ["AdapterTraining"]
 
 
-class AdapterTraining(L.LightningModule):
+class AdapterTraining(RuleTraining):
     """Train the adapters of a flow, and the term of its second time, by a rule.
 
     Rules that have a running average as their target take the network itself, without gradient.
@@ -49,17 +47,21 @@ class AdapterTraining(L.LightningModule):
         rate: float = 1e-4,
         average: float = 0.99,
     ) -> None:
-        super().__init__()
+        super().__init__(rule, batches, steps, seed, average)
         self._tuned = [tuned]  # no submodule: the base is in no checkpoint
         own = [*tuned.adapters().values(), *term.parameters()]
         self.trained = nn.ParameterList(p.requires_grad_() for p in own)
         self.mean = nn.ParameterList(nn.Parameter(p.detach().clone(), False) for p in own)
-        self.rule, self.batches = rule, batches
-        self.steps, self.seed, self.rate, self.decay = steps, seed, rate, average
+        self.rate = rate
 
     @property
-    def flow(self) -> Adapted:
+    def flow(self) -> Adapted:  # type: ignore[override]
         """The trained flow."""
+        return self._tuned[0]
+
+    @property
+    def target(self) -> Adapted:  # type: ignore[override]
+        """The trained flow itself."""
         return self._tuned[0]
 
     @contextmanager
@@ -76,22 +78,9 @@ class AdapterTraining(L.LightningModule):
         """Move the base to where the adapters are."""
         self.flow.to(self.device)
 
-    def training_step(self, batch: Any, index: int) -> Tensor:
-        """Return the loss of the batch that belongs to the global step."""
-        x_1, prompts = self.batches(self.global_step)
-        rank, size = self.global_rank, self.trainer.world_size
-        x_1, prompts = x_1[rank::size].to(self.device), prompts[rank::size]
-        generator = generator_of(self.seed + 7919 * rank, self.global_step, 3)
-        progress = self.global_step / self.steps
-        terms = self.rule(self.flow, self.flow, x_1, prompts, generator, progress)
-        self.log_dict(terms, prog_bar=True, batch_size=len(x_1))
-        return terms["loss"]
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take a step, then move the running average towards the new weights."""
-        k = self.global_step + 1
-        super().optimizer_step(*args, **kwargs)
-        follow(list(self.mean), list(self.trained), self.decay, k)
+    def followed(self) -> tuple[Iterable[Tensor], Iterable[Tensor]]:
+        """Return the average's tensors and the trained ones."""
+        return self.mean, self.trained
 
     def configure_optimizers(self) -> Any:
         """AdamW, 50 steps up, then a cosine to zero."""

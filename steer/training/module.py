@@ -5,7 +5,7 @@ resumed equals one that never was. Import it by name: `import steer` does not lo
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning as L
@@ -16,13 +16,63 @@ from steer.training.average import follow
 from steer.training.data import Batch, generator_of
 from steer.training.optim import MuonAdamW, warm_cosine
 
-__all__ = ["FlowTraining", "Rule"]
+__all__ = ["FlowTraining", "Rule", "RuleTraining"]
 
 Rule = Callable[[FlowMap, FlowMap, Tensor, Sequence[str], Generator, float], dict[str, Tensor]]
 """(flow, average, x_1, prompts, generator, progress) -> {"loss", ...}: `steer.training.rules`."""
 
 
-class FlowTraining(L.LightningModule):
+class RuleTraining(L.LightningModule):
+    """A step of training by a rule: its batch, its loss, and the running average after it.
+
+    A subclass says what is trained, what targets are asked of, and what the average follows.
+
+    Args:
+        rule: what the loss of a batch is.
+        batches: step -> (x_1, prompts).
+        steps: length of the run.
+        seed: with the step, it fixes noise and times.
+        decay: of the running average (shorter at the start).
+    """
+
+    flow: FlowMap
+    target: FlowMap
+
+    def __init__(
+        self, rule: Rule, batches: Callable[[int], Batch], steps: int, seed: int, decay: float
+    ) -> None:
+        super().__init__()
+        self.rule, self.batches = rule, batches
+        self.steps, self.seed, self.decay = steps, seed, decay
+
+    def followed(self) -> tuple[Iterable[Tensor], Iterable[Tensor]]:
+        """Return the running average's tensors, and those that it follows."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        """Return the loss of the batch that belongs to the global step."""
+        x_1, prompts = self.batches(self.global_step)
+        rank, size = self.global_rank, self.trainer.world_size
+        x_1, prompts = x_1[rank::size], prompts[rank::size]  # of several processes, one's share
+        generator = generator_of(self.seed + 7919 * rank, self.global_step, 3)
+        progress = self.global_step / self.steps
+        terms = self.rule(
+            self.flow, self.target, x_1.to(self.device), prompts, generator, progress
+        )
+        self.log_dict(terms, prog_bar=True, batch_size=len(x_1))
+        return terms["loss"]
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step, then move the running average towards the new weights.
+
+        Here and not at the batch's end, where checkpoints are written before it would move.
+        """
+        k = self.global_step + 1
+        super().optimizer_step(*args, **kwargs)
+        follow(*self.followed(), self.decay, k)
+
+
+class FlowTraining(RuleTraining):
     """Train a flow map by a rule, keeping the running average of its weights.
 
     Args:
@@ -48,34 +98,19 @@ class FlowTraining(L.LightningModule):
         muon: float = 2e-3,
         adamw: float = 1e-3,
     ) -> None:
-        super().__init__()
+        super().__init__(rule, batches, steps, seed, average)
         self.flow = flow
         self.average = copy.deepcopy(flow).eval().requires_grad_(False)
-        self.rule, self.batches = rule, batches
-        self.steps, self.seed, self.decay = steps, seed, average
         self.rates = {"muon": muon, "adamw": adamw}
 
-    def training_step(self, batch: Any, index: int) -> Tensor:
-        """Return the loss of the batch that belongs to the global step."""
-        x_1, prompts = self.batches(self.global_step)
-        rank, size = self.global_rank, self.trainer.world_size
-        x_1, prompts = x_1[rank::size], prompts[rank::size]  # of several processes, one's share
-        generator = generator_of(self.seed + 7919 * rank, self.global_step, 3)
-        progress = self.global_step / self.steps
-        terms = self.rule(
-            self.flow, self.average, x_1.to(self.device), prompts, generator, progress
-        )
-        self.log_dict(terms, prog_bar=True, batch_size=len(x_1))
-        return terms["loss"]
+    @property
+    def target(self) -> FlowMap:  # type: ignore[override]
+        """The running average."""
+        return self.average
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take a step, then move the running average towards the new weights.
-
-        Here and not at the batch's end, where checkpoints are written before it would move.
-        """
-        k = self.global_step + 1
-        super().optimizer_step(*args, **kwargs)
-        follow(self.average.parameters(), self.flow.parameters(), self.decay, k)
+    def followed(self) -> tuple[Iterable[Tensor], Iterable[Tensor]]:
+        """Return the average's parameters and the flow's."""
+        return self.average.parameters(), self.flow.parameters()
 
     def configure_optimizers(self) -> Any:
         """Muon and AdamW, 50 steps up, then a cosine to zero."""

@@ -100,11 +100,7 @@ class PosteriorObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.path, self.rule = path, PSD() if rule is None else rule
-        if self.rule.field == "teacher" and teacher is None:
-            raise ValueError(
-                f"{type(self.rule).__name__} follows a teacher: give the frozen flow whose "
-                'posterior is meant, or let it follow its own velocity, rule.follows("own")'
-            )
+        self.rule.led_by(teacher)
         # no submodule: it is frozen, and in no checkpoint
         self._teacher = [] if teacher is None else [teacher.eval().requires_grad_(False)]
         self.pairs = pairs_named(self.rule.pairs if pairs is None else pairs)

@@ -117,11 +117,10 @@ def tune(tuning: Tuning, folder: RunFolder | None = None) -> Adapted:
         tuning: what is asked for.
         folder: where it is kept; None: nowhere.
     """
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
+    from steer.training.processes import is_first
     from steer.training.stopping import Signals
 
-    first = not getattr(rank_zero_only, "rank", 0)  # the first process, whoever started them
+    first = is_first()
     signals = Signals(_nothing_left if folder is None else folder.left)
     with signals.heard(), folder.held() if folder is not None and first else nullcontext():
         return _tuned(tuning, folder, signals, first)

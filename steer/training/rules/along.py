@@ -7,7 +7,6 @@ difference costs two evaluations, and works with any layer, with checkpointing a
 or wrapped networks; in bfloat16 it drowns in rounding.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -83,7 +82,7 @@ def _difference(
 def differentiable_forward(flow: FlowMap, x: Tensor, s: Tensor, t: Tensor) -> How:
     """Return "jvp" where all layers of the flow have forward-mode formulas, else "difference".
 
-    One row is tried, without gradient.
+    It is tried, without gradient; where the flow fails for another reason, so will the difference.
 
     Args:
         flow: prompts of all rows bound.
@@ -91,10 +90,9 @@ def differentiable_forward(flow: FlowMap, x: Tensor, s: Tensor, t: Tensor) -> Ho
         s: starts, (n,).
         t: ends, (n,).
     """
-    trial: Callable[[], object] = lambda: along(flow, x, s, t, (x, 1.0, 0.0), "jvp")  # noqa: E731
     try:
         with torch.no_grad():
-            trial()
+            along(flow, x, s, t, (x, 1.0, 0.0), "jvp")
     except (NotImplementedError, RuntimeError) as error:
         if "out of memory" in str(error).lower():
             raise

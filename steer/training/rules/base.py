@@ -83,6 +83,7 @@ class Rule(ABC):
         cost: forward evaluations of the network that a step takes, a backward pass counted as two
             (Dieleman, "Learning the integral of a diffusion model", 2026).
         derives: whether it takes a derivative of the network.
+        differenced: whether that is a difference whatever the network can do.
         fails: where it is known to fail.
         source: authors, year, arXiv id.
     """
@@ -94,6 +95,7 @@ class Rule(ABC):
     fails: str
     cost: ClassVar[int]
     derives: ClassVar[bool] = True
+    differenced: ClassVar[bool] = False
     field: Field = "own"
     pairs: str = "ends"
     weight: str = "uniform"
@@ -113,6 +115,15 @@ class Rule(ABC):
             self.allow(field)
             self.field = field
         return self
+
+    def led_by(self, teacher: object) -> None:
+        """Raise where the rule follows a teacher and there is none."""
+        if self.field == "teacher" and teacher is None:
+            raise ValueError(
+                f"{type(self).__name__} follows a teacher: give the frozen flow that it is to "
+                'follow, let it follow its own velocity, rule.follows("own"), or choose a rule '
+                "that needs none (lsd, imf, psd-m)"
+            )
 
     def allow(self, field: Field) -> None:  # noqa: B027
         """Raise where a field would lead to another fixed point. Default: all are allowed."""

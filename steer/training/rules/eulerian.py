@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steer.path import like
 from steer.training.rules.base import Field, Look, Rule
-from steer.training.rules.tangent import normalised, warmed
+from steer.training.rules.tangent import normalised, towards, warmed
 
 __all__ = ["EMD", "ESD", "AlphaFlow", "AnyFlow", "ImprovedMeanFlow", "MeanFlow", "Tangent"]
 
@@ -112,7 +112,7 @@ class ImprovedMeanFlow(_Eulerian):
 
 
 class AnyFlow(ImprovedMeanFlow):
-    """Improved MeanFlow with d by central differences, an eighth of the pairs to the end: (66).
+    """Improved MeanFlow with d by central differences, half of the pairs to the end: (66).
 
     Rule: Eulerian. Target: as imf, from the pair or a guided teacher. Stopped: the derivative.
     It works where no layer knows forward derivatives. Half of a batch is on the diagonal and a
@@ -125,7 +125,7 @@ class AnyFlow(ImprovedMeanFlow):
     fails = "differences drown in bfloat16 weights"
     cost = 6
     pairs = "half-to-the-end"
-    difference = True
+    differenced = True
 
 
 class Tangent(_Eulerian):
@@ -159,8 +159,8 @@ class Tangent(_Eulerian):
         with torch.no_grad():
             v, d = look.along(b, 1.0, 0.0)
             r = warmed(look.progress, self.warm)
-            goal = v + normalised(b - v + r * like(look.t - look.s, look.x) * d)
-        return look.flow.mean_velocity(look.x, look.s, look.t) - goal
+            g = normalised(b - v + r * like(look.t - look.s, look.x) * d)
+        return towards(look.flow.mean_velocity(look.x, look.s, look.t), g)
 
 
 class AlphaFlow(MeanFlow):

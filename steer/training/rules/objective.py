@@ -57,11 +57,7 @@ class MapObjective(nn.Module):
         derivative: How = "auto",
     ) -> None:
         super().__init__()
-        if rule.field == "teacher" and teacher is None:
-            raise ValueError(
-                f"{type(rule).__name__} follows a teacher: give the frozen velocity that it is to "
-                "follow, or choose a rule that needs none (lsd, imf, psd-m)"
-            )
+        rule.led_by(teacher)
         share = rule.diagonal if diagonal is None else diagonal
         if not 0 < share < 1:
             raise ValueError(f"diagonal is a share of the batch between 0 and 1, got {share}")
@@ -78,7 +74,7 @@ class MapObjective(nn.Module):
         self._teacher = [] if teacher is None else [teacher]
         self.pairs = pairs_named(rule.pairs if pairs is None else pairs)
         self.weight = weight_named(weight or rule.weight)
-        self.derivative: How = "difference" if getattr(rule, "difference", False) else derivative
+        self.derivative: How = "difference" if rule.differenced else derivative
 
     def forward(
         self,
@@ -120,7 +116,7 @@ class MapObjective(nn.Module):
         bound, follows = self._at(flow.given(prompts[k:]), scale[k:]), None
         if self._teacher:
             follows = self._teacher_on(x, prompts[k:], scale[k:])
-        if self.derivative == "auto":
+        if self.derivative == "auto" and self.rule.derives:
             self.derivative = differentiable_forward(bound, x[k:], s, t)
 
         def own(x: Tensor, t: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class Progressive(PSD):
     Rule: semigroup. Target: two jumps of the running average, at the shortest gap two Euler steps
     of the teacher. Stopped: the target. In the k-th part of a run the gaps are those up to the
     k-th of 1/64, 1/32, ... 1. Progressive distillation: Salimans, Ho 2022, arXiv 2202.00512;
-    there each gap has a network of its own, here one network keeps all. Stopped: the target.
+    there each gap has a network of its own, here one network keeps all.
     """
 
     target = "v on the mean of two jumps, gap by gap"
