@@ -43,7 +43,7 @@ LATER = {
 }
 """Options of `sample` that the models of this version cannot use -> what they are for."""
 
-SWITCHES = {"--check", "--json", "--overwrite", "--private", "--unguided"}
+SWITCHES = {"--check", "--json", "--names", "--overwrite", "--private", "--unguided"}
 """Options that mean true where they stand alone."""
 
 
@@ -106,6 +106,10 @@ def parse(command: str, rest: Sequence[str]) -> Call:
     command = _variant(command, given)
     if any(word in {"-h", "--help"} for word in words):
         return Call(command, None)
+    if COMMANDS[command].several:
+        plain = [word for word in words if not word.startswith("-")]
+        if plain:
+            words = [",".join(plain), *(word for word in words if word.startswith("-"))]
     made = parser(command)
     defaults = made.get_defaults()
     _refuse_unknown(command, given, list(defaults.keys()))

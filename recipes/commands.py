@@ -17,6 +17,7 @@ class Command:
         examples: two calls, without `steer`.
         options: heading -> names of options; those that are named nowhere come first.
         positional: whether required arguments are written without their names.
+        several: whether its one positional argument takes several words.
         further: module:function that returns more help, between the options and the examples.
     """
 
@@ -26,6 +27,7 @@ class Command:
     examples: tuple[str, str]
     options: Mapping[str, str] = field(default_factory=dict)
     positional: bool = False
+    several: bool = False
     further: str = ""
 
 
@@ -45,11 +47,11 @@ COMMANDS = {
         ),
         {
             "what draws": _MODEL + " cfg negative_prompt",
-            "what is drawn": "prompt prompts_file init_image init_time",
+            "what is drawn": "prompt prompts_file init_image init_time init_by",
             "what is liked": "reward reward_prompt temperature strength",
-            "how": "method particles steps seed target budget batch_size",
+            "how": "method particles steps seed target budget batch_size on_bad_reward",
             "options of some methods": "scale threshold moves rate brake lookahead jumps finish "
-            "window every clip normalise settle churn noise",
+            "window every clip normalise settle churn noise options",
             "where to": "unguided keep out overwrite",
         },
     ),
@@ -64,13 +66,14 @@ COMMANDS = {
         {
             "what draws": _MODEL,
             "what is compared": "methods prompts prompts_file reward judge seeds",
+            "what is tuned before": "tune by tune_prompts",
             "where to": "out overwrite",
         },
     ),
     "eval": Command(
         "recipes.evaluate:evaluate",
         "draw",
-        "a model's figures on the emoji data",
+        "a model's figures on its data",
         ("eval --model emoji", "eval --model runs/emoji/map --repeats 1 --out outputs/mine"),
     ),
     "eval --lora": Command(
@@ -185,6 +188,14 @@ COMMANDS = {
         "look up",
         "list the sampling methods",
         ("methods", "sample --method split"),
+    ),
+    "cite": Command(
+        "recipes.lists:cite",
+        "look up",
+        "what to cite for sampling methods, as BibTeX",
+        ("cite fmtt", "cite dps tfg"),
+        positional=True,
+        several=True,
     ),
     "objectives": Command(
         "recipes.lists:objectives",

@@ -1,8 +1,9 @@
 """`steer compare`: methods x prompts x seeds at equal network calls, and a held-out judge."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,8 +11,10 @@ from torch import Tensor
 import rewards
 import steer
 from recipes.compare_report import Measured, kind, write
+from recipes.compare_tune import grid_of, tuning_prompts_beside
+from recipes.compare_tune import tune as tune_entries
 from recipes.data import emoji
-from recipes.defaults import compared_prompts, judge_of, reward_of
+from recipes.defaults import compared_prompts, judge_of, listed, own, reward_of
 from recipes.entries import Entry, entry, equal_calls
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import Asked, Dtype, asked_for, load_model, model_name, weights_of
@@ -45,6 +48,9 @@ def compare(
     prompts_file: Path | None = None,
     methods: str | list[str] | None = None,
     seeds: int = 3,
+    tune: str | None = None,
+    by: Literal["judge", "reward"] = "judge",
+    tune_prompts: list[str] | None = None,
     device: str | None = None,
     dtype: Dtype | None = None,
     out: Path = Path("outputs/compare"),
@@ -78,6 +84,11 @@ def compare(
             file.py:Name, a kernel or a builder of a sampler (docs/extend.md), with options after
             a colon. Default: none, best-of-n, fmrg-j, reno.
         seeds: how many pictures a prompt, from seed 0 on.
+        tune: one or two numbers of the methods, as 'scale=0.1,0.3,1; steps=8,16': each method that
+            takes them gets the values that do best on up to 12 other prompts, never on reported
+            ones. What was tried is in tuning.json.
+        by: what is best: the judge's mean, or the reward's.
+        tune_prompts: what is tuned on. Default: the model's own prompts for tuning.
         device: where to compute. Default: where the model is loaded, the CPU.
         dtype: the network's. Default: float32 on a CPU.
         out: the folder.
@@ -108,9 +119,18 @@ def compare(
             flow, scorer, asked.prompts, particles=one.particles or 1, steps=one.steps,
             method=method(one.method), reward_prompts=asked.reward_prompts, **one.options,
         )  # fmt: skip
-    rows = equal_calls(entries, scorer.differentiable, flow)
-    bench = _Bench(flow, scorer, judge_of(model, judge, screen), asked)
+    scale = judge_of(model, judge, screen)
     learn(flow, scorer, asked.prompts, asked.reward_prompts)
+    tried: list[dict[str, Any]] = []
+    if tune is not None:
+        pool = tune_prompts or (listed(model, None, own(model).tuned).prompts or [])
+        beside = tuning_prompts_beside(asked.prompts or [], pool)
+        entries, tried = tune_entries(
+            entries, grid_of(tune), by, _Bench(flow, scorer, scale, beside).run,
+            len(beside.prompts), screen.print,
+        )  # fmt: skip
+    rows = equal_calls(entries, scorer.differentiable, flow)
+    bench = _Bench(flow, scorer, scale, asked)
 
     identity = {
         "prompts": asked._asdict(),
@@ -141,6 +161,8 @@ def compare(
         with whole_folder(out, overwrite) as scratch:
             write(scratch, rows, asked.prompts, kinds, gathered)
             (scratch / "config.yaml").write_text(config_text(settings), encoding="utf-8")
+            if tried:
+                (scratch / "tuning.json").write_text(json.dumps(tried, indent=1))
         partial.drop()
     say((out / "table.md").read_text(encoding="utf-8"))
     return out
@@ -170,7 +192,8 @@ class _Bench:
     ) -> None:
         self.flow, self.reward, self.asked = flow, reward, asked
         self.judge = None if judge is None else judge.to(device_of(flow))
-        self.features, self.words = features_of(judge), isinstance(judge, Judge)
+        self.features = features_of(judge)
+        self.words = isinstance(judge, Judge) and judge.embedded
 
     def run(self, unit: Unit[Entry]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Sample and judge a unit -> images (p, k, 3, h, w), scores (p, k, ...), and its cost.

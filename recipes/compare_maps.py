@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,30 +10,20 @@ from typing import Any, Literal
 
 import torch
 
-from recipes.data.points import POINTS
 from recipes.figures import estimate, markdown
 from recipes.fitting import begun_alike
+from recipes.map_bench import DATA, ERROR, STEPS, TIMES, FashionBench, PointsBench
 from recipes.terminal import say
 from steer.files import expanded, write_atomically
 from steer.lock import locked
 from steer.names import unknown
-from steer.training.map_metric import (
-    jacobian_error,
-    lookahead_error,
-    samples,
-    saved_bytes,
-    sliced_w2,
-)
+from steer.training.map_metric import saved_bytes
 
 __all__ = ["compare_maps"]
 
-STEPS, TIMES, SIZE = (1, 2, 4, 8), (0.0, 0.25, 0.5, 0.75), 4000
-DISTANCE = "SW2, {} step"
-ERROR = "lookahead, t = {:g}"
-
 
 def compare_maps(
-    data: Literal["mixture", "ring", "checkerboard"] = "ring",
+    data: Literal["mixture", "ring", "checkerboard", "fashion"] = "ring",
     rules: list[str] | None = None,
     velocity_steps: int = 3000,
     map_steps: int = 2000,
@@ -44,6 +35,9 @@ def compare_maps(
     map_rate: float = 0.5,
     seeds: int = 3,
     pairs: str | None = None,
+    guidance: float = 1.0,
+    folder: Path | None = None,
+    start: Path | None = None,
     out: Path = Path("outputs/compare_maps"),
 ) -> Path:
     """Train a map by each rule from the same velocity, and measure it against the true map.
@@ -53,7 +47,7 @@ def compare_maps(
     plots. An interrupted comparison goes on where it stopped when the same command is given again.
 
     Args:
-        data: a law in the plane whose velocity is known in closed form.
+        data: a law in the plane whose velocity is known in closed form, or fashion.
         rules: names that `steer rules` lists. Default: all.
         velocity_steps: of flow matching, shared by all rules.
         map_steps: of each rule.
@@ -65,6 +59,9 @@ def compare_maps(
         map_rate: both rates are scaled by this for the maps.
         seeds: how often all is done.
         pairs: one law of the times for all rules, see `steer train --help`. Default: their own.
+        guidance: scale of classifier-free guidance that the maps have built in; for fashion.
+        folder: fashion's published files. Default: the part that comes along.
+        start: of fashion: a trained velocity, a folder, instead of training one.
         out: the folder.
 
     Returns:
@@ -73,11 +70,15 @@ def compare_maps(
     Raises:
         ValueError: an unknown law or rule, or a folder of other settings.
     """
-    settings = {k: v for k, v in locals().items() if k not in ("out", "rules", "seeds")}
+    settings = {
+        k: os.fspath(v) if isinstance(v, Path) else v
+        for k, v in locals().items()
+        if k not in ("out", "rules", "seeds")
+    }
     from steer.catalogue import RULES
 
-    if data not in POINTS:
-        raise unknown("law", data, POINTS)
+    if data not in DATA:
+        raise unknown("law", data, DATA)
     names = list(RULES) if rules is None else list(rules)
     for name in names:
         if name not in RULES:
@@ -87,11 +88,12 @@ def compare_maps(
     with locked(out):
         begun_alike(out, settings, "rows.jsonl")
         rows = _read(out / "rows.jsonl")
+        bench: Any = (FashionBench if data == "fashion" else PointsBench)(settings)
         for seed in range(seeds):
             left = [n for n in names if (n, seed) not in {(r["rule"], r["seed"]) for r in rows}]
             if not left:
                 continue
-            base, seconds, _ = _trained(settings, None, None, seed)
+            base, seconds, _ = _trained(bench, settings, None, None, seed)
             if not any(r["rule"] == "velocity" and r["seed"] == seed for r in rows):
                 left = ["velocity", *left]
             for name in left:
@@ -99,46 +101,48 @@ def compare_maps(
                 if name == "velocity":
                     flow, memory = base, 0
                 else:
-                    flow, seconds, memory = _trained(settings, name, base, seed)
-                rows.append(row | _measured(flow, data, seed, seconds, memory, settings))
+                    flow, seconds, memory = _trained(bench, settings, name, base, seed)
+                bench.teacher = base
+                found = {"seconds": seconds, "memory": memory, **bench.measured(flow, seed)}
+                rows.append(row | found)
                 text = "".join(json.dumps(r) + "\n" for r in rows)
                 write_atomically(out / "rows.jsonl", text.encode())
-                say(f"{name}, seed {seed}: {_line(rows[-1])}")
-        write_atomically(out / "table.md", _table(rows).encode())
-        _plot(rows, out / "steps.png")
+                say(f"{name}, seed {seed}: {_line(rows[-1], bench)}")
+        write_atomically(out / "table.md", _table(rows, bench).encode())
+        _plot(rows, bench, out / "steps.png")
     say((out / "table.md").read_text())
     return out
 
 
 def _trained(
-    settings: Mapping[str, Any], name: str | None, base: Any, seed: int
+    bench: Any, settings: Mapping[str, Any], name: str | None, base: Any, seed: int
 ) -> tuple[Any, float, int]:
     """Return the average of a trained flow, the seconds and the saved bytes of a step."""
     import lightning as L
 
-    from steer.models.two_time_mlp import TwoTimeMLP
+    from steer.models.loading import load
     from steer.training.data import step_loader
     from steer.training.module import FlowTraining
     from steer.training.rules import FlowMatching, MapObjective, build
 
     torch.manual_seed(seed)
-    law = POINTS[settings["data"]]()
     second = name is not None
     rule: Any = FlowMatching()
     if name is None:
-        flow = TwoTimeMLP(width=settings["width"], depth=settings["depth"])
+        if settings["start"] is not None:
+            return load(settings["start"]), 0.0, 0
+        flow = bench.flow()
         steps = settings["velocity_steps"]
     else:
         flow = copy.deepcopy(base).train().requires_grad_(True)
         taught = build(name)
         teacher = base if taught.field == "teacher" else None
-        rule = MapObjective(taught, teacher, pairs=settings["pairs"])
+        rule = MapObjective(taught, teacher, settings["guidance"], pairs=settings["pairs"])
         steps = settings["map_steps"]
 
     def batches(step: int) -> tuple[torch.Tensor, list[str]]:
         generator = torch.Generator().manual_seed(1_000_003 * seed + step + 500_000 * second)
-        n = settings["batch_size"]
-        return law.sample(n, generator).float(), [""] * n
+        return bench.batch(settings["batch_size"], generator)
 
     scale = settings["map_rate"] if second else 1.0
     module = FlowTraining(
@@ -159,28 +163,7 @@ def _trained(
         memory = saved_bytes(
             lambda: module.rule(module.flow, module.average, x_1, prompts, generator, 1.0)
         )
-    return module.average, seconds, memory
-
-
-def _measured(
-    flow: Any, data: str, seed: int, seconds: float, memory: int, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    law = POINTS[data]()
-    generator = torch.Generator().manual_seed(77 + seed)
-    real = law.sample(SIZE, generator)
-    noise = torch.randn(SIZE, 2, generator=generator, dtype=torch.float64)
-    found: dict[str, Any] = {"seconds": seconds, "memory": memory}
-    found["floor"] = sliced_w2(law.sample(SIZE, generator), real, generator)
-    for n in STEPS:
-        x = samples(flow, noise.float(), n)
-        found[DISTANCE.format(n)] = sliced_w2(x, real, generator)
-        if hasattr(law, "inside"):
-            found[f"outside, {n} step"] = 1 - float(law.inside(x).float().mean())
-    for t in TIMES:
-        ours, denoiser = lookahead_error(flow, law, noise[:500], t)
-        found[ERROR.format(t)], found[f"denoiser, t = {t:g}"] = ours, denoiser
-    found["jacobian, t = 0.5"] = jacobian_error(flow, law, noise[:200], 0.5)
-    return found
+    return module.average.eval(), seconds, memory
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
@@ -189,12 +172,14 @@ def _read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    one, error = row[DISTANCE.format(1)], row[ERROR.format(0.25)]
-    return f"SW2 in one step {one:.3f}, lookahead from .25 off by {error:.3f}"
+def _line(row: Mapping[str, Any], bench: Any) -> str:
+    name = bench.distance.format(1)
+    text = f"{name} {row[name]:.3f}"
+    error = row.get(ERROR.format(0.25))
+    return text if error is None else f"{text}, lookahead from .25 off by {error:.3f}"
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(rows: Sequence[Mapping[str, Any]], bench: Any) -> str:
     """Return the comparison: means over seeds, and how far the seeds lie apart."""
     columns = [n for n in rows[0] if n not in ("rule", "seed", "floor") and "denoiser" not in n]
     columns = [n for n in columns if n not in ("seconds", "memory")]
@@ -211,11 +196,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     for t in TIMES:
         value = estimate(torch.tensor([r[f"denoiser, t = {t:g}"] for r in rows])).mean
         denoiser[header.index(ERROR.format(t))] = f"{value:.3f}"
-    floor = estimate(torch.tensor([r["floor"] for r in rows])).mean
     note = (
-        f"Means over seeds, and in brackets the largest less the smallest. SW2 of two samples of "
-        f"the law itself: {floor:.3f}. Lookaheads: root mean square distance to the true flow's "
-        "end.\n"
+        "Means over seeds, and in brackets the largest less the smallest. "
+        f"{bench.note(list(rows))}\n"
     )
     return markdown(header, [*lines, denoiser]) + "\n\n" + note
 
@@ -225,7 +208,7 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean:.3f} ({max(values) - min(values):.3f})"
 
 
-def _plot(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+def _plot(rows: Sequence[Mapping[str, Any]], bench: Any, out: Path) -> None:
     """Plot the distance by steps and the lookahead's error by time, a line a rule."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
@@ -244,13 +227,13 @@ def _plot(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
         mark = marks[count.setdefault(kind, 0) % len(marks)]
         count[kind] += 1
         means = [[sum(r[c.format(k)] for r in mine) / len(mine) for k in ks]
-                 for c, ks in ((DISTANCE, STEPS), (ERROR, TIMES))]  # fmt: skip
+                 for c, ks in ((bench.distance, STEPS), (ERROR, TIMES))]  # fmt: skip
         look = {"color": colours[kind], "marker": mark, "ms": 5, "lw": 1}
         left.plot(STEPS, means[0], label=f"{name} ({kind})" if kind else name, **look)  # type: ignore[arg-type]
         right.plot(TIMES, means[1], **look)  # type: ignore[arg-type]
     denoiser = [sum(r[f"denoiser, t = {t:g}"] for r in rows) / len(rows) for t in TIMES]
     right.plot(TIMES, denoiser, color="k", ls="--", label="true denoiser")
-    left.set(xlabel="jumps", ylabel="sliced W2 to the data", xscale="log", yscale="log")
+    left.set(xlabel="jumps", ylabel=bench.axis, xscale="log", yscale="log")
     left.set_xticks(STEPS, [str(n) for n in STEPS])
     left.xaxis.set_minor_locator(NullLocator())
     right.set(xlabel="time t of the lookahead", ylabel="error of X(t,1,x)", yscale="log")

@@ -55,7 +55,15 @@ class Own:
 
 EMOJI = Own("clip", "embedded", DATA / "tune.txt", DATA / "held_out.txt", DATA / "compare.jsonl")
 
-OWN = {"emoji": EMOJI, "emoji-diffusers": EMOJI}
+FASHION = Own(
+    "fashion",
+    os.fspath(Path(rewards.__file__).with_name("zoo") / "fashion-judge"),
+    DATA / "fashion_tune.txt",
+    DATA / "fashion_held_out.txt",
+    DATA / "fashion_compare.jsonl",
+)
+
+OWN = {"emoji": EMOJI, "emoji-diffusers": EMOJI, "fashion": FASHION}
 """Model that comes along -> its own."""
 
 

@@ -100,7 +100,9 @@ def entry(text: str) -> Entry:
     for key, value in values.items():
         if key not in known:
             raise unknown(f"option of method {name!r},", str(key), known)
-        if value is None or (isinstance(value, str) and not isinstance(defaults.get(key), str)):
+        if value is None or (
+            isinstance(value, str) and not isinstance(defaults.get(key), str | None)
+        ):
             raise ValueError(f"option {key!r} of {text!r} is no number: write {key}=...")
         if key in COUNTED and (isinstance(value, bool) or not isinstance(value, int)):
             raise ValueError(f"option {key!r} of {text!r} must be a whole number")

@@ -8,6 +8,7 @@ from the training set. Real pictures stand beside the model's: ceilings and floo
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from rich.table import Table
 from torch import Tensor
 
 from recipes.binding import colour_binding, style_binding
+from recipes.data import fashion as fashion_data
 from recipes.data.emoji import Emoji
 from recipes.data.emoji import load as load_emoji
+from recipes.defaults import own
+from recipes.evaluate_classes import class_parts, show_classes
 from recipes.figures import Estimate, estimate, pairwise_distance, rate
 from recipes.inputs import load_model
 from recipes.measure import draw, kid
@@ -28,6 +32,7 @@ from recipes.terminal import console, say
 from rewards.judge import Judge
 from steer.files import numbers, write_atomically
 from steer.flow import FlowMap
+from steer.models.posterior_unet import load_posterior
 from steer.training.metric import (
     composition_error,
     lagrangian_residual,
@@ -200,9 +205,10 @@ def evaluate(
     breadth: int = 8,
     samples: int = 16,
 ) -> dict[str, Any]:
-    """Measure a model on the emoji data, and write figures and sheets.
+    """Measure a model on the data that it was trained on, and write figures and sheets.
 
-    Some minutes on one core. Figures of an earlier time in the folder are replaced.
+    The emoji, or Fashion-MNIST for the model `fashion` and ones of its shape. Some minutes on one
+    core. Figures of an earlier time in the folder are replaced.
 
     Args:
         model: a name that `steer models` lists, a folder, or file.py:Name.
@@ -222,16 +228,18 @@ def evaluate(
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
-    flow, emoji, judge = load_model(model), load_emoji(), Judge()
+    flow = load_model(model)
     with torch.no_grad():
         shape = flow.decode(torch.zeros(1, *flow.event_shape)).shape[1:]
+    if flow.event_shape == (1, 28, 28):
+        return _evaluate_classes(model, flow, sizes, out)
+    emoji, judge = load_emoji(), Judge()
     if shape != emoji.images.shape[1:]:
         raise ValueError(
             f"model {model!r} decodes to shape {tuple(shape)}: the emoji, which it is measured "
             f"on, have {tuple(emoji.images.shape[1:])}"
         )
     out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
     real = judge.features(emoji.images)
     parts: list[Callable[[], dict[str, Any]]] = [
         lambda: _exactness(flow, emoji, paths),
@@ -242,12 +250,37 @@ def evaluate(
         lambda: {"diversity": _diversity(flow, emoji, judge, real, breadth, samples)},
         lambda: _distances(flow, emoji, pictures, out),
     ]
-    metrics: dict[str, Any] = {"model": str(model), "sizes": sizes}
+    metrics = _metrics(parts, {"model": str(model), "sizes": sizes}, out)
+    _show(metrics)
+    return metrics
+
+
+def _evaluate_classes(
+    model: str, flow: FlowMap, sizes: dict[str, int], out: Path
+) -> dict[str, Any]:
+    """Measure a model of Fashion-MNIST, and its posterior map where it has one."""
+    out.mkdir(parents=True, exist_ok=True)
+    folder, posterior = own("fashion").judge, None
+    with suppress(ValueError, FileNotFoundError):  # a model without one
+        posterior = load_posterior(model)
+    kernel = 5 * sizes["kernel"]  # pictures are small
+    parts = class_parts(
+        flow, posterior, fashion_data.load(), Judge(folder), kernel, sizes["paths"], out
+    )
+    metrics = _metrics(parts, {"model": str(model), "pictures": kernel, "data": "fashion"}, out)
+    show_classes(metrics)
+    return metrics
+
+
+def _metrics(
+    parts: Sequence[Callable[[], dict[str, Any]]], metrics: dict[str, Any], out: Path
+) -> dict[str, Any]:
+    """Measure part by part, and write all of it to metrics.json."""
+    began = time.perf_counter()
     for measure in track(parts, "measuring", console=console()):
         metrics |= measure()
     metrics["seconds"] = time.perf_counter() - began
     write_atomically(out / "metrics.json", json.dumps(numbers(metrics), indent=1).encode())
-    _show(metrics)
     return metrics
 
 

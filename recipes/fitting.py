@@ -18,10 +18,10 @@ __all__ = ["begun_alike", "fit", "module_of", "sheet_of"]
 def module_of(
     stage: str, flow: Any, rule: Any, batches: Callable[[int], Any], settings: Mapping[str, Any]
 ) -> Any:
-    """Return the Lightning module of a stage, "velocity" or "map", by a run's settings.
+    """Return the Lightning module of a stage by a run's settings.
 
     Args:
-        stage: the map's learning rates are scaled by `map_rate`, and it has its own average.
+        stage: "map" has learning rates scaled by `map_rate`, and its own average.
         flow: trained in place.
         rule: see `steer.training.rules`.
         batches: step -> (x_1, prompts).

@@ -1,10 +1,10 @@
-"""`steer models | rewards | methods | objectives | rules`: what there is, a line each."""
+"""`steer models | rewards | methods | objectives | rules | cite`: what there is."""
 
 from collections.abc import Mapping
 
 from recipes.terminal import say
 
-__all__ = ["methods", "models", "objectives", "rewards_", "rules"]
+__all__ = ["cite", "methods", "models", "objectives", "rewards_", "rules"]
 
 
 def _print(names: Mapping[str, str]) -> None:
@@ -56,11 +56,67 @@ def _readiness(name: str) -> str:
     return f"download {'; '.join(lacking)}" if lacking else READY
 
 
-def methods() -> None:
-    """List the sampling methods."""
+STEPS = 16
+"""At which the calls of a step are counted."""
+
+
+def methods(names: bool = False) -> None:
+    """List the sampling methods, and of each what it samples, what it needs, and what it costs.
+
+    Calls: network calls (NFE) a step and particle, at 16 steps; a gradient through the network
+    counts as one more. Law: what the particles are drawn from, weights included.
+
+    Args:
+        names: a line for each, without the columns.
+    """
     import steer
 
-    _print(steer.METHODS)
+    if names:
+        _print(steer.METHODS)
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    from steer.sampling.citations import CITATIONS
+    from steer.sampling.forecast import plan
+    from steer.sampling.methods import TABLE
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("method", "law", "gradient", "calls", "source"):
+        table.add_column(column, justify="right" if column == "calls" else "left")
+    table.add_column("what it does", overflow="fold")
+    for name, line in steer.METHODS.items():
+        one = TABLE[name]
+        calls = plan(name, STEPS)["nfe"] / STEPS
+        source = ", ".join(CITATIONS[k].arxiv or CITATIONS[k].venue for k in one.source)
+        needs = "needed" if one.gradient else _used(name)
+        table.add_row(Text(name, "bold"), one.law, needs, f"{calls:.1f}", source, line)
+    say(table)
+    print("BibTeX: steer cite METHOD. Laws and options: docs/methods.md")
+
+
+def _used(name: str) -> str:
+    """Say whether a method that does without a gradient takes one where there is one."""
+    from steer.sampling.forecast import plan
+
+    with_one, without = (plan(name, STEPS, differentiable=d)["nfe"] for d in (True, False))
+    return "used" if with_one != without else "no"
+
+
+def cite(name: str) -> None:
+    """Print the BibTeX entries of what to cite for some methods.
+
+    Args:
+        name: of a method that `steer methods` lists, or several.
+    """
+    from steer.sampling.citations import bibtex
+    from steer.sampling.methods import method_of
+
+    chosen = {one: method_of(one).source for one in name.replace(",", " ").split()}
+    print(bibtex(key for keys in chosen.values() for key in keys))
+    ours = [one for one, keys in chosen.items() if not keys]
+    if ours:
+        print(f"% nothing to cite for {', '.join(ours)}")
 
 
 def objectives() -> None:

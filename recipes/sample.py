@@ -57,10 +57,13 @@ def sample(
     settle: bool | None = None,
     churn: float | None = None,
     noise: float | None = None,
+    options: dict[str, Any] = {},  # noqa: B006
     cfg: float | None = None,
     negative_prompt: str | None = None,
     init_image: Path | None = None,
     init_time: float | None = None,
+    init_by: Literal["noise", "inversion"] = "noise",
+    on_bad_reward: Literal["stop", "drop"] = "stop",
     target: float | None = None,
     budget: float | None = None,
     unguided: bool = True,
@@ -112,11 +115,16 @@ def sample(
         churn: how far a jump goes past each time, to re-noise back (none, best-of-n; default: the
             model's own).
         noise: what the SDE's noise 1 - t is multiplied by (fmtt, denoiser, naive; default 1).
+        options: the method's other options, as '{move: pcn, fresh: 0.2}': docs/methods.md.
         cfg: classifier-free guidance mixed at run time, on top of what the model has built in,
             or as a diffusers pipeline counts it; it doubles the network calls.
         negative_prompt: what to lead away from, with cfg. Default: no prompt.
         init_image: a picture file to start from.
         init_time: where such a start is: 0 pure noise, near 1 little changes (default 0.5).
+        init_by: noise, that of init_time on the picture; inversion, back along the model's ODE, so
+            that without guidance the same picture comes out: for edits.
+        on_bad_reward: where a reward is not finite: stop, or drop the particle, whose weight is
+            zero from there on; how many is in metrics.json.
         target: stop as soon as every prompt's best picture is seen at this reward.
         budget: stop before a particle has cost more network calls than this.
         unguided: also draw the same seeds without guidance, and without adapters where there are
@@ -172,7 +180,7 @@ def sample(
         "every": every, "clip": clip, "normalise": normalise, "settle": settle,
         "churn": churn, "noise": noise,
     }  # fmt: skip
-    options = {k: v for k, v in given.items() if v is not None}
+    options = {k: v for k, v in given.items() if v is not None} | options
     loaded = load_model(model, device, dtype, lora, lora_scale, model_options)
     flow = _mixed(loaded, cfg, negative_prompt, prompts)
     twins: dict[str, steer.FlowMap] = {}
@@ -187,6 +195,8 @@ def sample(
         "steps": steps,
         "seed": seed,
         "init_time": init_time,
+        "init_by": init_by,
+        "on_bad_reward": on_bad_reward,
         "batch_size": batch_size,
     }
     if init_image is not None:

@@ -32,6 +32,18 @@ PLACES = {
         "pixels.reference:Similarity",
         "closeness to the picture image=FILE, from -1 to 0 (by=colour or luma)",
     ),
+    "inpaint": (
+        "pixels.measurement:Inpainting",
+        "log-likelihood of image=FILE where mask=FILE is white, noise sd=",
+    ),
+    "upscale": (
+        "pixels.measurement:SuperResolution",
+        "log-likelihood of the small picture image=FILE, factor=, noise sd=",
+    ),
+    "deblur": (
+        "pixels.measurement:Deblurring",
+        "log-likelihood of a blurred image=FILE, width=, noise sd=",
+    ),
     "jpeg": ("pixels.jpeg:Jpeg", "minus the size as a JPEG file in kB; no gradient"),
     "siglip": ("models.siglip:Siglip", "cosine of picture and prompt by SigLIP 1 or 2"),
     "pickscore": (
@@ -61,6 +73,10 @@ PLACES = {
     "classifier": (
         "models.classifier:Classifier",
         "log-probability of a class (model=timm:NAME or torchvision:NAME, target=)",
+    ),
+    "fashion": (
+        "models.fashion:Fashion",
+        "log-probability of a kind of clothes, by a small classifier of Fashion-MNIST (target=)",
     ),
     "lpips": ("models.lpips:Lpips", "minus the perceptual distance to image=FILE"),
     "dino": ("models.dino:Dino", "cosine of self-supervised features with those of image=FILE"),

@@ -127,6 +127,7 @@ class Judge(Reward):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        self.embedded = folder is None
         files = "config.json", "model.safetensors"
         if folder is not None:  # one of a user's: its files say which it is
             self.made_of = tuple(Path(folder) / name for name in files)

@@ -123,6 +123,7 @@ from .guidance.weights import Weights as Weights
 from .models.classifier_free import ClassifierFree as ClassifierFree
 from .models.loading import load as load
 from .models.pair import Pair as Pair
+from .models.posterior_unet import load_posterior as load_posterior
 from .noise import Noise as Noise
 from .one_time import OneTime as OneTime
 from .path import (
@@ -198,6 +199,7 @@ __all__ = [
     "Wrapped",
     "finetune",
     "load",
+    "load_posterior",
     "multinomial",
     "residual",
     "sample",

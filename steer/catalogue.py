@@ -11,6 +11,8 @@ MODELS: Mapping[str, str] = MappingProxyType(
         "32x32 pixels",
         "emoji-diffusers": "the same pictures by a Stable Diffusion pipeline of diffusers' own "
         "classes, and a map of it",
+        "fashion": "ten kinds of clothes in grey, 28x28 pixels (Fashion-MNIST), with a posterior "
+        "map",
     }
 )
 """Embedded model -> what it draws."""
@@ -29,6 +31,29 @@ METHODS: Mapping[str, str] = MappingProxyType(
         "(2604.27147)",
         "reno": "ascent in noise space: `steps` looks at the one-jump picture, the noise's norm "
         "kept (2406.04312)",
+        "noise-smc": "exact for the map's own samples: tempered SMC in noise space, any reward",
+        "renoise": "exact: jumps with churn, shifted by the gradient where there is one; "
+        "ratio weights",
+        "posterior": "exact: the reward's mean over posterior draws guides and weighs, any reward "
+        "(2601.14430)",
+        "tds": "exact: every proposal twisted by the whole reward of the denoiser (2306.17775)",
+        "das": "exact: twisted proposals on a geometric ramp (2501.05803)",
+        "fk": "FK steering: unguided proposals, weighed by the most a path has seen (2501.06848)",
+        "fk-difference": "exact: the same, weighed by what each step gains",
+        "fk-sum": "the same, weighed by the sum of what a path has seen",
+        "svdd": "search: each particle draws one of its candidates by the reward (2408.08252)",
+        "beam": "search: the best of all candidates go on (2511.22688)",
+        "tree": "search: each particle goes on from the best of its own candidates",
+        "rounds": "search: best-of-n again and again, the best one re-noised in between",
+        "dno": "ascent in noise space through several jumps (2405.18881, 2402.14017)",
+        "fmrg-e": "ascent of the lookahead itself, without the network's gradient (2604.27147)",
+        "dps": "the denoiser's gradient by the tilt's own coefficient (2209.14687)",
+        "damped": "the same through the lookahead, less where the posterior is wide (2606.02884)",
+        "lgd-mc": "dps with the reward averaged over blurred views (Song et al. 2023)",
+        "freedom": "dps, each step made twice, re-noised in between (2303.09833)",
+        "ugd": "freedom, and ascent of the denoised picture (2302.07121)",
+        "mpgd": "ascent of the denoised picture alone (2311.16424)",
+        "tfg": "all of dps to mpgd in five numbers (2409.15761)",
     }
 )
 """Sampling method -> what it does; `steer.sampling.methods.TABLE` builds them."""

@@ -37,6 +37,7 @@ class FlowMap(nn.Module):
         name: what people call it; adapters note it as their base.
         adapter_targets: ends of the names of the layers that adapters go on where nothing else is
             said; none: every layer that can have them.
+        posterior_map: its posterior map, `steer.PosteriorMap`, prompts bound, where it has one.
         component: what a diffusers pipeline calls this flow's denoiser, where it is one's: its
             adapters are written for the pipeline's own loader too.
     """
@@ -49,6 +50,7 @@ class FlowMap(nn.Module):
     name: str = ""
     adapter_targets: tuple[str, ...] = ()
     component: str = ""
+    posterior_map: Any = None
 
     @property
     def about(self) -> Mapping[str, Any]:
@@ -201,6 +203,11 @@ class Wrapped(FlowMap):
         self.path, self.evaluations = flow.path, flow.evaluations
         self.kind, self.churn, self.name = flow.kind, flow.churn, flow.name
         self.adapter_targets, self.component = flow.adapter_targets, flow.component
+
+    @property
+    def posterior_map(self) -> Any:
+        """The posterior map of the flow inside."""
+        return self.flow.posterior_map
 
     @property
     def event_shape(self) -> tuple[int, ...]:  # type: ignore[override]

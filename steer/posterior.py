@@ -141,13 +141,18 @@ def _picks(where: Tensor, x: Tensor) -> Tensor:
     return where.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _copies(x: Tensor, t: Time, n: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _copies(
+    x: Tensor, t: Time, n: int, generator: Generator | None, noise: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return m rows n times each, (m n, *event), prompt-major as x is, their times, and noise."""
     (time,) = _fitting(x, x, t)
     if not bool(((time >= 0) & (time <= 1)).all()):
         raise ValueError(f"t must be in [0, 1], got {time.tolist()}")
     rows = x.repeat_interleave(count("n", n), 0)
-    z = torch.randn(rows.shape, generator=generator, dtype=x.dtype).to(x.device)
+    if noise is not None:
+        z = noise.to(x).repeat(len(x), *[1] * (x.ndim - 1))
+    else:
+        z = torch.randn(rows.shape, generator=generator, dtype=x.dtype).to(x.device)
     return rows, time.repeat_interleave(n, 0) if time.ndim else time, z
 
 
@@ -194,7 +199,15 @@ class PosteriorMap(nn.Module):
         given = getattr(self.network, "given", None)
         return self if given is None else type(self)(given(prompts))
 
-    def sample(self, x: Tensor, t: Time, n: int, generator: Generator, steps: int = 1) -> Tensor:
+    def sample(
+        self,
+        x: Tensor,
+        t: Time,
+        n: int,
+        generator: Generator | None = None,
+        steps: int = 1,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """Draw n samples for each row of x, (n, *x.shape), with gradient to x and the network.
 
         Args:
@@ -203,11 +216,13 @@ class PosteriorMap(nn.Module):
             n: samples a row; all n m rows are one network call.
             generator: a generator on the CPU.
             steps: jumps of a draw, of equal length.
+            noise: the normals that are carried, (n, *event), the same for all rows; instead of the
+                generator's, which are each row's own.
 
         Raises:
             ValueError: shapes that do not fit, a time outside [0, 1], a number below one.
         """
-        rows, time, y = _copies(x, t, n, generator)
+        rows, time, y = _copies(x, t, n, generator, noise)
         for r, s in pairwise(step_times(steps)):
             y = self.jump(y, r, s, rows, time)
         return torch.where(_picks(time == 1, rows), rows, y).unflatten(0, (-1, n)).transpose(0, 1)
@@ -226,9 +241,17 @@ class Glass:
     def __init__(self, flow: FlowMap, steps: int = 16) -> None:
         self.flow, self.steps = flow, count("steps", steps, 2)
 
-    def sample(self, x: Tensor, t: Time, n: int, generator: Generator) -> Tensor:
+    def sample(
+        self,
+        x: Tensor,
+        t: Time,
+        n: int,
+        generator: Generator | None = None,
+        *,
+        noise: Tensor | None = None,
+    ) -> Tensor:
         """Draw n samples for each row of x, (n, *x.shape): as `PosteriorMap.sample`."""
-        rows, time, z = _copies(x, t, n, generator)
+        rows, time, z = _copies(x, t, n, generator, noise)
         return glass(self.flow, rows, time, z, self.steps).unflatten(0, (-1, n)).transpose(0, 1)
 
 
@@ -262,12 +285,21 @@ class WeightedRenoise:
         self.flow, self.factor, self.candidates = flow, factor, count("candidates", candidates)
 
     @torch.no_grad()
-    def propose(self, x: Tensor, t: Time, n: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    def propose(
+        self,
+        x: Tensor,
+        t: Time,
+        n: int,
+        generator: Generator | None = None,
+        *,
+        noise: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Return n looks y a row, (n, *x.shape), and log w, (n, m), up to a constant a row.
 
-        Means of y under these weights vary less than means of picked draws.
+        Means of y under these weights vary less than means of picked draws. `noise`, (n, *event):
+        the same normals for all rows, instead of the generator's.
         """
-        rows, time, z = _copies(x, t, n, generator)
+        rows, time, z = _copies(x, t, n, generator, noise)
         end, kind = time == 1, log_dtype(x.device)
         alpha, beta = self.flow.path(torch.where(end, 0.5, time))  # the end is replaced below
         spread = alpha * math.sqrt(self.factor)

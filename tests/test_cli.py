@@ -23,6 +23,7 @@ from recipes.inputs import load_model
 from steer.adapters.inject import adapt
 from steer.adapters.store import save_adapters
 from steer.sampling.forecast import plan as planned
+from steer.sampling.methods import TABLE
 
 FLOW = '''
 import torch, steer
@@ -483,14 +484,15 @@ def test_shells_complete(here, capsys):
     script = "; ".join(["source steer.sh", *asked])
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        "sample", "--prompt --prompts-file", "fmtt fmrg-j", "--lora-scale",
+        "sample", "--prompt --prompts-file", "fmtt fmrg-j fmrg-e", "--lora-scale",
     ]  # fmt: skip
     assert main(["completion", "fish"]) == 2
     refused(capsys, "fish")
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["methods"], ["models"], ["objectives"], ["rewards"]]
+    "words",
+    [["--help"], ["--version"], ["methods", "--names"], ["models"], ["objectives"], ["rewards"]],
 )
 def test_names_and_help_need_no_torch(words):
     code = f"import sys; from recipes.cli import main; main({words}); print(*sys.modules)"
@@ -744,7 +746,7 @@ def test_plan_is_what_is_counted(here):
     for method in steer.METHODS:
         for steps in (1, 4):
             plan = planned(method, steps)
-            climbs = method in {"fmrg-j", "reno"}
+            climbs = not TABLE[method].tempered and method not in {"none", "best-of-n"}
             result = steer.sample(
                 flow, reward, "a", 2, steps, method, temperature=None if climbs else 1.0
             )

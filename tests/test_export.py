@@ -275,7 +275,7 @@ def test_what_a_file_names_is_not_loaded(root, capsys, tmp_path):
         save_adapters(adapt(flow), tmp_path / "x")
         assert main(["export", "--lora=x", "--out=out", "--format=merged"]) == 2
         err = " ".join(capsys.readouterr().err.split())
-        assert "none of the embedded models (emoji, emoji-diffusers)" in err
+        assert "none of the embedded models (emoji, emoji-diffusers, fashion)" in err
         assert "give the base with --model" in err
         assert names(tmp_path) == ["evil.py", "x"]
 

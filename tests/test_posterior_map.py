@@ -8,15 +8,11 @@ import torch
 from torch.distributions import MultivariateNormal
 
 import steer
+from steer.models.posterior import PosteriorMLP, Preconditioned
 from steer.posterior import Glass, PosteriorMap, WeightedRenoise, glass_velocity
 from steer.training.average import follow
 from steer.training.optim import MuonAdamW, warm_cosine
-from steer.training.posterior import (
-    PosteriorFlow,
-    PosteriorMLP,
-    PosteriorObjective,
-    Preconditioned,
-)
+from steer.training.posterior import PosteriorFlow, PosteriorObjective
 from steer.training.rules.lagrangian import LMD, LSD, Heun
 from steer.training.rules.semigroup import PSD
 from tests.test_flow import ByVelocity

@@ -314,7 +314,8 @@ def test_names_are_what_exists():
     assert set(rewards.NAMES) == {
         "clip", "colour", "brightness", "jpeg", "contrast", "saturation", "sharpness",
         "smoothness", "symmetry", "antisymmetry", "layout", "similarity", "siglip", "pickscore",
-        "hpsv2", "imagereward", "mps", "aesthetic", "vqa", "classifier", "lpips", "dino", "remote",
+        "hpsv2", "imagereward", "mps", "aesthetic", "vqa", "classifier", "fashion",
+        "lpips", "dino", "remote", "inpaint", "upscale", "deblur",
     }  # fmt: skip
     assert all("\n" not in line for line in rewards.NAMES.values())
 
@@ -334,5 +335,9 @@ def test_weights_fit_their_budget():
 
     zoos = [EMBEDDED.parent, Path(steer.__file__).with_name("zoo")]
     weights = [f for zoo in zoos for f in zoo.rglob("*.safetensors")]
-    assert len(weights) == 7  # the map, the CLIP, the judge, and a pipeline's four
+    # the map, the CLIP, the judge, a pipeline's four; of fashion map, posterior map, reward, judge
+    assert len(weights) == 11
+    fashion = [f for f in weights if "fashion" in f.as_posix().split("zoo")[1]]
+    assert len(fashion) == 4
+    assert sum(f.stat().st_size for f in fashion) < 6e6
     assert sum(f.stat().st_size for f in weights) < 40e6

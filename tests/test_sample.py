@@ -22,7 +22,7 @@ def blind(differentiable=False):
 
 
 def sample(*args, particles=5, steps=3, temperature=0.5, **options):
-    if options.get("method") in {"fmrg-j", "reno"}:
+    if options.get("method", "none") not in {"none", "best-of-n", *TEMPERED}:
         temperature = None
     return steer.sample(
         *(args or (mixture(), reward)),
@@ -75,10 +75,10 @@ def test_shapes(method):
         assert one.rewards.shape == one.log_w.shape == (5,)
         assert one.ess.shape == one.best.shape == ()
         assert torch.allclose(one.x, listed.x[0], atol=1e-5)
-        guided = method in TEMPERED
-        assert (one.log_z is not None) == (one.temperature is not None) == guided
-        if guided:
-            assert one.log_z.shape == one.temperature.shape == ()
+        assert (one.log_z is not None) == TABLE[method].weighted
+        assert (one.temperature is not None) == TABLE[method].tempered
+        assert one.log_z is None or one.log_z.shape == ()
+        assert one.temperature is None or one.temperature.shape == ()
     assert one.images is None
     assert torch.allclose(listed.rewards, reward(listed.x.flatten(0, 1)).reshape(2, 5), atol=1e-6)
     assert torch.equal(listed.best, listed.rewards.argmax(1))
@@ -214,7 +214,7 @@ def test_errors_at_the_door(options, words):
 
 @every_method
 def test_rewards_without_gradient(method):
-    if method in {"fmtt", "denoiser", "naive", "fmrg-j", "reno"}:
+    if TABLE[method].gradient:
         with pytest.raises(ValueError, match="take one of none, best-of-n, split"):
             sample(mixture(), blind(), method=method)
     else:

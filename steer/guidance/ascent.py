@@ -22,7 +22,7 @@ from steer.path import like
 from steer.ranges import above, count
 from steer.reward import Rest, Reward, plain
 
-__all__ = ["FlowMapControl", "NoiseAscent", "Sampler", "whole_reward"]
+__all__ = ["Ascent", "FlowMapControl", "NoiseAscent", "Sampler", "whole_reward"]
 
 
 class Sampler(Protocol):
@@ -41,8 +41,18 @@ def whole_reward(
     return Lookahead(flow, reward, prompts, 1.0, steps, ramp=torch.ones_like)
 
 
-class _Ascent:
-    """What one run of either sampler has: rows, micro-batches, checks."""
+class Ascent:
+    """What one run of a sampler without weights has: rows, micro-batches, checks.
+
+    Args:
+        flow: the flow map.
+        potential: how the reward is seen.
+        batch_size: the most rows in one network call; None: all at once.
+        x0: the start, (n, *event) or (p, n, *event).
+        position: the place of the first prompt in the caller's whole list.
+        count: how many steps the run has.
+        drop: see `BatchedPotential`.
+    """
 
     def __init__(
         self,
@@ -52,11 +62,14 @@ class _Ascent:
         x0: Tensor,
         position: int,
         count: int,
+        drop: bool = False,
     ) -> None:
         self.rows = Rows.of(x0, flow.event_shape, position, potential.prompts)
         self.k, self.count = 0, count
         self.flow = Batched(flow, batch_size, self.rows.p)
-        self.potential = BatchedPotential(potential, batch_size, self.rows.p, self._finite)
+        self.potential = BatchedPotential(
+            potential, batch_size, self.rows.p, self._finite, drop=drop
+        )
         self.x0 = self.rows.flat(x0)
         self.ancestors = self.rows.starts().to(x0.device)
 
@@ -77,10 +90,15 @@ class _Ascent:
         return kept
 
     def population(
-        self, x: Tensor, t: float, reward: Tensor, images: Tensor | None = None
+        self,
+        x: Tensor,
+        t: float,
+        reward: Tensor,
+        images: Tensor | None = None,
+        clean: Tensor | None = None,
     ) -> Population:
         """Return what the caller sees."""
-        return self.rows.population(x, t, reward, images, ancestors=self.ancestors)
+        return self.rows.population(x, t, reward, images, ancestors=self.ancestors, clean=clean)
 
 
 class FlowMapControl:
@@ -104,6 +122,8 @@ class FlowMapControl:
         ValueError: times that do not increase within [0, 1], a time of `guided` that is none of
             them, or a negative scale.
     """
+
+    drop = False
 
     def __init__(
         self,
@@ -137,7 +157,9 @@ class FlowMapControl:
         times, guided = list(self.times), self.guided
         asked = Rest(*self.potential.asked)
         with plain():
-            run = _Ascent(self.flow, self.potential, self.batch_size, x0, position, len(times) - 1)
+            run = Ascent(
+                self.flow, self.potential, self.batch_size, x0, position, len(times) - 1, self.drop
+            )
         here = run.at(run.x0, times[0])
         while run.k + 1 < len(times):
             t = times[run.k + 1]
@@ -162,12 +184,12 @@ class FlowMapControl:
         assert gradient is not None
         return y + like(self.scale * row_norm(y - here.x), here.x) * direction(gradient)
 
-    def _population(self, run: _Ascent, here: State) -> Population:
+    def _population(self, run: Ascent, here: State) -> Population:
         if here.t < 1 and here.t not in self.guided:
             unseen = torch.full((len(here.x),), torch.nan, device=here.x.device)
             return run.population(here.x, here.t, unseen)
         seen = here.evaluation(derivatives=here.t < 1)
-        return run.population(here.x, here.t, seen.reward, seen.images)
+        return run.population(here.x, here.t, seen.reward, seen.images, seen.clean)
 
 
 class NoiseAscent:
@@ -191,6 +213,8 @@ class NoiseAscent:
     Raises:
         ValueError: a rate that is not above zero, or less than one iteration or jump.
     """
+
+    drop = False
 
     def __init__(
         self,
@@ -218,8 +242,14 @@ class NoiseAscent:
         """
         asked = Rest(*self.potential.asked)
         with plain():
-            run = _Ascent(
-                self.flow, self.potential, self.batch_size, x0, position, self.iterations
+            run = Ascent(
+                self.flow,
+                self.potential,
+                self.batch_size,
+                x0,
+                position,
+                self.iterations,
+                self.drop,
             )
             here = run.at(run.x0, 0.0)
             norm = row_norm(here.x)

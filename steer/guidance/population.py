@@ -10,7 +10,10 @@ from torch import Tensor
 
 from steer.guidance.resampler import ess
 
-__all__ = ["Population", "Rows", "Wish", "check_times"]
+NOTHING = -1e30
+"""The log-weight of a row of weight zero: finite, so that differences of two are zero."""
+
+__all__ = ["NOTHING", "Population", "Rows", "Wish", "check_times"]
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Population:
         ess: the effective sample size, () or (p,).
         images: what the reward was asked about at t = 1, decoded, (n, ...) or (p, n, ...); None
             before.
+        clean: the clean sample that the reward was seen on, as `x`; None where none is.
         positions: of these prompts in the caller's whole list.
         nfe: what a particle has cost so far, where somebody counts: theory (51).
         ancestors: the start that each particle descends from, as its index among those of its
@@ -50,6 +54,7 @@ class Population:
     reward: Tensor
     ess: Tensor
     images: Tensor | None = None
+    clean: Tensor | None = None
     positions: Sequence[int] = (0,)
     nfe: float = float("nan")
     ancestors: Tensor | None = None
@@ -170,6 +175,7 @@ class Rows:
         log_w: Tensor | None = None,
         log_z: Tensor | None = None,
         ancestors: Tensor | None = None,
+        clean: Tensor | None = None,
     ) -> Population:
         """Return what the caller sees of rows (p * n, ...); without weights these are zero."""
         reward = reward.reshape(self.lead)
@@ -179,15 +185,36 @@ class Rows:
         x = x.reshape(*self.lead, *x.shape[1:])
         if images is not None:
             images = images.reshape(*self.lead, *images.shape[1:])
+        if clean is not None:
+            clean = clean.reshape(*self.lead, *clean.shape[1:])
         if ancestors is not None:
             ancestors = ancestors.reshape(self.lead)
         return Population(
-            x, time, log_w, log_z, reward, ess(log_w), images, self.positions, ancestors=ancestors
-        )
+            x, time, log_w, log_z, reward, ess(log_w), images, clean, self.positions,
+            ancestors=ancestors,
+        )  # fmt: skip
 
     def starts(self) -> Tensor:
         """Return each row's own index among the particles of its prompt, (p * n,)."""
         return torch.arange(self.n).repeat(self.p)
+
+    def refuse_no_weight(self, log_w: Tensor) -> None:
+        """Raise for the first prompt none of whose particles has a weight.
+
+        Args:
+            log_w: (p, n).
+
+        Raises:
+            FloatingPointError: names the prompt.
+        """
+        none = (log_w.amax(1) < NOTHING / 2).nonzero()
+        if len(none):
+            i = int(none[0])
+            name = f" ({self.asked[i % len(self.asked)]!r})" if self.asked else ""
+            raise FloatingPointError(
+                f"no particle of prompt {self.position + i}{name} has a weight: its reward is not "
+                "finite for any of them; guard the reward's logarithms and divisions"
+            )
 
     def refuse_not_finite(self, what: str, values: Tensor, where: str) -> None:
         """Raise for the first row that is not finite.

@@ -19,7 +19,16 @@ from steer.path import Time, as_time, like
 from steer.ranges import count
 from steer.reward import Reward, score, wrap
 
-__all__ = ["Denoised", "Evaluation", "Lookahead", "Naive", "Potential", "Ramp", "Terminal"]
+__all__ = [
+    "Denoised",
+    "Evaluation",
+    "Lookahead",
+    "Naive",
+    "Potential",
+    "Ramp",
+    "Terminal",
+    "Viewed",
+]
 
 Ramp = Callable[[Tensor], Tensor]
 
@@ -35,6 +44,7 @@ class Evaluation:
         partial: `∂_t r_t(x)`, (n,), beside the gradient.
         total: `(∂_t + b·∇) r_t`, (n,), where it is known without the gradient.
         images: what the reward was asked about, decoded, at t = 1.
+        clean: the clean sample that the rows are seen as, (n, *event), where one is.
     """
 
     value: Tensor
@@ -43,6 +53,7 @@ class Evaluation:
     partial: Tensor | None = None
     total: Tensor | None = None
     images: Tensor | None = None
+    clean: Tensor | None = None
 
     def rate(self, b: Tensor) -> Tensor:
         """Return `(∂_t + b·∇) r_t`, theory (22), (n,)."""
@@ -113,8 +124,17 @@ def _arrived(t: Tensor) -> bool:
     return t.ndim == 0 and float(t) == 1
 
 
-class _Viewed(Potential):
-    """`g(t) R(view_t(x))`: everything but the view."""
+class Viewed(Potential):
+    """`g(t) R(view_t(x))`: everything but the view.
+
+    Args:
+        flow: the flow map, prompts already bound.
+        reward: a Reward or any callable on images.
+        prompts: what the reward is asked, one per prompt.
+        temperature: in the reward's units, > 0: a float, or one per prompt or per row.
+        steps: jumps of a view that has some.
+        ramp: g, with g(0) = 0 and g(1) = 1. Default: g(t) = t.
+    """
 
     def __init__(
         self,
@@ -144,13 +164,19 @@ class _Viewed(Potential):
     def _view(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the clean sample that x is seen as, (n, *event)."""
 
-    def _score(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the reward of the view, (n,), at least in float32, and the view decoded."""
-        images = self.flow.decode(x if _arrived(t) else self._view(x, t))
-        prompts = None if self.prompts is None else flat_prompts(self.prompts, len(x))
+    def _score(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the reward of the view, (n,), the view decoded, and the view, (n, *event)."""
+        clean = x if _arrived(t) else self._view(x, t)
+        scores, images = self._asked(clean)
+        return scores, images, clean.detach()
+
+    def _asked(self, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the reward of clean samples, (n,), at least in float32, and their pictures."""
+        images = self.flow.decode(clean)
+        prompts = None if self.prompts is None else flat_prompts(self.prompts, len(clean))
         scores = score(self.reward, images, prompts)
         kind = torch.promote_types(scores.dtype, torch.float32)
-        return scores.to(x.device, kind), images
+        return scores.to(clean.device, kind), images
 
     def _inverse_temperature(self, x: Tensor) -> Tensor:
         temperature = torch.as_tensor(self.temperature).to(x.device)
@@ -169,15 +195,14 @@ class _Viewed(Potential):
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Return the reward of the view, ramped and divided by the temperature."""
         g, g_dot = self._ramp(t)
-        images: Tensor | None = None
         k = self._inverse_temperature(x)
         if not derivatives or (g.ndim == 0 and float(g) == 0):
-            reward, images = self._score(x, as_time(t))
+            reward, images, clean = self._score(x, as_time(t))
             gradient = torch.zeros_like(x) if derivatives else None
             partial = None
         else:
             self._need_gradient()
-            reward, gradient, partial = self._differentiate(x, as_time(t))
+            reward, images, clean, gradient, partial = self._differentiate(x, as_time(t))
             partial = like(g * k.to(g), reward) * partial
             gradient = like(g * k.to(g), x) * gradient
         wide = reward.to(log_dtype(reward.device))
@@ -188,7 +213,8 @@ class _Viewed(Potential):
             gradient=gradient,
             partial=slope if partial is None else slope + partial,
             total=self._total(slope),
-            images=images if _arrived(as_time(t)) else None,
+            images=images.detach() if _arrived(as_time(t)) else None,
+            clean=clean,
         )
 
     def _total(self, slope: Tensor) -> Tensor | None:
@@ -203,12 +229,14 @@ class _Viewed(Potential):
                 "steer.Ratio()), or a reward that is"
             )
 
-    def _differentiate(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the view's reward (n,), and its gradients in x (n, *event) and in t (n,)."""
+    def _differentiate(
+        self, x: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return what `_score` does, and gradients in x (n, *event) and in t (n,)."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             time = self._time_to_differentiate(t, x)
-            scores, _ = self._score(x, time)
+            scores, images, clean = self._score(x, time)
             if not scores.requires_grad:
                 raise ValueError(
                     "the reward is declared differentiable, but its scores carry no gradient to "
@@ -220,6 +248,8 @@ class _Viewed(Potential):
         partial = grads[1] if len(grads) == 2 else None
         return (
             scores.detach(),
+            images.detach(),
+            clean,
             torch.zeros_like(x) if grads[0] is None else grads[0],
             torch.zeros_like(scores) if partial is None else partial,
         )
@@ -229,7 +259,7 @@ class _Viewed(Potential):
         return t
 
 
-class Lookahead(_Viewed):
+class Lookahead(Viewed):
     """`r_t(x) = g(t) R(X(t,1,x))`, theory (17), through `steps` composed jumps.
 
     Its rate is the published `g'(t) R(X(t,1,x))`, theory (22): along the flow of an exact map the
@@ -255,7 +285,7 @@ class Lookahead(_Viewed):
         return slope
 
 
-class Denoised(_Viewed):
+class Denoised(Viewed):
     """`r_t(x) = g(t) R(E[x_1 | x_t = x])`, theory (4, 17).
 
     Blurred early, and its rate needs the gradient.
@@ -268,14 +298,14 @@ class Denoised(_Viewed):
         return t.detach().to(x).expand(len(x)).clone().requires_grad_()
 
 
-class Naive(_Viewed):
+class Naive(Viewed):
     """`r_t(x) = g(t) R(x)`, theory (17): the reward of the noisy state itself."""
 
     def _view(self, x: Tensor, t: Tensor) -> Tensor:
         return x
 
 
-class Terminal(_Viewed):
+class Terminal(Viewed):
     """`r_t = 0` before t = 1, and `R(x)` there, theory (17): plain importance sampling."""
 
     def _view(self, x: Tensor, t: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ from torch import Tensor
 from steer.batches import Batched
 from steer.flow import log_dtype
 from steer.guidance.kernel import Adaptation, Jump, Kernel, Sde
-from steer.guidance.population import Population, Rows, check_times
+from steer.guidance.population import NOTHING, Population, Rows, check_times
 from steer.guidance.potential import Denoised, Lookahead, Naive, Potential
 from steer.guidance.resampler import Resampler, ess, log_mean_exp, systematic
 from steer.guidance.state import BatchedPotential, State
+from steer.guidance.tempering import Tempered, next_inverse
 from steer.guidance.weights import Continuous, Ratio, Step, Unweighted, Weights
 from steer.noise import Noise
 from steer.ranges import count, finite, within
@@ -39,12 +40,18 @@ class Guidance:
             first-order variance of the ratio weights. It never changes the law that is sampled.
         threshold: resample a prompt when ESS / n is below it, in [0, 1], or a tuple of times at
             which to.
+        least: choose the ramp while running: at each step every prompt's g, from 0 to 1, is raised
+            as far as its weights keep `ESS / n >= least`, that is a relative variance of at most
+            `1 / least - 1`, and to 1 in the last step. The potential must have no ramp of its own
+            (`ramp=torch.ones_like`), and the weights be `Ratio`. None: the potential's ramp.
         batch_size: the most rows in one network call, but never less than one of each prompt;
             None: all at once.
 
     Raises:
         ValueError: parts that do not fit, each with the mend.
     """
+
+    drop = False
 
     def __init__(
         self,
@@ -56,13 +63,14 @@ class Guidance:
         scale: float = 0.0,
         threshold: float | Sequence[float] = 0.5,
         *,
+        least: float | None = None,
         batch_size: int | None = None,
     ) -> None:
         self.potential, self.kernel = potential, kernel
         self.weights, self.resampler = weights or Ratio(), resampler
         grid = torch.linspace(0, 1, 17, dtype=torch.float64) if times is None else times
         self.times = [float(t) for t in grid]
-        self.scale, self.batch_size = scale, batch_size
+        self.scale, self.batch_size, self.least = scale, batch_size, least
         self.threshold = tuple(threshold) if isinstance(threshold, Sequence) else threshold
         self._check()
 
@@ -81,6 +89,10 @@ class Guidance:
                 )
         if self.batch_size is not None:
             count("batch_size", self.batch_size)
+        if self.least is not None:
+            within("least", self.least, 0.0, 1.0)
+            if not isinstance(self.weights, Ratio):
+                raise ValueError("a ramp that is chosen while running needs steer.Ratio() weights")
         if self.scale != 0 and not self.potential.differentiable:
             raise ValueError(
                 f"scale={self.scale} needs the reward's gradient, and the reward is declared not "
@@ -169,12 +181,16 @@ class _Run:
             rows.flat(x0),
             guide.times[0],
             Batched(flow, guide.batch_size, rows.p),
-            BatchedPotential(potential, guide.batch_size, rows.p, self._finite, eager),
+            BatchedPotential(potential, guide.batch_size, rows.p, self._finite, eager, guide.drop),
         )
         self.adaptation = Adaptation()
         self.log_w = torch.zeros(rows.p, rows.n, dtype=log_dtype(x0.device), device=x0.device)
         self.banked = self.log_w[:, 0].clone()
-        self.weights, self.kernel = guide.weights, copy.copy(guide.kernel)  # a run's is its own
+        # a run's are its own
+        self.weights, self.kernel = copy.copy(guide.weights), copy.copy(guide.kernel)
+        self.tempered = None if guide.least is None else Tempered(self.state.potential, rows.p)
+        if self.tempered is not None:
+            self.state.potential = self.tempered
 
     @property
     def count(self) -> int:
@@ -188,14 +204,31 @@ class _Run:
         scale = self.guide.scale
         x, log_ratio = self.kernel.propose(here.x, here.t, t, potential, scale, noise)
         there = here.at(x, t).learn_of(potential)
+        if self.tempered is not None:
+            self._raise(here, there, log_ratio)
         increment = self.weights(Step(here, there, log_ratio, first=self.k == 0))
         increment = increment.to(self.log_w)
         self._finite("log-weight", increment)
         self.log_w = self.log_w + increment.reshape(self.rows.p, self.rows.n)
+        if self.guide.drop:  # whatever the weights are made of
+            none = (there.value < NOTHING / 2).reshape(self.rows.p, self.rows.n)
+            self.log_w = self.log_w.masked_fill(none, NOTHING)
         last = self.k + 1 == self.count
         self.state = there if last else self._resampled(there, noise)
         self.kernel.flow = self.state.views()[0]
         self.state = self.kernel.refresh(self.state, noise, self.adaptation)
+
+    def _raise(self, here: State, there: State, log_ratio: Tensor) -> None:
+        """Raise each prompt's g as far as the weights allow; to 1 in the last step."""
+        assert self.tempered is not None
+        p, n = self.rows.p, self.rows.n
+        whole = self.tempered.whole(there.x, there.t).value.reshape(p, n)
+        old = here.value if self.k else torch.zeros_like(here.value)
+        now = self.tempered.g
+        start = self.log_w + (log_ratio - old).reshape(p, n).to(self.log_w) + now[:, None] * whole
+        last = self.k + 1 == self.count
+        found = next_inverse(start, whole, now, self.guide.least or 0.5)
+        self.tempered.g = torch.ones_like(now) if last else found
 
     def hear(self, population: Population) -> None:
         """Do what the caller wished of the population that was yielded."""
@@ -208,6 +241,7 @@ class _Run:
                 )
             kept = self.rows.kept(wish.keep).to(self.state.x.device)
             self.state, self.ancestors = self.state.rows(kept), self.ancestors[kept]
+            self.weights.rows(kept)
             self.log_w = torch.zeros_like(self.log_w)
             self.banked = self.banked + torch.nan
         if wish.looked:
@@ -229,6 +263,7 @@ class _Run:
         if not due:
             return there
         self.ancestors = self.ancestors[index.flatten()]
+        self.weights.rows(index.flatten())
         return there.rows(index.flatten())
 
     def _due(self, time: float) -> list[int]:
@@ -241,11 +276,13 @@ class _Run:
     def population(self) -> Population:
         """Return what the caller sees."""
         seen = self.state.evaluation()
+        self.rows.refuse_no_weight(self.log_w)
         log_z = self.banked + log_mean_exp(self.log_w)
         log_w = self.log_w.to(self.noise.dtype)
         return self.rows.population(
-            self.state.x, self.state.t, seen.reward, seen.images, log_w, log_z, self.ancestors
-        )
+            self.state.x, self.state.t, seen.reward, seen.images, log_w, log_z, self.ancestors,
+            seen.clean,
+        )  # fmt: skip
 
     def _finite(self, what: str, values: Tensor) -> None:
         """Raise for the first row that is not finite."""

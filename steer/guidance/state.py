@@ -1,6 +1,7 @@
 """`State`: rows at one time with all that was evaluated on them, passed from step to step."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,10 +9,33 @@ from torch import Tensor
 
 from steer.batches import in_batches, join_rows
 from steer.flow import FlowMap, Wrapped
+from steer.guidance.population import NOTHING
 from steer.guidance.potential import Evaluation, Potential
 from steer.path import Time
 
 __all__ = ["BatchedPotential", "KnownFlow", "State"]
+
+
+def _dropped(seen: Evaluation) -> Evaluation:
+    """Give the rows that are not finite a value of `NOTHING`, a reward of -inf, no gradient."""
+    bad = ~torch.isfinite(seen.value)
+    gradient = seen.gradient
+    if gradient is not None:
+        bad = bad | ~torch.isfinite(gradient.flatten(1).sum(1))
+        wide = bad.reshape(-1, *[1] * (gradient.ndim - 1))
+        gradient = gradient.masked_fill(wide, 0)
+
+    def filled(values: Tensor | None, by: float) -> Tensor | None:
+        return None if values is None else values.masked_fill(bad, by)
+
+    return replace(
+        seen,
+        value=seen.value.masked_fill(bad, NOTHING),
+        reward=seen.reward.masked_fill(bad, -torch.inf),
+        gradient=gradient,
+        partial=filled(seen.partial, 0.0),
+        total=filled(seen.total, NOTHING),
+    )
 
 
 class State:
@@ -160,6 +184,8 @@ class BatchedPotential(Potential):
         size: the most rows in one call; None: all.
         prompts: how many prompts its rows belong to.
         check: called with (name, numbers (n,)) of each evaluation.
+        drop: whether rows whose reward or gradient is not finite get weight zero, a value of
+            `NOTHING`, instead of being refused by `check`.
         eager: whether to take the gradient along whenever a value is asked for before t = 1.
     """
 
@@ -170,8 +196,10 @@ class BatchedPotential(Potential):
         prompts: int,
         check: Callable[[str, Tensor], None],
         eager: bool = False,
+        drop: bool = False,
     ) -> None:
         self.potential, self.size, self.check, self.eager = potential, size, check, eager
+        self.drop = drop
         self.count, self.prompts = prompts, potential.prompts
         self.differentiable, self.temperature = potential.differentiable, potential.temperature
 
@@ -182,6 +210,8 @@ class BatchedPotential(Potential):
             lambda part: self.potential.evaluate(part, t, derivatives), x, self.size, self.count
         )
         seen = parts[0].map(lambda *v: join_rows(v, self.count), *parts[1:])
+        if self.drop:
+            seen = _dropped(seen)
         self.check("reward", seen.value)
         if seen.gradient is not None:
             self.check("gradient", seen.gradient.flatten(1).sum(1))

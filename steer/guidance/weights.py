@@ -1,12 +1,19 @@
 """Weights: how much a step adds to a particle's log-weight."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from steer.guidance.state import State
+from steer.names import unknown
 
-__all__ = ["Continuous", "Ratio", "Step", "Unweighted", "Weights"]
+__all__ = ["KINDS", "Continuous", "FeynmanKac", "Ratio", "Step", "Unweighted", "Weights"]
+
+
+KINDS = ("difference", "max", "sum")
+"""What a path of FK steering is weighed by."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,9 @@ class Weights:
         """Return the increment of log_w, (n,)."""
         raise NotImplementedError("abstract")
 
+    def rows(self, index: Tensor) -> None:
+        """Hear that the rows are these now, (n,), by their index among those before."""
+
 
 class Ratio(Weights):
     """`log_w += r_t(x') - r_s(x) + log p(x'|x) - log q(x'|x)`: exact for every proposal q.
@@ -59,6 +69,61 @@ class Ratio(Weights):
     def __call__(self, step: Step) -> Tensor:
         """Return the increment of log_w, (n,)."""
         return step.r_t - step.r_s + step.log_ratio
+
+
+class FeynmanKac(Weights):
+    """FK steering's potentials: what a path has seen so far, not where it is alone.
+
+    With R_k the reward over its temperature seen at step k, without a ramp, `log G_k` is
+
+        "difference": R_k - R_{k-1}      "max": max_{j<=k} R_j      "sum": Σ_{j<=k} R_j
+
+    and at the end `R - Σ_{j<k} log G_j`, so that a whole path weighs `exp(R)`: the kernel's own
+    law is tilted, exactly in the limit, by any of the three (Singhal et al. 2025, 2501.06848). To
+    be used with a potential without a ramp, and a kernel that is not shifted.
+
+    "max" and "sum" count a reward once a step. On the way they select far beyond the tilt, and
+    where it is strong the last weights, which take that back, rest on a few particles: at a
+    temperature at which plain importance sampling keeps 7 % of its sample, "difference" has an
+    ESS of 59 % after ten steps, they have 1 to 2 %, and log Z is no evidence. Take them as
+    searches there.
+
+    Args:
+        kind: "difference", "max" or "sum".
+
+    Raises:
+        ValueError: another kind.
+    """
+
+    def __init__(self, kind: Literal["difference", "max", "sum"] = "max") -> None:
+        if kind not in KINDS:
+            raise unknown("kind", kind, KINDS)
+        self.kind = kind
+        self._total: Tensor | None = None
+        self._seen: Tensor | None = None
+
+    def __call__(self, step: Step) -> Tensor:
+        """Return the increment of log_w, (n,)."""
+        r = step.r_t
+        if self._total is None or step.first:
+            self._total, self._seen = torch.zeros_like(r), None
+        before = self._seen
+        if self.kind == "max":
+            now = r if before is None else torch.maximum(r, before)
+        elif self.kind == "sum":
+            now = r if before is None else r + before
+        else:
+            now = r
+        if step.there.t == 1:
+            return r - self._total + step.log_ratio
+        increment = now if self.kind != "difference" or before is None else now - before
+        self._seen, self._total = now, self._total + increment
+        return increment + step.log_ratio
+
+    def rows(self, index: Tensor) -> None:
+        """Take what the rows have seen along."""
+        if self._total is not None and self._seen is not None:
+            self._total, self._seen = self._total[index], self._seen[index]
 
 
 class Unweighted(Weights):

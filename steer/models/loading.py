@@ -4,13 +4,10 @@
 `steer.load("file.py:Name")` one that a Python file of yours makes.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 
 from steer.adapters.attach import Layers, attach
@@ -21,16 +18,14 @@ from steer.backends.loading import is_hub_id, needs_diffusers, open_pipeline
 from steer.backends.second_time import FOLDER
 from steer.catalogue import MODELS
 from steer.doors import is_pipeline
-from steer.files import write_atomically
 from steer.flow import FlowMap, device_of
+from steer.models.folder import ZOO, folder_of, read_network, write_network
+from steer.models.posterior_unet import load_posterior
 from steer.models.second_timed import read_second_time, with_second_time
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.models.user_file import load_user_file
-from steer.names import hint
 
 __all__ = ["MODELS", "load", "save"]
-
-ZOO = Path(__file__).parents[1] / "zoo"
 
 FORMAT = "steer.two-time-unet/1"
 
@@ -162,27 +157,10 @@ def _pipeline(
 
 def _saved(name: str | os.PathLike[str]) -> FlowMap:
     """Load a model of our own format, by its name in `MODELS` or by its folder."""
-    folder = _folder(name)
-    config = _read_config(folder / "config.json")
-    try:
-        with torch.device("meta"):  # nothing is allocated before the weights are seen to fit
-            network = TwoTimeUNet(**config)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{folder / 'config.json'} is not a model's configuration ({_short(error)}): take it "
-            "and model.safetensors from the same save"
-        ) from None
-    state = _read_weights(folder / "model.safetensors")
-    try:
-        # copies: a file's tensors lie where they lie in it, and kernels round by alignment
-        whole = {k: v.to(torch.float32, copy=True) for k, v in state.items()}
-        network.load_state_dict(whole, assign=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{folder / 'model.safetensors'} does not fit config.json beside it: {_short(error)}\n"
-            "take both files from the same save"
-        ) from None
-    flow: FlowMap = NetworkFlow(network)
+    folder = folder_of(name)
+    flow: FlowMap = NetworkFlow(read_network(folder, TwoTimeUNet, FORMAT))
+    if (folder / "posterior").is_dir():
+        flow.posterior_map = load_posterior(name)
     flow.name = os.fspath(name)
     return flow
 
@@ -207,68 +185,7 @@ def save(
         )
     if not isinstance(flow, NetworkFlow):
         raise TypeError(f"a {type(flow).__name__} has no folder format: save its weights yourself")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        k: v.detach().to("cpu", dtype).contiguous() for k, v in flow.network.state_dict().items()
-    }
-    text = json.dumps({"format": FORMAT, **flow.network.config}, ensure_ascii=False, indent=1)
-    write_atomically(folder / "model.safetensors", safetensors.torch.save(state))
-    write_atomically(folder / "config.json", text.encode())
-
-
-def _folder(name: str | os.PathLike[str]) -> Path:
-    text = os.fspath(name)
-    if text in MODELS:
-        return ZOO / text
-    folder = Path(text)
-    if not folder.exists():
-        raise ValueError(
-            f"no model named {text!r}, and no such folder: {hint(text, MODELS)}"
-            f"the models are {', '.join(MODELS)}; or give a folder with config.json and "
-            "model.safetensors, file.py:Name, or a diffusers pipeline by its folder or hub id "
-            "(owner/name)"
-        )
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give the folder that holds it and config.json")
-    return folder
-
-
-def _present(file: Path) -> Path:
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} is missing: a model's folder holds config.json and model.safetensors; "
-            "copy it again, or reinstall the package if the model is an embedded one"
-        )
-    return file
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = dict(json.loads(_present(file).read_text(encoding="utf-8")))
-        found = config.pop("format")
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise ValueError(
-            f"{file} is not a model's configuration: copy it again, or train with `steer train`"
-        ) from None
-    if found != FORMAT:
-        raise ValueError(f"{file} has format {repr(found)[:60]}; this version reads {FORMAT!r}")
-    return config
-
-
-def _short(error: Exception) -> str:
-    """Return what an error says of somebody else's file, in a line that can be read."""
-    return " ".join(str(error).split())[:300]
-
-
-def _read_weights(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        return safetensors.torch.load_file(_present(file))
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{file} is truncated or corrupt ({error}): copy it again, or reinstall the package "
-            "if the model is an embedded one"
-        ) from None
+    write_network(flow.network, Path(folder), FORMAT, dtype)
 
 
 # `import steer.load as m` gives the function, and `m.save` was there before modules moved

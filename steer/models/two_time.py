@@ -7,7 +7,6 @@ On the diagonal the network is the velocity, `v(x,t,t) = b_t(x)`; off it, it is 
 import copy
 import itertools
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from steer.models.limits import HEADS, check_network
 from steer.models.words import BagOfWords, Encoded
 from steer.path import Linear, Time, as_time, like
 
-__all__ = ["NetworkFlow", "TwoTimeUNet"]
+__all__ = ["NetworkFlow", "TwoTimeUNet", "Waves"]
 
 
 def _zero(layer: nn.Module) -> None:
@@ -29,7 +28,7 @@ def _zero(layer: nn.Module) -> None:
         nn.init.zeros_(p)
 
 
-class _Waves(nn.Module):
+class Waves(nn.Module):
     """A time as sines and cosines up to a highest frequency in radians, then a small MLP.
 
     The derivative in time is bounded by the highest frequency: keep the gap's low, or the map's
@@ -42,6 +41,7 @@ class _Waves(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * waves, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
+        """Return the embedding of times (n,), (n, width)."""
         last = math.log(2 * self.highest)
         powers = torch.linspace(0, last, self.waves, device=t.device, dtype=torch.float32)
         angle = t[:, None].float() * (powers.exp() / 2)  # float32 whatever the weights are
@@ -140,10 +140,10 @@ class TwoTimeUNet(nn.Module):
         check_network(self.config)
         self.size, self.colours = size, colours
         self.text = BagOfWords(vocabulary, width)
-        self.start, self.gap = _Waves(highest[0], width), _Waves(highest[1], width)
-        self.scale: _Waves | None = None
+        self.start, self.gap = Waves(highest[0], width), Waves(highest[1], width)
+        self.scale: Waves | None = None
         if guidance is not None:
-            self.scale = _Waves(6.0, width)
+            self.scale = Waves(6.0, width)
             _zero(self.scale.mlp[-1])  # inert at first: the scale is learned later than the rest
         last, levels = len(channels) - 1, range(len(channels))
 
@@ -186,6 +186,10 @@ class TwoTimeUNet(nn.Module):
         if self.scale is not None and scale is not None:
             low, high = self.config["guidance"]
             told = told + self.scale((scale - low) / (high - low))
+        return self.carry(x, told)
+
+    def carry(self, x: Tensor, told: Tensor) -> Tensor:
+        """Return v for what the stem takes, (n, channels, h, w), and the condition (n, width)."""
         c = F.silu(told)
         x = self.stem(x)
         skips = []
@@ -222,6 +226,7 @@ class NetworkFlow(FlowMap):
         self.path = Linear()
         self.event_shape = (network.colours, network.size, network.size)
         self.prompts: list[str] = [""]
+        self._posterior: list[Any] = []  # no submodule: it has weights of its own
         self._encoded = Encoded(torch.zeros(1, 1, dtype=torch.long))
         bounds = network.config.get("guidance")
         self._scale: float | Tensor = 0.0 if bounds is None else sum(bounds) / 2
@@ -230,6 +235,15 @@ class NetworkFlow(FlowMap):
     def denoiser(self) -> nn.Module:
         """The network, its small text side included: velocity and jump call both."""
         return self.network
+
+    @property
+    def posterior_map(self) -> Any:
+        """The posterior map that was loaded with it, bound to its prompts; or None."""
+        return self._posterior[0] if self._posterior else None
+
+    @posterior_map.setter
+    def posterior_map(self, found: Any) -> None:
+        self._posterior = [found]
 
     def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return v(x, s, t), (n, *event), in the dtype of `x`."""
@@ -289,29 +303,17 @@ class NetworkFlow(FlowMap):
         Raises:
             ValueError: no prompt at all.
         """
-        if isinstance(prompts, str):
-            raise TypeError(f"prompts are a list: write given([{prompts!r}])")
-        prompts = list(prompts)
-        if not prompts:
-            raise ValueError('no prompts to bind: give at least one, [""] for none')
-        for prompt in prompts:
-            known, unknown = self.network.text.parse(prompt)
-            if unknown:
-                rest = "the rest still binds" if known else "it acts as the empty prompt"
-                warnings.warn(
-                    f"prompt {prompt!r}: the model does not know {', '.join(map(repr, unknown))}; "
-                    f"dropped, and {rest}",
-                    stacklevel=2,
-                )
+        encoded = self.network.text.bind(prompts, stacklevel=3)
         bound = copy.copy(self)
         bound._modules = dict(self._modules)
-        bound.prompts = prompts
-        bound._encoded = Encoded(self.network.text.tokens(prompts))
+        bound.prompts, bound._encoded = list(prompts), encoded
+        bound._posterior = [p.given(prompts) for p in self._posterior]
         return bound
 
     def decode(self, x: Tensor) -> Tensor:
         """Return pictures `(x + 1) / 2`, (n, 3, h, w), not clamped."""
-        return ((x + 1) / 2).expand(-1, 3, -1, -1)
+        images = (x + 1) / 2
+        return images.expand(-1, 3, -1, -1) if self.network.colours == 1 else images
 
     def encode(self, images: Tensor) -> Tensor:
         """Return `2 images - 1`, in [-1, 1]; where pictures are grey, of the channels' mean."""

@@ -6,6 +6,7 @@
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -96,6 +97,28 @@ class BagOfWords(nn.Module):
         rows = [self.parse(p)[0] or [0] for p in prompts]
         length = max(map(len, rows))
         return torch.tensor([r + [-1] * (length - len(r)) for r in rows])
+
+    def bind(self, prompts: Sequence[str], stacklevel: int = 2) -> "Encoded":
+        """Return prompts ready to be encoded; words that are not known are dropped with a warning.
+
+        Raises:
+            TypeError: a prompt instead of a list of them.
+            ValueError: no prompt at all.
+        """
+        if isinstance(prompts, str):
+            raise TypeError(f"prompts are a list: write given([{prompts!r}])")
+        if not prompts:
+            raise ValueError('no prompts to bind: give at least one, [""] for none')
+        for prompt in prompts:
+            known, unknown = self.parse(prompt)
+            if unknown:
+                rest = "the rest still binds" if known else "it acts as the empty prompt"
+                warnings.warn(
+                    f"prompt {prompt!r}: the model does not know {', '.join(map(repr, unknown))}; "
+                    f"dropped, and {rest}",
+                    stacklevel=stacklevel,
+                )
+        return Encoded(self.tokens(prompts))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Pool and transform word indices (p, l) -> text vectors (p, width)."""

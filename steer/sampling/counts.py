@@ -23,12 +23,14 @@ class Counts:
         backward: network gradients with respect to the input.
         reward: reward evaluations.
         reward_gradient: reward gradients.
+        bad: rewards that were not finite, where they are counted.
     """
 
     forward: int = 0
     backward: int = 0
     reward: int = 0
     reward_gradient: int = 0
+    bad: Tensor | int = 0
 
     @property
     def nfe(self) -> int:
@@ -64,6 +66,12 @@ class Counted(Wrapped):
         super().__init__(flow)
         self.counts = counts
 
+    @property
+    def posterior_map(self) -> Any:
+        """The posterior map of the flow inside, a draw counted as a network call."""
+        inner = self.flow.posterior_map
+        return None if inner is None else _CountedPosterior(inner, self.counts)
+
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
         """Call the flow inside, and count."""
         y, each = super().call(name, x, *times), self.calls(name, *times)
@@ -72,12 +80,31 @@ class Counted(Wrapped):
         return y
 
 
-class CountedReward(Reward):
-    """A reward whose calls and gradients are counted."""
+class _CountedPosterior:
+    """A posterior map whose draws are counted."""
 
-    def __init__(self, reward: Reward, counts: Counts) -> None:
+    def __init__(self, posterior: Any, counts: Counts) -> None:
+        self.posterior, self.counts = posterior, counts
+
+    def sample(self, x: Tensor, t: Time, n: int, **given: Any) -> Tensor:
+        y = self.posterior.sample(x, t, n, **given)
+        self.counts.forward += n * len(x)
+        _count_backward(y, self.counts, "backward", len(x))
+        return y
+
+
+class CountedReward(Reward):
+    """A reward whose calls and gradients are counted.
+
+    Args:
+        reward: the reward.
+        counts: what is added to.
+        bad: whether rewards that are not finite are counted, too.
+    """
+
+    def __init__(self, reward: Reward, counts: Counts, bad: bool = False) -> None:
         super().__init__()
-        self.reward, self.counts = reward, counts
+        self.reward, self.counts, self.bad = reward, counts, bad
         self.differentiable = reward.differentiable
         self.__name__ = name_of(reward)
 
@@ -91,5 +118,7 @@ class CountedReward(Reward):
         self.counts.reward += len(images)
         scores = self.reward(images, prompts, metadata)
         if isinstance(scores, Tensor):
+            if self.bad:  # added where it is: nothing waits for the device
+                self.counts.bad = self.counts.bad + (~scores.detach().isfinite()).sum()
             _count_backward(scores, self.counts, "reward_gradient")
         return scores

@@ -22,6 +22,8 @@ class _Stub(FlowMap):
         super().__init__()
         self.path, self.event_shape = Linear() if flow is None else flow.path, (1,)
         self.like, self.churn = flow, 0.0 if flow is None else flow.churn
+        has = flow is not None and flow.posterior_map is not None
+        self.posterior_map = _StubPosterior() if has else None
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         return 0 * x
@@ -43,6 +45,13 @@ class _Stub(FlowMap):
 
     def derives(self, name: str) -> bool:
         return True if self.like is None else self.like.derives(name)
+
+
+class _StubPosterior:
+    """Draws that cost as a posterior map's do."""
+
+    def sample(self, x: Tensor, t: Time, n: int, **given: Any) -> Tensor:
+        return x.expand(n, *x.shape)
 
 
 def _times(steps: int, start: float, flow: FlowMap | None) -> list[float]:

@@ -1,7 +1,6 @@
 """The sampling methods by name: what each is built of."""
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,14 +11,13 @@ from torch import Tensor
 
 from steer.catalogue import METHODS
 from steer.flow import FlowMap
-from steer.guidance.ascent import FlowMapControl, NoiseAscent, Sampler, whole_reward
-from steer.guidance.control import Window, controlled
-from steer.guidance.kernel import Jump, Kernel, Langevin, Sde
-from steer.guidance.potential import Denoised, Lookahead, Naive, Potential, Terminal
+from steer.guidance.ascent import Sampler
+from steer.guidance.kernel import Kernel
+from steer.guidance.potential import Denoised, Lookahead, Naive
 from steer.guidance.smc import Guidance
-from steer.guidance.weights import Continuous, Ratio, Unweighted
 from steer.names import unknown
 from steer.reward import Reward
+from steer.sampling import builders, published
 
 __all__ = [
     "METHODS",
@@ -34,122 +32,6 @@ __all__ = [
 WHOLE = (0.0, 1.0)
 
 
-def _unguided(
-    flow: FlowMap,
-    reward: Reward,
-    prompts: Sequence[str] | None,
-    temperature: Tensor | float,
-    times: Sequence[float],
-    *,
-    churn: float | None = None,
-) -> Guidance:
-    """Build composed jumps, whose reward is asked at the end.
-
-    With churn they go past each time and re-noise back; None: as the model's own sampler does.
-    """
-    kernel = Jump(flow, flow.churn if churn is None else churn)
-    view = Terminal(flow, reward, prompts)
-    return Guidance(view, kernel, Unweighted(), times=times, threshold=0.0)
-
-
-def _published(
-    view: Callable[..., Potential],
-    flow: FlowMap,
-    reward: Reward,
-    prompts: Sequence[str] | None,
-    temperature: Tensor | float,
-    times: Sequence[float],
-    *,
-    scale: float = 1.0,
-    threshold: float | Sequence[float] = 0.5,
-    settle: bool = True,
-    lookahead: int = 1,
-    window: Sequence[float] = WHOLE,
-    every: int = 1,
-    clip: float | None = None,
-    normalise: float | None = None,
-    noise: float = 1.0,
-) -> Guidance:
-    """Build FMTT's scheme, theory (20, 29) (2511.22688): Sde, Continuous weights.
-
-    Ratio weights off its terms. `eps_t = noise (1 - t)`. The published weights are biased, of the
-    order of the step: log Z is no evidence in few steps (docs/results.md).
-    """
-    if not 0 <= noise < math.inf:
-        raise ValueError(
-            f"noise must not be negative nor infinite, got {noise}: eps_t = noise (1 - t)"
-        )
-    plain = view(flow, reward, prompts, temperature, lookahead)
-    potential = controlled(
-        plain, times, window=Window.of(window, every), clip=clip, normalise=normalise
-    )
-    published = scale == 1 and potential is plain
-    return Guidance(
-        potential,
-        Sde(flow, lambda t: noise * (1 - t), clip=None if published else 1.0, settle=settle),
-        Continuous() if published else Ratio(),
-        times=times,
-        scale=scale,
-        threshold=threshold,
-    )
-
-
-def _split(
-    flow: FlowMap,
-    reward: Reward,
-    prompts: Sequence[str] | None,
-    temperature: Tensor | float,
-    times: Sequence[float],
-    *,
-    moves: int = 1,
-    threshold: float | Sequence[float] = 0.5,
-    lookahead: int = 1,
-) -> Guidance:
-    """Build the split scheme, theory (30): jump, ratio weight, resample, Langevin moves."""
-    return Guidance(
-        Lookahead(flow, reward, prompts, temperature, lookahead),
-        Langevin(flow, moves=moves),
-        Ratio(),
-        times=times,
-        threshold=threshold,
-    )
-
-
-def _control(
-    flow: FlowMap,
-    reward: Reward,
-    prompts: Sequence[str] | None,
-    temperature: Tensor | float,
-    times: Sequence[float],
-    *,
-    scale: float = 0.3,
-    brake: float | None = None,
-    lookahead: int = 1,
-    window: Sequence[float] = WHOLE,
-    every: int = 1,
-) -> FlowMapControl:
-    """Build FMRG-J's control, theory (47)."""
-    potential = controlled(whole_reward(flow, reward, prompts, lookahead), times, brake=brake)
-    return FlowMapControl(flow, potential, times, scale, Window.of(window, every).times(times))
-
-
-def _reno(
-    flow: FlowMap,
-    reward: Reward,
-    prompts: Sequence[str] | None,
-    temperature: Tensor | float,
-    times: Sequence[float],
-    *,
-    rate: float = 0.15,
-    brake: float | None = None,
-    jumps: int = 1,
-    finish: int | None = None,
-) -> NoiseAscent:
-    """Build ReNO's ascent, theory (49)."""
-    potential = controlled(whole_reward(flow, reward, prompts, jumps), times, brake=brake)
-    return NoiseAscent(flow, potential, len(times) - 1, rate, jumps, finish)
-
-
 @dataclass(frozen=True)
 class Method:
     """How a method is built, and what it needs.
@@ -160,6 +42,10 @@ class Method:
         tempered: whether it samples the tilt at a temperature, with weights and log Z.
         from_noise: whether it begins with pure noise, and cannot start from a picture.
         steers: whether it looks at the reward before the end.
+        weighs: whether its particles have weights, and log Z; None: where it is tempered.
+        jumps: whether it takes jumps alone, never the velocity; None: where it is not tempered.
+        law: what it samples, in a few words.
+        source: what to cite, keys of `steer.sampling.citations.CITATIONS`.
         name: what people call it.
         more: further options that `build` takes, with their defaults.
     """
@@ -169,8 +55,22 @@ class Method:
     tempered: bool = True
     from_noise: bool = False
     steers: bool = True
+    weighs: bool | None = None
+    jumps: bool | None = None
+    law: str = "none: it seeks high rewards"
+    source: tuple[str, ...] = ()
     name: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether its particles have weights, and log Z."""
+        return self.tempered if self.weighs is None else self.weighs
+
+    @property
+    def asks_velocity(self) -> bool:
+        """Whether it takes the flow's velocity."""
+        return self.tempered if self.jumps is None else not self.jumps
 
     @property
     def options(self) -> dict[str, Any]:
@@ -187,18 +87,99 @@ AnyMethod = str | Method | Callable[..., Any]
 """A method by its name, as an entry of the table, or one of one's own: see `method_of`."""
 
 
+_NEUTRAL: Mapping[str, Any] = {
+    "view": "denoiser", "rho": 1.0, "mu": 0.0, "inner": 1, "recur": 1, "smooth": 0.0, "draws": 1,
+    "normalise": False, "damp": None, "early": False, "cap": 1.0,
+}  # fmt: skip
+"""TFG's numbers where a method of its kin has none."""
+
+
+def _kin(
+    own: Mapping[str, Any], fixed: Mapping[str, Any], source: tuple[str, ...], **flags: Any
+) -> Method:
+    """Return a method of TFG's kin: its own numbers, which are options, and the fixed ones."""
+    build = partial(published.training_free, **{**_NEUTRAL, **fixed, **own})
+    flags = {"gradient": True, "weighs": False, **flags}
+    return Method(build, source=source, more=own, **flags)
+
+
+_SEARCH: dict[str, Any] = {"tempered": False}
+_EXACT = "tilt"
+
 TABLE: Mapping[str, Method] = MappingProxyType(
     {
-        "none": Method(_unguided, tempered=False, steers=False),
-        "best-of-n": Method(_unguided, tempered=False, steers=False),
-        "fmtt": Method(partial(_published, Lookahead), gradient=True),
-        "denoiser": Method(partial(_published, Denoised, lookahead=1), gradient=True),
-        "naive": Method(partial(_published, Naive, lookahead=1), gradient=True),
-        "split": Method(_split),
-        "fmrg-j": Method(_control, gradient=True, tempered=False),
-        "reno": Method(_reno, gradient=True, tempered=False, from_noise=True),
+        "none": Method(builders.unguided, tempered=False, steers=False, law="the model's"),
+        "best-of-n": Method(builders.unguided, tempered=False, steers=False),
+        "fmtt": Method(
+            partial(builders.fmtt, Lookahead), gradient=True, law="tilt, biased by the step",
+            source=("fmtt",),
+        ),
+        "denoiser": Method(
+            partial(builders.fmtt, Denoised, lookahead=1), gradient=True,
+            law="tilt, biased by the step", source=("fmtt",),
+        ),
+        "naive": Method(
+            partial(builders.fmtt, Naive, lookahead=1), gradient=True,
+            law="tilt, biased by the step", source=("fmtt",),
+        ),
+        "split": Method(builders.split, law=_EXACT),
+        "fmrg-j": Method(builders.fmrg_j, gradient=True, tempered=False, source=("fmrg",)),
+        "reno": Method(
+            builders.reno, gradient=True, tempered=False, from_noise=True, source=("reno",)
+        ),
+        "noise-smc": Method(
+            published.noise_smc, from_noise=True, jumps=True, law="tilt of the map's own samples",
+            source=("pcn",),
+        ),
+        "renoise": Method(published.renoise, jumps=True, law=_EXACT),
+        "posterior": Method(published.posterior, law=_EXACT, source=("mfm", "diamond")),
+        "tds": Method(published.tds, gradient=True, law=_EXACT, source=("tds",)),
+        "das": Method(published.das, jumps=True, law=_EXACT, source=("das",)),
+        "fk": Method(
+            partial(published.fk, kind="max"), jumps=True, law="tilt, degenerate if strong",
+            source=("fk",),
+        ),
+        "fk-difference": Method(
+            partial(published.fk, kind="difference"), jumps=True, law=_EXACT, source=("fk",)
+        ),
+        "fk-sum": Method(
+            partial(published.fk, kind="sum"), jumps=True, law="tilt, degenerate if strong",
+            source=("fk",),
+        ),
+        "svdd": Method(
+            partial(published.search, pick="softmax", width=None), weighs=False, jumps=True,
+            source=("svdd",),
+        ),
+        "beam": Method(partial(published.search, pick="best"), source=("fmtt",), **_SEARCH),
+        "tree": Method(
+            partial(published.search, pick="own", width=None), source=("fmtt",), **_SEARCH
+        ),
+        "rounds": Method(
+            partial(published.search, pick="best", width=1, candidates=1, churn=1.0, noise=None),
+            source=("fmtt",), **_SEARCH,
+        ),
+        "dno": Method(
+            published.dno, gradient=True, tempered=False, from_noise=True,
+            source=("dno", "d-flow"),
+        ),
+        "fmrg-e": _kin(
+            {"mu": 3.0, "inner": 5},
+            {"view": "lookahead", "rho": 0.0, "normalise": True, "early": True}, ("fmrg",),
+            tempered=False, jumps=True,
+        ),
+        "dps": _kin({"rho": 1.0, "normalise": False, "cap": 1.0}, {}, ("dps",)),
+        "damped": _kin(
+            {"rho": 1.0, "damp": 1.0, "cap": 1.0}, {"view": "lookahead"}, ("damped",)
+        ),
+        "lgd-mc": _kin({"rho": 1.0, "smooth": 0.3, "draws": 4, "cap": 1.0}, {}, ("lgd",)),
+        "freedom": _kin({"rho": 1.0, "recur": 2, "cap": 1.0}, {}, ("freedom",)),
+        "ugd": _kin(
+            {"rho": 1.0, "mu": 0.1, "inner": 1, "recur": 2, "cap": 1.0}, {}, ("ugd",)
+        ),
+        "mpgd": _kin({"mu": 0.1, "inner": 1}, {"rho": 0.0}, ("mpgd",)),
+        "tfg": Method(published.training_free, gradient=True, weighs=False, source=("tfg",)),
     }
-)
+)  # fmt: skip
 """Name -> how it is built; `steer.METHODS` has a line for each."""
 
 
@@ -278,7 +259,7 @@ def method_options(method: AnyMethod) -> dict[str, Any]:
     """Return the options that a method takes, with their defaults.
 
     >>> method_options("split")
-    {'moves': 1, 'threshold': 0.5, 'lookahead': 1}
+    {'moves': 1, 'threshold': 0.5, 'lookahead': 1, 'least': None}
 
     Raises:
         ValueError: no such method; the message has the nearest names.

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,13 +13,23 @@ from torch import Tensor
 from steer.doors import as_flow, as_reward
 from steer.flow import FlowMap, device_of
 from steer.guidance.population import check_times
+from steer.names import unknown
 from steer.noise import noise_dtype, whole
 from steer.ranges import count, finite
 from steer.reward import Reward, plain, refuse_inference
 from steer.sampling.forecast import affordable
 from steer.sampling.methods import TABLE, AnyMethod, Method, check_options, method_of
 
-__all__ = ["PROBES", "Request"]
+__all__ = ["INVERSION", "PROBES", "STARTS", "Request"]
+
+INVERSION = 16
+"""Steps of an inversion, two velocities each."""
+
+BAD = ("stop", "drop")
+"""What a reward that is not finite does to a run: end it, or give its particle weight zero."""
+
+STARTS = ("noise", "inversion")
+"""How a run starts from a picture: with noise on it, or where the flow's ODE came from."""
 
 PROBES = 32
 """How many one-jump samples a prompt's temperature is set by."""
@@ -45,6 +55,8 @@ class Request:
     reward_prompts: Sequence[str] | str | None = None
     init_image: Tensor | None = None
     init_time: float | None = None
+    init_by: Literal["noise", "inversion"] = "noise"
+    on_bad_reward: Literal["stop", "drop"] = "stop"
     target: float | None = None
     budget: float | None = None
     batch_size: int | None = None
@@ -206,6 +218,15 @@ class Request:
             raise ValueError(
                 "init_time says where a start from a picture is: give init_image as well"
             )
+        if self.init_by not in STARTS:
+            raise unknown("value of init_by", str(self.init_by), STARTS)
+        if self.init_by != "noise" and self.init_image is None:
+            raise ValueError("init_by says how a picture is started from: give init_image as well")
+        if self.init_by == "inversion" and "velocity" in self.flow.lacks:
+            raise ValueError(
+                f"inversion takes the model's velocity, and {self.flow.lacks['velocity']}: leave "
+                "init_by out"
+            )
         if self.init_time is not None and not 0 <= self.init_time < 1:
             raise ValueError(
                 f"init_time must be in [0, 1) (0 noise, 1 data), got {self.init_time}"
@@ -229,6 +250,8 @@ class Request:
 
     def _check_method(self) -> None:
         chosen = self.chosen
+        if self.on_bad_reward not in BAD:
+            raise unknown("value of on_bad_reward", str(self.on_bad_reward), BAD)
         if self.target is not None and not chosen.steers:
             raise ValueError(
                 f"method {chosen.name!r} looks at no reward on the way, so it cannot stop at a "
@@ -250,11 +273,11 @@ class Request:
                 f"{self.flow.lacks['gradient']}; or take one of "
                 f"{_those(lambda m: not m.gradient)}, which need none"
             )
-        if chosen.tempered and "velocity" in self.flow.lacks:
+        if chosen.asks_velocity and "velocity" in self.flow.lacks:
             warnings.warn(
                 f"method {chosen.name!r} takes the model's velocity, and "
                 f"{self.flow.lacks['velocity']}; or take one of "
-                f"{_those(lambda m: not m.tempered and m.steers)}, which take jumps alone",
+                f"{_those(lambda m: not m.asks_velocity and m.steers)}, which take jumps alone",
                 stacklevel=6,
             )
         if chosen.gradient and not self.reward.differentiable:

@@ -6,7 +6,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from steer.sampling.calibrate import learn
 from steer.sampling.counts import Counted, CountedReward, Counts
 from steer.sampling.methods import AnyMethod
 from steer.sampling.progress import shown
-from steer.sampling.request import Request
+from steer.sampling.request import INVERSION, Request
 from steer.sampling.result import TRACED, Part, Result, joined_trace
 from steer.sampling.start import starts
 from steer.sampling.temperature import temperatures
@@ -69,7 +69,8 @@ class Stream(Iterator[Population]):
             bound = bound.along(request.grid)
             x0, probes = starts(request, group, bound)
             position, part = request.position + group.start, Part()
-            flow, reward = Counted(bound, counts), CountedReward(request.reward, counts)
+            drop = request.on_bad_reward == "drop"
+            flow, reward = Counted(bound, counts), CountedReward(request.reward, counts, drop)
             probed = Counted(bound, self.probes), CountedReward(request.reward, self.probes)
             temperature = torch.full((len(group),), request.temperature or 1.0).to(x0.device)
             if probes is not None:
@@ -77,6 +78,8 @@ class Stream(Iterator[Population]):
             build, options = request.chosen.build, request.options
             sampler = build(flow, reward, asked, temperature, request.grid, **options)
             sampler.batch_size = request.rows
+            if drop:
+                sampler.drop = True  # type: ignore[attr-defined]
             before, rows = counts.nfe, len(group) * request.particles
             for population in sampler.steps(x0, request.seed, position=position):
                 population = replace(population, nfe=(counts.nfe - before) / rows)
@@ -110,9 +113,14 @@ class Stream(Iterator[Population]):
             joined = {k: v[:, 0] if k.startswith("trace_") else v[0] for k, v in joined.items()}
         p, rows = request.count, request.count * request.particles
         one = request.flow.calls("jump", 0.0, 1.0)
+        inverts = request.init_by == "inversion"
         # a stop that looks at the population selects: no estimate of Z survives it
         tempered = request.chosen.tempered
-        evidence = tempered and request.target is None and not joined["log_z"].isnan().all()
+        evidence = (
+            request.chosen.weighted
+            and request.target is None
+            and not joined["log_z"].isnan().all()
+        )
         return Result(
             x=joined["x"],
             images=joined.get("images"),
@@ -136,7 +144,9 @@ class Stream(Iterator[Population]):
                 "temperature_reward_calls_per_prompt": probes.reward / p,
                 "seconds": self.seconds,
             }
-            | ({"learning_nfe": self.learnt * one} if self.learnt else {}),
+            | ({"learning_nfe": self.learnt * one} if self.learnt else {})
+            | ({"bad_rewards": float(counts.bad)} if request.on_bad_reward == "drop" else {})
+            | ({"inversion_nfe_per_prompt": 2.0 * INVERSION} if inverts else {}),
             trace={name: joined[f"trace_{name}"] for name in TRACED},
         )
 
@@ -178,6 +188,8 @@ def sample(
     reward_prompts: Sequence[str] | str | None = None,
     init_image: Tensor | None = None,
     init_time: float | None = None,
+    init_by: Literal["noise", "inversion"] = "noise",
+    on_bad_reward: Literal["stop", "drop"] = "stop",
     target: float | None = None,
     budget: float | None = None,
     batch_size: int | None = None,
@@ -204,6 +216,14 @@ def sample(
         init_image: start from a picture in [0, 1], (3, h, w), or one for each prompt,
             (p, 3, h, w), with the noise of `init_time`.
         init_time: where such a start is: 0 is pure noise, near 1 little changes. Default: .5.
+        init_by: "noise" lays the noise of that time on the picture; "inversion" carries it back
+            along the flow's ODE, so that without guidance the same picture comes out: for edits.
+            All particles start alike then, so take a method with noise for several. It costs
+            32 velocities a prompt.
+        on_bad_reward: "stop" raises where a reward is not finite; "drop" gives its particle weight
+            zero, and counts it in `costs["bad_rewards"]`. `split` and `noise-smc` then sample the
+            tilt of what has a reward; methods with noise also lose what would have come back.
+            Searches and ascents leave it where it is, and never return it.
         target: stop a prompt as soon as its best particle is seen at this reward; one jump to
             t = 1 ends the run. Such a stop selects, so there is no log Z. A step after which the
             method does not look (`fmrg-j` outside its window) ends nothing.
@@ -228,8 +248,9 @@ def sample(
     populations = Stream(
         Request(
             flow, reward, prompts, particles, steps, method, temperature, strength, seed,  # type: ignore[arg-type]
-            reward_prompts, init_image, init_time, target, budget, batch_size, position, times,
-            options,
+            reward_prompts, init_image, init_time, init_by, on_bad_reward, target, budget,
+            batch_size, position,
+            times, options,
         )
     )  # fmt: skip
     request = populations.request

@@ -1,12 +1,37 @@
-"""Draw where particles start: noise, or a noisy picture."""
+"""Where particles start: noise, a noisy picture, or the state that a picture came from."""
 
+from itertools import pairwise
+
+import torch
 from torch import Tensor
 
 from steer.flow import FlowMap
 from steer.noise import Noise
-from steer.sampling.request import PROBES, Request
+from steer.sampling.request import INVERSION, PROBES, Request
 
-__all__ = ["starts"]
+__all__ = ["inverted", "starts"]
+
+
+@torch.no_grad()
+def inverted(flow: FlowMap, x: Tensor, t: float, steps: int = INVERSION) -> Tensor:
+    """Return the state at t that the flow carries to x at 1: its ODE backwards, by Heun's rule.
+
+    From there the flow leads back to x, so what guidance changes is all that changes: DDIM
+    inversion (Song, Meng, Ermon 2021, arXiv 2010.02502) of a flow. Exact as steps grow, at second
+    order.
+
+    Args:
+        flow: its velocity, prompts bound: those that describe the picture.
+        x: samples, (n, *event).
+        t: in [0, 1).
+        steps: two calls of the velocity each.
+    """
+    times = torch.linspace(1, t, steps + 1, dtype=torch.float64).tolist()
+    for late, early in pairwise(times):
+        h = early - late
+        first = flow.velocity(x, late)
+        x = x + h / 2 * (first + flow.velocity(x + h * first, early))
+    return x
 
 
 def starts(request: Request, group: range, flow: FlowMap) -> tuple[Tensor, Tensor | None]:
@@ -31,6 +56,10 @@ def starts(request: Request, group: range, flow: FlowMap) -> tuple[Tensor, Tenso
             return x_0
         x_1 = request.encoded
         x_1 = x_1 if len(x_1) == 1 else x_1[group.start : group.stop]
+        if request.init_by == "inversion":
+            x_1 = x_1.expand(len(places), *shape).to(x_0)
+            begun = inverted(flow, x_1, request.start)
+            return begun[:, None].expand_as(x_0).clone()
         return flow.path.interpolate(x_0, x_1.to(x_0)[:, None], request.start)
 
     probed = request.chosen.tempered and request.temperature is None

@@ -5,14 +5,13 @@ inner flow is a flow map, on the linear path, so every rule of `steer.RULES` tra
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor, nn
 
 from steer.flow import FlowMap
 from steer.objectives.regression import Velocity, mean_square
-from steer.path import Linear, Path, Time, like
+from steer.path import Linear, Path, Time
 from steer.posterior import PosteriorMap, glass_velocity
 from steer.ranges import within
 from steer.training.rules.along import How
@@ -20,7 +19,7 @@ from steer.training.rules.base import Look, Rule
 from steer.training.rules.semigroup import PSD
 from steer.training.rules.times import Pairs, pairs_named
 
-__all__ = ["PosteriorFlow", "PosteriorMLP", "PosteriorObjective", "Preconditioned"]
+__all__ = ["PosteriorFlow", "PosteriorObjective"]
 
 LEAST = 0.1
 """The least posterior deviation c that a row's weight counts with: of t = .91, linear."""
@@ -172,81 +171,3 @@ class PosteriorObjective(nn.Module):
         c2 = (alpha**2 / (alpha**2 + beta**2)).clamp(min=LEAST**2)
         loss = (torch.cat([fit, error]) * ((1 - r) ** 2 + r**2 * c2) / c2).mean()
         return {"loss": loss, "diagonal": fit.detach().mean(), "off": error.detach().mean()}
-
-
-class PosteriorMLP(nn.Module):
-    """A network for posterior maps of points: `v(u, r, s, x, t)` by an MLP, (n, dimension).
-
-    It sees u, x, the times r, s - r and t, and their cosines and sines up to `highest` radians.
-
-    Args:
-        dimension: of a point.
-        width: of the hidden layers.
-        depth: how many.
-        frequencies: of each time.
-        highest: of them, in radians.
-    """
-
-    def __init__(
-        self,
-        dimension: int = 2,
-        width: int = 128,
-        depth: int = 3,
-        frequencies: int = 4,
-        highest: float = 8.0,
-    ) -> None:
-        super().__init__()
-        rates = highest / frequencies * torch.arange(1, frequencies + 1)
-        self.register_buffer("rates", rates)
-        self.rates: Tensor
-        layers: list[nn.Module] = []
-        for a, b in pairwise([2 * dimension + 3 + 6 * frequencies, *[width] * depth]):
-            layers += [nn.Linear(a, b), nn.GELU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(width, dimension))
-
-    def forward(self, u: Tensor, r: Tensor, s: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Return v, (n, dimension), for states (n, dimension) and times (n,)."""
-        times = torch.stack([r, s - r, t], 1)
-        angles = (times[..., None] * self.rates.to(times)).flatten(1)
-        seen = torch.cat([times, angles.cos(), angles.sin()], 1).to(u)
-        return self.layers(torch.cat([u, x, seen], 1))
-
-
-class Preconditioned(nn.Module):
-    """A network for posterior maps that corrects the closed form of N(0, I) data.
-
-    Were the data N(0, I), the posterior would be `N(μ, c² I)`, `μ = β x / (α² + β²)`,
-    `c² = α² / (α² + β²)`, and its map linear. With `sd_r² = (1-r)² + r² c²`:
-
-        v(u, r, s, x, t) = μ + ((r+s) c² - (2-r-s)) / (sd_r (sd_r + sd_s)) (u - r μ)
-                           + c/sd_r F((u - r μ) / sd_r, r, s, x, t)
-
-    so what F sees, and what is left for it, have a unit scale at every t: near t = 1 the posterior
-    is a narrow spike at x, which a bare network would have to learn. Data are meant to have about
-    unit variance. Ours, after Karras et al. 2022, arXiv 2206.00364.
-
-    Args:
-        network: F, of the form of a posterior map's network.
-        path: of the outer flow.
-    """
-
-    def __init__(self, network: nn.Module, path: Path) -> None:
-        super().__init__()
-        self.network, self.path = network, path
-
-    def given(self, prompts: Sequence[str]) -> "Preconditioned":
-        """Return it with prompts bound; itself, where F takes none."""
-        given = getattr(self.network, "given", None)
-        return self if given is None else Preconditioned(given(prompts), self.path)
-
-    def forward(self, u: Tensor, r: Tensor, s: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Return v, (n, *event), for states (n, *event) and times (n,)."""
-        alpha, beta = self.path(t)
-        square = alpha**2 + beta**2
-        c = (alpha / square.sqrt()).clamp(min=1e-4)  # at t = 1, r = 1 the limit is 0/0
-        sd_r, sd_s = (torch.hypot(1 - a, a * c) for a in (r, s))
-        rate = ((r + s) * c**2 - (2 - r - s)) / (sd_r * (sd_r + sd_s))
-        mean = like(beta / square, x) * x
-        gap = u - like(r, x) * mean
-        rest = self.network(gap / like(sd_r, x), r, s, x, t)
-        return mean + like(rate, x) * gap + like(c / sd_r, x) * rest

@@ -1,0 +1,103 @@
+"""`steer compare --tune`: one or two numbers of a method, chosen on prompts not reported."""
+
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from recipes.entries import Entry
+from recipes.inputs import Asked
+from recipes.methods import method_options, tempered
+from recipes.partial import Unit
+
+__all__ = ["grid_of", "tune", "tuning_prompts_beside"]
+
+MOST = 12
+"""Prompts that are tuned on."""
+
+
+def grid_of(text: str) -> dict[str, list[Any]]:
+    """Read "scale=0.1,0.3,1; steps=8,16".
+
+    >>> grid_of("scale=0.1,0.3")
+    {'scale': [0.1, 0.3]}
+
+    Raises:
+        ValueError: it cannot be read, or has more than two names.
+    """
+    found = {}
+    for part in filter(None, (p.strip() for p in text.split(";"))):
+        name, equals, values = part.partition("=")
+        if not equals or not re.fullmatch(r"[\w-]+", name.strip()) or not values.strip():
+            raise ValueError(f"cannot read {part!r}: write tune as 'scale=0.1,0.3,1'")
+        found[name.strip()] = [yaml.safe_load(v) for v in values.split(",")]
+    if not 1 <= len(found) <= 2:
+        raise ValueError(f"tune takes one or two numbers of a method, got {len(found)}")
+    return found
+
+
+def tuning_prompts_beside(reported: Sequence[str | None], pool: Sequence[str]) -> Asked:
+    """Return prompts of a pool that are not reported, `MOST` at most.
+
+    Raises:
+        ValueError: there are none: what is tuned on and reported would be the same.
+    """
+    left = [p for p in dict.fromkeys(pool) if p not in set(reported)][:MOST]
+    if not left:
+        raise ValueError(
+            "every prompt to tune on is one that is reported: give --tune-prompts others, a list"
+        )
+    return Asked(left, None)
+
+
+def tune(
+    entries: Sequence[Entry],
+    grid: Mapping[str, Sequence[Any]],
+    by: str,
+    run: Callable[[Unit[Entry]], tuple[dict[str, Tensor], dict[str, Any]]],
+    prompts: int,
+    say: Callable[[str], None],
+) -> tuple[list[Entry], list[dict[str, Any]]]:
+    """Return the entries with the best of a grid's values, and what was measured for it.
+
+    Entries whose method takes none of the numbers stay as they are.
+
+    Args:
+        entries: what is compared.
+        grid: option -> values.
+        by: "judge" or "reward": the mean over the prompts of the picture that is returned.
+        run: draws and scores a unit.
+        prompts: how many are drawn.
+        say: prints a line.
+
+    Raises:
+        ValueError: no method takes any of them; or another `by`.
+    """
+    if by not in ("judge", "reward"):
+        raise ValueError(f"by is judge or reward, got {by!r}")
+    chosen, rows = [], []
+    for place, one in enumerate(entries):
+        known = {"steps", *method_options(one.method)}
+        known |= {"temperature", "strength"} if tempered(one.method) else set()
+        names = [n for n in grid if n in known and one.particles is not None]
+        best, height = one, float("-inf")
+        for values in itertools.product(*(grid[n] for n in names)) if names else ():
+            given = dict(zip(names, values, strict=True))
+            steps = given.pop("steps", one.steps)
+            tried = replace(one, steps=steps, options={**one.options, **given})
+            tensors, _ = run(Unit(place, tried, 0, prompts, 1000))
+            if by not in tensors:
+                raise ValueError("there is no judge to tune by: give --judge, or --by reward")
+            found = {k: float(tensors[k].mean()) for k in ("reward", "judge") if k in tensors}
+            rows.append({"entry": tried.label, **found})
+            say(f"tuning {tried.label}: {', '.join(f'{k} {v:.4f}' for k, v in found.items())}")
+            if found[by] > height:
+                best, height = tried, found[by]
+        chosen.append(best)
+    if not rows:
+        raise ValueError(f"no method here takes {' or '.join(grid)}: see steer methods")
+    return chosen, rows

@@ -1,0 +1,93 @@
+"""Keep the best lookahead: of all clean samples that a run saw, each particle returns its best."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steer.flow import FlowMap
+from steer.guidance.population import Population
+from steer.path import like
+
+__all__ = ["BestSeen"]
+
+
+class BestSeen:
+    """A sampler whose particles end as the best clean sample that their rewards were seen on.
+
+    No network call is added: the lookaheads are there. The law, if there was one, is not.
+
+    Args:
+        sampler: what is run; its populations say what was seen, `population.clean`.
+        flow: decodes what is returned.
+    """
+
+    def __init__(self, sampler: Any, flow: FlowMap) -> None:
+        self.sampler, self.flow = sampler, flow
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["sampler"], name)
+
+    @property
+    def batch_size(self) -> int | None:
+        """The sampler's."""
+        return self.sampler.batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int | None) -> None:
+        self.sampler.batch_size = size
+
+    @property
+    def drop(self) -> bool:
+        """The sampler's."""
+        return self.sampler.drop
+
+    @drop.setter
+    def drop(self, drop: bool) -> None:
+        self.sampler.drop = drop
+
+    def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
+        """Yield the sampler's populations, the last one with the best that was seen."""
+        best: Tensor | None = None
+        height: Tensor | None = None
+        for population in self.sampler.steps(x0, seed, position=position):
+            reward = population.reward.nan_to_num(-torch.inf)
+            if population.time == 1 and best is not None and height is not None:
+                better = (height > reward).flatten()
+                x = population.x.flatten(0, reward.ndim - 1)
+                old = best.flatten(0, reward.ndim - 1)
+                x = torch.where(like(better.to(x), x) > 0, old, x)
+                images = population.images
+                if images is not None:
+                    seen = self.flow.decode(x)
+                    images = seen.reshape(images.shape)
+                yield replace(
+                    population,
+                    x=x.reshape(population.x.shape),
+                    reward=torch.maximum(height, reward),
+                    images=images,
+                )
+                return
+            yield population
+            clean = population.clean
+            if clean is not None:
+                if best is None or height is None:
+                    best, height = clean, reward
+                else:
+                    better = reward > height
+                    wide = better.reshape(*better.shape, *[1] * (clean.ndim - better.ndim))
+                    best, height = torch.where(wide, clean, best), torch.maximum(reward, height)
+            kept = population.wish.keep
+            if kept is not None and best is not None and height is not None:
+                best, height = _kept(best, kept, height.ndim), _kept(height, kept, height.ndim)
+
+
+def _kept(values: Tensor, index: Tensor, axes: int) -> Tensor:
+    """Return what particles that were kept had, in the places of all."""
+    flat = values if axes == 2 else values[None]
+    chosen = index.expand(len(flat), -1) if index.ndim == 1 else index
+    turns = chosen[:, torch.arange(flat.shape[1]) % chosen.shape[1]].to(values.device)
+    rows = torch.stack([row[turn] for row, turn in zip(flat, turns, strict=True)])
+    return rows if axes == 2 else rows[0]

@@ -1,0 +1,326 @@
+"""Exact sampling in the space of the noise: the tilt of a map's own samples."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from steer.batches import Batched
+from steer.flow import FlowMap, composed, log_dtype, per_row
+from steer.guidance.population import Population, Rows
+from steer.guidance.potential import Potential
+from steer.guidance.resampler import Resampler, ess, log_mean_exp, systematic
+from steer.guidance.state import BatchedPotential, State
+from steer.guidance.tempering import BOUNDS, next_inverse
+from steer.names import unknown
+from steer.noise import Noise
+from steer.path import like, step_times
+from steer.ranges import count, within
+from steer.reward import Rest, plain
+
+__all__ = ["MOVES", "NoiseSMC", "elliptical", "langevin", "neal"]
+
+MOVES = ("langevin", "pcn", "slice")
+"""How noise is moved: with the gradient; without; on an ellipse, without a step size."""
+
+BEST = {"langevin": 0.57, "pcn": 0.3}
+"""Acceptance that the step is adapted to."""
+
+
+def neal(x: Tensor, share: Tensor, z: Tensor) -> Tensor:
+    """Return `sqrt(1-β²) x + β z`, which keeps N(0, I): preconditioned Crank-Nicolson.
+
+    Accepted with probability `min(1, exp(g (R(y) - R(x))))` (Cotter et al. 2013, arXiv 1202.0709).
+
+    Args:
+        x: noise, (n, *event).
+        share: β of each row, (n,), in (0, 1]; 1 is an independent proposal.
+        z: standard normals, (n, *event).
+    """
+    return like((1 - share**2).sqrt(), x) * x + like(share, x) * z
+
+
+def langevin(x: Tensor, share: Tensor, z: Tensor, slope: Tensor) -> Tensor:
+    """Return `a x + (1-a) ∇(gR)(x) + β z`, `a = sqrt(1-β²)`: preconditioned Langevin.
+
+    Exact for N(0, I) alone, whatever β is, so the step does not shrink with the dimension (Cotter
+    et al. 2013, arXiv 1202.0709, their pCNL).
+
+    Args:
+        x: noise, (n, *event).
+        share: β of each row, (n,), in (0, 1).
+        z: standard normals, (n, *event).
+        slope: `∇(gR)(x)`, (n, *event).
+    """
+    a = (1 - share**2).sqrt()
+    return neal(x, share, z) + like(1 - a, x) * slope
+
+
+def elliptical(x: Tensor, z: Tensor, angle: Tensor) -> Tensor:
+    """Return `cos(θ) x + sin(θ) z`, a point of the ellipse through x and z."""
+    return like(angle.cos(), x) * x + like(angle.sin(), x) * z
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of each row, in float64 where the device has it."""
+    kind = log_dtype(a.device)
+    return (a.to(kind) * b.to(kind)).flatten(1).sum(1)
+
+
+class NoiseSMC:
+    """Tempered SMC on `N(x_0; 0, I) exp(g R(G(x_0)))`, G the map in `jumps` jumps, g from 0 to 1.
+
+    Exact for the tilt of G's own law, its push-forward of N(0, I), whatever the map has learned,
+    with guidance inside or not, with a gradient or without: the network is never asked for a
+    velocity or a density. An iteration raises each prompt's g as far as the weights allow
+    (`next_inverse`), banks them, resamples where the ESS has fallen, and moves by kernels that
+    leave `N exp(g R)` invariant, each with a Metropolis test:
+
+    - "langevin": `langevin`, with the gradient through G;
+    - "pcn": `neal`, without;
+    - "slice": elliptical slice sampling (Murray, Adams, MacKay 2010, arXiv 1001.0175) with
+      `shrinks` proposals at most, after which a row stays: that is invariant too, since a
+      proposal's bracket is the same on the way back.
+
+    A share of the rows, `fresh`, proposes an independent draw instead, which crosses between modes
+    that no local move joins. The step β is adapted for each prompt to the acceptance, .57 or .3.
+    `exp(log_z)` estimates `Z = E exp(R(G(x_0)))`; choosing g by the same particles biases it
+    by O(1/n). If g is below 1 at the last iteration it goes to 1 there, and the weights say so.
+
+    Args:
+        flow: the map, prompts already bound.
+        potential: the reward of x_0's picture over its temperature, seen from time 0, without a
+            ramp; its own number of jumps must be `jumps`.
+        iterations: how often weights, resampling and moves are done.
+        jumps: of the picture.
+        moves: moves an iteration.
+        move: one of `MOVES`.
+        fresh: share of the rows that propose independently, in [0, 1].
+        least: see `next_inverse`.
+        bound: see `next_inverse`.
+        threshold: resample a prompt when ESS / n is below it.
+        shrinks: proposals a slice move, at least 1.
+        resampler: who survives.
+        batch_size: the most rows in one network call; None: all at once.
+
+    Raises:
+        ValueError: an unknown move or bound, a number out of range, "langevin" for a reward
+            without gradient.
+    """
+
+    drop = False
+
+    def __init__(
+        self,
+        flow: FlowMap,
+        potential: Potential,
+        iterations: int,
+        jumps: int = 1,
+        moves: int = 1,
+        move: Literal["langevin", "pcn", "slice"] = "langevin",
+        fresh: float = 0.1,
+        least: float = 0.5,
+        bound: str = "ess",
+        threshold: float = 0.7,
+        shrinks: int = 3,
+        resampler: Resampler = systematic,
+        batch_size: int | None = None,
+    ) -> None:
+        if move not in MOVES:
+            raise unknown("move", move, MOVES)
+        if bound not in BOUNDS:
+            raise unknown("bound", bound, BOUNDS)
+        if move == "langevin" and not potential.differentiable:
+            raise ValueError(
+                'move="langevin" needs the reward\'s gradient, and the reward is declared not '
+                'differentiable: take move="pcn" or move="slice"'
+            )
+        self.iterations, self.jumps = count("iterations", iterations), count("jumps", jumps)
+        self.moves, self.shrinks = count("moves", moves), count("shrinks", shrinks)
+        self.fresh, self.threshold = (
+            within("fresh", fresh, 0, 1),
+            within("threshold", threshold, 0, 1),
+        )
+        if not 0 < least < 1:
+            raise ValueError(f"least must be between 0 and 1, got {least}")
+        self.flow, self.potential, self.batch_size = flow, potential, batch_size
+        self.move, self.least, self.bound, self.resampler = move, least, bound, resampler
+
+    def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
+        """Yield the weighted noise (time 0) after each iteration, and in the end its pictures.
+
+        `population.keep` goes on from some particles, `population.stop` goes to g = 1 at once.
+        """
+        asked = Rest(self.flow, *self.potential.asked)
+        with plain(asked), torch.no_grad():
+            run = _Run(self, x0, seed, position)
+        for k in range(self.iterations):
+            with plain(asked), torch.no_grad():
+                run.iterate(k, last=k == self.iterations - 1)
+                population = run.population()
+            if k == self.iterations - 1:
+                break
+            yield population
+            with plain(asked), torch.no_grad():
+                run.hear(population)
+                if population.wish.stop:
+                    run.temper(torch.ones_like(run.g))
+                    break
+        with plain(asked), torch.no_grad():
+            population = run.finish()
+        yield population
+
+
+class _Run:
+    """The state of one run; rows are flat and prompt-major."""
+
+    def __init__(self, smc: NoiseSMC, x0: Tensor, seed: int, position: int) -> None:
+        self.smc, potential = smc, smc.potential
+        self.rows = rows = Rows.of(x0, smc.flow.event_shape, position, potential.prompts)
+        self.k = 0
+        self.flow = Batched(smc.flow, smc.batch_size, rows.p)
+        eager = smc.move == "langevin"
+        watched = BatchedPotential(potential, smc.batch_size, rows.p, self._finite, drop=smc.drop)
+        self.here = State(rows.flat(x0), 0.0, self.flow, watched)
+        self.here.evaluation(derivatives=eager)
+        kind = log_dtype(x0.device)
+        self.log_w = torch.zeros(rows.p, rows.n, dtype=kind, device=x0.device)
+        self.banked = self.log_w[:, 0].clone()
+        self.g = torch.zeros(rows.p, dtype=torch.float64, device=x0.device)
+        self.share = torch.full_like(self.g, 0.5)
+        self.ancestors = rows.starts().to(x0.device)
+        self.noise = Noise(
+            seed, rows.positions, rows.n, device=x0.device,
+            dtype=torch.promote_types(x0.dtype, torch.float32),
+        )  # fmt: skip
+
+    def iterate(self, k: int, last: bool) -> None:
+        """Raise g, weigh, resample, move."""
+        self.k = k
+        noise = self.noise.at(k)
+        r = self.here.value.reshape(self.rows.p, self.rows.n)
+        found = next_inverse(self.log_w, r, self.g, self.smc.least, self.smc.bound)
+        self.temper(torch.ones_like(found) if last else found)
+        self._resample(noise)
+        for _ in range(self.smc.moves):
+            self.here = (self._slice if self.smc.move == "slice" else self._propose)(noise)
+
+    def temper(self, g: Tensor) -> None:
+        """Weigh the particles for a higher g, (p,)."""
+        r = self.here.value.reshape(self.rows.p, self.rows.n)
+        self.log_w = self.log_w + (g - self.g).to(r)[:, None] * r
+        self.g = g
+
+    def _resample(self, noise: Noise) -> None:
+        p, n = self.rows.p, self.rows.n
+        due = (ess(self.log_w) / n < self.smc.threshold).nonzero().flatten().tolist()
+        if not due:
+            return
+        index = torch.arange(p * n, device=self.here.x.device).reshape(p, n)
+        for i in due:
+            self.banked[i] += log_mean_exp(self.log_w[i])
+            index[i] = index[i][self.smc.resampler(self.log_w[i], noise.generator(i))]
+            self.log_w[i] = 0
+        self._take(index.flatten())
+
+    def _take(self, index: Tensor) -> None:
+        self.here, self.ancestors = self.here.rows(index), self.ancestors[index]
+
+    def _propose(self, noise: Noise) -> State:
+        """Make a move of "langevin" or "pcn", some rows proposing independently."""
+        x, eager = self.here.x, self.smc.move == "langevin"
+        z = noise.normal(x.shape[1:]).to(x)
+        g = per_row(self.g, len(x))
+        fresh = noise.uniform().to(x.device) < self.smc.fresh
+        share = per_row(self.share, len(x))
+        y = neal(x, torch.where(fresh, 1.0, share), z)
+        if eager:
+            slope = like(g, x) * self._gradient(self.here)
+            y = torch.where(_picks(fresh, x), y, langevin(x, share, z, slope))
+        there = self.here.at(y, 0.0)
+        there.evaluation(derivatives=eager)
+        log_accept = g.to(self.here.value) * (there.value - self.here.value)
+        if eager:
+            back = like(g, x) * self._gradient(there)
+            drift = _drift_ratio(x, y, slope, back, share)
+            log_accept = log_accept + torch.where(fresh, 0.0, drift)
+        accept = noise.uniform().to(log_accept).log() < log_accept
+        rate = log_accept.clamp(max=0).exp().masked_fill(fresh, 0).reshape(self.rows.p, -1).sum(1)
+        local = (~fresh).reshape(self.rows.p, -1).sum(1)
+        gain = torch.where(local > 0, rate / local.clamp(min=1) - BEST[self.smc.move], 0.0)
+        self.share = (self.share * (2 * gain.to(self.share)).exp()).clamp(1e-4, 0.999)
+        return there.choose(accept, self.here)
+
+    def _slice(self, noise: Noise) -> State:
+        """Make an elliptical slice move: the bracket shrinks to x until a point is accepted."""
+        x, here = self.here.x, self.here
+        z = noise.normal(x.shape[1:]).to(x)
+        g = per_row(self.g, len(x)).to(here.value)
+        height = g * here.value + noise.uniform().to(here.value).log()
+        angle = 2 * torch.pi * noise.uniform().to(x)
+        low, high = angle - 2 * torch.pi, angle
+        moved, open_ = here, torch.ones_like(angle, dtype=torch.bool)
+        for k in range(self.smc.shrinks):
+            there = here.at(elliptical(x, z, angle), 0.0)
+            accept = open_ & (g * there.value > height)
+            moved, open_ = there.choose(accept, moved), open_ & ~accept
+            if k + 1 == self.smc.shrinks:
+                break
+            low, high = torch.where(angle < 0, angle, low), torch.where(angle < 0, high, angle)
+            angle = torch.lerp(low, high, noise.uniform().to(x))
+        return moved
+
+    def _gradient(self, at: State) -> Tensor:
+        gradient = at.evaluation(derivatives=True).gradient
+        assert gradient is not None
+        return gradient
+
+    def hear(self, population: Population) -> None:
+        """Do what the caller wished of the population that was yielded."""
+        wish = population.wish
+        if wish.keep is not None:
+            self._take(self.rows.kept(wish.keep).to(self.here.x.device))
+            self.log_w = torch.zeros_like(self.log_w)
+        if wish.keep is not None or wish.looked:
+            self.banked = self.banked + torch.nan
+
+    def finish(self) -> Population:
+        """Return the pictures of the noise."""
+        x = composed(self.flow, self.here.x, step_times(self.smc.jumps))
+        self.here = self.here.at(x, 1.0)
+        return self.population()
+
+    def population(self) -> Population:
+        """Return what the caller sees."""
+        seen = self.here.evaluation()
+        self.rows.refuse_no_weight(self.log_w)
+        log_z = self.banked + log_mean_exp(self.log_w)
+        log_w = self.log_w.to(self.noise.dtype)
+        return self.rows.population(
+            self.here.x, self.here.t, seen.reward, seen.images, log_w, log_z, self.ancestors
+        )
+
+    def _finite(self, what: str, values: Tensor) -> None:
+        where = f"step {self.k + 1} of {self.smc.iterations}, in noise space"
+        self.rows.refuse_not_finite(what, values, where)
+
+
+def _picks(where: Tensor, x: Tensor) -> Tensor:
+    """Shape a truth (n,) so that it picks rows of x."""
+    return where.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _drift_ratio(x: Tensor, y: Tensor, slope: Tensor, back: Tensor, share: Tensor) -> Tensor:
+    """Return what the drifts of `langevin` add to the log acceptance, (n,).
+
+    With `a = sqrt(1-β²)`, `c = 1-a`, and the drifts `c slope` at x and `c back` at y, what N(0, I)
+    and the proposals leave of `log N(y) q(x|y) - log N(x) q(y|x)` is
+
+        c/β² (<x - a y, back> - <y - a x, slope>) - c²/(2β²) (|back|² - |slope|²)
+    """
+    share = share.to(log_dtype(x.device))
+    a = (1 - share**2).sqrt()
+    c = 1 - a
+    cross = _dot(x, back) - a * _dot(y, back) - _dot(y, slope) + a * _dot(x, slope)
+    return c / share**2 * cross - c**2 / (2 * share**2) * (_dot(back, back) - _dot(slope, slope))

@@ -1,0 +1,103 @@
+"""The next temperature of a run, chosen so that the weights stay within a bound."""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from steer.flow import per_row
+from steer.guidance.potential import Evaluation, Potential
+from steer.names import unknown
+from steer.path import Time, like
+
+__all__ = ["BOUNDS", "Bound", "Tempered", "next_inverse"]
+
+Bound = Literal["ess", "entropy"]
+
+BOUNDS = ("ess", "entropy")
+"""How far weights are from equal: `ESS / n`, or the relative entropy to the uniform law."""
+
+
+def next_inverse(
+    log_w: Tensor, slope: Tensor, now: Tensor, least: float = 0.5, bound: str = "ess"
+) -> Tensor:
+    """Return the largest g in [now, 1] whose weights `log_w + (g - now) slope` keep a bound, (p,).
+
+    With "ess", `ESS / n >= least`, which is the relative variance of the weights being at most
+    `1 / least - 1`; with "entropy", `Σ W log(n W) <= -log(least)`, W the normalised weights. Both
+    are 1, or 0, at equal weights (Jasra et al. 2011; Zhou, Johansen, Aston 2016, arXiv 1303.3123).
+    By bisection, in float64, without a value leaving the device. Where the weights break the bound
+    already, g stays.
+
+    Args:
+        log_w: log-weights so far, (p, n).
+        slope: their derivative in g, (p, n): the reward over its temperature.
+        now: g so far, (p,).
+        least: the smallest share, in (0, 1).
+        bound: one of `BOUNDS`.
+
+    Raises:
+        ValueError: an unknown bound.
+    """
+    if bound not in BOUNDS:
+        raise unknown("bound", bound, BOUNDS)
+    log_w, slope, now = log_w.double(), slope.double(), now.double()
+
+    def kept(g: Tensor) -> Tensor:
+        log_share = (log_w + (g - now)[:, None] * slope).log_softmax(1)
+        share = log_share.exp()
+        n = log_w.shape[1]
+        if bound == "ess":
+            return 1 / share.square().sum(1) >= least * n
+        log_n = torch.log(torch.tensor(float(n), dtype=share.dtype, device=share.device))
+        return (share * (log_share + log_n)).sum(1) <= -torch.log(torch.full_like(g, least))
+
+    low, high = now, torch.ones_like(now)
+    whole = kept(high)
+    for _ in range(40):
+        middle = (low + high) / 2
+        good = kept(middle)
+        low, high = torch.where(good, middle, low), torch.where(good, high, middle)
+    return torch.where(whole, 1.0, low)
+
+
+class Tempered(Potential):
+    """`r_t = g R(view_t(x))`, g a prompt's own and set from outside.
+
+    The last rows that were asked about are remembered, so that they are not asked again at the g
+    that was chosen by them.
+
+    Args:
+        potential: without a ramp.
+        prompts: how many.
+
+    Attributes:
+        g: (prompts,), 0 at first.
+    """
+
+    def __init__(self, potential: Potential, prompts: int) -> None:
+        self.potential = potential
+        self.temperature, self.prompts = potential.temperature, potential.prompts
+        self.differentiable = potential.differentiable
+        self.g = torch.zeros(prompts, dtype=torch.float64)
+        self._last: tuple[Tensor, float, Evaluation] | None = None
+
+    def whole(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
+        """Return what is seen at g = 1."""
+        last = self._last
+        same = last is not None and last[0] is x and last[1] == float(t)
+        if same and last is not None and (not derivatives or last[2].gradient is not None):
+            return last[2]
+        seen = self.potential.evaluate(x, t, derivatives)
+        self._last = x, float(t), seen
+        return seen
+
+    def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
+        """Evaluate the potential inside, times g."""
+        seen = self.whole(x, t, derivatives)
+        g = per_row(self.g.to(x.device), len(x))
+        gradient = None if seen.gradient is None else like(g, x) * seen.gradient
+        return replace(
+            seen, value=g.to(seen.value) * seen.value, gradient=gradient, partial=None, total=None
+        )

@@ -1,0 +1,56 @@
+"""`steer compare --tune`: the best of a grid, and never by the prompts that are reported."""
+
+import pytest
+import torch
+
+from recipes.compare_tune import grid_of, tune, tuning_prompts_beside
+from recipes.entries import entry
+
+
+def test_a_grid_is_read():
+    assert grid_of("scale=0.1,0.3; steps=8,16") == {"scale": [0.1, 0.3], "steps": [8, 16]}
+    assert grid_of("move=pcn,slice") == {"move": ["pcn", "slice"]}
+    for text in ("scale", "=1", "scale=", "a=1; b=2; c=3", ""):
+        with pytest.raises(ValueError, match="tune"):
+            grid_of(text)
+
+
+def test_prompts_that_are_reported_are_left_out():
+    pool = [f"p{i}" for i in range(20)]
+    beside = tuning_prompts_beside(["p0", "p2", "other"], pool)
+    assert beside.prompts == ["p1", *(f"p{i}" for i in range(3, 14))]
+    with pytest.raises(ValueError, match="is one that is reported"):
+        tuning_prompts_beside(pool, pool[:5])
+
+
+def test_each_method_gets_the_best_of_the_values_that_it_takes():
+    asked = []
+
+    def run(unit):
+        asked.append(unit.row)
+        scale = unit.row.options.get("scale", 0.0)
+        judge = -((scale - 0.3) ** 2) - 0.01 * abs(unit.row.steps - 8)
+        return {"judge": torch.tensor([[judge]]), "reward": torch.tensor([[float(scale)]])}, {}
+
+    entries = [entry(t) for t in ("fmrg-j:steps=16", "reno:steps=4", "best-of-n")]
+    grid = grid_of("scale=0.1,0.3,1; steps=8,16")
+    chosen, rows = tune(entries, grid, "judge", run, 3, lambda line: None)
+    assert (chosen[0].options["scale"], chosen[0].steps) == (0.3, 8)
+    assert chosen[1].steps == 8  # it has no scale
+    assert "scale" not in chosen[1].options
+    assert chosen[2] == entries[2]  # its candidates follow from the others' calls
+    assert len(rows) == len(asked) == 6 + 2
+    by_reward, _ = tune(entries, grid, "reward", run, 3, lambda line: None)
+    assert by_reward[0].options["scale"] == 1
+    with pytest.raises(ValueError, match="no method here takes churn"):
+        tune(entries, grid_of("churn=0,1"), "judge", run, 3, lambda line: None)
+    with pytest.raises(ValueError, match="judge or reward"):
+        tune(entries, grid, "luck", run, 3, lambda line: None)
+
+
+def test_without_a_judge_there_is_nothing_to_tune_by():
+    def run(unit):
+        return {"reward": torch.zeros(1, 1)}, {}
+
+    with pytest.raises(ValueError, match="no judge"):
+        tune([entry("fmrg-j")], grid_of("scale=1,2"), "judge", run, 1, lambda line: None)
