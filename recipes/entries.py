@@ -101,7 +101,7 @@ def entry(text: str) -> Entry:
         if key not in known:
             raise unknown(f"option of method {name!r},", str(key), known)
         if value is None or (
-            isinstance(value, str) and not isinstance(defaults.get(key), str | None)
+            isinstance(value, str) and not isinstance(defaults.get(key, 0), str | None)
         ):
             raise ValueError(f"option {key!r} of {text!r} is no number: write {key}=...")
         if key in COUNTED and (isinstance(value, bool) or not isinstance(value, int)):

@@ -21,6 +21,7 @@ from recipes.terminal import console, progress
 from steer.files import expanded
 from steer.flow import device_of
 from steer.guidance.population import Population
+from steer.sampling.methods import default_method
 from steer.sampling.result import save_result
 from steer.secrets import redacted
 
@@ -39,7 +40,7 @@ def sample(
     reward_prompt: str | list[str] | None = None,
     particles: int = 4,
     steps: int = 16,
-    method: str = "fmtt",
+    method: str | None = None,
     temperature: float | None = None,
     strength: float | None = None,
     scale: float | None = None,
@@ -95,7 +96,8 @@ def sample(
         particles: how many pictures a prompt.
         steps: steps from noise to picture.
         method: a name that `steer methods` lists, or file.py:Name, a kernel or a builder of a
-            sampler (docs/extend.md).
+            sampler (docs/extend.md). Default: fmrg-j, which climbs; svdd where there is no
+            gradient; renoise, which is exact, where a temperature or a strength is given.
         temperature: in the reward's units; lower steers harder.
         strength: instead: the temperature is the reward's own spread divided by this (default 3).
         scale: how far the gradient shifts the proposal (fmtt, denoiser, naive; default 1), or the
@@ -144,6 +146,11 @@ def sample(
         The run folder.
     """
     settings = settings_of(locals())
+    if method is None:
+        tilted = temperature is not None or strength is not None
+        found = rewards.load(reward_of(model, reward))
+        method = settings["method"] = default_method(found.differentiable, tilted)
+        console().print(f"method {method}, the default here: see docs/methods.md")
     chosen_method = method_(method)  # the name is known
     if not tempered(method) and (temperature is not None or strength is not None):
         others = ", ".join(name for name in steer.METHODS if tempered(name))

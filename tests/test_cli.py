@@ -225,7 +225,7 @@ def test_other_settings_do_not_resume_an_interrupted_run(here, monkeypatch, caps
         ({"temperature": -1}, ["temperature", "above zero"]),
         ({"reward": "toy.py:Wrong"}, ["shape ()", "one number per image"]),
         ({"reward": "toy.py:NotANumber"}, ["nan", "prompt 0", "'a'", "particle 1", "step 1"]),
-        ({"reward": "jpeg"}, ["gradient", "not differentiable", "split"]),
+        ({"method": "fmtt", "reward": "jpeg"}, ["gradient", "not differentiable", "split"]),
         ({"method": "split", "scale": 2}, ["'split'", "'scale'"]),
         ({"particle": 3}, ["particle", "particles"]),
         ({"dtype": "float8"}, ["float8", "bfloat16"]),
@@ -243,7 +243,7 @@ def test_other_settings_do_not_resume_an_interrupted_run(here, monkeypatch, caps
         ({"method": "reno", "temperature": None, "init_image": "p.png"}, ["pure noise", "split"]),
         ({"method": "none", "temperature": None, "target": 1}, ["cannot stop at a target"]),
         ({"budget": 1}, ["a budget of 1 NFE a particle is too small", "at least"]),
-        ({"brake": 1}, ["'fmtt' takes no option 'brake'"]),
+        ({"method": "fmtt", "brake": 1}, ["'fmtt' takes no option 'brake'"]),
         ({"lora": "none"}, ["no folder of adapters at none"]),
         ({"lora_scale": 0.5}, ["lora_scale has nothing to scale", "--lora FOLDER"]),
     ],
@@ -277,7 +277,7 @@ def test_a_start_from_a_picture(here):
     [
         {"method": "fmrg-j", "scale": 0.5, "window": "[0, 0.7]", "every": 2, "lookahead": 2},
         {"method": "reno", "rate": 0.2, "brake": 0.5, "jumps": 2, "finish": 3},
-        {"temperature": 0.05, "clip": 3.0, "settle": "false"},
+        {"method": "fmtt", "temperature": 0.05, "clip": 3.0, "settle": "false"},
         {"method": "fmrg-j", "target": 0.2},
         {"temperature": 0.05, "budget": 5},
     ],
@@ -292,7 +292,7 @@ def test_controls_reach_the_method(here, options, capsys):
     scores = [json.loads(line)["reward"] for line in (here / "run/scores.jsonl").open()]
     assert scores == pytest.approx(expected.rewards.flatten().tolist(), abs=1e-5)
     metrics = json.loads((here / "run/metrics.json").read_text())
-    assert metrics["method"] == options.get("method", "fmtt")
+    assert metrics["method"] == options.get("method", "renoise")
     early = "target" in options or "budget" in options
     assert ("at most" in capsys.readouterr().err) == early
 

@@ -21,6 +21,7 @@ from steer.adapters.store import CONFIG, WEIGHTS, load_adapters, read_metadata, 
 from steer.files import pack, read_notes
 from steer.models.loading import save
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
+from steer.sampling.methods import TABLE
 from steer.testing import Corrected
 
 
@@ -581,7 +582,7 @@ def test_guidance_on_top_of_a_tuned_map(flow):
         return images[:, 0].mean((1, 2))
 
     for method in steer.METHODS:
-        options = {} if method in {"none", "best-of-n", "fmrg-j", "reno"} else {"temperature": 0.1}
+        options = {"temperature": 0.1} if TABLE[method].tempered else {}
         results = {
             key: steer.sample(view, reward, ["apple"], 2, 2, method, **options)
             for key, view in {"base": flow, "off": tuned.base, "on": tuned}.items()

@@ -33,6 +33,13 @@ PROGRAMS = {
             "prompts": ["fox"], "seeds": 1,
         },
     ),
+    "compare_methods": (
+        "recipes.compare:compare",
+        {
+            "methods": ["best-of-n:steps=1", "noise-smc:steps=2,particles=2,move=slice"],
+            "prompts": ["fox"], "seeds": 1,
+        },
+    ),
     "demo": ("recipes.sample:sample", {"steps": 2, "particles": 1}),
     **dict.fromkeys(
         ("finetune", "finetune_amortise", "finetune_draft", "finetune_transport"),
@@ -58,6 +65,14 @@ PROGRAMS = {
         {
             "autoencoder_steps": 2, "velocity_steps": 2, "map_steps": 2, "batch_size": 4,
             "vae_channels": [8, 8], "channels": [32, 32], "text_width": 32,
+        },
+    ),
+    "train_fashion": (
+        "recipes.train:train",
+        {
+            "folder": None, "velocity_steps": 2, "map_steps": 2, "posterior_steps": 2,
+            "batch_size": 4, "channels": [8, 8, 8], "posterior_channels": [8, 8, 8],
+            "width": 16,
         },
     ),
     "train_judge": (
@@ -88,10 +103,12 @@ def test_config_runs(name, tmp_path):
     expected = {
         "brute_force": "reward_nfe.png",
         "compare": "table.md",
+        "compare_methods": "table.md",
         "demo": "grid.png",
         "train_clip": "open_clip_model.safetensors",
         "train_emoji": "model.safetensors",
         "train_emoji_diffusers": "model_index.json",
+        "train_fashion": "model.safetensors",
         "train_judge": "model.safetensors",
     }.get(name, "front.png")
     assert expected in made

@@ -22,7 +22,8 @@ def blind(differentiable=False):
 
 
 def sample(*args, particles=5, steps=3, temperature=0.5, **options):
-    if options.get("method", "none") not in {"none", "best-of-n", *TEMPERED}:
+    options.setdefault("method", "fmtt")
+    if options["method"] not in {"none", "best-of-n", *TEMPERED}:
         temperature = None
     return steer.sample(
         *(args or (mixture(), reward)),

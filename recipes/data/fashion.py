@@ -94,7 +94,8 @@ def _read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
                 f"{file} is missing: apt-get install dataset-fashion-mnist puts it in {PACKAGE}; "
                 "or give the folder that has the published files"
             )
-        found.append(np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8, offset=start))
+        data = gzip.decompress(file.read_bytes())
+        found.append(np.frombuffer(data, np.uint8, offset=start).copy())
     return found[0].reshape(-1, 28, 28), found[1]
 
 

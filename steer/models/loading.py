@@ -158,9 +158,9 @@ def _pipeline(
 def _saved(name: str | os.PathLike[str]) -> FlowMap:
     """Load a model of our own format, by its name in `MODELS` or by its folder."""
     folder = folder_of(name)
-    flow: FlowMap = NetworkFlow(read_network(folder, TwoTimeUNet, FORMAT))
-    if (folder / "posterior").is_dir():
-        flow.posterior_map = load_posterior(name)
+    flow = NetworkFlow(read_network(folder, TwoTimeUNet, FORMAT))
+    if (folder / "posterior" / "config.json").is_file():  # one that is finished
+        flow.take_posterior(load_posterior(name))
     flow.name = os.fspath(name)
     return flow
 

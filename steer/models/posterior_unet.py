@@ -71,7 +71,7 @@ def load_posterior(name: str | os.PathLike[str]) -> PosteriorMap:
         ValueError: an unknown name, or files that are not a posterior map's.
     """
     folder = folder_of(name) / FOLDER
-    if not folder.is_dir():
+    if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{os.fspath(name)!r} has no posterior map, no folder {folder}: train one with "
             "`steer train --stages '[posterior]'`, or take steer.Glass, which needs none"

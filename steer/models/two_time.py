@@ -241,9 +241,18 @@ class NetworkFlow(FlowMap):
         """The posterior map that was loaded with it, bound to its prompts; or None."""
         return self._posterior[0] if self._posterior else None
 
-    @posterior_map.setter
-    def posterior_map(self, found: Any) -> None:
+    def take_posterior(self, found: Any) -> None:
+        """Keep a posterior map beside the network: it is moved along, and no submodule.
+
+        Args:
+            found: a `steer.PosteriorMap` of this flow.
+        """
         self._posterior = [found]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        for posterior in self._posterior:
+            posterior._apply(fn)
+        return super()._apply(fn, recurse)
 
     def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return v(x, s, t), (n, *event), in the dtype of `x`."""

@@ -25,6 +25,7 @@ __all__ = [
     "AnyMethod",
     "Method",
     "check_options",
+    "default_method",
     "method_of",
     "method_options",
 ]
@@ -243,6 +244,21 @@ def _by_kernel(
     view = Lookahead(flow, reward, prompts, temperature)
     made = kernel(flow, **options)  # type: ignore[call-arg]
     return Guidance(view, made, times=times, scale=scale, threshold=threshold)
+
+
+def default_method(differentiable: bool, tilted: bool = False) -> str:
+    """Return the method that is taken where none is named.
+
+    Args:
+        differentiable: whether the reward has a gradient, and the model lets one through.
+        tilted: whether a temperature or a strength was given: then an exact one is meant.
+
+    >>> default_method(True), default_method(False), default_method(True, tilted=True)
+    ('fmrg-j', 'svdd', 'renoise')
+    """
+    if tilted:
+        return "renoise"
+    return "fmrg-j" if differentiable else "svdd"
 
 
 def check_options(method: AnyMethod, options: Iterable[str]) -> None:

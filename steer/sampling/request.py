@@ -18,7 +18,14 @@ from steer.noise import noise_dtype, whole
 from steer.ranges import count, finite
 from steer.reward import Reward, plain, refuse_inference
 from steer.sampling.forecast import affordable
-from steer.sampling.methods import TABLE, AnyMethod, Method, check_options, method_of
+from steer.sampling.methods import (
+    TABLE,
+    AnyMethod,
+    Method,
+    check_options,
+    default_method,
+    method_of,
+)
 
 __all__ = ["INVERSION", "PROBES", "STARTS", "Request"]
 
@@ -48,7 +55,7 @@ class Request:
     prompts: Sequence[str] | str | None = None
     particles: int = 8
     steps: int = 16
-    method: AnyMethod = "fmtt"
+    method: AnyMethod | None = None
     temperature: float | None = None
     strength: float | None = None
     seed: int = 0
@@ -83,7 +90,11 @@ class Request:
     @cached_property
     def chosen(self) -> Method:
         """The method."""
-        return method_of(self.method)
+        if self.method is not None:
+            return method_of(self.method)
+        gradient = self.reward.differentiable and "gradient" not in self.flow.lacks
+        tilted = self.temperature is not None or self.strength is not None
+        return method_of(default_method(gradient, tilted))
 
     @property
     def listed(self) -> bool:

@@ -180,7 +180,7 @@ def sample(
     prompts: Sequence[str] | str | None = None,
     particles: int = 8,
     steps: int = 16,
-    method: AnyMethod = "fmtt",
+    method: AnyMethod | None = None,
     temperature: float | None = None,
     strength: float | None = None,
     seed: int = 0,
@@ -208,6 +208,8 @@ def sample(
         particles: n, for each prompt.
         steps: steps from noise to data, at the model's own times (`flow.times`).
         method: one of `METHODS`, a kernel or a builder of one's own: see `methods.method_of`.
+            Default: fmrg-j, which climbs; svdd, a search, where there is no gradient; renoise,
+            which is exact, where a temperature or a strength is given.
         temperature: in the reward's units; lower steers harder.
         strength: instead: the temperature is, for each prompt, the reward's standard deviation
             over 32 one-jump samples divided by this. Default: 3.
