@@ -294,7 +294,8 @@ class _Run:
     def population(self) -> Population:
         """Return what the caller sees."""
         seen = self.here.evaluation()
-        self.rows.refuse_no_weight(self.log_w)
+        if self.smc.drop:
+            self.rows.refuse_no_weight(self.log_w)
         log_z = self.banked + log_mean_exp(self.log_w)
         log_w = self.log_w.to(self.noise.dtype)
         return self.rows.population(

@@ -164,7 +164,7 @@ TABLE: Mapping[str, Method] = MappingProxyType(
             source=("dno", "d-flow"),
         ),
         "fmrg-e": _kin(
-            {"mu": 3.0, "inner": 5},
+            {"mu": 0.3, "inner": 5},
             {"view": "lookahead", "rho": 0.0, "normalise": True, "early": True}, ("fmrg",),
             tempered=False, jumps=True,
         ),
