@@ -96,7 +96,7 @@ def sample(
         particles: how many pictures a prompt.
         steps: steps from noise to picture.
         method: a name that `steer methods` lists, or file.py:Name, a kernel or a builder of a
-            sampler (docs/extend.md). Default: fmrg-j, which climbs; svdd where there is no
+            sampler (docs/extend.md). Default: fmrg-j, which climbs; best-of-n where there is no
             gradient; renoise, which is exact, where a temperature or a strength is given.
         temperature: in the reward's units; lower steers harder.
         strength: instead: the temperature is the reward's own spread divided by this (default 3).

@@ -41,6 +41,10 @@ def everyone(made, dinos, reference, timm_file, trunk, vlms):  # noqa: F811
         "lpips": Lpips(reference, "squeeze", trunk=trunk("squeeze")),
         "dino": Dino(reference, dinos["plain"]),
         "similarity": rewards.load("similarity", image=str(reference)),
+        "inpaint": rewards.load("inpaint", image=str(reference), mask=str(reference)),
+        "upscale": rewards.load("upscale", image=str(reference)),
+        "fashion": rewards.load("fashion", target="bag"),
+        "deblur": rewards.load("deblur", image=str(reference)),
     }  # fmt: skip
     for name in rewards.NAMES:
         if name not in built and name != "remote":

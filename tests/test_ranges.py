@@ -97,7 +97,10 @@ UP = whole_reward(FLOW, LINEAR, None)
         # requests
         (lambda: steer.sample(FLOW, LINEAR, budget=NAN), "budget must be a finite number"),
         (lambda: steer.sample(FLOW, LINEAR, particles=2.5), "particles must be a whole number"),
-        (lambda: steer.sample(FLOW, LINEAR, noise=NAN), "noise must not be negative nor infinite"),
+        (
+            lambda: steer.sample(FLOW, LINEAR, method="fmtt", noise=NAN),
+            "noise must not be negative nor infinite",
+        ),
         (lambda: Settings(learning_rate=INF), "learning_rate must be above zero and finite"),
         (lambda: Settings(alpha=NAN), "alpha must be above zero"),
         (lambda: Settings(sweep=[0.5, NAN]), "sweep must be a finite number"),

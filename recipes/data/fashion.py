@@ -5,7 +5,7 @@ Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747. All 70,000 pictures are in Debian'
 which the repository carries: 2,000 of the training and 2,000 of the test pictures. See CREDITS.md.
 
 >>> fashion = load()
->>> fashion.images.shape[1:], len(fashion.train), len(fashion.test)
+>>> tuple(fashion.images.shape[1:]), len(fashion.train), len(fashion.test)
 ((1, 28, 28), 2000, 2000)
 """
 

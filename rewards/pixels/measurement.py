@@ -4,6 +4,7 @@
 posterior `p(x | y)` of Bayes' rule, so exact methods sample that, `noise-smc` whatever the model.
 """
 
+import math
 from abc import abstractmethod
 from pathlib import Path
 
@@ -12,8 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rewards.pixels.reading import PixelReward, luma, read
-from steer.ranges import above
-from steer.ranges import count as whole
 
 __all__ = ["Deblurring", "Inpainting", "Measurement", "SuperResolution", "gaussian_blur"]
 
@@ -32,7 +31,7 @@ class Measurement(PixelReward):
 
     def __init__(self, image: str | Path | Tensor, sd: float = 0.1) -> None:
         super().__init__()
-        self.sd = above("sd", sd)
+        self.sd = _above("sd", sd)
         given = image[None] if isinstance(image, Tensor) else read(image, "image")
         self.register_buffer("image", given.float())
         self.image: Tensor
@@ -86,7 +85,9 @@ class SuperResolution(Measurement):
 
     def __init__(self, image: str | Path | Tensor, factor: int = 4, sd: float = 0.1) -> None:
         super().__init__(image, sd)
-        self.factor = whole("factor", factor, 2)
+        if not isinstance(factor, int) or factor < 2:
+            raise ValueError(f"factor must be a whole number, 2 or more, got {factor}")
+        self.factor = factor
 
     def operator(self, x: Tensor) -> Tensor:
         """Return the means over squares, (n, 3, h / factor, w / factor)."""
@@ -123,7 +124,7 @@ class Deblurring(Measurement):
         blurred: bool = False,
     ) -> None:
         super().__init__(image, sd)
-        self.width, self.blurred = above("width", width), blurred
+        self.width, self.blurred = _above("width", width), blurred
 
     def operator(self, x: Tensor) -> Tensor:
         """Return the blurred picture, its edge continued."""
@@ -141,6 +142,12 @@ def gaussian_blur(x: Tensor, width: float) -> Tensor:
 
     reach = min(max(1, round(3 * width)), min(x.shape[-2:]) - 1)
     return blur(x, [2 * reach + 1, 2 * reach + 1], [width, width])
+
+
+def _above(name: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be above zero and finite, got {value}")
+    return value
 
 
 def _resized(image: Tensor, like: Tensor) -> Tensor:

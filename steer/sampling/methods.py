@@ -254,11 +254,11 @@ def default_method(differentiable: bool, tilted: bool = False) -> str:
         tilted: whether a temperature or a strength was given: then an exact one is meant.
 
     >>> default_method(True), default_method(False), default_method(True, tilted=True)
-    ('fmrg-j', 'svdd', 'renoise')
+    ('fmrg-j', 'best-of-n', 'renoise')
     """
     if tilted:
         return "renoise"
-    return "fmrg-j" if differentiable else "svdd"
+    return "fmrg-j" if differentiable else "best-of-n"
 
 
 def check_options(method: AnyMethod, options: Iterable[str]) -> None:

@@ -208,7 +208,7 @@ def sample(
         particles: n, for each prompt.
         steps: steps from noise to data, at the model's own times (`flow.times`).
         method: one of `METHODS`, a kernel or a builder of one's own: see `methods.method_of`.
-            Default: fmrg-j, which climbs; svdd, a search, where there is no gradient; renoise,
+            Default: fmrg-j, which climbs; best-of-n where there is no gradient; renoise,
             which is exact, where a temperature or a strength is given.
         temperature: in the reward's units; lower steers harder.
         strength: instead: the temperature is, for each prompt, the reward's standard deviation
