@@ -204,7 +204,9 @@ CALLS = {
     "along": lambda f, x: f.along([0.0, 1.0]),
 }
 ATTRIBUTES = {
-    "evaluations", "name", "kind", "churn", "lacks", "adapter_targets", "component", "about", "posterior_map"}  # fmt: skip
+    "evaluations", "name", "kind", "churn", "lacks", "adapter_targets", "component", "about",
+    "posterior_map",
+}  # fmt: skip
 MADE = {
     "Adapted": lambda flow: adapt(flow, targets=["layer"]),
     "ClassifierFree": lambda flow: steer.ClassifierFree(flow, 2.0),

@@ -75,7 +75,8 @@ class NoiseSMC:
     with guidance inside or not, with a gradient or without: the network is never asked for a
     velocity or a density. An iteration raises each prompt's g as far as the weights allow
     (`next_inverse`), banks them, resamples where the ESS has fallen, and moves by kernels that
-    leave `N exp(g R)` invariant, each with a Metropolis test:
+    leave `N exp(g R)` invariant, each with a Metropolis test. g takes half of the iterations at
+    least, so that more of them make log Z more certain. The moves:
 
     - "langevin": `langevin`, with the gradient through G;
     - "pcn": `neal`, without;
@@ -201,6 +202,7 @@ class _Run:
         noise = self.noise.at(k)
         r = self.here.value.reshape(self.rows.p, self.rows.n)
         found = next_inverse(self.log_w, r, self.g, self.smc.least, self.smc.bound)
+        found = found.clamp(max=2 * (k + 1) / self.smc.iterations)
         self.temper(torch.ones_like(found) if last else found)
         self._resample(noise)
         for _ in range(self.smc.moves):
