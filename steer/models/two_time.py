@@ -239,7 +239,7 @@ class NetworkFlow(FlowMap):
     @property
     def posterior_map(self) -> Any:
         """The posterior map that was loaded with it, bound to its prompts; or None."""
-        return self._posterior[0] if self._posterior else None
+        return self._posterior[0].given(self.prompts) if self._posterior else None
 
     def take_posterior(self, found: Any) -> None:
         """Keep a posterior map beside the network: it is moved along, and no submodule.
@@ -316,7 +316,6 @@ class NetworkFlow(FlowMap):
         bound = copy.copy(self)
         bound._modules = dict(self._modules)
         bound.prompts, bound._encoded = list(prompts), encoded
-        bound._posterior = [p.given(prompts) for p in self._posterior]
         return bound
 
     def decode(self, x: Tensor) -> Tensor:
