@@ -137,7 +137,7 @@ def distill(
             begun_alike(out, settings, "*.ckpt", WEIGHTS)
         batches = _batches(base, model, data, batch_size, seed, guidance, prompts, own_steps, out)
         objective = MapObjective(
-            taught, tuned.at(0.0), guidance, pairs=pairs, weight=weight, diagonal=diagonal,
+            taught, _teacher(tuned), guidance, pairs=pairs, weight=weight, diagonal=diagonal,
             distance=distance, derivative=derivative,
         )  # fmt: skip
         training = AdapterTraining(
@@ -161,6 +161,12 @@ def velocity_of(flow: FlowMap) -> FlowMap:
     """Return a pipeline's velocity: without a second time that it has, and without guidance."""
     without: Any = getattr(flow, "with_second_time", None)
     return flow if without is None else without(None)
+
+
+def _teacher(tuned: Any) -> Any:
+    """Return the model itself, on the tensors of the flow that is trained."""
+    without: Any = getattr(tuned.flow, "with_second_time", None)
+    return tuned.at(0.0) if without is None else tuned.at(0.0).around(without(None))
 
 
 def _batches(

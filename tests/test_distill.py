@@ -1,5 +1,6 @@
 """A velocity model becomes a map by adapters and a second time."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -51,6 +52,23 @@ def test_before_training_the_map_is_the_model_bit_for_bit(emoji):
     assert (one.kind, timed.kind) == ("two-time", "two-time")
 
 
+@pytest.mark.parametrize("name", ["emoji", "sd3"])
+def test_the_second_time_is_trained_and_the_model_beside_it_is_not(emoji, name):
+    base = emoji if name == "emoji" else velocity_of(flow(name))
+    term = fresh_second_time(base)
+    tuned = adapt(with_second_time(base, term), 4)
+    AdapterTraining(tuned, term, None, lambda step: None, steps=1)
+    for view in (tuned, copy.deepcopy(tuned)):
+        one = view.given([PROMPT])
+        one.jump(points(base), 0.2, 0.9).square().sum().backward()
+        own = one.flow.second_time
+        assert own.out.weight.grad.abs().max() > 0
+        named = dict(one.named_parameters())
+        assert {n for n, p in named.items() if p.grad is not None} <= {
+            n for n in named if ".lora_" in n or "second_time" in n
+        }
+
+
 @pytest.mark.parametrize("name", ["sd15_flow", "sd3", "flux"])
 def test_a_pipeline_too(name):
     base = velocity_of(flow(name))
@@ -65,6 +83,7 @@ def test_a_run_leaves_adapters_with_the_second_time_inside(made, emoji):
     notes = read_metadata(made)
     assert notes["second_time"]["module"] == "start"
     assert (notes["rule"], notes["base"]) == ("psd-m", "emoji")
+    assert safetensors.torch.load_file(made / WEIGHTS)["second_time.out.weight"].abs().max() > 0
     found = steer.load("emoji", lora=made)
     x, base = points(emoji), emoji.given(PROMPTS)
     there = found.given(PROMPTS).jump(x, 0.0, 1.0)

@@ -27,18 +27,21 @@ class Switch:
         flow: the flow whose layers have adapters, without bound prompts.
         layers: those layers, peft's.
         shared: the modules of the flow that are not its denoiser's, and belong to the base too:
-            while a view is called, their parameters ask for no gradients.
+            while a view is called, their parameters ask for no gradients, see `trained`.
     """
 
     def __init__(
         self, flow: FlowMap, layers: Sequence[Any], shared: Sequence[nn.Module] = ()
     ) -> None:
         self.flow, self.layers, self.shared = flow, tuple(layers), tuple(shared)
+        self.trained: tuple[nn.Module, ...] = ()
+        """Which of the shared modules are trained with the adapters: they ask for gradients."""
         self._blocks = [m for m in flow.modules() if isinstance(m, nn.TransformerEncoderLayer)]
         self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Switch, (self.flow, self.layers, self.shared)  # a lock cannot be copied
+        state = {"trained": self.trained}  # a lock cannot be copied
+        return Switch, (self.flow, self.layers, self.shared), state
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -54,7 +57,13 @@ class Switch:
                 (m._disable_adapters, m._active_adapter, m.scaling[adapter]) for m in self.layers
             ]
             fast = [block.activation_relu_or_gelu for block in self._blocks]
-            asking = [p for m in self.shared for p in m.parameters() if p.requires_grad]
+            trained = {p for m in self.trained for p in m.parameters()}
+            asking = [
+                p
+                for m in self.shared
+                for p in m.parameters()
+                if p.requires_grad and p not in trained
+            ]
             try:
                 for layer in self.layers:
                     _set(layer, scale == 0, [adapter])

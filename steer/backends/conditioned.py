@@ -104,7 +104,7 @@ class Conditioned(FlowMap):
         self._conditions: list[Condition] | None = None
         self._rows: tuple[Any, list[Rows]] | None = None
 
-    def _second_time(self, given: Any) -> SecondTime | None:
+    def _second_time(self, given: Any) -> Any:
         if given is None:
             return None
         term = given if isinstance(given, SecondTime) else SecondTime.load(given)
@@ -115,8 +115,8 @@ class Conditioned(FlowMap):
         term.check(self.network)
         return term.to(next(self.network.parameters()).device)
 
-    def with_second_time(self, term: SecondTime | None) -> Self:
-        """Return the same flow with a term for the end of its jumps; None: without one.
+    def with_second_time(self, term: Any) -> Self:
+        """Return the same flow with a `SecondTime` for the end of its jumps; None: without one.
 
         No prompts are bound, and no guidance is mixed: a map has it in its weights. See `guided`.
         """

@@ -1,6 +1,7 @@
 """Pipelines whose denoiser knows two times: flow maps, `X(s,t,x)` for any s <= t in one call."""
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from steer.backends.checks import dtype_of
 from steer.backends.pipeline import Kind, PipelineFlow
+from steer.backends.target_time import TargetTime, fill, is_blank
 
 __all__ = ["AnyFlow", "Flux3", "HunyuanImage"]
 
@@ -18,6 +20,10 @@ class Flux3(PipelineFlow):
 
     Both times are noise levels in [0, 1]. Only modular pipelines have it; load them without the
     prompt upsampler, which is a language model of its own (`steer.load` does).
+
+    A base becomes a map by `steer distill`, which trains the embedder of the jump's end that it
+    lacks, see `steer.backends.target_time`. One whose transformer was read with `flow_map=True`
+    gets an untrained one, with a warning: its jumps are Euler steps.
     """
 
     layout = "tokens"
@@ -28,8 +34,26 @@ class Flux3(PipelineFlow):
 
     def __init__(self, pipe: Any, **options: Any) -> None:
         self.is_map = bool(pipe.transformer.config.flow_map)
+        if is_blank(pipe.transformer):
+            fill(pipe.transformer)
+            warnings.warn(
+                "this FLUX.3 transformer is a flow map (flow_map=True) read from a file without "
+                "target_timestep_embedder, a base's: it has an untrained one now, so every "
+                "jump is one Euler step. Train it with `steer distill`, or load Klein",
+                stacklevel=2,
+            )
         super().__init__(pipe, **options)
         self.target_argument = "target_timestep" if self.is_map else None  # type: ignore[misc]
+
+    def _second_time(self, given: Any) -> Any:
+        if not isinstance(given, TargetTime):
+            return super()._second_time(given)
+        given.check(self.network)
+        return given.to(next(self.network.parameters()).device)
+
+    def fresh_term(self) -> TargetTime:
+        """Return the embedder of the jump's end that `steer distill` trains."""
+        return TargetTime.fresh(self.network)
 
     def found_kind(self) -> Kind:
         """Return "two-time" for Klein, "velocity" for the base."""

@@ -100,7 +100,7 @@ def _adapted(flow: FlowMap, lora: Path, scale: float) -> FlowMap:
     if term is None:
         return load_adapters(flow, lora, scale)
     check_base(flow, read_metadata(lora), lora)
-    term.out.weight.data *= scale  # a part of the update: at scale 0 a jump is the base's step
+    term.scale_by(scale)  # a part of the update: at scale 0 a jump is the base's own
     name = flow.name
     flow = with_second_time(flow, term.to(device_of(flow.denoiser)))
     flow.name = name

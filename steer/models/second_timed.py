@@ -14,10 +14,14 @@ from torch import Tensor, nn
 
 from steer.adapters.store import BESIDE, WEIGHTS, read_metadata
 from steer.backends.second_time import SecondTime
+from steer.backends.target_time import FORM, TargetTime
 from steer.flow import FlowMap, Wrapped
 from steer.path import Time, as_time, like
 
 __all__ = ["SecondTimed", "fresh_second_time", "read_second_time", "with_second_time"]
+
+
+Term = SecondTime | TargetTime
 
 
 class SecondTimed(Wrapped):
@@ -31,7 +35,7 @@ class SecondTimed(Wrapped):
         second_time: the term.
     """
 
-    def __init__(self, flow: FlowMap, second_time: SecondTime) -> None:
+    def __init__(self, flow: FlowMap, second_time: Term) -> None:
         super().__init__(flow)
         second_time.check(flow.denoiser)
         self.second_time = second_time
@@ -54,7 +58,7 @@ class SecondTimed(Wrapped):
         return x + like(as_time(t) - as_time(s), x) * self.mean_velocity(x, s, t)
 
 
-def with_second_time(flow: FlowMap, term: SecondTime) -> FlowMap:
+def with_second_time(flow: FlowMap, term: Term) -> FlowMap:
     """Return a flow whose jumps know their end by a term; the flow stays as it is.
 
     Raises:
@@ -64,7 +68,7 @@ def with_second_time(flow: FlowMap, term: SecondTime) -> FlowMap:
     return SecondTimed(flow, term) if place is None else place(term)
 
 
-def fresh_second_time(flow: FlowMap, module: str | None = None, **options: Any) -> SecondTime:
+def fresh_second_time(flow: FlowMap, module: str | None = None, **options: Any) -> Term:
     """Return an untrained term for a flow: with it every jump is one Euler step.
 
     Args:
@@ -76,6 +80,9 @@ def fresh_second_time(flow: FlowMap, module: str | None = None, **options: Any) 
     Raises:
         ValueError: it is not known, or there is no such module.
     """
+    own: Any = getattr(flow, "fresh_term", None)
+    if own is not None and module is None:
+        return own()
     known = getattr(flow, "time_embedding", None)
     name = module or known or ("start" if hasattr(flow.denoiser, "start") else None)
     if name is None:
@@ -96,7 +103,7 @@ def fresh_second_time(flow: FlowMap, module: str | None = None, **options: Any) 
     return SecondTime(name, linear[-1].out_features, **options).to(linear[-1].weight.device)
 
 
-def read_second_time(folder: str | os.PathLike[str]) -> SecondTime | None:
+def read_second_time(folder: str | os.PathLike[str]) -> Term | None:
     """Return the term inside a folder of adapters; None where it has none.
 
     Raises:
@@ -109,6 +116,7 @@ def read_second_time(folder: str | os.PathLike[str]) -> SecondTime | None:
     try:
         whole = safetensors.torch.load_file(file)
         inside = {k.removeprefix(BESIDE): v for k, v in whole.items() if k.startswith(BESIDE)}
-        return SecondTime.of(config, inside)
-    except (TypeError, RuntimeError, ValueError) as error:
+        kind = TargetTime if config.get("form") == FORM else SecondTime
+        return kind.of(config, inside)
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{file} has no second time that can be read: {error}") from None

@@ -48,6 +48,7 @@ class AdapterTraining(RuleTraining):
         average: float = 0.99,
     ) -> None:
         super().__init__(rule, batches, steps, seed, average)
+        tuned.switch.trained = (term,)
         self._tuned = [tuned]  # no submodule: the base is in no checkpoint
         own = [*tuned.adapters().values(), *term.parameters()]
         self.trained = nn.ParameterList(p.requires_grad_() for p in own)
