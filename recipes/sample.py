@@ -10,7 +10,7 @@ from rich.console import Console
 
 import rewards
 import steer
-from recipes import groups
+from recipes import films, groups
 from recipes.defaults import reward_of
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import Dtype, asked_for, load_model, read_picture
@@ -69,6 +69,7 @@ def sample(
     budget: float | None = None,
     unguided: bool = True,
     keep: Literal["best", "all"] = "all",
+    film: bool = False,
     seed: int = 0,
     batch_size: int | None = None,
     device: str | None = None,
@@ -132,6 +133,8 @@ def sample(
         unguided: also draw the same seeds without guidance, and without adapters where there are
             some, to be seen beside it; it costs `steps` network calls a picture each.
         keep: write all pictures of a prompt, or the best.
+        film: also write what the run saw on the way, of the first prompt's first four particles:
+            filmstrip.png, the lookaheads of the best from left to right, and film.gif.
         seed: keys all randomness.
         batch_size: the most pictures in one call of the network; fewer take less memory, and the
             pictures are the same (default 64).
@@ -238,11 +241,16 @@ def sample(
         chosen = None if prompts is None else prompts[first:last]
         questions = asked[first:last] if isinstance(asked, list) else asked
         shared = {**run, "reward_prompts": questions, "position": first, "progress": False}
-        result = steer.sample(flow, judge, chosen, callback=show, **guided, **shared)
+        reel = films.Reel(film and first == 0, chosen)
+        watch = reel.of("guided", flow, show)
+        result = steer.sample(flow, judge, chosen, callback=watch, **guided, **shared)
         others = {
-            title: steer.sample(twin, judge, chosen, method="none", **shared)
+            title: steer.sample(
+                twin, judge, chosen, method="none", callback=reel.of(title, twin), **shared
+            )
             for title, twin in twins.items()
         }
+        reel.keep(partial)
         terms = groups.terms_of(judge, result, chosen, questions)
         groups.keep(partial, first, {"guided": result, **others}, terms)
 
@@ -259,7 +267,8 @@ def sample(
             beside=results,
             keep=keep,
             **shares,  # type: ignore[arg-type]
-            files={"config.yaml": config_text(settings, identity)},
+            files={"config.yaml": config_text(settings, identity)}
+            | films.files_of(partial, ["guided", *twins]),
         )
         partial.drop()
     for said in result.warnings:
