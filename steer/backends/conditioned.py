@@ -196,6 +196,12 @@ class Conditioned(FlowMap):
         view._conditions = [self.source.condition(self, str(p)) for p in prompts]
         return view
 
+    def bound_to(self, conditions: Sequence[Condition]) -> Self:
+        """Bind conditions that were made elsewhere, one for each prompt."""
+        view = self._view()
+        view._conditions = list(conditions)
+        return view
+
     def sized(self, height: int, width: int) -> Self:
         """Return the same flow at another resolution, no prompts bound."""
         view = self._view()
