@@ -245,3 +245,21 @@ def _quietly() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(level)
+
+
+def default_size(plan: Blueprint, pipe: Any) -> tuple[int, int]:
+    """Return height and width that a pipeline draws at where nothing is said.
+
+    Raises:
+        ValueError: its files do not say.
+    """
+    if plan.size is not None:
+        return plan.size
+    known = inspect.signature(type(pipe).__call__).parameters
+    said = [getattr(known.get(name), "default", None) for name in ("height", "width")]
+    if all(isinstance(number, int) for number in said):
+        return said[0], said[1]  # type: ignore[return-value]
+    side = getattr(pipe, "default_sample_size", None)
+    if isinstance(side, int):
+        return (side * int(pipe.vae_scale_factor),) * 2
+    raise ValueError(f"{plan.source} does not say the size of its pictures: give height and width")

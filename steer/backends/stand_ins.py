@@ -50,8 +50,6 @@ def text_length(flow: PipelineFlow) -> int:
 def stand_in(flow: PipelineFlow, tokens: int | None = None) -> Condition:
     """Return a prompt's condition with shapes that its family's pipeline would give.
 
-    Made in the mode that is entered: in one of tensors without values, it has none.
-
     Args:
         flow: of the pipeline, at the resolution that is meant.
         tokens: of text. Default: `text_length`.
@@ -165,17 +163,17 @@ def _sana(flow: PipelineFlow, shape: tuple[int, ...], length: int) -> Arguments:
 
 
 def _hunyuan(flow: PipelineFlow, shape: tuple[int, ...], length: int) -> Arguments:
+    """Return the arguments of a prompt without quotes: letters to be drawn would add 128 tokens."""
     config = flow.network.config
-    found: Arguments = {
+    return {
         "encoder_hidden_states": _text(flow, length, config.text_embed_dim),
         "encoder_attention_mask": _ones(length),
-        "guidance": _text(flow)[:1] if config.guidance_embeds else None,
+        "encoder_hidden_states_2": None,
+        "encoder_attention_mask_2": None,
+        "guidance": torch.ones(1, dtype=dtype_of(flow.network))
+        if config.guidance_embeds
+        else None,
     }
-    if config.text_embed_2_dim is not None:
-        glyphs = int(getattr(flow.pipe, "tokenizer_2_max_length", 128))
-        found["encoder_hidden_states_2"] = _text(flow, glyphs, config.text_embed_2_dim)
-        found["encoder_attention_mask_2"] = _ones(glyphs)
-    return found
 
 
 def _qwen(flow: PipelineFlow, shape: tuple[int, ...], length: int) -> Arguments:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Live", "bytes_of", "fake_mode", "fused_attention", "saved_bytes"]
+__all__ = ["Live", "bytes_of", "fake_mode", "fused", "saved_bytes"]
 
 
 class Live(TorchDispatchMode):
@@ -104,17 +104,44 @@ def fake_mode() -> FakeTensorMode:
 
 
 class _Fused(TorchFunctionMode):
-    """Attention by one fused kernel, as GPUs have it: memory linear in the length.
+    """Attention, and RMS norms if `cuda`, by one kernel each: see `fused`."""
 
-    Left alone, tensors without values take the plain one, whose memory is quadratic.
-    """
+    def __init__(self, cuda: bool) -> None:
+        super().__init__()
+        self.cuda = cuda
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **(kwargs or {}))
+        if self.cuda and func is F.rms_norm:
+            return _rms_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _rms_norm(
+    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    if not isinstance(input, FakeTensor) or (weight is not None and weight.dtype != input.dtype):
+        return F.rms_norm(input, normalized_shape, weight, eps)
+    return _OneKernel.apply(input, weight)
+
+
+class _OneKernel(torch.autograd.Function):
+    """An RMS norm that keeps its input and a number a row, as the kernel of CUDA does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None) -> Tensor:
+        rows = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+        ctx.save_for_backward(x, weight, rows)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, weight, _ = ctx.saved_tensors
+        wanted = weight is not None and ctx.needs_input_grad[1]
+        return torch.empty_like(x), torch.empty_like(weight) if wanted else None
 
 
 def _attention(
@@ -128,11 +155,9 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     if not any(isinstance(t, FakeTensor) for t in (query, key, value)):
-        with torch._C.DisableTorchFunction():
-            return F.scaled_dot_product_attention(
-                query, key, value, attn_mask, dropout_p, is_causal, scale=scale,
-                enable_gqa=enable_gqa,
-            )  # fmt: skip
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     if enable_gqa:
         heads = query.shape[-3] // key.shape[-3]
         key, value = (t.repeat_interleave(heads, -3) for t in (key, value))
@@ -148,7 +173,15 @@ def _attention(
 
 
 @contextmanager
-def fused_attention() -> Iterator[None]:
-    """Compute attention of tensors without values as GPUs do: see `_Fused`."""
-    with _Fused():
+def fused(cuda: bool = True) -> Iterator[None]:
+    """Compute tensors without values by the kernels that a device has.
+
+    Attention by one kernel, whose memory is linear in the length: left alone, tensors without
+    values take the plain one, which is quadratic. RMS norms by one as well on CUDA; the CPU has
+    none, and keeps what is in between.
+
+    Args:
+        cuda: whether the device is one of CUDA.
+    """
+    with _Fused(cuda):
         yield
