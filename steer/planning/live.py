@@ -98,9 +98,16 @@ def saved_bytes(run: Callable[[], Any], beside: Iterable[Tensor] = ()) -> int:
     return sum(size for size, _ in kept.values())
 
 
+class _Mode(FakeTensorMode):
+    """A mode that copies of its tensors share: a copy of the mode itself ends in a crash."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Mode":
+        return self
+
+
 def fake_mode() -> FakeTensorMode:
     """Return a mode whose tensors have no values, and may meet real ones (times, masks)."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    return _Mode(allow_non_fake_inputs=True)
 
 
 class _Fused(TorchFunctionMode):

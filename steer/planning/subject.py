@@ -69,6 +69,7 @@ def subject(
     dtype: torch.dtype | None = None,
     text_tokens: int | None = None,
     cuda: bool = True,
+    mode: FakeTensorMode | None = None,
     **options: Any,
 ) -> Subject:
     """Return what is planned for, without reading a pipeline's weights.
@@ -82,12 +83,14 @@ def subject(
         text_tokens: how many tokens of text the denoiser sees. Default: what prompts are padded
             to, else a usual number.
         cuda: whether it is planned for a device of CUDA.
+        mode: of the tensors. Default: a new one.
         **options: of the pipeline, see `steer.load`.
 
     Raises:
         ValueError: a model that is none of these, a size that it does not take.
     """
-    text = isinstance(model, str | os.PathLike)
+    text, mode = isinstance(model, str | os.PathLike), mode or fake_mode()
+    name = os.fspath(model) if text else ""
     own = getattr(model, "flow", model)
     if isinstance(own, FlowMap) and hasattr(own, "pipe"):  # a pipeline that is seen as a flow
         known = {"call": own.call_arguments, "checkpointing": own.checkpointing}
@@ -98,13 +101,13 @@ def subject(
     elif text and os.fspath(model) in MODELS:
         from steer.models.folder import ZOO
 
-        model = ZOO / os.fspath(model)
+        name, model = os.fspath(model), ZOO / os.fspath(model)
     if is_pipeline(model) or (isinstance(model, str | os.PathLike) and _is_pipeline(model)):
         kind = dtype or (torch.bfloat16 if cuda else torch.float32)
-        return _of_pipeline(model, height, width, kind, text_tokens, cuda, options)
+        return _of_pipeline(model, name, (height, width), kind, text_tokens, cuda, mode, options)
     if height is not None or width is not None:
         raise ValueError("this model has pictures of one size: leave height and width out")
-    return _of_flow(model, dtype, cuda, options)
+    return _of_flow(model, name, dtype, cuda, mode, options)
 
 
 def _is_pipeline(model: str | os.PathLike[str]) -> bool:
@@ -121,18 +124,19 @@ def _is_pipeline(model: str | os.PathLike[str]) -> bool:
 
 def _of_pipeline(
     model: Any,
-    height: int | None,
-    width: int | None,
+    name: str,
+    size: tuple[int | None, int | None],
     dtype: torch.dtype,
     tokens: int | None,
     cuda: bool,
+    mode: FakeTensorMode,
     options: Mapping[str, Any],
 ) -> Subject:
     from steer.backends.outline import blueprint, default_size, outlined
     from steer.backends.stand_ins import stand_in
     from steer.backends.table import flow_of
 
-    plan, mode = blueprint(model), fake_mode()
+    plan, (height, width) = blueprint(model), size
     pipe, texts = outlined(plan, mode, dtype)
     if height is None or width is None:
         usual = default_size(plan, pipe)
@@ -151,15 +155,20 @@ def _of_pipeline(
     )
     parts = {**texts, flow.network_name: flow.network, "vae": flow.vae}
     return Subject(
-        flow, mode, model if isinstance(model, str) else flow.name or plan.pipeline, plan.source,
-        {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
-        {name: _weight(part) for name, part in parts.items()},
+        flow, mode, name or flow.name or plan.pipeline, plan.source,
+        {key: sum(p.numel() for p in part.parameters()) for key, part in parts.items()},
+        {key: _weight(part) for key, part in parts.items()},
         sum(_weight(part) for part in texts.values()), cuda,
     )  # fmt: skip
 
 
 def _of_flow(
-    model: Any, dtype: torch.dtype | None, cuda: bool, options: Mapping[str, Any]
+    model: Any,
+    name: str,
+    dtype: torch.dtype | None,
+    cuda: bool,
+    mode: FakeTensorMode,
+    options: Mapping[str, Any],
 ) -> Subject:
     if isinstance(model, FlowMap):
         flow = model
@@ -167,8 +176,8 @@ def _of_flow(
         from steer.models.loading import load
 
         flow = load(model, dtype=dtype, **options)
-    name = model if isinstance(model, str) else flow.name or type(flow).__name__
-    flow, mode = flow.given([""]), fake_mode()
+    name = name or flow.name or type(flow).__name__
+    flow = flow.given([""])
     with FakeCopyMode(mode):
         flow = copy.deepcopy(flow)
     flow.requires_grad_(False)
@@ -179,8 +188,8 @@ def _of_flow(
     if rest:
         weights["the rest"] = bytes_of(rest)
     return Subject(
-        flow, mode, str(name), "the model's own files",
-        {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
+        flow, mode, name, "the model's own files",
+        {key: sum(p.numel() for p in part.parameters()) for key, part in parts.items()},
         weights, 0, cuda,
     )  # fmt: skip
 
