@@ -139,13 +139,14 @@ def _print(made: Plan) -> None:
     for size in CARDS:
         cards.add_row(f"{size} GB", gib(usable(size)), fit(made.fits(size)))
     say(cards)
-    say("\n".join(made.notes))
+    say("\n" + "\n".join(made.notes))
 
 
 def _new(*columns: str) -> "Table":
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(1, 2, 0, 0), collapse_padding=True)
+    say("")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         last = column in ("how", "a guided step fits with") or column == columns[0]
         table.add_column(column, justify="left" if last else "right", no_wrap=not last)

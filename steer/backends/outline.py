@@ -4,11 +4,11 @@ import inspect
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from torch import nn
 from steer.backends.loading import INDEX, MODULAR, is_hub_id, needs_diffusers
 from steer.backends.recording import modules_of
 from steer.backends.sizes import PUBLIC
+from steer.catalogue import MODELS
 from steer.names import hint
 
 __all__ = ["Blueprint", "blueprint", "names_public", "outlined"]
@@ -72,10 +73,11 @@ def blueprint(model: Any) -> Blueprint:
             public = names_public(model)
             if public is None:
                 raise ValueError(
-                    f"cannot plan for {os.fspath(model)!r}: {hint(os.fspath(model), PUBLIC)}give "
-                    "a folder that save_pretrained wrote, whose JSON files are enough, an "
-                    "owner/name of the hub whose JSON files are here (hf download OWNER/NAME "
-                    f"--include '*.json'), or one of {', '.join(PUBLIC)}"
+                    f"cannot plan for {os.fspath(model)!r}: "
+                    f"{hint(os.fspath(model), [*PUBLIC, *MODELS])}give a folder that "
+                    "save_pretrained wrote, whose JSON files are enough, an owner/name of the hub "
+                    "whose JSON files are here (hf download OWNER/NAME --include '*.json'), or "
+                    f"one of {', '.join([*PUBLIC, *MODELS])}"
                 )
             one = PUBLIC[public]
             return Blueprint(one.pipeline, one.parts, one.source, one.size, one.more)
@@ -182,7 +184,7 @@ def _pipeline(diffusers: Any, plan: Blueprint, made: Mapping[str, Any]) -> Any:
         from diffusers.modular_pipelines import flux3
 
         distilled = plan.pipeline == "Flux3DistilledModularPipeline"
-        blocks = flux3.Flux3DistilledAutoBlocks() if distilled else flux3.Flux3AutoBlocks()
+        blocks: Any = flux3.Flux3DistilledAutoBlocks() if distilled else flux3.Flux3AutoBlocks()
         blocks.sub_blocks.pop("prompt_upsampler", None)
         with _quietly():
             pipe = kind(blocks)

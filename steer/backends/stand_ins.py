@@ -163,7 +163,7 @@ def _sana(flow: PipelineFlow, shape: tuple[int, ...], length: int) -> Arguments:
 
 
 def _hunyuan(flow: PipelineFlow, shape: tuple[int, ...], length: int) -> Arguments:
-    """Return the arguments of a prompt without quotes: letters to be drawn would add 128 tokens."""
+    """Return the arguments of a prompt without quotes: letters to draw would add 128 tokens."""
     config = flow.network.config
     return {
         "encoder_hidden_states": _text(flow, length, config.text_embed_dim),

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -110,28 +109,14 @@ def fake_mode() -> FakeTensorMode:
     return _Mode(allow_non_fake_inputs=True)
 
 
-class _Fused(TorchFunctionMode):
-    """Attention, and RMS norms if `cuda`, by one kernel each: see `fused`."""
-
-    def __init__(self, cuda: bool) -> None:
-        super().__init__()
-        self.cuda = cuda
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _attention(*args, **(kwargs or {}))
-        if self.cuda and func is F.rms_norm:
-            return _rms_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+_PLAIN_ATTENTION, _PLAIN_NORM = F.scaled_dot_product_attention, F.rms_norm
 
 
 def _rms_norm(
     input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
     if not isinstance(input, FakeTensor) or (weight is not None and weight.dtype != input.dtype):
-        return F.rms_norm(input, normalized_shape, weight, eps)
+        return _PLAIN_NORM(input, normalized_shape, weight, eps)
     return _OneKernel.apply(input, weight)
 
 
@@ -162,7 +147,7 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     if not any(isinstance(t, FakeTensor) for t in (query, key, value)):
-        return F.scaled_dot_product_attention(
+        return _PLAIN_ATTENTION(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     if enable_gqa:
@@ -185,10 +170,17 @@ def fused(cuda: bool = True) -> Iterator[None]:
 
     Attention by one kernel, whose memory is linear in the length: left alone, tensors without
     values take the plain one, which is quadratic. RMS norms by one as well on CUDA; the CPU has
-    none, and keeps what is in between.
+    none, and keeps what is in between. Real tensors are computed as ever.
+
+    torch's functions are exchanged, and put back: a mode of torch's functions would not be heard
+    where checkpointing calls them again in the backward pass.
 
     Args:
         cuda: whether the device is one of CUDA.
     """
-    with _Fused(cuda):
+    F.scaled_dot_product_attention = _attention
+    F.rms_norm = _rms_norm if cuda else _PLAIN_NORM
+    try:
         yield
+    finally:
+        F.scaled_dot_product_attention, F.rms_norm = _PLAIN_ATTENTION, _PLAIN_NORM

@@ -56,7 +56,7 @@ def plan(
     method_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Plan:
-    """Return what a run needs: weights, activations, peaks, calls. Nothing is loaded or downloaded.
+    """Return what a run needs: weights, activations, peaks, calls. Nothing is loaded.
 
     The steps themselves are run, on tensors that have shapes and no values, and the bytes that are
     alive are counted. So a plan is exact for tensors (see docs/hardware.md for how far from
@@ -113,13 +113,18 @@ def plan(
         guided = need(lambda n: guided_step(one, judge, n, depth))
         adapters = {"rank": rank, "targets": targets}
         rule = build(objective)
-        tuned = tuning_need(one, judge, rule, adapters) if tuning and _tunes(judge, rule) else None
+        saving = bool(options.get("checkpointing")) and not hasattr(one.flow, "pipe")
+        tuned = (
+            tuning_need(one, judge, rule, adapters, saving)
+            if tuning and _tunes(judge, rule)
+            else None
+        )
         trained = need(lambda n: training_step(one, n)) if training else None
         tried = _levers(made, one, judge, depth, guided, options) if levers else ([], [])
         return Plan(
             one.name, one.source, one.size, str(one.dtype).removeprefix("torch."), cuda, count,
             chosen.name, objective_name(rule), "none" if reward is None else name_of(judge),
-            one.parameters, one.weights | _weights(judge), saved_of(one, judge),
+            one.parameters, {**one.weights, **_weights(judge)}, saved_of(one, judge),
             guided, tuned, trained, *tried,
             {"nfe": found.nfe * getattr(one.flow, "evaluations", 1),
              "reward_calls": found.reward},

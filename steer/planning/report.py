@@ -13,6 +13,9 @@ CARDS = (12, 16, 24, 48, 80, 141)
 
 GIB = 2**30
 
+SHARE = 0.95
+"""Of free memory, what tensors can have: an allocator leaves holes."""
+
 MOST_ROWS = 64
 """Rows of a call where nothing else is said: more are never used."""
 
@@ -23,7 +26,7 @@ def gib(count: float) -> str:
     >>> gib(3 * 2**30), gib(5 * 2**20), gib(200_000)
     ('3.0 GiB', '5 MiB', '0.2 MiB')
     """
-    if abs(count) >= 0.1 * GIB:
+    if abs(count) >= 0.5 * GIB:
         return f"{count / GIB:.1f} GiB"
     size = count / 2**20
     return f"{size:.0f} MiB" if abs(size) >= 1 else f"{size:.1f} MiB"
@@ -38,7 +41,7 @@ def usable(card: float) -> float:
     Args:
         card: its memory in GiB.
     """
-    return max(0.0, 0.95 * (card - 1)) * GIB
+    return max(0.0, SHARE * (card - 1)) * GIB
 
 
 @dataclass(frozen=True)
@@ -140,26 +143,32 @@ class Plan:
         return Fit(0, tuple(tried))
 
     def line(self, free: float | None = None, total: float | None = None) -> str:
-        """Return the plan in a line, beside a device's memory where that is known, in bytes."""
+        """Return the plan in a line, beside a device's memory where that is known, in bytes.
+
+        Of the tuning step where there is one, else of the guided step.
+        """
         height, width = self.size
-        need = self.guided.at(self.rows)
+        need, what, option = self.guided, "a guided step", "--batch-size"
+        if self.tuning is not None:
+            need, what, option = self.tuning, "a tuning step", "--micro-batch"
+        peak = need.at(self.rows)
         said = (
-            f"memory: weights {gib(self.weight)} ({self.dtype}), a guided step of {self.rows} "
-            f"row{'s' * (self.rows != 1)} at {height} x {width} about {gib(need)}"
+            f"memory: weights {gib(self.weight)} ({self.dtype}), {what} of {self.rows} "
+            f"row{'s' * (self.rows != 1)} at {height} x {width} about {gib(peak)}"
         )
         if total is None:
             return said
-        left = total if free is None else free
+        left = SHARE * (total if free is None else free)
         said += f"; the device has {gib(total)}"
-        said += f", {gib(left)} of it free" if free is not None else ""
-        if need <= 0.95 * left:
+        said += f", {gib(free)} of it free" if free is not None else ""
+        if peak <= left:
             return said
-        rows = self.guided.rows(0.95 * left)
+        rows = need.rows(left)
         if rows:
-            return f"{said}: too little, take --batch-size {rows}"
-        names = [lever.name for lever in self.levers if lever.need.at(1) <= 0.95 * left]
+            return f"{said}: too little, take {option} {rows}"
+        names = [lever.name for lever in self.levers if lever.need.at(1) <= left]
         mend = f"; what would do: {', or '.join(names)}" if names else ""
-        return f"{said}: not even one row fits{mend} (steer plan says more)"
+        return f"{said}: too little for one row{mend}. See `steer plan`"
 
     def as_dict(self) -> dict[str, Any]:
         """Return all figures, in bytes, as JSON has them."""

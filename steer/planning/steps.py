@@ -195,7 +195,8 @@ def tuning_step(
 
 def longest(objective: Objective) -> int:
     """Return the most jumps in one graph that an objective may draw."""
-    return max(getattr(objective, "jumps", None) or [1])
+    jumps: list[int] = getattr(objective, "jumps", None) or [1]
+    return max(jumps)
 
 
 def tuning_need(
@@ -213,7 +214,7 @@ def tuning_need(
 
     def peak(rows: int, jumps: int) -> int:
         if hasattr(objective, "jumps"):
-            objective.jumps = [jumps]
+            objective.jumps = [jumps]  # type: ignore[assignment]
         return tuning_step(one, reward, objective, rows, adapters, checkpointing)
 
     if most == 1:
@@ -250,7 +251,7 @@ def training_step(one: Subject, rows: int) -> int:
     one call of the map.
     """
     flow, network = one.flow, one.flow.denoiser
-    asked = [p for p in network.parameters()]
+    asked = list(network.parameters())
     x = one.start(rows)
     try:
         for p in asked:

@@ -5,6 +5,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,18 +92,19 @@ def subject(
     """
     text, mode = isinstance(model, str | os.PathLike), mode or fake_mode()
     name = os.fspath(model) if text else ""
-    own = getattr(model, "flow", model)
-    if isinstance(own, FlowMap) and hasattr(own, "pipe"):  # a pipeline that is seen as a flow
-        known = {"call": own.call_arguments, "checkpointing": own.checkpointing}
+    own: Any = getattr(model, "flow", model)
+    if hasattr(own, "pipe") and hasattr(own, "mixes"):  # a pipeline that is seen as a flow
+        known: dict[str, Any] = {"call": own.call_arguments, "checkpointing": own.checkpointing}
         if own.mixes:
             known["cfg"] = own.no_cfg if own.cfg is None else own.cfg
-        options, height, width = known | options, height or own.height, width or own.width
+        height, width, options = height or own.height, width or own.width, {**known, **options}
         dtype, model = dtype or next(own.network.parameters()).dtype, own.pipe
     elif text and os.fspath(model) in MODELS:
         from steer.models.folder import ZOO
 
         name, model = os.fspath(model), ZOO / os.fspath(model)
-    if is_pipeline(model) or (isinstance(model, str | os.PathLike) and _is_pipeline(model)):
+    known_name = isinstance(model, str | os.PathLike) and _is_pipeline(model)
+    if is_pipeline(model) or known_name:
         kind = dtype or (torch.bfloat16 if cuda else torch.float32)
         return _of_pipeline(model, name, (height, width), kind, text_tokens, cuda, mode, options)
     if height is not None or width is not None:
@@ -111,15 +113,19 @@ def subject(
 
 
 def _is_pipeline(model: str | os.PathLike[str]) -> bool:
-    from pathlib import Path
-
     from steer.backends.loading import INDEX, MODULAR, is_hub_id
     from steer.backends.outline import names_public
 
     folder = Path(model)
     if folder.is_dir():
         return any((folder / name).is_file() for name in (INDEX, MODULAR))
-    return names_public(model) is not None or is_hub_id(os.fspath(model))
+    text = os.fspath(model)
+    return names_public(model) is not None or is_hub_id(text) or not _ours(text)
+
+
+def _ours(text: str) -> bool:
+    """Return whether a text can be a model that `steer.load` reads by itself."""
+    return Path(text).exists() or ".py:" in text
 
 
 def _of_pipeline(
@@ -175,7 +181,9 @@ def _of_flow(
     else:
         from steer.models.loading import load
 
-        flow = load(model, dtype=dtype, **options)
+        flow = load(
+            model, dtype=dtype, **{k: v for k, v in options.items() if k != "checkpointing"}
+        )
     name = name or flow.name or type(flow).__name__
     flow = flow.given([""])
     with FakeCopyMode(mode):
