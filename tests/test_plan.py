@@ -239,11 +239,10 @@ def test_the_line_says_what_to_do():
 
 def test_the_command_prints_tables_and_json(monkeypatch, capsys):
     """Of one plan, which is made for real in the other tests."""
-    asked = {}
+    asked, saving = {}, Lever("checkpointing", "checkpointing=True", need(9, 1))
     made = a_plan(
         calls={"nfe": 48, "reward_calls": 17}, parameters={"transformer": 4 * 10**9},
-        tuning=need(12, 8), stack=[Lever("", "", need(10, 4)), Lever("checkpointing", "x", need(9, 1))],
-        levers=[Lever("checkpointing", "checkpointing=True", need(9, 1))],
+        tuning=need(12, 8), stack=[Lever("", "", need(10, 4)), saving], levers=[saving],
     )  # fmt: skip
     monkeypatch.setattr(steer, "plan", lambda *given, **more: asked.update(more) or made)
     assert main(["plan", "--model", "m", "--rows", "4", "--height", "64", "--card", "12"]) == 0
