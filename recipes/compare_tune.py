@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader
 from torch import Tensor
 
 from recipes.entries import Entry
@@ -25,6 +26,8 @@ def grid_of(text: str) -> dict[str, list[Any]]:
 
     >>> grid_of("scale=0.1,0.3")
     {'scale': [0.1, 0.3]}
+    >>> grid_of("rate=1e-2,2e-2; window=[0, 1],[0.2, 1]")
+    {'rate': [0.01, 0.02], 'window': [[0, 1], [0.2, 1]]}
 
     Raises:
         ValueError: it cannot be read, or has more than two names.
@@ -34,7 +37,10 @@ def grid_of(text: str) -> dict[str, list[Any]]:
         name, equals, values = part.partition("=")
         if not equals or not re.fullmatch(r"[\w-]+", name.strip()) or not values.strip():
             raise ValueError(f"cannot read {part!r}: write tune as 'scale=0.1,0.3,1'")
-        found[name.strip()] = [yaml.safe_load(v) for v in values.split(",")]
+        try:
+            found[name.strip()] = get_loader("yaml")(f"[{values}]")
+        except yaml.YAMLError:
+            raise ValueError(f"cannot read the values {values!r} of {name.strip()}") from None
     if not 1 <= len(found) <= 2:
         raise ValueError(f"tune takes one or two numbers of a method, got {len(found)}")
     return found

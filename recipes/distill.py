@@ -117,6 +117,7 @@ def distill(
 
     out = expanded(out)
     if (out / WEIGHTS).is_file():
+        begun_alike(out, settings, WEIGHTS)
         say(f"{out} is finished: steer.load({model!r}, lora={os.fspath(out)!r})")
         return out
     taught = build(rule, options)
@@ -205,13 +206,14 @@ def _samples(
     from recipes.defaults import own
     from steer.files import pack, read_notes, write_atomically
 
-    file = out / "samples.safetensors"
-    if file.is_file():
-        return safetensors.torch.load_file(file)["x"], read_notes(file)["prompts"]
     listed = own(model).tuned
     told = prompts or ([""] if listed is None else Path(listed).read_text().splitlines())
     told = [p.strip() for p in told if p.strip()] or [""]
     told = (told * (256 // len(told) + 1))[:256]
+    file = out / "samples.safetensors"
+    notes = {"prompts": told, "model": model_name(model), "steps": steps, "seed": seed}
+    if file.is_file() and read_notes(file) == notes:
+        return safetensors.torch.load_file(file)["x"], told
     found = []
     generator = torch.Generator().manual_seed(seed)
     for k in range(0, len(told), 16):
@@ -219,7 +221,7 @@ def _samples(
         x = torch.randn(len(few), *base.event_shape, generator=generator).to(device_of(base))
         found.append(_euler(base.given(few), x, steps).cpu())
     x = torch.cat(found)
-    write_atomically(file, pack({"x": x}, {"prompts": told}))
+    write_atomically(file, pack({"x": x}, notes))
     return x, told
 
 

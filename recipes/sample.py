@@ -21,7 +21,7 @@ from recipes.planned import say_memory
 from recipes.terminal import console, progress
 from steer.files import expanded
 from steer.flow import device_of
-from steer.guidance.population import Population
+from steer.guidance.population import Population, seen_mean
 from steer.sampling.methods import default_method
 from steer.sampling.result import save_result
 from steer.secrets import redacted
@@ -270,9 +270,9 @@ def sample(
         partial.drop()
     for said in result.warnings:
         screen.print(f"warning: {said}")
-    means = "".join(f"{title} {float(r.rewards.mean()):.4g}, " for title, r in results.items())
+    means = "".join(f"{title} {float(seen_mean(r.rewards)):.4g}, " for title, r in results.items())
     screen.print(
-        f"{means}{method} {float(result.rewards.mean()):.4g} "
+        f"{means}{method} {float(seen_mean(result.rewards)):.4g} "
         f"(best {float(result.rewards.amax(-1).mean()):.4g}); see {out / 'grid.png'}"
     )
     return out

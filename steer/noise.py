@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steer.onto import onto
+
 __all__ = ["Draws", "Noise", "generator", "noise_dtype", "whole"]
 
 
@@ -111,7 +113,7 @@ class Noise:
             )
             for prompt in self.prompts
         ]
-        return torch.cat(rows).to(self.device)
+        return onto(torch.cat(rows), self.device)
 
 
 def noise_dtype(flow: nn.Module) -> torch.dtype:
@@ -172,7 +174,7 @@ class Draws:
     def _draw(self, kind: Callable[..., Tensor], event: tuple[int, ...]) -> Tensor:
         self._draws += 1
         key = (self.seed, self.step, self._draws, "rows")
-        return _rows(kind, event, key, self.rows, self.dtype).to(self.device)
+        return onto(_rows(kind, event, key, self.rows, self.dtype), self.device)
 
 
 def _rows(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from steer.flow import FlowMap, per_row
+from steer.onto import row_times
 from steer.path import Path, Time, as_time, like
 
 __all__ = ["OneTime"]
@@ -100,7 +101,7 @@ class OneTime(FlowMap):
         return True if name == "denoise" else super().derives(name)
 
     def _predict(self, x: Tensor, t: Tensor) -> Tensor:
-        t = t.to(x.device, torch.float32).expand(len(x))
+        t = row_times(t, x)
         network: Any = self._function if self.network is None else self.network
         if self._encode is None:
             return network(x, t)

@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from steer.flow import FlowMap, log_dtype
+from steer.onto import onto
 from steer.path import Path, Time, as_time, like, step_times
 from steer.ranges import above, count
 
@@ -150,9 +151,9 @@ def _copies(
         raise ValueError(f"t must be in [0, 1], got {time.tolist()}")
     rows = x.repeat_interleave(count("n", n), 0)
     if noise is not None:
-        z = noise.to(x).repeat(len(x), *[1] * (x.ndim - 1))
+        z = onto(noise, x.device).to(x).repeat(len(x), *[1] * (x.ndim - 1))
     else:
-        z = torch.randn(rows.shape, generator=generator, dtype=x.dtype).to(x.device)
+        z = onto(torch.randn(rows.shape, generator=generator, dtype=x.dtype), x.device)
     return rows, time.repeat_interleave(n, 0) if time.ndim else time, z
 
 

@@ -7,7 +7,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["above", "all_finite", "count", "finite", "symmetric", "within"]
+__all__ = [
+    "above",
+    "all_finite",
+    "between",
+    "count",
+    "finite",
+    "not_negative",
+    "number",
+    "symmetric",
+    "within",
+]
+
+
+def number(name: str, value: Any) -> float:
+    """Return what is a number.
+
+    Raises:
+        ValueError: it is none, a text or a list for instance.
+    """
+    try:
+        math.isfinite(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, got {value!r}") from None
+    return value
 
 
 def finite(name: str, value: float) -> float:
@@ -16,7 +39,7 @@ def finite(name: str, value: float) -> float:
     Raises:
         ValueError: it is; the message names it.
     """
-    if not math.isfinite(value):
+    if not math.isfinite(number(name, value)):
         raise ValueError(f"{name} must be a finite number, got {value}")
     return value
 
@@ -27,8 +50,19 @@ def above(name: str, value: float, why: str = "") -> float:
     Raises:
         ValueError: it is none; `why` ends the message.
     """
-    if not (value > 0 and math.isfinite(value)):
+    if not (number(name, value) > 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be above zero and finite, got {value}{why}")
+    return value
+
+
+def not_negative(name: str, value: float, why: str = "") -> float:
+    """Return a finite number that is zero or above.
+
+    Raises:
+        ValueError: it is none; `why` ends the message.
+    """
+    if not 0 <= number(name, value) < math.inf:
+        raise ValueError(f"{name} must not be negative nor infinite, got {value}{why}")
     return value
 
 
@@ -38,8 +72,19 @@ def within(name: str, value: float, low: float, high: float) -> float:
     Raises:
         ValueError: it is outside, or NaN.
     """
-    if not low <= value <= high:
+    if not low <= number(name, value) <= high:
         raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+    return value
+
+
+def between(name: str, value: float, low: float, high: float) -> float:
+    """Return a number in (low, high), neither of the two.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if not low < number(name, value) < high:
+        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
     return value
 
 

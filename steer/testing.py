@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from steer.flow import FlowMap
 from steer.noise import generator, noise_dtype
+from steer.onto import row_times
 from steer.path import Time, as_time, like
 
 __all__ = ["Corrected", "FlowMapContract", "OneJumpContract", "VelocityContract"]
@@ -230,7 +231,7 @@ class Corrected(FlowMap):
             p.data.zero_()
 
     def _correction(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        s, t = (as_time(u).to(x).expand(len(x)) for u in (s, t))
+        s, t = row_times(s, x, x.dtype), row_times(t, x, x.dtype)
         return self.network(torch.cat([x, torch.stack([s, t, t - s], 1)], 1))
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:

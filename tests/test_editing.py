@@ -43,6 +43,27 @@ def test_the_inverse_leads_back(t):
     assert errors[0] / errors[2] > 8  # of second order
 
 
+@pytest.mark.parametrize(
+    "path",
+    [steer.Linear(), steer.Cosine(), steer.VariancePreserving()],
+    ids=lambda p: type(p).__name__,
+)
+def test_the_inverse_is_there_on_every_path(path):
+    """Also where the velocity is infinite at t = 1."""
+    means = torch.tensor([[-1.5, 0.0, 0.5], [1.5, 0.5, 0.0]])
+    mixture = steer.GaussianMixture(means, 0.3, path=path)
+    x = mixture.sample(16, torch.Generator().manual_seed(0)).float()
+    back = inverted(mixture, x, 0.2, 32)
+    assert float((mixture.jump(back, 0.2, 1.0) - x).square().mean().sqrt()) < 0.06
+
+
+def test_a_temperature_is_found_beside_an_inverted_start():
+    options = {"particles": 2, "steps": 3, "init_image": picture(), "init_time": 0.2}
+    made = steer.sample(flow(), redness, None, method="renoise", init_by="inversion", **options)
+    assert float(made.temperature) > 0
+    assert made.costs["inversion_nfe_per_prompt"] == 32
+
+
 def test_without_guidance_the_same_picture_comes_out():
     options = {"particles": 2, "steps": 4, "init_image": picture(), "init_time": 0.2}
     same = steer.sample(flow(), redness, None, method="none", init_by="inversion", **options)

@@ -1,5 +1,6 @@
 """Every rule of `steer.RULES` against a closed form: where its gradient vanishes."""
 
+import copy
 import subprocess
 import sys
 import textwrap
@@ -98,7 +99,15 @@ def test_unknown_names_and_options_are_named():
     with pytest.raises(ValueError, match="follows a teacher"):
         MapObjective(build("lmd"))
     with pytest.raises(ValueError, match="finds its median"):
-        MapObjective(build("meanflow"), Gaussian(), distance="huber")
+        MapObjective(build("meanflow", {"velocity": "conditional"}), Gaussian(), distance="huber")
+    with pytest.raises(ValueError, match="PSD asks for no velocity off the diagonal"):
+        build("psd-m", {"velocity": "teacher"})
+    with pytest.raises(ValueError, match="TVM asks for no velocity off the diagonal"):
+        build("tvm", {"velocity": "teacher"})
+    with pytest.raises(ValueError, match="takes central differences"):
+        MapObjective(build("anyflow"), derivative="jvp")
+    with pytest.raises(ValueError, match="a batch of one row"):
+        MapObjective(build("lsd"))(None, None, torch.randn(1, 2), [""], torch.Generator())
     with pytest.raises(ValueError, match="between 0 and 1"):
         MapObjective(build("lsd"), diagonal=1.5)
     with pytest.raises(ValueError, match="adaptive"):
@@ -204,6 +213,31 @@ def test_guidance_is_fused_into_what_the_pair_says(mlp):
     free = mlp.velocity(x, t)
     torch.testing.assert_close(pair[0], 3 * slope[0] - 2 * free[0])
     assert torch.equal(pair[1], slope[1])
+
+
+@pytest.mark.parametrize("name", ["meanflow", "imf", "alphaflow", "anyflow", "sct"])
+def test_a_rule_of_the_pair_follows_the_teacher_that_the_diagonal_has(name, mlp):
+    """Guided or not; told to follow the pair, that is guided by the teacher's own."""
+    teacher = copy.deepcopy(mlp)
+    assert MapObjective(build(name), teacher, guidance=3.0).rule.field == "teacher"
+    assert MapObjective(build(name), guidance=3.0).rule.field == "conditional"
+    told = MapObjective(build(name, {"velocity": "conditional"}), teacher, guidance=3.0)
+    x, slope, t = torch.randn(2, 2), torch.randn(2, 2), torch.tensor([0.3, 0.6])
+    for p in mlp.parameters():
+        torch.nn.init.zeros_(p)
+    pair = told._pair(mlp, x, slope, t, ["fox", "owl"], torch.full((2,), 3.0))
+    torch.testing.assert_close(pair, 3 * slope - 2 * teacher.velocity(x, t))
+
+
+@pytest.mark.parametrize("name", ["psd-m", "psd-u", "splitmf", "progressive", "heun"])
+def test_two_times_that_are_one_give_a_finite_loss(name, mlp):
+    def tied(n, generator):
+        s = torch.rand(n, generator=generator)
+        return s, torch.where(torch.arange(n) % 2 == 0, s, 1.0)
+
+    objective = MapObjective(build(name), mlp, pairs=tied)
+    terms = objective(mlp, mlp, torch.randn(16, 2), [""] * 16, torch.Generator().manual_seed(0))
+    assert terms["loss"].isfinite()
 
 
 def test_a_map_is_learned_in_the_plane():

@@ -115,10 +115,10 @@ class Backbone(nn.Module):
             with torch.autocast(self.device.type, enabled=False):
                 features = self.encode_text(new)
             features = features.to(torch.promote_types(features.dtype, torch.float32))
-            known = known | dict(zip(new, features.cpu(), strict=True))
+            known = known | dict(zip(new, features, strict=True))
             self._texts = dict(list(known.items())[-self.texts :])
-        rows = torch.stack([known[text] for text in texts])
-        return rows.to(self.device, torch.promote_types(self.dtype, torch.float32))
+        rows = torch.stack([known[text] for text in texts])  # they stay on the device
+        return rows.to(torch.promote_types(self.dtype, torch.float32))
 
     def tell_cut(self, texts: Sequence[str]) -> None:
         """Warn of texts that are longer than what reads them, once of each."""

@@ -23,16 +23,19 @@ class Measurement(PixelReward):
     Args:
         image: y, or a picture that y is measured from, a file or a tensor (3, h, w) in [0, 1].
         sd: standard deviation of the noise on each measured number, in the units of [0, 1].
+        grey: whether a pixel is one number, the mean of its channels, and not three: for models
+            of one colour, whose three channels would count one number three times.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is no picture, or sd is not above 0.
     """
 
-    def __init__(self, image: str | Path | Tensor, sd: float = 0.1) -> None:
+    def __init__(self, image: str | Path | Tensor, sd: float = 0.1, *, grey: bool = False) -> None:
         super().__init__()
-        self.sd = _above("sd", sd)
+        self.sd, self.grey = _above("sd", sd), grey
         given = image[None] if isinstance(image, Tensor) else read(image, "image")
+        given = given.mean(1, keepdim=True) if grey else given
         self.register_buffer("image", given.float())
         self.image: Tensor
 
@@ -46,6 +49,7 @@ class Measurement(PixelReward):
 
     def measure(self, x: Tensor) -> Tensor:
         """Score pictures (n, 3, h, w) in [0, 1] -> (n,) in (-inf, 0] nats."""
+        x = x.mean(1, keepdim=True) if self.grey else x
         miss = self.operator(x) - self.measured(x)
         return -miss.square().flatten(1).sum(1) / (2 * self.sd**2)
 
@@ -57,20 +61,28 @@ class Inpainting(Measurement):
         image: the picture, as of `Measurement`.
         mask: white where it is known, a file or a tensor (h, w) or (3, h, w) in [0, 1].
         sd: as of `Measurement`.
+        grey: likewise.
     """
 
     def __init__(
-        self, image: str | Path | Tensor, mask: str | Path | Tensor, sd: float = 0.1
+        self,
+        image: str | Path | Tensor,
+        mask: str | Path | Tensor,
+        sd: float = 0.1,
+        grey: bool = False,
     ) -> None:
-        super().__init__(image, sd)
+        super().__init__(image, sd, grey=grey)
         given = mask if isinstance(mask, Tensor) else luma(read(mask, "mask", ground=0.0))[0]
         given = given.expand(3, -1, -1) if given.ndim == 2 else given
-        self.register_buffer("mask", (given > 0.5).float()[None])
+        known = (given > 0.5).float()[None]
+        self.register_buffer("mask", known[:, :1] if grey else known)
         self.mask: Tensor
 
     def operator(self, x: Tensor) -> Tensor:
         """Return the known pixels, zero elsewhere."""
-        mask = F.interpolate(self.mask.to(x), x.shape[-2:], mode="nearest")
+        mask = self.mask.to(x)
+        if mask.shape[-2:] != x.shape[-2:]:  # known is what no unknown pixel is averaged into
+            mask = (_resized(mask, x) > 1 - 1e-3).to(x)
         return mask * x
 
 
@@ -81,10 +93,17 @@ class SuperResolution(Measurement):
         image: the small picture, or a large one that is averaged down, as of `Measurement`.
         factor: side of a square, in pixels of what is drawn.
         sd: as of `Measurement`.
+        grey: likewise.
     """
 
-    def __init__(self, image: str | Path | Tensor, factor: int = 4, sd: float = 0.1) -> None:
-        super().__init__(image, sd)
+    def __init__(
+        self,
+        image: str | Path | Tensor,
+        factor: int = 4,
+        sd: float = 0.1,
+        grey: bool = False,
+    ) -> None:
+        super().__init__(image, sd, grey=grey)
         if not isinstance(factor, int) or factor < 2:
             raise ValueError(f"factor must be a whole number, 2 or more, got {factor}")
         self.factor = factor
@@ -103,6 +122,12 @@ class SuperResolution(Measurement):
         small = [side // self.factor for side in like.shape[-2:]]
         if list(self.image.shape[-2:]) == small:
             return self.image.to(like)
+        if any(a < b for a, b in zip(self.image.shape[-2:], small, strict=True)):
+            raise ValueError(
+                f"the measured picture has {self.image.shape[-2]}x{self.image.shape[-1]} pixels, "
+                f"fewer than the {small[0]}x{small[1]} squares of {self.factor} in what is drawn: "
+                "give a larger factor, or the picture in that size"
+            )
         return super().measured(like)
 
 
@@ -114,6 +139,7 @@ class Deblurring(Measurement):
         width: standard deviation of the blur, in pixels of what is drawn.
         sd: as of `Measurement`.
         blurred: whether `image` is blurred already.
+        grey: as of `Measurement`.
     """
 
     def __init__(
@@ -122,8 +148,9 @@ class Deblurring(Measurement):
         width: float = 2.0,
         sd: float = 0.1,
         blurred: bool = False,
+        grey: bool = False,
     ) -> None:
-        super().__init__(image, sd)
+        super().__init__(image, sd, grey=grey)
         self.width, self.blurred = _above("width", width), blurred
 
     def operator(self, x: Tensor) -> Tensor:

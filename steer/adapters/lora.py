@@ -36,9 +36,9 @@ class Adapted(Wrapped):
 
     A view: `at` and `given` return others on the same tensors. Each call switches the adapters and
     switches them back, and a checkpointed call does so again when it is recomputed in the
-    backward pass, so that views of different scales can share one graph. A network's own
-    checkpointing does not: leave it off, and use this one. Calls from several threads are made
-    one after the other.
+    backward pass, so that views of different scales can share one graph. What diffusers'
+    `enable_gradient_checkpointing` sets does not: leave it off, and use this one. Calls from
+    several threads are made one after the other.
 
     The adapters are the denoiser's (`FlowMap.denoiser`): `decode`, `encode` and `given` run with
     adapters off. Closed forms of the flow (`denoise`, `score`, `log_prob`) are evaluated at the
@@ -74,6 +74,20 @@ class Adapted(Wrapped):
         _finite(scale)
         self.switch = switch
         self.adapter, self.scale, self.checkpoint = adapter, scale, checkpoint
+
+    @property
+    def checkpoint(self) -> bool:
+        """Whether calls are computed again in the backward pass.
+
+        A pipeline does it itself, its denoiser and its decoder block by block.
+        """
+        return self._checkpoint
+
+    @checkpoint.setter
+    def checkpoint(self, on: bool) -> None:
+        self._checkpoint = on
+        if on and hasattr(self.flow, "checkpointing"):
+            self.flow.checkpointing = True  # type: ignore[assignment]
 
     preview: Callable[["Adapted"], Any] | None = None
     """Draws this flow beside its base (a PIL picture, or None), where the run is known."""
@@ -191,7 +205,8 @@ class Adapted(Wrapped):
             with switch.at(adapter, scale):
                 return function(x)
 
-        if not (self.checkpoint and torch.is_grad_enabled()):
+        itself = getattr(self.flow, "checkpointing", False)
+        if itself or not (self.checkpoint and torch.is_grad_enabled()):
             return run(x)
         return recomputed(run, x, use_reentrant=False)
 

@@ -15,13 +15,13 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from steer.adapters.switch import as_now
 from steer.backends.checks import dtype_of
 from steer.backends.conditioned import Conditioned, Kind
 from steer.backends.conditions import Rows, rows_of
 from steer.backends.latents import Codec
+from steer.backends.recomputing import again, by_block, has_blocks
+from steer.onto import row_times
 from steer.path import Time, as_time, like
 
 __all__ = ["Kind", "PipelineFlow", "rows_time"]
@@ -50,8 +50,9 @@ class PipelineFlow(Conditioned):
         frame: of a clip, which frame `decode` gives; None: the middle one.
         second_time: what lets a denoiser of one time jump to any other, see
             `steer.backends.second_time`, or its folder; the model is a map then.
-        checkpointing: whether calls of denoiser and decoder are made again in the backward pass
-            instead of being kept (Chen et al. 2016, arXiv 1604.06174).
+        checkpointing: whether denoiser and decoder are computed again in the backward pass instead
+            of being kept (Chen et al. 2016, arXiv 1604.06174), block by block where they have
+            blocks, else a call at a time.
         call: more arguments of the pipeline's call: max_sequence_length, num_frames and the like.
 
     Raises:
@@ -127,13 +128,12 @@ class PipelineFlow(Conditioned):
             with self._told(now, target):
                 return self.evaluate(x.to(dtype_of(self.network)), timed).to(x)
 
-        if self.checkpointing and torch.is_grad_enabled():
-            # made again at the scale of adapters that this call had
-            scales = as_now(self.network)
-            return checkpoint(
-                run, x, use_reentrant=False, context_fn=lambda: (nullcontext(), scales)
-            )
-        return run(x)
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return run(x)
+        if not has_blocks(self.network):
+            return again(run, self.network, x)
+        with by_block(self.network):
+            return run(x)
 
     def _told(self, now: Tensor, target: Tensor) -> AbstractContextManager[None]:
         """Let the denoiser know the target time, where that is a term of its own."""
@@ -183,9 +183,12 @@ class PipelineFlow(Conditioned):
 
     def frames(self, x: Tensor) -> Tensor:
         """Return pictures (n, 3, h, w), or whole clips (n, 3, frames, h, w), not clamped."""
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(self.codec.decode, x, use_reentrant=False)
-        return self.codec.decode(x)
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return self.codec.decode(x)
+        if not has_blocks(self.vae):
+            return again(self.codec.decode, self.vae, x)
+        with by_block(self.vae):
+            return self.codec.decode(x)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the states of pictures (n, 3, h, w) in [0, 1], (n, *event).
@@ -220,7 +223,4 @@ class PipelineFlow(Conditioned):
 
 def rows_time(t: Time, x: Tensor) -> Tensor:
     """Return times as (n,) where x is, in float32, or float64 for states of doubles."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if isinstance(t, float | int):
-        return torch.full((len(x),), t, device=x.device, dtype=dtype)
-    return as_time(t).to(x.device, dtype).expand(len(x))
+    return row_times(t, x, torch.float64 if x.dtype == torch.float64 else torch.float32)

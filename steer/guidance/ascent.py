@@ -14,12 +14,13 @@ from torch import Tensor
 
 from steer.batches import Batched
 from steer.flow import FlowMap, composed
+from steer.guidance.checks import Checks
 from steer.guidance.control import direction, row_norm
 from steer.guidance.population import Population, Rows, check_times
 from steer.guidance.potential import Lookahead, Potential
 from steer.guidance.state import BatchedPotential, State
 from steer.path import like
-from steer.ranges import above, count
+from steer.ranges import above, count, not_negative
 from steer.reward import Rest, Reward, plain
 
 __all__ = ["Ascent", "FlowMapControl", "NoiseAscent", "Sampler", "whole_reward"]
@@ -70,6 +71,7 @@ class Ascent:
         self.potential = BatchedPotential(
             potential, batch_size, self.rows.p, self._finite, drop=drop
         )
+        self.checks, self.drop = Checks(self.rows), drop
         self.x0 = self.rows.flat(x0)
         self.ancestors = self.rows.starts().to(x0.device)
 
@@ -78,7 +80,7 @@ class Ascent:
         return State(x, t, self.flow, self.potential)
 
     def _finite(self, what: str, values: Tensor) -> None:
-        self.rows.refuse_not_finite(what, values, f"step {self.k + 1} of {self.count}")
+        self.checks.add(what, values, f"step {self.k + 1} of {self.count}")
 
     def kept(self, population: Population) -> Tensor | None:
         """Return the rows that the caller wished to keep, if any."""
@@ -97,7 +99,10 @@ class Ascent:
         images: Tensor | None = None,
         clean: Tensor | None = None,
     ) -> Population:
-        """Return what the caller sees."""
+        """Return what the caller sees, once all that it holds was found finite."""
+        (seen,) = self.checks.read(reward)
+        if self.drop and t == 1:
+            self.rows.refuse_no_weight(seen.reshape(self.rows.p, self.rows.n))
         return self.rows.population(x, t, reward, images, ancestors=self.ancestors, clean=clean)
 
 
@@ -136,11 +141,7 @@ class FlowMapControl:
     ) -> None:
         self.flow, self.potential, self.batch_size = flow, potential, batch_size
         check_times(times)
-        if not 0 <= scale < math.inf:
-            raise ValueError(
-                f"scale must not be negative nor infinite, got {scale}: below zero it would lead "
-                "downwards"
-            )
+        not_negative("scale", scale, ": below zero it would lead downwards")
         self.times, self.scale = list(times), scale
         begun = self.times[:-1]
         wanted = begun if guided is None else guided
@@ -276,7 +277,7 @@ class NoiseAscent:
                     height, norm = height[kept], norm[kept]
         with plain(asked), torch.no_grad():
             jumps = self.jumps if self.finish is None else self.finish
-            end = run.at(composed(run.flow, best, [i / jumps for i in range(jumps + 1)]), 1.0)
+            end = run.at(composed(run.flow, best, run.flow.times(jumps)), 1.0)
             seen = end.evaluation()
             population = run.population(end.x, 1.0, seen.reward, seen.images)
         yield population

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steer.batches import Batched
 from steer.flow import FlowMap
 from steer.guidance.population import Population
 from steer.path import like
+from steer.reward import Rest, plain
 
 __all__ = ["BestSeen"]
 
@@ -53,7 +55,8 @@ class BestSeen:
         best: Tensor | None = None
         height: Tensor | None = None
         for population in self.sampler.steps(x0, seed, position=position):
-            reward = population.reward.nan_to_num(-torch.inf)
+            reward = population.reward
+            reward = torch.where(reward.isnan(), -torch.inf, reward)
             if population.time == 1 and best is not None and height is not None:
                 better = (height > reward).flatten()
                 x = population.x.flatten(0, reward.ndim - 1)
@@ -61,8 +64,10 @@ class BestSeen:
                 x = torch.where(like(better.to(x), x) > 0, old, x)
                 images = population.images
                 if images is not None:
-                    seen = self.flow.decode(x)
-                    images = seen.reshape(images.shape)
+                    prompts = len(reward) if reward.ndim == 2 else 1
+                    batched = Batched(self.flow, self.batch_size, prompts)
+                    with plain(Rest(self.flow)), torch.no_grad():
+                        images = batched.decode(x).reshape(images.shape)
                 yield replace(
                     population,
                     x=x.reshape(population.x.shape),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from steer.batches import Batched
 from steer.flow import FlowMap, composed, log_dtype, per_row
+from steer.guidance.checks import Checks
 from steer.guidance.population import Population, Rows
 from steer.guidance.potential import Potential
 from steer.guidance.resampler import Resampler, ess, log_mean_exp, systematic
@@ -15,8 +16,9 @@ from steer.guidance.state import BatchedPotential, State
 from steer.guidance.tempering import BOUNDS, next_inverse
 from steer.names import unknown
 from steer.noise import Noise
-from steer.path import like, step_times
-from steer.ranges import count, within
+from steer.onto import onto
+from steer.path import like
+from steer.ranges import between, count, within
 from steer.reward import Rest, plain
 
 __all__ = ["MOVES", "NoiseSMC", "elliptical", "langevin", "neal"]
@@ -94,7 +96,8 @@ class NoiseSMC:
         potential: the reward of x_0's picture over its temperature, seen from time 0, without a
             ramp; its own number of jumps must be `jumps`.
         iterations: how often weights, resampling and moves are done.
-        jumps: of the picture.
+        jumps: of the picture, on the model's own grid. They are composed: a student whose own
+            sampler re-noises between its jumps is asked for another law than that.
         moves: moves an iteration.
         move: one of `MOVES`.
         fresh: share of the rows that propose independently, in [0, 1].
@@ -143,8 +146,13 @@ class NoiseSMC:
             within("fresh", fresh, 0, 1),
             within("threshold", threshold, 0, 1),
         )
-        if not 0 < least < 1:
-            raise ValueError(f"least must be between 0 and 1, got {least}")
+        between("least", least, 0, 1)
+        if bound == "ess" and threshold < least:
+            raise ValueError(
+                f"threshold={threshold:g} is below least={least:g}: g is raised until ESS / n is "
+                "`least`, and would stay there, since nothing resamples; give a threshold at or "
+                "above it"
+            )
         self.flow, self.potential, self.batch_size = flow, potential, batch_size
         self.move, self.least, self.bound, self.resampler = move, least, bound, resampler
 
@@ -179,7 +187,7 @@ class _Run:
     def __init__(self, smc: NoiseSMC, x0: Tensor, seed: int, position: int) -> None:
         self.smc, potential = smc, smc.potential
         self.rows = rows = Rows.of(x0, smc.flow.event_shape, position, potential.prompts)
-        self.k = 0
+        self.k, self.checks = 0, Checks(rows)
         self.flow = Batched(smc.flow, smc.batch_size, rows.p)
         eager = smc.move == "langevin"
         watched = BatchedPotential(potential, smc.batch_size, rows.p, self._finite, drop=smc.drop)
@@ -188,7 +196,7 @@ class _Run:
         kind = log_dtype(x0.device)
         self.log_w = torch.zeros(rows.p, rows.n, dtype=kind, device=x0.device)
         self.banked = self.log_w[:, 0].clone()
-        self.g = torch.zeros(rows.p, dtype=torch.float64, device=x0.device)
+        self.g = torch.zeros(rows.p, dtype=kind, device=x0.device)
         self.share = torch.full_like(self.g, 0.5)
         self.ancestors = rows.starts().to(x0.device)
         self.noise = Noise(
@@ -216,15 +224,23 @@ class _Run:
 
     def _resample(self, noise: Noise) -> None:
         p, n = self.rows.p, self.rows.n
-        due = (ess(self.log_w) / n < self.smc.threshold).nonzero().flatten().tolist()
+        log_w = self._read()
+        due = (ess(log_w) / n < self.smc.threshold).nonzero().flatten().tolist()
         if not due:
             return
-        index = torch.arange(p * n, device=self.here.x.device).reshape(p, n)
+        index = torch.arange(p * n).reshape(p, n)
         for i in due:
             self.banked[i] += log_mean_exp(self.log_w[i])
-            index[i] = index[i][self.smc.resampler(self.log_w[i], noise.generator(i))]
+            index[i] = index[i][self.smc.resampler(log_w[i], noise.generator(i))]
             self.log_w[i] = 0
-        self._take(index.flatten())
+        self._take(onto(index.flatten(), self.here.x.device))
+
+    def _read(self) -> Tensor:
+        """Return the log-weights on the host, once all that waits was found finite."""
+        (log_w,) = self.checks.read(self.log_w)
+        if self.smc.drop:
+            self.rows.refuse_no_weight(log_w)
+        return log_w
 
     def _take(self, index: Tensor) -> None:
         self.here, self.ancestors = self.here.rows(index), self.ancestors[index]
@@ -234,7 +250,7 @@ class _Run:
         x, eager = self.here.x, self.smc.move == "langevin"
         z = noise.normal(x.shape[1:]).to(x)
         g = per_row(self.g, len(x))
-        fresh = noise.uniform().to(x.device) < self.smc.fresh
+        fresh = noise.uniform() < self.smc.fresh
         share = per_row(self.share, len(x))
         y = neal(x, torch.where(fresh, 1.0, share), z)
         if eager:
@@ -282,22 +298,22 @@ class _Run:
         """Do what the caller wished of the population that was yielded."""
         wish = population.wish
         if wish.keep is not None:
-            self._take(self.rows.kept(wish.keep).to(self.here.x.device))
+            self._take(onto(self.rows.kept(wish.keep), self.here.x.device))
             self.log_w = torch.zeros_like(self.log_w)
         if wish.keep is not None or wish.looked:
             self.banked = self.banked + torch.nan
 
     def finish(self) -> Population:
         """Return the pictures of the noise."""
-        x = composed(self.flow, self.here.x, step_times(self.smc.jumps))
+        x = composed(self.flow, self.here.x, self.flow.times(self.smc.jumps))
         self.here = self.here.at(x, 1.0)
         return self.population()
 
     def population(self) -> Population:
         """Return what the caller sees."""
         seen = self.here.evaluation()
-        if self.smc.drop:
-            self.rows.refuse_no_weight(self.log_w)
+        if self.here.t == 1:
+            self._read()
         log_z = self.banked + log_mean_exp(self.log_w)
         log_w = self.log_w.to(self.noise.dtype)
         return self.rows.population(
@@ -306,7 +322,7 @@ class _Run:
 
     def _finite(self, what: str, values: Tensor) -> None:
         where = f"step {self.k + 1} of {self.smc.iterations}, in noise space"
-        self.rows.refuse_not_finite(what, values, where)
+        self.checks.add(what, values, where)
 
 
 def _picks(where: Tensor, x: Tensor) -> Tensor:

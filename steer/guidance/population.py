@@ -13,7 +13,16 @@ from steer.guidance.resampler import ess
 NOTHING = -1e30
 """The log-weight of a row of weight zero: finite, so that differences of two are zero."""
 
-__all__ = ["NOTHING", "Population", "Rows", "Wish", "check_times"]
+__all__ = ["NOTHING", "Population", "Rows", "Wish", "check_times", "seen_mean"]
+
+
+def seen_mean(rewards: Tensor, axis: int | None = None) -> Tensor:
+    """Return the mean of the rewards that are finite: a dropped particle has none; NaN of none.
+
+    >>> float(seen_mean(torch.tensor([1.0, 3.0, -torch.inf])))
+    2.0
+    """
+    return torch.where(rewards.isfinite(), rewards, torch.nan).nanmean(axis)
 
 
 @dataclass

@@ -109,7 +109,7 @@ class PosteriorValue(Viewed):
                 x = x.detach().requires_grad_()
             y, log_w = self._drawn(x, t)
             rewards = torch.stack([self._asked(part)[0] for part in y])  # (M, n)
-            k = self._inverse_temperature(x).to(rewards)
+            k = self._inverse_temperature(x).to(rewards.dtype)
             scaled = rewards * (k if k.ndim == 0 else k[None])
             value = (scaled + log_w.to(scaled)).logsumexp(0)
             gradient = torch.autograd.grad(value.sum(), x)[0] if through else None

@@ -14,7 +14,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from steer.flow import FlowMap, flat_prompts, log_dtype, per_row
+from steer.flow import FlowMap, composed, flat_prompts, log_dtype, per_row
+from steer.onto import onto, row_times
 from steer.path import Time, as_time, like
 from steer.ranges import count
 from steer.reward import Reward, score, wrap
@@ -28,6 +29,7 @@ __all__ = [
     "Ramp",
     "Terminal",
     "Viewed",
+    "inverse_temperature",
 ]
 
 Ramp = Callable[[Tensor], Tensor]
@@ -119,6 +121,19 @@ class Potential(ABC):
         return self.evaluate(x, t, derivatives=True).rate(b)
 
 
+def inverse_temperature(temperature: float | Tensor, x: Tensor) -> Tensor:
+    """Return one over a temperature: () on the host for one, or (n,) where x is.
+
+    Args:
+        temperature: a float, or one per prompt or per row.
+        x: rows (n, *event), prompt-major.
+    """
+    given = torch.as_tensor(temperature)
+    if given.ndim == 0:
+        return 1 / given
+    return 1 / per_row(onto(given, x.device), len(x), "temperatures")
+
+
 def _arrived(t: Tensor) -> bool:
     """Return whether all rows are at t = 1, where every view is x itself."""
     return t.ndim == 0 and float(t) == 1
@@ -150,7 +165,7 @@ class Viewed(Potential):
         warm = torch.as_tensor(temperature)
         if not bool(((warm > 0) & torch.isfinite(warm)).all()):
             raise ValueError(f"temperature must be above zero and finite, got {temperature}")
-        count("steps", steps)
+        count("the lookahead's number of jumps", steps)
         self.flow, self.reward, self.prompts = flow, wrap(reward), prompts
         self.temperature, self.steps, self.ramp = temperature, steps, ramp or (lambda t: t)
         self.differentiable = self.reward.differentiable
@@ -179,10 +194,7 @@ class Viewed(Potential):
         return scores.to(clean.device, kind), images
 
     def _inverse_temperature(self, x: Tensor) -> Tensor:
-        temperature = torch.as_tensor(self.temperature).to(x.device)
-        if temperature.ndim:
-            temperature = per_row(temperature, len(x), "temperatures")
-        return 1 / temperature
+        return inverse_temperature(self.temperature, x)
 
     def _ramp(self, t: Time) -> tuple[Tensor, Tensor]:
         """Return g(t) and g'(t)."""
@@ -203,12 +215,14 @@ class Viewed(Potential):
         else:
             self._need_gradient()
             reward, images, clean, gradient, partial = self._differentiate(x, as_time(t))
-            partial = like(g * k.to(g), reward) * partial
-            gradient = like(g * k.to(g), x) * gradient
+            rate = g * k.to(log_dtype(k.device))
+            partial = like(rate, reward) * partial
+            gradient = like(rate, x) * gradient
         wide = reward.to(log_dtype(reward.device))
-        slope = like(g_dot, wide) * wide * k.to(wide)
+        k = k.to(wide.dtype)
+        slope = like(g_dot, wide) * wide * k
         return Evaluation(
-            value=like(g, wide) * wide * k.to(wide),
+            value=like(g, wide) * wide * k,
             reward=reward,
             gradient=gradient,
             partial=slope if partial is None else slope + partial,
@@ -270,16 +284,17 @@ class Lookahead(Viewed):
         reward: a Reward or any callable on images.
         prompts: what the reward is asked, one per prompt.
         temperature: in the reward's units, > 0: a float, or one per prompt or per row.
-        steps: how many jumps the lookahead is composed of.
+        steps: how many jumps the lookahead is composed of, on the model's own grid from t on.
         ramp: g, with g(0) = 0 and g(1) = 1. Default: g(t) = t.
     """
 
     def _view(self, x: Tensor, t: Tensor) -> Tensor:
-        for i in range(self.steps):
-            x = self.flow.jump(
-                x, t + (1 - t) * (i / self.steps), t + (1 - t) * ((i + 1) / self.steps)
-            )
-        return x
+        if self.steps == 1:
+            return self.flow.lookahead(x, t)
+        if t.ndim == 0 and t.device.type == "cpu":  # the model's own grid
+            return composed(self.flow, x, [t, *self.flow.times(self.steps, float(t))[1:]])
+        shares = [i / self.steps for i in range(self.steps + 1)]
+        return composed(self.flow, x, [t + (1 - t) * share for share in shares])
 
     def _total(self, slope: Tensor) -> Tensor | None:
         return slope
@@ -295,7 +310,7 @@ class Denoised(Viewed):
         return self.flow.denoise(x, t)
 
     def _time_to_differentiate(self, t: Tensor, x: Tensor) -> Tensor:
-        return t.detach().to(x).expand(len(x)).clone().requires_grad_()
+        return row_times(t.detach(), x, x.dtype).clone().requires_grad_()
 
 
 class Naive(Viewed):

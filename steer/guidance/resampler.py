@@ -5,6 +5,7 @@ All are unbiased: particle i survives `n W_i` times in expectation, `W = softmax
 never survives.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -34,7 +35,7 @@ def ess(log_w: Tensor) -> Tensor:
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
     """Return `log mean(exp(log_w))` along the last axis: a term of theory (37)."""
-    return log_w.logsumexp(-1) - torch.log(torch.tensor(float(log_w.shape[-1]))).to(log_w)
+    return log_w.logsumexp(-1) - math.log(log_w.shape[-1])
 
 
 def _invert(log_w: Tensor, points: Tensor) -> Tensor:

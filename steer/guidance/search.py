@@ -39,8 +39,9 @@ class Search:
         times: increasing, in [0, 1].
         candidates: of a particle.
         pick: one of `PICKS`.
-        width: with "best", how many go on, each copied until there are as many as before. Default:
-            as many as there are particles.
+        width: with "best", how many go on, each copied until there are as many as before; in the
+            last two steps, which make the samples that are returned, as many as there are
+            particles. Default: as many always.
         batch_size: the most rows in one network call; None: all at once.
 
     Raises:
@@ -91,7 +92,9 @@ class Search:
                 if stopped:
                     here = run.at(run.flow.jump(here.x, here.t, t), t)
                 else:
-                    here = self._step(run, kernel, here, t, noise.at(run.k))
+                    # a jump follows the last but one: all that it leads to are kept
+                    width = self.width if run.k + 2 < run.count else None
+                    here = self._step(run, kernel, here, t, noise.at(run.k), width)
                 seen = here.evaluation()
                 population = run.population(here.x, t, seen.reward, seen.images, seen.clean)
             run.k += 1
@@ -102,14 +105,16 @@ class Search:
             if population.wish.stop and t < self.times[-1]:
                 times, stopped = [*times[: run.k + 1], self.times[-1]], True
 
-    def _step(self, run: Ascent, kernel: Kernel, here: State, t: float, noise: Noise) -> State:
+    def _step(
+        self, run: Ascent, kernel: Kernel, here: State, t: float, noise: Noise, width: int | None
+    ) -> State:
         """Return the rows that go on, at t, with what is known of them."""
         found = []
         # a step to t = 1 re-noises nothing: all candidates would be one
         for _ in range(self.candidates if t < 1 else 1):
             y, _ratio = kernel.propose(here.x, here.t, t, run.potential, 0.0, noise)
             found.append(run.at(y, t))
-        if len(found) == 1 and (self.pick != "best" or self.width is None):
+        if len(found) == 1 and (self.pick != "best" or width is None):
             return found[0]
         p, n, m = run.rows.p, run.rows.n, len(found)
         value = torch.stack([f.value for f in found])  # (m, p n)
@@ -124,7 +129,7 @@ class Search:
                 best = state.choose(chosen == i, best)
             return best
         whole = value.reshape(m, p, n).transpose(0, 1).reshape(p, m * n)
-        top = whole.topk(min(self.width or n, m * n), dim=1).indices  # places in (m, n)
+        top = whole.topk(min(width or n, m * n), dim=1).indices  # places in (m, n)
         top = top[:, torch.arange(n, device=top.device) % top.shape[1]]
         rows = top % n + n * torch.arange(p, device=top.device)[:, None]
         run.ancestors = run.ancestors[rows.flatten()]

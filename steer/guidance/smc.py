@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steer.batches import Batched
 from steer.flow import log_dtype
+from steer.guidance.checks import Checks
 from steer.guidance.kernel import Adaptation, Jump, Kernel, Sde
 from steer.guidance.population import NOTHING, Population, Rows, check_times
 from steer.guidance.potential import Denoised, Lookahead, Naive, Potential
@@ -21,7 +22,8 @@ from steer.guidance.state import BatchedPotential, State
 from steer.guidance.tempering import Tempered, next_inverse
 from steer.guidance.weights import Continuous, Ratio, Step, Unweighted, Weights
 from steer.noise import Noise
-from steer.ranges import count, finite, within
+from steer.onto import onto
+from steer.ranges import between, count, finite, within
 from steer.reward import Rest, plain
 
 __all__ = ["Guidance"]
@@ -42,7 +44,9 @@ class Guidance:
             which to.
         least: choose the ramp while running: at each step every prompt's g, from 0 to 1, is raised
             as far as its weights keep `ESS / n >= least`, that is a relative variance of at most
-            `1 / least - 1`, and to 1 in the last step. The potential must have no ramp of its own
+            `1 / least - 1`, and to 1 in the last step. For kernels that keep what the potential
+            sees, as `Langevin` does; one that re-noises forgets the particles that g was raised
+            by, and log Z gets worse. The potential must have no ramp of its own
             (`ramp=torch.ones_like`), and the weights be `Ratio`. None: the potential's ramp.
         batch_size: the most rows in one network call, but never less than one of each prompt;
             None: all at once.
@@ -90,7 +94,7 @@ class Guidance:
         if self.batch_size is not None:
             count("batch_size", self.batch_size)
         if self.least is not None:
-            within("least", self.least, 0.0, 1.0)
+            between("least", self.least, 0.0, 1.0)
             if not isinstance(self.weights, Ratio):
                 raise ValueError("a ramp that is chosen while running needs steer.Ratio() weights")
         if self.scale != 0 and not self.potential.differentiable:
@@ -175,6 +179,7 @@ class _Run:
             dtype=torch.promote_types(x0.dtype, torch.float32),
         )
         self.k, self.times = 0, list(guide.times)
+        self.checks, self.read = Checks(rows), False
         self.ancestors = rows.starts().to(x0.device)
         eager = guide.scale != 0 or (guide.kernel.moves_by_gradient and potential.differentiable)
         self.state = State(
@@ -188,7 +193,9 @@ class _Run:
         self.banked = self.log_w[:, 0].clone()
         # a run's are its own
         self.weights, self.kernel = copy.copy(guide.weights), copy.copy(guide.kernel)
-        self.tempered = None if guide.least is None else Tempered(self.state.potential, rows.p)
+        self.tempered = (
+            None if guide.least is None else Tempered(self.state.potential, rows.p, x0.device)
+        )
         if self.tempered is not None:
             self.state.potential = self.tempered
 
@@ -200,6 +207,7 @@ class _Run:
     def step(self) -> None:
         """Propose, weight, resample, move."""
         here, t, noise = self.state, self.times[self.k + 1], self.noise.at(self.k)
+        self.read = False
         self.kernel.flow, potential = here.views()
         scale = self.guide.scale
         x, log_ratio = self.kernel.propose(here.x, here.t, t, potential, scale, noise)
@@ -227,7 +235,8 @@ class _Run:
         now = self.tempered.g
         start = self.log_w + (log_ratio - old).reshape(p, n).to(self.log_w) + now[:, None] * whole
         last = self.k + 1 == self.count
-        found = next_inverse(start, whole, now, self.guide.least or 0.5)
+        assert self.guide.least is not None
+        found = next_inverse(start, whole, now, self.guide.least)
         self.tempered.g = torch.ones_like(now) if last else found
 
     def hear(self, population: Population) -> None:
@@ -239,7 +248,7 @@ class _Run:
                     "one temperature per row, and particles that are kept would take others' "
                     "rows: give one per prompt"
                 )
-            kept = self.rows.kept(wish.keep).to(self.state.x.device)
+            kept = onto(self.rows.kept(wish.keep), self.state.x.device)
             self.state, self.ancestors = self.state.rows(kept), self.ancestors[kept]
             self.weights.rows(kept)
             self.log_w = torch.zeros_like(self.log_w)
@@ -249,35 +258,46 @@ class _Run:
         if wish.stop:  # one deterministic jump, weighted by its ratio, theory (23, 30)
             self.times = [*self.times[: self.k + 1], self.times[-1]]
             self.kernel = Jump(self.guide.kernel.flow)
-            self.weights = self.weights if isinstance(self.weights, Unweighted) else Ratio()
+            if isinstance(self.weights, Continuous):  # the published drift's alone
+                self.weights = Ratio()
 
     def _resampled(self, there: State, noise: Noise) -> State:
         """Resample the prompts whose turn it is, theory (36), and bank their weight."""
         p, n = self.rows.p, self.rows.n
-        index = torch.arange(p * n, device=there.x.device).reshape(p, n)
-        due = self._due(there.t)
-        for i in due:
-            self.banked[i] += log_mean_exp(self.log_w[i])
-            index[i] = index[i][self.guide.resampler(self.log_w[i], noise.generator(i))]
-            self.log_w[i] = 0
+        threshold = self.guide.threshold
+        if isinstance(threshold, tuple) and not any(abs(there.t - t) <= 1e-9 for t in threshold):
+            return there
+        if threshold == 0 or isinstance(self.weights, Unweighted):
+            return there  # the weights are never, or always, equal enough
+        log_w = self._read()
+        due = list(range(p))
+        if not isinstance(threshold, tuple):
+            due = (ess(log_w) / n < threshold).nonzero().flatten().tolist()
         if not due:
             return there
-        self.ancestors = self.ancestors[index.flatten()]
-        self.weights.rows(index.flatten())
-        return there.rows(index.flatten())
+        index = torch.arange(p * n).reshape(p, n)
+        for i in due:
+            self.banked[i] += log_mean_exp(self.log_w[i])
+            index[i] = index[i][self.guide.resampler(log_w[i], noise.generator(i))]
+            self.log_w[i] = 0
+        chosen = onto(index.flatten(), there.x.device)
+        self.ancestors = self.ancestors[chosen]
+        self.weights.rows(chosen)
+        return there.rows(chosen)
 
-    def _due(self, time: float) -> list[int]:
-        threshold = self.guide.threshold
-        if isinstance(threshold, tuple):
-            due = any(abs(time - t) <= 1e-9 for t in threshold)
-            return list(range(self.rows.p)) if due else []
-        return (ess(self.log_w) / self.rows.n < threshold).nonzero().flatten().tolist()
+    def _read(self) -> Tensor:
+        """Return the log-weights on the host, once all that waits was found finite."""
+        (log_w,) = self.checks.read(self.log_w)
+        self.read = True
+        if self.guide.drop:
+            self.rows.refuse_no_weight(log_w)
+        return log_w
 
     def population(self) -> Population:
         """Return what the caller sees."""
         seen = self.state.evaluation()
-        if self.guide.drop:
-            self.rows.refuse_no_weight(self.log_w)
+        if not self.read:  # what moves have seen since waits for the next step
+            self._read()
         log_z = self.banked + log_mean_exp(self.log_w)
         log_w = self.log_w.to(self.noise.dtype)
         return self.rows.population(
@@ -286,6 +306,6 @@ class _Run:
         )  # fmt: skip
 
     def _finite(self, what: str, values: Tensor) -> None:
-        """Raise for the first row that is not finite."""
+        """Let numbers be looked at when the step reads the device."""
         where = f"step {self.k + 1} of {self.count} (t = {self.times[self.k + 1]:.3f})"
-        self.rows.refuse_not_finite(what, values, where)
+        self.checks.add(what, values, where)

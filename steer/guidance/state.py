@@ -212,7 +212,8 @@ class BatchedPotential(Potential):
         seen = parts[0].map(lambda *v: join_rows(v, self.count), *parts[1:])
         if self.drop:
             seen = _dropped(seen)
-        self.check("reward", seen.value)
+        strange = ~(seen.value.isfinite() | seen.reward.isfinite())  # as the reward itself gave it
+        self.check("reward", torch.where(strange, seen.reward.to(seen.value), seen.value))
         if seen.gradient is not None:
             self.check("gradient", seen.gradient.flatten(1).sum(1))
         return seen

@@ -1,12 +1,14 @@
 """The next temperature of a run, chosen so that the weights stay within a bound."""
 
+import math
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from steer.flow import per_row
+from steer.flow import log_dtype, per_row
+from steer.guidance.population import NOTHING
 from steer.guidance.potential import Evaluation, Potential
 from steer.names import unknown
 from steer.path import Time, like
@@ -27,7 +29,8 @@ def next_inverse(
     With "ess", `ESS / n >= least`, which is the relative variance of the weights being at most
     `1 / least - 1`; with "entropy", `Σ W log(n W) <= -log(least)`, W the normalised weights. Both
     are 1, or 0, at equal weights (Jasra et al. 2011; Zhou, Johansen, Aston 2016, arXiv 1303.3123).
-    By bisection, in float64, without a value leaving the device. Where the weights break the bound
+    n counts the particles that have a reward at all (`NOTHING`: none). By bisection, in float64
+    where the device has it, without a value leaving the device. Where the weights break the bound
     already, g stays.
 
     Args:
@@ -42,16 +45,18 @@ def next_inverse(
     """
     if bound not in BOUNDS:
         raise unknown("bound", bound, BOUNDS)
-    log_w, slope, now = log_w.double(), slope.double(), now.double()
+    kind = log_dtype(log_w.device)
+    log_w, slope, now = log_w.to(kind), slope.to(kind), now.to(kind)
+    n = ((slope > NOTHING / 2) & (log_w > NOTHING / 2)).sum(1).clamp(min=1).to(kind)
 
     def kept(g: Tensor) -> Tensor:
         log_share = (log_w + (g - now)[:, None] * slope).log_softmax(1)
         share = log_share.exp()
-        n = log_w.shape[1]
         if bound == "ess":
             return 1 / share.square().sum(1) >= least * n
-        log_n = torch.log(torch.tensor(float(n), dtype=share.dtype, device=share.device))
-        return (share * (log_share + log_n)).sum(1) <= -torch.log(torch.full_like(g, least))
+        # of no weight, share and its logarithm are 0 and -inf
+        spread = torch.where(share > 0, share * (log_share + n.log()[:, None]), 0.0)
+        return spread.sum(1) <= -math.log(least)
 
     low, high = now, torch.ones_like(now)
     whole = kept(high)
@@ -71,16 +76,20 @@ class Tempered(Potential):
     Args:
         potential: without a ramp.
         prompts: how many.
+        device: where their rows are.
 
     Attributes:
         g: (prompts,), 0 at first.
     """
 
-    def __init__(self, potential: Potential, prompts: int) -> None:
+    def __init__(
+        self, potential: Potential, prompts: int, device: torch.device | None = None
+    ) -> None:
         self.potential = potential
         self.temperature, self.prompts = potential.temperature, potential.prompts
         self.differentiable = potential.differentiable
-        self.g = torch.zeros(prompts, dtype=torch.float64)
+        kind = log_dtype(device or torch.device("cpu"))
+        self.g = torch.zeros(prompts, dtype=kind, device=device)
         self._last: tuple[Tensor, float, Evaluation] | None = None
 
     def whole(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
@@ -96,7 +105,7 @@ class Tempered(Potential):
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Evaluate the potential inside, times g."""
         seen = self.whole(x, t, derivatives)
-        g = per_row(self.g.to(x.device), len(x))
+        g = per_row(self.g, len(x))
         gradient = None if seen.gradient is None else like(g, x) * seen.gradient
         return replace(
             seen, value=g.to(seen.value) * seen.value, gradient=gradient, partial=None, total=None

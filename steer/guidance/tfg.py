@@ -6,7 +6,8 @@ that it samples has no name, and there is no log Z.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +16,19 @@ from steer.flow import FlowMap
 from steer.guidance.ascent import Ascent
 from steer.guidance.control import direction, row_norm
 from steer.guidance.population import Population, check_times
-from steer.guidance.potential import Denoised, Evaluation, Lookahead, Potential
+from steer.guidance.potential import (
+    Denoised,
+    Evaluation,
+    Lookahead,
+    Potential,
+    inverse_temperature,
+)
 from steer.guidance.state import State
 from steer.names import unknown
 from steer.noise import Noise, generator
+from steer.onto import onto
 from steer.path import Path, like
-from steer.ranges import above, count
+from steer.ranges import above, count, not_negative
 from steer.reward import Rest, Reward, plain
 
 __all__ = ["VIEWS", "TrainingFree", "doob", "smoothed"]
@@ -53,7 +61,9 @@ def smoothed(
     """Return `log mean_i exp R(x̂ + γ α_t z_i)`, R the reward over its temperature, no ramp.
 
     Song et al. 2023, "Loss-guided diffusion models for plug-and-play controllable generation"
-    (ICML). The draws z are the same at every t and for all rows.
+    (ICML). The draws z are the same at every t and for all rows. At t = 1 there is no blur, unless
+    the potential's `level` is set to a time: α is that time's then, as of TFG's inner steps, which
+    ascend the reward of the clean view blurred as the step is noisy (Ye et al. 2024, 2409.15761).
 
     Args:
         view: what x̂ is, one of `VIEWS`.
@@ -71,26 +81,31 @@ def smoothed(
     if view not in VIEWS:
         raise unknown("view", view, VIEWS)
     kind: type[Lookahead] | type[Denoised] = VIEWS[view]  # type: ignore[assignment]
-    if not 0 <= width < math.inf:
-        raise ValueError(f"the width of the smoothing must not be negative, got {width}")
+    not_negative("the width of the smoothing", width)
     count("draws", draws)
 
     class Blurred(kind):  # type: ignore[misc, valid-type]
         """The view with its reward averaged over blurred copies."""
 
+        level: float | None = None
+
         def _score(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            clean = x if t.ndim == 0 and float(t) == 1 else self._view(x, t)
+            arrived = t.ndim == 0 and float(t) == 1
+            if arrived and self.level is None:
+                return super()._score(x, t)
+            clean = x if arrived else self._view(x, t)
             k = self._inverse_temperature(x)
-            alpha = self.flow.path(t)[0]
+            alpha = self.flow.path(t if self.level is None else self.level)[0]
             rewards: list[Tensor] = []
             for i in range(draws):
-                z = torch.randn(x.shape[1:], generator=generator("smooth", i)).to(x)
-                found, _ = self._asked(clean + like(width * alpha, x) * z)
+                z = onto(torch.randn(x.shape[1:], generator=generator("smooth", i)), x.device)
+                z = z.to(x.dtype)
+                found, images = self._asked(clean + like(width * alpha, x) * z)
                 rewards.append(found)
             r = torch.stack(rewards)
-            k = like(k.to(r), r[0])
+            k = like(k, r[0])
             value = ((k * r).logsumexp(0) - math.log(draws)) / k
-            return value, self.flow.decode(clean), clean.detach()
+            return value, images, clean.detach()
 
     chosen = Blurred if width else kind
     return chosen(flow, reward, prompts, temperature, lookahead, ramp=torch.ones_like)
@@ -122,11 +137,15 @@ class TrainingFree:
         normalise: Δ is ρ times, and the inner steps together are μ times, as long as
             `X(s,t,x) - x`, or as the velocity.
         damp: σ, the standard deviation of a mode of the data. Δ is divided by
-            `1 + 2 ρ σ²_{1|s}`, with `σ²_{1|s} = σ² α² / (α² + β² σ²)` (Dandapanthula, Boffi 2026,
-            arXiv 2606.02884). None: not.
+            `1 + 2 λ σ²_{1|s}`, with `σ²_{1|s} = σ² α² / (α² + β² σ²)` and `λ = ρ / temperature`,
+            what the reward is multiplied by: exact for the reward `-|x - c|²` of a Gaussian whose
+            view is its denoiser (Dandapanthula, Boffi 2026, arXiv 2606.02884). A reward of another
+            curvature wants another σ. None: not.
         early: `w = (1-s) β_t`.
         cap: the largest `h c_s`.
         guided: the times at which to push. Default: at the start of every step.
+        blurred: the potential inside of `potential` whose blur the inner steps set, see
+            `smoothed`; None: they ascend the reward itself.
         batch_size: the most rows in one network call; None: all at once.
 
     Raises:
@@ -149,19 +168,19 @@ class TrainingFree:
         early: bool = False,
         cap: float = 1.0,
         guided: Sequence[float] | None = None,
+        blurred: Any = None,
         batch_size: int | None = None,
     ) -> None:
         check_times(times)
-        for name, value in (("rho", rho), ("mu", mu)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must not be negative nor infinite, got {value}")
+        not_negative("rho", rho)
+        not_negative("mu", mu)
         if damp is not None:
             above("damp", damp)
         self.flow, self.potential, self.batch_size = flow, potential, batch_size
         self.times, self.rho, self.mu = list(times), rho, mu
         self.inner, self.recur = count("inner", inner), count("recur", recur)
         self.normalise, self.damp, self.early = normalise, damp, early
-        self.cap = above("cap", cap)
+        self.cap, self.blurred = above("cap", cap), blurred
         self.guided = list(self.times[:-1] if guided is None else guided)
 
     def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
@@ -227,7 +246,8 @@ class TrainingFree:
             return push
         alpha, beta = (float(c) for c in self.flow.path(s))
         left = self.damp**2 * alpha**2 / (alpha**2 + beta**2 * self.damp**2)
-        return push / (1 + 2 * self.rho * left)
+        strength = self.rho * inverse_temperature(self.potential.temperature, push)
+        return push / like(1 + 2 * left * strength, push)
 
     def _clean(self, run: Ascent, here: State, s: float, t: float, speed: Tensor) -> Tensor:
         """Return `w (x̂' - x̂)`: the push by the ascent of the clean view."""
@@ -235,7 +255,8 @@ class TrainingFree:
         assert first is not None
         clean = first
         for _ in range(self.inner):
-            gradient = run.at(clean, 1.0).evaluation(derivatives=True).gradient
+            with self._blurred_as_at(s):
+                gradient = run.at(clean, 1.0).evaluation(derivatives=True).gradient
             assert gradient is not None
             if self.normalise:
                 length = self.mu / self.inner * speed
@@ -244,6 +265,18 @@ class TrainingFree:
                 clean = clean + self.mu * gradient
         beta = float(self.flow.path(t)[1])
         return beta * (1 - s if self.early else 1.0) * (clean - first)
+
+    @contextmanager
+    def _blurred_as_at(self, s: float) -> Iterator[None]:
+        """Let the clean view be blurred as a state at s is noisy."""
+        if self.blurred is None:
+            yield
+            return
+        self.blurred.level = s
+        try:
+            yield
+        finally:
+            self.blurred.level = None
 
     def _back(self, y: Tensor, t: float, s: float, noise: Noise) -> Tensor:
         """Return rows at t re-noised to s."""

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from steer.adapters.store import BESIDE, WEIGHTS, read_metadata
 from steer.backends.second_time import SecondTime
 from steer.backends.target_time import FORM, TargetTime
 from steer.flow import FlowMap, Wrapped
+from steer.onto import row_times
 from steer.path import Time, as_time, like
 
 __all__ = ["SecondTimed", "fresh_second_time", "read_second_time", "with_second_time"]
@@ -45,7 +45,7 @@ class SecondTimed(Wrapped):
         self.kind = "two-time"
 
     def _told(self, x: Tensor, s: Time, t: Time) -> AbstractContextManager[None]:
-        now, target = (1 - as_time(u).to(x.device, torch.float32).expand(len(x)) for u in (s, t))
+        now, target = 1 - row_times(s, x), 1 - row_times(t, x)
         return self.second_time.told(self.flow.denoiser, now, target)
 
     def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:

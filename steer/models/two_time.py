@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from steer.flow import FlowMap, per_row
 from steer.models.limits import HEADS, check_network
 from steer.models.words import BagOfWords, Encoded
+from steer.onto import row_times
 from steer.path import Linear, Time, as_time, like
 
 __all__ = ["NetworkFlow", "TwoTimeUNet", "Waves"]
@@ -257,11 +258,11 @@ class NetworkFlow(FlowMap):
     def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return v(x, s, t), (n, *event), in the dtype of `x`."""
         n, weight = len(x), self.network.stem.weight
-        s, t = (as_time(u).to(x.device, torch.float32).expand(n) for u in (s, t))
+        s, t = row_times(s, x), row_times(t, x)
         text = per_row(self._encoded(self.network.text, x.device), n, "prompts")
         if self.network.scale is None:
             return self.network(x.to(weight.dtype), s, t, text).to(x.dtype)
-        scale = torch.as_tensor(self._scale, dtype=torch.float32, device=x.device).expand(n)
+        scale = row_times(self._scale, x)
         return self.network(x.to(weight.dtype), s, t, text, scale).to(x.dtype)
 
     @property

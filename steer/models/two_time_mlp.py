@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from steer.flow import FlowMap
+from steer.onto import row_times
 from steer.path import Linear, Path, Time, as_time, like
 
 __all__ = ["TwoTimeMLP"]
@@ -54,7 +55,7 @@ class TwoTimeMLP(FlowMap):
 
     def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return v(x, s, t), (n, dimension)."""
-        s, t = (as_time(u).to(x).expand(len(x)) for u in (s, t))
+        s, t = row_times(s, x, x.dtype), row_times(t, x, x.dtype)
         count = torch.arange(1, self.frequencies + 1, device=x.device, dtype=x.dtype)
         rates = self.highest / self.frequencies * count
         angles = torch.cat([s[:, None] * rates, (t - s)[:, None] * rates], 1)

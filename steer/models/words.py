@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from steer.onto import onto
+
 __all__ = ["IGNORED", "BagOfWords", "Encoded", "split"]
 
 IGNORED = frozenset(
@@ -144,13 +146,18 @@ class Encoded:
         self._kept: tuple[list[Tensor], tuple[object, ...], Tensor] | None = None
 
     def __reduce__(self) -> tuple[type, tuple[Tensor]]:
-        return Encoded, (self.tokens,)
+        return Encoded, (self.tokens.cpu(),)
+
+    def _on(self, device: torch.device) -> Tensor:
+        """Return the word indices on a device; they stay there."""
+        self.tokens = onto(self.tokens, device)
+        return self.tokens
 
     def __call__(self, text: BagOfWords, device: torch.device) -> Tensor:
         """Return the text vectors (p, width)."""
         found = _standing(text)
         if found is None:
-            return text(self.tokens.to(device))
+            return text(self._on(device))
         weights, setting = found
         state = (
             setting,
@@ -161,7 +168,7 @@ class Encoded:
         kept = self._kept
         if kept is not None and kept[1] == state:
             return kept[2]
-        made = text(self.tokens.to(device))
+        made = text(self._on(device))
         # with the weights, so that no others come to lie where they lay
         self._kept = [p.detach() for p in weights], state, made
         return made

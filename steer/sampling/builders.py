@@ -1,6 +1,5 @@
 """The methods that were here first: unguided jumps, FMTT, the split scheme, FMRG-J, ReNO."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,6 +13,7 @@ from steer.guidance.kernel import Jump, Langevin, Sde
 from steer.guidance.potential import Lookahead, Potential, Terminal
 from steer.guidance.smc import Guidance
 from steer.guidance.weights import Continuous, Ratio, Unweighted
+from steer.ranges import not_negative
 from steer.reward import Reward
 
 __all__ = ["fmrg_j", "fmtt", "reno", "split", "unguided"]
@@ -62,10 +62,7 @@ def fmtt(
     Ratio weights off its terms. `eps_t = noise (1 - t)`. The published weights are biased, of the
     order of the step: log Z is no evidence in few steps (docs/results.md).
     """
-    if not 0 <= noise < math.inf:
-        raise ValueError(
-            f"noise must not be negative nor infinite, got {noise}: eps_t = noise (1 - t)"
-        )
+    not_negative("noise", noise, ": eps_t = noise (1 - t)")
     plain = view(flow, reward, prompts, temperature, lookahead)
     potential = controlled(
         plain, times, window=Window.of(window, every), clip=clip, normalise=normalise

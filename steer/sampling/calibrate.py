@@ -9,6 +9,7 @@ from steer.batches import in_batches, join_rows
 from steer.flow import FlowMap, device_of, flat_prompts
 from steer.guidance.population import Rows
 from steer.noise import Noise, noise_dtype
+from steer.onto import onto
 from steer.reward import Reward, learners, name_of, score
 
 __all__ = ["learn", "one_jump_scores", "spread"]
@@ -61,7 +62,7 @@ def one_jump_scores(
             return score(reward, bound.decode(bound.lookahead(x, 0.0)), asked)
 
         if x is None:  # the shape of a state may be known when prompts are bound
-            x = noise.normal(bound.event_shape).to(device_of(flow))
+            x = onto(noise.normal(bound.event_shape), device_of(flow))
         rows = x[a * n : some.stop * n]
         parts.append(join_rows(in_batches(scores, rows, batch_size, some.stop - a), some.stop - a))
     found = torch.cat(parts).double()

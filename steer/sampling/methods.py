@@ -55,6 +55,7 @@ class Method:
     gradient: bool = False
     tempered: bool = True
     from_noise: bool = False
+    marginal: bool = False
     steers: bool = True
     weighs: bool | None = None
     jumps: bool | None = None
@@ -113,17 +114,17 @@ TABLE: Mapping[str, Method] = MappingProxyType(
         "best-of-n": Method(builders.unguided, tempered=False, steers=False),
         "fmtt": Method(
             partial(builders.fmtt, Lookahead), gradient=True, law="tilt, biased by the step",
-            source=("fmtt",),
+            marginal=True, source=("fmtt",),
         ),
         "denoiser": Method(
             partial(builders.fmtt, Denoised, lookahead=1), gradient=True,
-            law="tilt, biased by the step", source=("fmtt",),
+            law="tilt, biased by the step", marginal=True, source=("fmtt",),
         ),
         "naive": Method(
             partial(builders.fmtt, Naive, lookahead=1), gradient=True,
-            law="tilt, biased by the step", source=("fmtt",),
+            law="tilt, biased by the step", marginal=True, source=("fmtt",),
         ),
-        "split": Method(builders.split, law=_EXACT),
+        "split": Method(builders.split, law=_EXACT, marginal=True),
         "fmrg-j": Method(builders.fmrg_j, gradient=True, tempered=False, source=("fmrg",)),
         "reno": Method(
             builders.reno, gradient=True, tempered=False, from_noise=True, source=("reno",)
@@ -170,7 +171,7 @@ TABLE: Mapping[str, Method] = MappingProxyType(
         ),
         "dps": _kin({"rho": 1.0, "normalise": False, "cap": 1.0}, {}, ("dps",)),
         "damped": _kin(
-            {"rho": 1.0, "damp": 1.0, "cap": 1.0}, {"view": "lookahead"}, ("damped",)
+            {"rho": 1.0, "damp": 1.0, "cap": 1.0}, {"view": "denoiser"}, ("damped",)
         ),
         "lgd-mc": _kin({"rho": 1.0, "smooth": 0.3, "draws": 4, "cap": 1.0}, {}, ("lgd",)),
         "freedom": _kin({"rho": 1.0, "recur": 2, "cap": 1.0}, {}, ("freedom",)),

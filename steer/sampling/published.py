@@ -1,6 +1,5 @@
 """Published methods, and two of our own, as configurations of the parts."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from steer.guidance.tfg import TrainingFree, smoothed
 from steer.guidance.weights import FeynmanKac, Ratio
 from steer.names import unknown
 from steer.posterior import Glass, WeightedRenoise
+from steer.ranges import not_negative
 from steer.reward import Reward
 
 __all__ = ["das", "fk", "noise_smc", "posterior", "renoise", "search", "tds", "training_free"]
@@ -66,20 +66,16 @@ def renoise(
     clip: float | None = 1.0,
     threshold: float | Sequence[float] = 0.5,
     lookahead: int = 1,
-    least: float | None = None,
     window: Sequence[float] = WHOLE,
     every: int = 1,
 ) -> Guidance:
     """Build jumps with churn, shifted by twice the published drift, and ratio weights."""
-    ramp: Ramp | None = None if least is None else torch.ones_like
-    plain = Lookahead(flow, reward, prompts, temperature, lookahead, ramp)
+    plain = Lookahead(flow, reward, prompts, temperature, lookahead)
     if not plain.differentiable:
         scale = 0.0
     view = controlled(plain, times, window=Window.of(window, every))
     kernel = Jump(flow, churn, clip)
-    return Guidance(
-        view, kernel, Ratio(), times=times, scale=scale, threshold=threshold, least=least
-    )
+    return Guidance(view, kernel, Ratio(), times=times, scale=scale, threshold=threshold)
 
 
 def posterior(
@@ -153,8 +149,9 @@ def training_free(
     potential = controlled(seen, times, clip=clip, brake=brake)
     guided = Window.of(window, every).times(times)
     made = TrainingFree(
-        flow, potential, times, rho, mu, inner, recur, normalise, damp, early, cap, guided
-    )
+        flow, potential, times, rho, mu, inner, recur, normalise, damp, early, cap, guided,
+        seen if smooth else None,
+    )  # fmt: skip
     return BestSeen(made, flow) if keep_best else made
 
 
@@ -265,9 +262,7 @@ def search(
 ) -> Sampler:
     """Build a search; `noise`: propose by the SDE with `eps_t = noise (1 - t)`, not by jumps."""
     seen = _seen(view, flow, reward, prompts, temperature, lookahead)
-    if noise is not None and not 0 <= noise < math.inf:
-        raise ValueError(f"noise must not be negative nor infinite, got {noise}")
-    level = noise or 0.0
+    level = not_negative("noise", noise or 0.0)
     kernel = (
         _kernel(flow, churn)
         if noise is None

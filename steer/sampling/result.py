@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from steer.files import expanded, numbers, peak_memory, slug, whole_folder
-from steer.guidance.population import Population
+from steer.guidance.population import Population, seen_mean
 from steer.pictures import Row, captioned_grid, side_of, to_pil
 from steer.sampling.lineage import doubts
 
@@ -119,7 +119,7 @@ class Result:
         parts = [
             f"Result of {self.method}, seed {self.seed}: {prompts}{n} particles",
             f"  x {tuple(self.x.shape)}{pictures}",
-            f"  reward mean {float(self.rewards.mean()):.4g}, best {best:.4g}"
+            f"  reward mean {float(seen_mean(self.rewards)):.4g}, best {best:.4g}"
             f"{' a prompt, on average' * (p > 1)}; nfe {self.nfe:g}",
         ]
         if self.log_z is not None:
@@ -221,7 +221,7 @@ def metrics(result: Result) -> dict[str, Any]:
             "log_z": result.log_z,
             "ess": result.ess,
             "temperature": result.temperature,
-            "reward_mean": result.rewards.mean(-1),
+            "reward_mean": seen_mean(result.rewards, -1),
             "reward_best": result.rewards.amax(-1),
             "nfe_per_particle": result.nfe,
             "warnings": list(result.warnings),

@@ -114,11 +114,13 @@ class Stream(Iterator[Population]):
         p, rows = request.count, request.count * request.particles
         one = request.flow.calls("jump", 0.0, 1.0)
         inverts = request.init_by == "inversion"
+        inverting = 2.0 * INVERSION * request.flow.calls("velocity", request.start)
         # a stop that looks at the population selects: no estimate of Z survives it
         tempered = request.chosen.tempered
         evidence = (
             request.chosen.weighted
             and request.target is None
+            and not (request.init_image is not None and request.chosen.marginal)
             and not joined["log_z"].isnan().all()
         )
         return Result(
@@ -146,7 +148,7 @@ class Stream(Iterator[Population]):
             }
             | ({"learning_nfe": self.learnt * one} if self.learnt else {})
             | ({"bad_rewards": float(counts.bad)} if request.on_bad_reward == "drop" else {})
-            | ({"inversion_nfe_per_prompt": 2.0 * INVERSION} if inverts else {}),
+            | ({"inversion_nfe_per_prompt": inverting} if inverts else {}),
             trace={name: joined[f"trace_{name}"] for name in TRACED},
         )
 

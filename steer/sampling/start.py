@@ -7,6 +7,7 @@ from torch import Tensor
 
 from steer.flow import FlowMap
 from steer.noise import Noise
+from steer.path import like
 from steer.sampling.request import INVERSION, PROBES, Request
 
 __all__ = ["inverted", "starts"]
@@ -18,7 +19,8 @@ def inverted(flow: FlowMap, x: Tensor, t: float, steps: int = INVERSION) -> Tens
 
     From there the flow leads back to x, so what guidance changes is all that changes: DDIM
     inversion (Song, Meng, Ermon 2021, arXiv 2010.02502) of a flow. Exact as steps grow, at second
-    order.
+    order. On a path whose velocity is infinite at t = 1 (variance preserving) it begins at
+    `t = 1 - 1e-3`, with the noise that the denoiser sees there.
 
     Args:
         flow: its velocity, prompts bound: those that describe the picture.
@@ -27,6 +29,11 @@ def inverted(flow: FlowMap, x: Tensor, t: float, steps: int = INVERSION) -> Tens
         steps: two calls of the velocity each.
     """
     times = torch.linspace(1, t, steps + 1, dtype=torch.float64).tolist()
+    if not bool(torch.isfinite(flow.path.derivative(1.0)[0])):
+        times[0] = max(1 - 1e-3, (1 + times[1]) / 2)
+        beta = flow.path(times[0])[1]
+        mean = like(beta, x) * x
+        x = 2 * mean - like(beta, x) * flow.denoise(mean, times[0])
     for late, early in pairwise(times):
         h = early - late
         first = flow.velocity(x, late)
@@ -56,7 +63,7 @@ def starts(request: Request, group: range, flow: FlowMap) -> tuple[Tensor, Tenso
             return x_0
         x_1 = request.encoded
         x_1 = x_1 if len(x_1) == 1 else x_1[group.start : group.stop]
-        if request.init_by == "inversion":
+        if request.init_by == "inversion" and step == "start":  # probes are spread around it
             x_1 = x_1.expand(len(places), *shape).to(x_0)
             begun = inverted(flow, x_1, request.start)
             return begun[:, None].expand_as(x_0).clone()

@@ -51,6 +51,7 @@ class AdapterTraining(RuleTraining):
         tuned.switch.trained = (term,)
         self._tuned = [tuned]  # no submodule: the base is in no checkpoint
         own = [*tuned.adapters().values(), *term.parameters()]
+        self.weighing = list(rule.parameters()) if isinstance(rule, nn.Module) else []
         self.trained = nn.ParameterList(p.requires_grad_() for p in own)
         self.mean = nn.ParameterList(nn.Parameter(p.detach().clone(), False) for p in own)
         self.rate = rate
@@ -85,7 +86,8 @@ class AdapterTraining(RuleTraining):
 
     def configure_optimizers(self) -> Any:
         """AdamW, 50 steps up, then a cosine to zero."""
-        optimizer = torch.optim.AdamW(self.trained, self.rate, betas=(0.9, 0.99), weight_decay=0.0)
+        trained = [*self.trained, *self.weighing]  # what a rule learns of its own has no average
+        optimizer = torch.optim.AdamW(trained, self.rate, betas=(0.9, 0.99), weight_decay=0.0)
         return {"optimizer": optimizer, "lr_scheduler": warm_cosine(optimizer, self.steps)}
 
 

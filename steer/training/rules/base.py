@@ -77,6 +77,8 @@ class Rule(ABC):
         target: what is regressed on what, in a line.
         stopped: what no gradient passes through.
         field: which velocity it follows.
+        chosen: whether somebody chose that; else a rule of the pair follows a teacher, where one
+            is: the diagonal does.
         pairs: the law of (s, t) of its paper, see `steer.training.rules.times`.
         weight: how its errors are weighed, see `steer.training.rules.weights`.
         diagonal: share of a batch that is flow matching at s = t.
@@ -97,6 +99,7 @@ class Rule(ABC):
     derives: ClassVar[bool] = True
     differenced: ClassVar[bool] = False
     field: Field = "own"
+    chosen: bool = False
     pairs: str = "ends"
     weight: str = "uniform"
     diagonal: float = 0.5
@@ -113,7 +116,7 @@ class Rule(ABC):
         """
         if field is not None:
             self.allow(field)
-            self.field = field
+            self.field, self.chosen = field, True
         return self
 
     def led_by(self, teacher: object) -> None:
@@ -125,5 +128,14 @@ class Rule(ABC):
                 "that needs none (lsd, imf, psd-m)"
             )
 
-    def allow(self, field: Field) -> None:  # noqa: B027
-        """Raise where a field would lead to another fixed point. Default: all are allowed."""
+    asks: ClassVar[bool] = True
+    """Whether its error asks for a velocity; else a choice of one would do nothing."""
+
+    def allow(self, field: Field) -> None:
+        """Raise where a field would lead to another fixed point, or would do nothing."""
+        if not self.asks and field != self.field:
+            raise ValueError(
+                f"velocity={field!r}: {type(self).__name__} asks for no velocity off the "
+                "diagonal, so that this would do nothing; what the diagonal follows is the "
+                "recipe's `teacher`"
+            )

@@ -28,6 +28,7 @@ class _Lagrangian(Rule):
         """Raise where the conditional velocity is asked for: it is none at X(s,t,x)."""
         if field == "conditional":
             raise ValueError(f"velocity='conditional': {WHY}")
+        super().allow(field)
 
 
 class LSD(_Lagrangian):
@@ -83,6 +84,7 @@ class TVM(_Lagrangian):
     source = "terminal velocity matching 2025, 2511.19797"
     fails = "as lsd; transformers want RMS norms and an attention with forward derivatives"
     cost = 10
+    asks = False
     pairs = "gaps"
 
     def error(self, look: Look) -> Tensor:

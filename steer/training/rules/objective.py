@@ -22,6 +22,9 @@ __all__ = ["MapObjective"]
 class MapObjective(nn.Module):
     """A rule of `steer.RULES` as an objective of `FlowTraining`.
 
+    Rules of the pair's velocity follow the teacher's in its place, where there is one and they are
+    not told otherwise: the two are the same in the mean only where the teacher is not guided.
+
     A share of the batch is on the diagonal, where `v(x,t,t)` is fitted to the velocity: a guided
     teacher's where there is one, else the pair's, `w x' + (1-w) v̄(x,t,t | "")`, which fuses
     classifier-free guidance w into the map (Geng et al. 2025, 2505.13447). The rest of the batch
@@ -57,6 +60,8 @@ class MapObjective(nn.Module):
         derivative: How = "auto",
     ) -> None:
         super().__init__()
+        if teacher is not None and rule.field == "conditional" and not rule.chosen:
+            rule.field = "teacher"
         rule.led_by(teacher)
         share = rule.diagonal if diagonal is None else diagonal
         if not 0 < share < 1:
@@ -74,6 +79,11 @@ class MapObjective(nn.Module):
         self._teacher = [] if teacher is None else [teacher]
         self.pairs = pairs_named(rule.pairs if pairs is None else pairs)
         self.weight = weight_named(weight or rule.weight)
+        if rule.differenced and derivative == "jvp":
+            raise ValueError(
+                f"derivative='jvp': {type(rule).__name__} takes central differences whatever the "
+                "network can do: leave it out, or choose imf, which is the same rule by jvp"
+            )
         self.derivative: How = "difference" if rule.differenced else derivative
 
     def forward(
@@ -96,6 +106,11 @@ class MapObjective(nn.Module):
             progress: of the run, from 0 to 1.
         """
         n = len(x_1)
+        if n < 2:
+            raise ValueError(
+                "a batch of one row cannot be on the diagonal and off it: give batch_size 2 or "
+                "more"
+            )
         k = min(n - 1, max(1, round(self.diagonal * n)))
         x_0 = torch.randn(x_1.shape, generator=generator).to(x_1)
         tau = draw_time(k, generator)
@@ -163,8 +178,9 @@ class MapObjective(nn.Module):
         scale: Tensor,
     ) -> Tensor:
         """Return the pair's velocity; with a prompt guided: `w x' + (1-w) v(x,t,t | "")`."""
-        if self.guidance == 1 or self._teacher:
+        if self.guidance == 1 or (self._teacher and self.rule.field != "conditional"):
             return slope
-        free = average.given([""] * len(x)).velocity(x, t)
+        leads = self._teacher[0] if self._teacher else average  # as the diagonal has it
+        free = leads.given([""] * len(x)).velocity(x, t)
         told = torch.tensor([bool(p) for p in prompts], device=x.device)
         return torch.lerp(free, slope, like(torch.where(told, scale, 1.0), x))

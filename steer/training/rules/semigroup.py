@@ -34,6 +34,7 @@ class PSD(Rule):
     fails = "errors of short jumps add up in long ones"
     cost = 8
     derives = False
+    asks: ClassVar[bool] = False
 
     def __init__(self, midpoint: bool = True) -> None:
         self.midpoint = midpoint
@@ -52,7 +53,8 @@ def _two(v: Callable[[Tensor, Tensor, Tensor], Tensor], look: Look, u: Tensor) -
     x, s, t = look.x, look.s, look.t
     first = v(x, s, u)
     second = v(x + like(u - s, x) * first, u, t)
-    return torch.lerp(first, second, like((t - u) / (t - s), x))
+    share = (t - u) / (t - s).clamp(min=1e-6)  # two times that were drawn may be one
+    return torch.lerp(first, second, like(share, x))
 
 
 class Shortcut(PSD):
@@ -99,6 +101,7 @@ class Progressive(PSD):
     source = "Salimans, Ho 2022, 2202.00512"
     fails = "late to the long jumps, on what earlier ones left"
     cost = 8
+    asks: ClassVar[bool] = True
     field: Field = "teacher"
     pairs = "dyadic"
     shortest: ClassVar[float] = 2.0**-6

@@ -1,0 +1,105 @@
+"""Blocks of a model that are computed again in the backward pass, instead of being kept.
+
+A whole call that is computed again (Chen et al. 2016, arXiv 1604.06174) keeps one state in the
+forward pass, and every activation of the call at once in the backward pass. Block by block, what
+is kept is the input of each block, and the backward pass holds one block's activations at a time.
+
+Adapters are switched by state of their layers, and the backward pass comes when the switch is back
+where it was: a block is computed again with its adapters set as they were.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from steer.adapters.switch import as_now
+
+__all__ = ["again", "by_block", "has_blocks"]
+
+BLOCKS = {"AutoencoderDC": "decoder.up_blocks"}
+"""Models whose blocks can be computed again, though diffusers does not do it: where they are."""
+
+
+def again(function: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a function, and compute it again in the backward pass, adapters set as they are now.
+
+    Args:
+        function: of tensors.
+        module: whose adapters it uses.
+        *args: of the function.
+        **kwargs: likewise.
+    """
+    scales = as_now(module)
+    return checkpoint(
+        function,
+        *args,
+        use_reentrant=False,
+        preserve_rng_state=_draws(module),  # to read the state makes the host wait
+        context_fn=lambda: (nullcontext(), scales),
+        **kwargs,
+    )
+
+
+def _draws(module: nn.Module) -> bool:
+    """Return whether a call draws random numbers."""
+    return any(isinstance(m, nn.Dropout) and m.training and m.p > 0 for m in module.modules())
+
+
+def has_blocks(model: nn.Module) -> bool:
+    """Return whether a model of diffusers can be computed again block by block."""
+    supported = getattr(model, "_supports_gradient_checkpointing", False)
+    return bool(supported) or type(model).__name__ in BLOCKS
+
+
+@contextmanager
+def by_block(model: nn.Module) -> Iterator[None]:
+    """Compute the blocks of a model again in the backward pass of the calls in this context.
+
+    What the model's own checkpointing was set to is set again afterwards.
+
+    Args:
+        model: of diffusers, one that `has_blocks`.
+    """
+    place = BLOCKS.get(type(model).__name__)
+    if place is not None:
+        with _wrapped(model.get_submodule(place)):
+            yield
+        return
+
+    def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        whose = function if isinstance(function, nn.Module) else model
+        return again(function, whose, *args, **kwargs)
+
+    told: list[Any] = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
+    before = [
+        (m, m.gradient_checkpointing, getattr(m, "_gradient_checkpointing_func", None))
+        for m in told
+    ]  # fmt: skip
+    try:
+        for m in told:
+            m.gradient_checkpointing, m._gradient_checkpointing_func = True, run
+        yield
+    finally:
+        for m, on, function in before:
+            m.gradient_checkpointing, m._gradient_checkpointing_func = on, function
+
+
+@contextmanager
+def _wrapped(blocks: nn.Module) -> Iterator[None]:
+    """Let each of some blocks compute itself again."""
+    held = list(blocks.children())
+    try:
+        for block in held:
+            block.forward = partial(_block, block.forward, block)
+        yield
+    finally:
+        for block in held:
+            del block.forward
+
+
+def _block(forward: Callable[..., Tensor], block: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    return again(forward, block, *args, **kwargs)
