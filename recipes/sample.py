@@ -19,6 +19,7 @@ from recipes.methods import method as method_
 from recipes.partial import Partial, free, is_finished
 from recipes.planned import say_memory
 from recipes.terminal import console, progress
+from steer.batches import Ceiling
 from steer.files import expanded
 from steer.flow import device_of
 from steer.guidance.population import Population, seen_mean
@@ -253,7 +254,7 @@ def sample(
         groups.keep(partial, first, {"guided": result, **others}, terms)
 
     places = range(0, count, max(1, ROWS // particles))
-    with Partial(out, identity, overwrite, screen) as partial:
+    with Partial(out, identity, overwrite, screen) as partial, Ceiling().held():
         _fill(partial, places, steps, method, draw, screen)
         titles = ["guided", *twins]
         results, shares = groups.join(partial, places, titles, prompts, asked)
