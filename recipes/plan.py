@@ -73,7 +73,7 @@ def plan(
         "dtype": None if dtype is None else getattr(torch, dtype),
     }  # fmt: skip
     if table:
-        _table(models, chosen | {"tuning": True}, model_options)
+        _table(models, chosen | {"levers": "stack"}, model_options)
         return
     made = steer.plan(model, **chosen, **model_options)
     if json:

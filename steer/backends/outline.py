@@ -19,7 +19,9 @@ from steer.backends.sizes import PUBLIC
 from steer.catalogue import MODELS
 from steer.names import hint
 
-__all__ = ["Blueprint", "blueprint", "names_public", "outlined"]
+__all__ = [
+    "Blueprint", "blueprint", "default_size", "names_public", "outlined", "tiny_autoencoder",
+]  # fmt: skip
 
 TEXTS = "text_encoder"
 """What the name of a part that reads texts begins with."""
@@ -265,3 +267,20 @@ def default_size(plan: Blueprint, pipe: Any) -> tuple[int, int]:
     if isinstance(side, int):
         return (side * int(pipe.vae_scale_factor),) * 2
     raise ValueError(f"{plan.source} does not say the size of its pictures: give height and width")
+
+
+def tiny_autoencoder(
+    flow: Any, mode: AbstractContextManager[Any], dtype: torch.dtype
+) -> nn.Module | None:
+    """Return an `AutoencoderTiny` without values that decodes a flow's latents; None: it has none.
+
+    Published ones (TAESD, TAESDXL, TAESD3, TAEF1) shrink pictures by 8 and have the default sizes.
+    """
+    config = flow.vae.config
+    channels = config.get("latent_channels")
+    levels = config.get("block_out_channels") or ()
+    if channels not in (4, 16) or len(levels) != 4 or type(flow.vae).__name__ != "AutoencoderKL":
+        return None
+    with mode, _quietly(), _default(dtype):
+        made = needs_diffusers().AutoencoderTiny(latent_channels=channels)
+    return made.eval().requires_grad_(False)

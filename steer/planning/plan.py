@@ -4,19 +4,19 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steer.objectives.table import build
 from steer.objectives.table import name_of as objective_name
+from steer.planning.levers import levers_of
 from steer.planning.live import fake_mode
 from steer.planning.report import MOST_ROWS, Lever, Plan
 from steer.planning.rewards import planned_reward
 from steer.planning.steps import (
     Depth,
-    Need,
     guided_step,
     need,
     saved_of,
@@ -29,9 +29,6 @@ from steer.sampling.forecast import counts
 from steer.sampling.methods import AnyMethod, default_method, method_of
 
 __all__ = ["plan"]
-
-HALVES = 1 / 2
-"""What a weight of 8 bits takes, as a share of one of 16."""
 
 
 def plan(
@@ -52,7 +49,7 @@ def plan(
     text_tokens: int | None = None,
     tuning: bool = True,
     training: bool = False,
-    levers: bool = True,
+    levers: bool | Literal["stack"] = True,
     method_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Plan:
@@ -83,7 +80,7 @@ def plan(
         text_tokens: how many tokens of text the denoiser sees. Default: the pipeline's own.
         tuning: whether a tuning step is planned too.
         training: whether a step that trains all weights is.
-        levers: whether it is tried what saves memory.
+        levers: whether it is tried what saves memory; "stack": those alone that cards try.
         method_options: of the method.
         **options: of a pipeline, those of `steer.load`: cfg, guidance, checkpointing, call and so
             on.
@@ -120,7 +117,12 @@ def plan(
             else None
         )
         trained = need(lambda n: training_step(one, n)) if training else None
-        tried = _levers(made, one, judge, depth, guided, options) if levers else ([], [])
+        tried: tuple[list[Lever], list[Lever]] = ([], [])
+        if levers:
+            tried = levers_of(
+                made, lambda which, n: guided_step(which, judge, n, depth), guided,
+                options, levers != "stack",
+            )  # fmt: skip
         return Plan(
             one.name, one.source, one.size, str(one.dtype).removeprefix("torch."), cuda, count,
             chosen.name, objective_name(rule), "none" if reward is None else name_of(judge),
@@ -156,75 +158,3 @@ def _notes(one: Subject, reward: Reward) -> list[str]:
     if unknown:
         notes.append(f"the weights and activations of {', '.join(unknown)} are not counted")
     return notes
-
-
-# ------------------------------------------------------------------ levers
-
-
-def _levers(
-    made: Callable[..., Subject],
-    one: Subject,
-    reward: Reward,
-    depth: Depth,
-    guided: Need,
-    options: Mapping[str, Any],
-) -> tuple[list[Lever], list[Lever]]:
-    """Return each lever alone, and the stack in which cards try them."""
-    alone: list[Lever] = []
-    stack = [Lever("", "", guided)]
-    pipeline = hasattr(one.flow, "pipe")
-    texts = one.beside
-
-    def tried(which: Subject) -> Need:
-        return need(lambda n: guided_step(which, reward, n, depth))
-
-    def put(name: str, how: str, alone_need: Need, stacked: Need) -> None:
-        alone.append(Lever(name, how, alone_need))
-        stack.append(Lever(name, how, stacked))
-
-    here = guided
-    if texts:
-        here = guided.more(-texts)
-        put("text encoders dropped", "flow.release_text_encoders(), prompts bound", here, here)
-    if pipeline and not options.get("checkpointing"):
-        saving = made(checkpointing=True)
-        kept = tried(saving)
-        here = kept.more(-texts)
-        put("checkpointing", "checkpointing=True", kept, here)
-    if pipeline and one.dtype in (torch.bfloat16, torch.float16):
-        network = one.flow.denoiser
-        whole = _bytes(network)
-        blocks = [_bytes(block) for block in _blocks(network)]
-        largest = max(blocks, default=whole)
-        checked = here is not guided and not options.get("checkpointing")
-        fewer = -whole * HALVES
-        # what is made of the 8 bits for a product is kept for the backward pass
-        alone_more = fewer + (largest if options.get("checkpointing") else whole)
-        stacked_more = fewer + (largest if checked or options.get("checkpointing") else whole)
-        put(
-            "8-bit weights of the denoiser", "an int8 or fp8 checkpoint",
-            guided.more(round(alone_more)), here.more(round(stacked_more)),
-        )  # fmt: skip
-    alone.append(Lever("weights left to ask for gradients", "never: not frozen",
-                       _unfrozen(one, reward, depth)))  # fmt: skip
-    return alone, stack
-
-
-def _unfrozen(one: Subject, reward: Reward, depth: Depth) -> Need:
-    parts = list(one.flow.parameters())
-    for p in parts:
-        p.requires_grad_(True)
-    try:
-        return need(lambda n: guided_step(one, reward, n, depth))
-    finally:
-        for p in parts:
-            p.requires_grad_(False)
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in module.parameters())
-
-
-def _blocks(network: nn.Module) -> list[nn.Module]:
-    """Return the blocks that checkpointing goes by: the members of the network's lists."""
-    return [block for m in network.children() if isinstance(m, nn.ModuleList) for block in m]

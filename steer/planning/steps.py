@@ -63,11 +63,11 @@ class Need:
         return replace(self, base=self.base + constant)
 
 
-def need(peak: Callable[[int], int]) -> Need:
-    """Return the line through the peaks of calls of one and of two rows."""
-    one, two = peak(1), peak(2)
+def need(peak: Callable[[int], int], first: int = 1) -> Need:
+    """Return the line through the peaks of calls of `first` rows and of one more."""
+    one, two = peak(first), peak(first + 1)
     row = max(0, two - one)
-    return Need(one - row, row)
+    return Need(one - first * row, row)
 
 
 def guided_step(one: Subject, reward: Reward, rows: int, depth: Depth) -> int:
