@@ -39,8 +39,8 @@ def plan(
 ) -> None:
     """Say what a run needs: weights, peaks of its steps, what saves memory, which cards do.
 
-    Nothing is loaded or downloaded: the steps are run on tensors without values. A minute or two
-    for a large model.
+    Nothing is loaded or downloaded: the steps are run on tensors without values. Some
+    minutes for a large model.
 
     Args:
         model: a short name of a public model (sd15, sdxl, sd3-medium, sana-sprint-0.6b,
@@ -159,11 +159,10 @@ def _table(models: Sequence[str], chosen: dict[str, Any], options: dict[str, Any
     screen = console()
     head = ["model", "pixels", "weights", "guided: base + a row", "checkpointed",
             "tuning: base + a row", *(f"{size} GB" for size in CARDS)]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    say("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for name in models or PUBLIC:
         screen.print(f"planning {name}")
-        lines.append(row(steer.plan(name, **chosen, **options)))
-    say("\n".join(lines))
+        say(row(steer.plan(name, **chosen, **options)))
 
 
 def row(made: Plan) -> str:

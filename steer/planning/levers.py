@@ -12,8 +12,8 @@ from steer.planning.subject import Subject
 
 __all__ = ["levers_of"]
 
-HALF = {"guide_size": 0.5}
-SAVING = {"checkpointing": True}
+HALF: dict[str, Any] = {"guide_size": 0.5}
+SAVING: dict[str, Any] = {"checkpointing": True}
 
 
 def levers_of(
@@ -58,8 +58,8 @@ def levers_of(
         here = tried(**SAVING, **HALF).more(-texts)
         put("half-size pictures for the gradient", "guide_size=0.5", single or here, here)
         if one.dtype in (torch.bfloat16, torch.float16):
-            put("8-bit weights of the denoiser", "an int8 or fp8 checkpoint",
-                guided.more(_of_8_bits(one, saving)), here.more(_of_8_bits(one, True)))  # fmt: skip
+            single, here = guided.more(_of_8_bits(one, saving)), here.more(_of_8_bits(one, True))
+            put("8-bit weights of the denoiser", "an int8 or fp8 checkpoint", single, here)
         if alone:
             name = "one row a decoder's call, from 2 rows on"
             singles.append(Lever(name, "decode_rows=1", tried(2, decode_rows=1)))
