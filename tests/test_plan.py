@@ -202,7 +202,8 @@ def test_levers_say_what_they_save():
     assert levers["checkpointing"] < here
     assert levers["weights left to ask for gradients"] > here
     assert levers["8-bit weights of the denoiser"] > here, "kept whole for the backward pass"
-    assert plan.stack[-1].need.at(2) < levers["checkpointing"], "the levers add up"
+    assert levers["half-size pictures for the gradient"] < here
+    assert plan.stack[3].need.at(2) < levers["checkpointing"], "the levers add up"
 
 
 def need(base, row):
