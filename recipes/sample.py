@@ -18,7 +18,9 @@ from recipes.inputs import Dtype, asked_for, load_model, read_picture
 from recipes.methods import PROBES, check, learn, plan, tempered
 from recipes.methods import method as method_
 from recipes.partial import Partial, free, is_finished
+from recipes.planned import say_memory
 from recipes.terminal import console, progress
+from steer.batches import Ceiling
 from steer.files import expanded
 from steer.flow import device_of
 from steer.guidance.population import Population, seen_mean
@@ -196,6 +198,11 @@ def sample(
         "churn": churn, "noise": noise,
     }  # fmt: skip
     options = {k: v for k, v in given.items() if v is not None} | options
+    rows = particles * (1 if prompts is None else len(prompts))
+    say_memory(
+        screen, model, reward, device, rows=min(rows, batch_size or ROWS), method=chosen_method,
+        method_options=options, dtype=dtype, model_options=model_options, cfg=cfg,
+    )  # fmt: skip
     loaded = load_model(model, device, dtype, lora, lora_scale, model_options)
     flow = _mixed(loaded, cfg, negative_prompt, prompts)
     twins: dict[str, steer.FlowMap] = {}
@@ -257,7 +264,8 @@ def sample(
     places = range(0, count, min(max(1, ROWS // particles), -(-count // crew.count)))
     if not crew.first:
         crew.told(list)  # the first process has opened the run
-    with Partial(out, identity, overwrite, screen, joins=not crew.first) as partial:
+    joins = not crew.first
+    with Partial(out, identity, overwrite, screen, joins=joins) as partial, Ceiling().held():
         if crew.first:
             crew.told(list)
         _fill(partial, places, steps, method, draw, screen, crew)

@@ -138,6 +138,7 @@ from .path import (
 from .path import (
     VariancePreserving as VariancePreserving,
 )
+from .planning.plan import plan as plan
 from .posterior import Glass as Glass
 from .posterior import PosteriorMap as PosteriorMap
 from .posterior import WeightedRenoise as WeightedRenoise
@@ -201,6 +202,7 @@ __all__ = [
     "load",
     "load_posterior",
     "multinomial",
+    "plan",
     "residual",
     "sample",
     "stratified",
