@@ -43,7 +43,10 @@ LATER = {
 }
 """Options of `sample` that the models of this version cannot use -> what they are for."""
 
-SWITCHES = {"--check", "--json", "--names", "--overwrite", "--private", "--unguided"}
+SWITCHES = {
+    "--check", "--cpu", "--json", "--names", "--overwrite", "--private", "--table", "--training",
+    "--unguided",
+}  # fmt: skip
 """Options that mean true where they stand alone."""
 
 

@@ -55,6 +55,21 @@ COMMANDS = {
             "where to": "unguided keep film out overwrite",
         },
     ),
+    "plan": Command(
+        "recipes.plan:plan",
+        "draw",
+        "the memory and the calls that a run needs, before it",
+        (
+            "plan --model sdxl --reward pickscore --rows 2 --card 24",
+            "plan --table --models '[sd15, sana-sprint-0.6b]'",
+        ),
+        {
+            "what draws": "model model_options height width dtype",
+            "what is planned": "reward rows particles steps method objective rank training",
+            "for what": "card cpu",
+            "what is printed": "json table models",
+        },
+    ),
     "compare": Command(
         "recipes.compare:compare",
         "draw",

@@ -8,6 +8,7 @@ from typing import Any
 import steer
 from recipes.defaults import judge_of, named, own, reward_of, tuning_prompts
 from recipes.inputs import Dtype, file_or_list, load_model, read_prompts
+from recipes.planned import say_memory
 from recipes.terminal import console
 from steer.objectives.table import described
 from steer.secrets import redacted
@@ -74,7 +75,14 @@ def finetune(
         **settings: how the run is run.
     """
     chosen = Settings(**settings)
-    scorer = named(reward_of(model, reward))
+    text = reward_of(model, reward)
+    if chosen.accelerator != "cpu":
+        say_memory(
+            console(), model, text, device or "cuda", rows=chosen.micro, objective=objective,
+            tuning=True, rank=chosen.rank, targets=chosen.targets, dtype=dtype,
+            model_options={"checkpointing": chosen.checkpointing, **model_options},
+        )  # fmt: skip
+    scorer = named(text)
     flow = load_model(model, device, dtype, lora, lora_scale, model_options)
     asked = tuning_prompts(model, flow, file_or_list(prompts))
     checked = file_or_list(check_prompts)

@@ -5,19 +5,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 
 import rewards
 import steer
 from recipes import films, groups
+from recipes.crew import Crew, crew_of
 from recipes.defaults import reward_of
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import Dtype, asked_for, load_model, read_picture
 from recipes.methods import PROBES, check, learn, plan, tempered
 from recipes.methods import method as method_
+from recipes.mixing import mixed, pixels
 from recipes.partial import Partial, free, is_finished
+from recipes.planned import say_memory
 from recipes.terminal import console, progress
+from steer.batches import Ceiling
 from steer.files import expanded
 from steer.flow import device_of
 from steer.guidance.population import Population, seen_mean
@@ -73,6 +76,8 @@ def sample(
     seed: int = 0,
     batch_size: int | None = None,
     device: str | None = None,
+    devices: int = 1,
+    num_nodes: int = 1,
     dtype: Dtype | None = None,
     out: Path = Path("outputs/sample"),
     overwrite: bool = False,
@@ -138,7 +143,10 @@ def sample(
         seed: keys all randomness.
         batch_size: the most pictures in one call of the network; fewer take less memory, and the
             pictures are the same (default 64).
-        device: where to compute. Default: where the model is loaded, the CPU.
+        device: where to compute. Default: where the model is loaded, the CPU; of several processes
+            the accelerators that there are, so say cpu for processes on the CPU.
+        devices: processes on each machine, one a device; each draws its share of the prompts.
+        num_nodes: machines, which see one file system; SLURM or torchrun starts the processes.
         dtype: the network's. Default: float32 on a CPU.
         out: the run folder.
         overwrite: replace the run folder if it exists, and drop an interrupted run.
@@ -149,6 +157,8 @@ def sample(
         The run folder.
     """
     settings = settings_of(locals())
+    crew = crew_of(devices, num_nodes, device)
+    device = crew.device or device
     if method is None:
         tilted = temperature is not None or strength is not None
         found = rewards.load(reward_of(model, reward))
@@ -180,10 +190,10 @@ def sample(
         "files": fingerprints(model, reward, method, *pictures, *adapter_files(lora)),
         "settings": {k: v for k, v in settings.items() if k not in ("overwrite", "batch_size")},
     }
-    if not overwrite and is_finished(out, identity):
+    if crew.told(lambda: not overwrite and is_finished(out, identity)):
         screen.print(f"{out} is finished: see grid.png in it, or say --overwrite to draw it again")
         return expanded(out)
-    out = free(out, overwrite)
+    out = crew.told(lambda: free(out, overwrite))
     given = {
         "scale": scale, "threshold": threshold, "moves": moves, "rate": rate, "brake": brake,
         "lookahead": lookahead, "jumps": jumps, "finish": finish, "window": window,
@@ -191,14 +201,19 @@ def sample(
         "churn": churn, "noise": noise,
     }  # fmt: skip
     options = {k: v for k, v in given.items() if v is not None} | options
+    rows = particles * (1 if prompts is None else len(prompts))
+    say_memory(
+        screen, model, reward, device, rows=min(rows, batch_size or ROWS), method=chosen_method,
+        method_options=options, dtype=dtype, model_options=model_options, cfg=cfg,
+    )  # fmt: skip
     loaded = load_model(model, device, dtype, lora, lora_scale, model_options)
-    flow = _mixed(loaded, cfg, negative_prompt, prompts)
+    flow = mixed(loaded, cfg, negative_prompt, prompts)
     twins: dict[str, steer.FlowMap] = {}
     if unguided and isinstance(loaded, steer.Adapted):
-        twins["base, unguided"] = _mixed(loaded.base, cfg, negative_prompt, prompts)
+        twins["base, unguided"] = mixed(loaded.base, cfg, negative_prompt, prompts)
     if unguided and method != "none":  # whose twin it would be
         twins["tuned, unguided" if twins else "unguided"] = flow
-    size = _pixels(flow, model)
+    size = pixels(flow, model)
     judge = rewards.load(reward).to(device_of(flow))
     run: dict[str, Any] = {
         "particles": particles,
@@ -254,9 +269,16 @@ def sample(
         terms = groups.terms_of(judge, result, chosen, questions)
         groups.keep(partial, first, {"guided": result, **others}, terms)
 
-    places = range(0, count, max(1, ROWS // particles))
-    with Partial(out, identity, overwrite, screen) as partial:
-        _fill(partial, places, steps, method, draw, screen)
+    places = range(0, count, min(max(1, ROWS // particles), -(-count // crew.count)))
+    if not crew.first:
+        crew.told(list)  # the first process has opened the run
+    joins = not crew.first
+    with Partial(out, identity, overwrite, screen, joins=joins) as partial, Ceiling().held():
+        if crew.first:
+            crew.told(list)
+        _fill(partial, places, steps, method, draw, screen, crew)
+        if not crew.first:
+            return out
         titles = ["guided", *twins]
         results, shares = groups.join(partial, places, titles, prompts, asked)
         result = results.pop("guided")
@@ -281,35 +303,6 @@ def sample(
     return out
 
 
-def _mixed(
-    flow: steer.FlowMap, cfg: float | None, negative: str | None, prompts: list[str] | None
-) -> steer.FlowMap:
-    """Mix the flow with itself led by another prompt, where that is asked for."""
-    if cfg is None:
-        if negative is not None:
-            raise ValueError("negative_prompt leads nowhere without cfg: give cfg, for instance 2")
-        return flow
-    if prompts is None:
-        raise ValueError("cfg leads towards a prompt, and there is none: give one, or no cfg")
-    inner = flow.flow if isinstance(flow, steer.Adapted) else flow
-    if not (inner.component or getattr(inner, "takes_guidance", False)):
-        return steer.ClassifierFree(flow, cfg, negative or "")
-    guided = inner.guided(cfg, negative)  # type: ignore[operator]  # a pipeline's own, or an input
-    return flow.around(guided) if isinstance(flow, steer.Adapted) else guided
-
-
-@torch.no_grad()
-def _pixels(flow: steer.FlowMap, model: str) -> torch.Size:
-    """Return the height and width of a flow's pictures."""
-    shape = flow.decode(torch.zeros(1, *flow.event_shape, device=device_of(flow))).shape
-    if len(shape) != 4 or shape[1] != 3:
-        raise ValueError(
-            f"model {model!r} decodes to shape {tuple(shape)}, which is no picture (1, 3, h, w): "
-            "call steer.sample from Python, and keep result.x"
-        )
-    return shape[-2:]
-
-
 def _fill(
     partial: Partial,
     places: range,
@@ -317,18 +310,23 @@ def _fill(
     method: str,
     draw: Callable[[Partial, int, int, Callable[[Population], None]], None],
     screen: Console,
+    crew: Crew,
 ) -> None:
-    """Draw the groups that are not finished yet, with a bar of the whole run's steps."""
+    """Draw the groups that are not finished yet, with a bar of this process's steps."""
+    left = crew.told(lambda: [p for p in places if not groups.drawn_before(partial, p)])
+    mine = places if crew.count == 1 else crew.share(left)
     with progress(screen, "{task.completed}/{task.total}", "{task.fields[note]}") as bar:
-        task = bar.add_task(method, total=len(places) * steps, note="")
+        task = bar.add_task(method, total=len(mine) * steps, note="")
 
         def show(population: Population) -> None:
             reward = float(population.reward.mean())
             text = "" if math.isnan(reward) else f"reward {reward:.4g}"
             bar.update(task, advance=1, note=text)
 
-        for done, first in enumerate(places):
+        for done, first in enumerate(mine):
             bar.update(task, completed=done * steps)
             if not groups.drawn_before(partial, first):
                 draw(partial, first, min(first + places.step, places.stop), show)
-        bar.update(task, completed=len(places) * steps)
+        bar.update(task, completed=len(mine) * steps)
+    if crew.first:
+        crew.wait(lambda: all(groups.drawn_before(partial, p) for p in places))

@@ -141,6 +141,7 @@ from .path import (
 from .path import (
     VariancePreserving as VariancePreserving,
 )
+from .planning.plan import plan as plan
 from .posterior import Glass as Glass
 from .posterior import PosteriorMap as PosteriorMap
 from .posterior import WeightedRenoise as WeightedRenoise
@@ -207,6 +208,7 @@ __all__ = [
     "load",
     "load_posterior",
     "multinomial",
+    "plan",
     "residual",
     "sample",
     "stratified",

@@ -1,6 +1,14 @@
-"""Micro-batches: rows in parts of a bounded size, as many of every prompt, and joined again."""
+"""Micro-batches: rows in parts of a bounded size, as many of every prompt, and joined again.
 
-from collections.abc import Callable, Sequence
+Where a device has too little memory for a part, the part is halved, and all later ones of the run
+are as small: see `Ceiling`. No row's result depends on which others are in its call, and none of
+its noise does, so the pictures are the same.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -9,9 +17,56 @@ from torch import Tensor
 from steer.flow import FlowMap, Wrapped
 from steer.path import Time
 
-__all__ = ["Batched", "in_batches", "join_rows"]
+__all__ = ["Batched", "Ceiling", "in_batches", "in_slices", "join_rows"]
 
 T = TypeVar("T")
+
+
+class Ceiling:
+    """The most rows of a call that a device was seen to have memory for, in one run.
+
+    Attributes:
+        rows: how many; None: it was never too little.
+    """
+
+    def __init__(self) -> None:
+        self.rows: int | None = None
+        self._told = False
+
+    def lower(self, rows: int) -> None:
+        """Remember that this many rows are to be tried, after more of them were too many."""
+        self.rows = rows
+        if torch.cuda.is_available():  # what the failed call left behind
+            torch.cuda.empty_cache()
+
+    def tell(self, before: int) -> None:
+        """Warn, once, that calls have become smaller, and how to begin so."""
+        if self._told or self.rows is None:
+            return
+        self._told = True
+        warnings.warn(
+            f"out of memory at {before} rows a call: going on with {self.rows}, which changes no "
+            f"picture. To begin so, give batch_size={self.rows} (--batch-size); `steer plan` says "
+            "what else saves memory",
+            stacklevel=2,
+        )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let this be the ceiling of all micro-batches in here."""
+        token = _CEILING.set(self)
+        try:
+            yield
+        finally:
+            _CEILING.reset(token)
+
+    @staticmethod
+    def of_run() -> "Ceiling":
+        """Return the ceiling of the run that is going on; a new one outside of any."""
+        return _CEILING.get() or Ceiling()
+
+
+_CEILING: ContextVar[Ceiling | None] = ContextVar("ceiling", default=None)
 
 
 def in_batches(f: Callable[[Tensor], T], x: Tensor, size: int | None, prompts: int = 1) -> list[T]:
@@ -22,13 +77,55 @@ def in_batches(f: Callable[[Tensor], T], x: Tensor, size: int | None, prompts: i
         x: rows, prompt-major, (p * n, ...).
         size: the most rows of a part; None: all at once.
         prompts: p.
+
+    Raises:
+        torch.OutOfMemoryError: one row of every prompt is too much.
     """
     n = len(x) // prompts
-    m = n if size is None else max(1, size // prompts)
-    if n <= m:
-        return [f(x)]
-    grouped = x.unflatten(0, (prompts, n))
-    return [f(grouped[:, a : a + m].flatten(0, 1)) for a in range(0, n, m)]
+
+    def part(a: int, b: int) -> T:
+        return f(x if b - a == n else x.unflatten(0, (prompts, n))[:, a:b].flatten(0, 1))
+
+    return _parts(part, n, size, prompts)
+
+
+def in_slices(f: Callable[[slice], T], rows: int, size: int | None) -> list[T]:
+    """Apply `f` to slices of at most `size` rows, smaller ones where memory is too little.
+
+    >>> in_slices(lambda rows: (rows.start, rows.stop), 5, 2)
+    [(0, 2), (2, 4), (4, 5)]
+
+    Args:
+        f: what is applied, in order.
+        rows: how many there are.
+        size: the most rows of a slice; None: all at once.
+    """
+    return _parts(lambda a, b: f(slice(a, b)), rows, size, 1)
+
+
+def _parts(f: Callable[[int, int], T], n: int, size: int | None, prompts: int) -> list[T]:
+    """Apply `f` to (first, last) of n rows a prompt, halving where memory is too little."""
+    ceiling = Ceiling.of_run()
+    found: list[T] = []
+    first, failed = 0, 0
+    while first < n or not found:
+        bounds = [rows // prompts for rows in (size, ceiling.rows) if rows is not None]
+        m = max(1, min([n - first, *bounds]))
+        lower = False
+        try:
+            found.append(f(first, min(n, first + m)))
+        except torch.OutOfMemoryError:
+            if m == 1:
+                raise
+            lower = True  # below: here the failed call's tensors are still held
+        if lower:
+            failed = failed or m * prompts
+            ceiling.lower(m // 2 * prompts)
+        else:
+            first += m
+            if failed:
+                ceiling.tell(failed)
+    return found
 
 
 def join_rows(parts: Sequence[Tensor], prompts: int = 1) -> Tensor:

@@ -27,6 +27,7 @@ LINES = 350
 ARROWS = {
     "rewards": set(),
     "rewards.loading": {"catalogue", "grammar", "trust"},
+    "rewards.sizes": {"catalogue", "grammar", "loading", "models"},
     "rewards.trust": {"catalogue"},
     "rewards.catalogue": set(),
     "rewards.judge": {"models"},

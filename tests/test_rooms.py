@@ -21,6 +21,7 @@ ARROWS = {
     "models": {"adapters", "backends"},
     "objectives": {"guidance", "sampling"},
     "training": {"guidance", "sampling", "objectives", "adapters"},
+    "planning": {"guidance", "sampling", "objectives", "adapters", "backends", "models"},
     "tuning": {"guidance", "sampling", "objectives", "training", "adapters"},
 }
 """Room -> the rooms that it may import, beside the ground."""

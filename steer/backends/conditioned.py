@@ -18,6 +18,7 @@ from steer.backends.checks import (
     takes,
 )
 from steer.backends.conditions import Condition, Rows
+from steer.backends.glimpse import Glimpse
 from steer.backends.latents import Layout
 from steer.backends.recording import Recorder
 from steer.backends.second_time import SecondTime
@@ -73,6 +74,10 @@ class Conditioned(FlowMap):
         frame: int | None = None,
         checkpointing: bool = False,
         second_time: SecondTime | str | os.PathLike[str] | None = None,
+        guide_vae: Any = None,
+        guide_size: float | None = None,
+        guide_crop: int | None = None,
+        decode_rows: int | None = None,
         call: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -90,6 +95,7 @@ class Conditioned(FlowMap):
         self.churn = self.found_churn()
         self.height, self.width, self.frame = height, width, frame
         self.negative_prompt, self.checkpointing = negative_prompt, checkpointing
+        self.glimpse = Glimpse.of(guide_vae, guide_size, guide_crop, decode_rows)
         self.call_arguments = dict(call or {})
         self.cfg, self.guidance = self._mixed_at(cfg), guidance
         self.evaluations = 1 if self.cfg is None else 2
@@ -194,6 +200,12 @@ class Conditioned(FlowMap):
             raise ValueError('no prompts to bind: give at least one, [""] for none')
         view = self._view()
         view._conditions = [self.source.condition(self, str(p)) for p in prompts]
+        return view
+
+    def bound_to(self, conditions: Sequence[Condition]) -> Self:
+        """Bind conditions that were made elsewhere, one for each prompt."""
+        view = self._view()
+        view._conditions = list(conditions)
         return view
 
     def sized(self, height: int, width: int) -> Self:

@@ -79,6 +79,7 @@ class Generic(PipelineFlow):
         }  # fmt: skip
         made = generic(self.source.pipe, **{**options, **changed})
         made.network, made.vae = self.network, self.vae  # which may have adapters
+        made.glimpse = self.glimpse
         return made
 
 

@@ -59,11 +59,14 @@ class Codec:
 
     def decode(self, x: Tensor) -> Tensor:
         """Return pictures (n, 3, h, w), or clips (n, 3, frames, h, w), nominally in [0, 1]."""
-        z = self.to_vae(x)
+        return self.pictures(self.to_vae(x))
+
+    def pictures(self, z: Tensor) -> Tensor:
+        """Return the pictures of what the autoencoder decodes, in its dtype."""
         still = z.ndim == 4 and _has_frames(self.vae)
         if still:
             z = z.unsqueeze(2)
-        made = self.vae.decode(z.to(dtype_of(self.vae)), return_dict=False)[0].to(x.dtype)
+        made = self.vae.decode(z.to(dtype_of(self.vae)), return_dict=False)[0].to(z.dtype)
         made = made * 0.5 + 0.5
         return made[:, :, 0] if still else made
 

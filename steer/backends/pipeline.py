@@ -53,6 +53,12 @@ class PipelineFlow(Conditioned):
         checkpointing: whether denoiser and decoder are computed again in the backward pass instead
             of being kept (Chen et al. 2016, arXiv 1604.06174), block by block where they have
             blocks, else a call at a time.
+        guide_vae: an autoencoder that decodes where a gradient passes through, see
+            `steer.backends.glimpse`: a tiny one (TAESD, TAEF1), live, its folder or its hub id.
+            Pictures that are returned are decoded by the pipeline's own.
+        guide_size: there, height and width as a share of the whole: 1, 0.5 or 0.25.
+        guide_crop: there, the middle alone is decoded, so many pixels wide and high.
+        decode_rows: there, the most rows of a decoder's call.
         call: more arguments of the pipeline's call: max_sequence_length, num_frames and the like.
 
     Raises:
@@ -176,7 +182,10 @@ class PipelineFlow(Conditioned):
 
     def decode(self, x: Tensor) -> Tensor:
         """Return pictures (n, 3, h, w), not clamped; of a clip one frame, see `frame`."""
-        made = self.frames(x)
+        if self.glimpse is not None and torch.is_grad_enabled() and x.requires_grad:
+            made = self.glimpse.decode(self.codec, x, self.checkpointing)
+        else:
+            made = self.frames(x)
         if made.ndim == 5:
             made = made[:, :, made.shape[2] // 2 if self.frame is None else self.frame]
         return made

@@ -115,8 +115,8 @@ class CountedReward(Reward):
         metadata: Sequence[Any] | None = None,
     ) -> Tensor:
         """Return the reward's scores, (n,)."""
-        self.counts.reward += len(images)
         scores = self.reward(images, prompts, metadata)
+        self.counts.reward += len(images)
         if isinstance(scores, Tensor):
             if self.bad:  # added where it is: nothing waits for the device
                 self.counts.bad = self.counts.bad + (~scores.detach().isfinite()).sum()

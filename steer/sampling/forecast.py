@@ -12,7 +12,7 @@ from steer.reward import wrap
 from steer.sampling.counts import Counted, CountedReward, Counts
 from steer.sampling.methods import AnyMethod, check_options, method_of
 
-__all__ = ["affordable", "plan"]
+__all__ = ["affordable", "counts", "plan"]
 
 
 class _Stub(FlowMap):
@@ -67,14 +67,14 @@ def _dry_run(
     stop_after: int | None = None,
 ) -> Counts:
     """Run a method with one particle on a stub, ended after so many steps, and count."""
-    counts = Counts()
-    reward = CountedReward(wrap(lambda x: x.flatten(1).sum(1), differentiable), counts)
-    stub = Counted(_Stub(flow), counts)
+    found = Counts()
+    reward = CountedReward(wrap(lambda x: x.flatten(1).sum(1), differentiable), found)
+    stub = Counted(_Stub(flow), found)
     sampler = method_of(method).build(stub, reward, None, 1.0, times, **options)
     for k, population in enumerate(sampler.steps(torch.zeros(1, 1))):
         if k + 1 == stop_after:
             population.wish.stop = True
-    return counts
+    return found
 
 
 def plan(
@@ -104,9 +104,28 @@ def plan(
         times: of the run, instead of the flow's own.
         **options: the method's own.
     """
+    found = counts(method, steps, differentiable, start, flow=flow, times=times, **options)
+    return {"nfe": found.nfe, "reward_calls": found.reward}
+
+
+def counts(
+    method: AnyMethod,
+    steps: int,
+    differentiable: bool = True,
+    start: float = 0.0,
+    *,
+    flow: FlowMap | None = None,
+    times: Sequence[float] | None = None,
+    **options: Any,
+) -> Counts:
+    """Return what a particle will cost at most, gradients apart; the arguments are `plan`'s.
+
+    >>> found = counts("fmrg-j", 8)
+    >>> found.forward, found.backward, found.reward_gradient
+    (16, 8, 8)
+    """
     check_options(method, options)
-    counts = _dry_run(method, times or _times(steps, start, flow), differentiable, options, flow)
-    return {"nfe": counts.nfe, "reward_calls": counts.reward}
+    return _dry_run(method, times or _times(steps, start, flow), differentiable, options, flow)
 
 
 def affordable(

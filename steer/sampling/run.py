@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from steer.batches import Ceiling
 from steer.flow import FlowMap
 from steer.guidance.population import Population
 from steer.reward import Rest, Reward, plain
@@ -43,13 +44,14 @@ class Stream(Iterator[Population]):
         self.learnt, self.seconds = 0, 0.0
         self.parts: list[dict[str, Tensor]] = []
         self._rest = Rest(request.flow, request.reward)
+        self._ceiling = Ceiling.of_run()
         self._populations = self._run()
 
     def __next__(self) -> Population:
         """Make the next step."""
         begun = time.perf_counter()
         try:  # the caller's own state again between steps
-            with plain(self._rest):
+            with plain(self._rest), self._ceiling.held():
                 return next(self._populations)
         finally:
             self.seconds += time.perf_counter() - begun

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steer.batches import Batched
+from steer.batches import Batched, in_slices
 from steer.flow import FlowMap, flat_prompts, log_dtype
 from steer.guidance.population import Rows
 from steer.reward import Reward, score
@@ -43,11 +43,13 @@ def temperatures(
     batched = Batched(flow, request.rows, p)
     images = batched.decode(batched.jump(probes.flatten(0, 1), request.start, 1.0))
     texts = None if asked is None else flat_prompts(asked, len(images))
-    parts = []
-    for a in range(0, len(images), request.rows):
-        rows = slice(a, a + request.rows)
-        parts.append(score(reward, images[rows], None if texts is None else texts[rows]))
-    rewards = torch.cat(parts).to(images.device, log_dtype(images.device))
+
+    def scores(rows: slice) -> Tensor:
+        return score(reward, images[rows], None if texts is None else texts[rows])
+
+    rewards = torch.cat(in_slices(scores, len(images), request.rows)).to(
+        images.device, log_dtype(images.device)
+    )
     Rows(lead, position, asked).refuse_not_finite("reward", rewards, "a one-jump sample")
     spread = rewards.reshape(lead).std(1)
     flat = (spread <= 1e-6 * rewards.reshape(lead).abs().amax(1)).nonzero().flatten().tolist()

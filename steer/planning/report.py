@@ -1,0 +1,196 @@
+"""`Plan`: the figures of a plan, what fits which card, and a line that says so."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from steer.planning.steps import Need
+
+__all__ = ["CARDS", "Fit", "Lever", "Plan", "gib", "usable"]
+
+CARDS = (12, 16, 24, 48, 80, 141)
+"""Memory of the cards that are looked at, in GiB."""
+
+GIB = 2**30
+
+SHARE = 0.95
+"""Of free memory, what tensors can have: an allocator leaves holes."""
+
+MOST_ROWS = 64
+"""Rows of a call where nothing else is said: more are never used."""
+
+
+def gib(count: float) -> str:
+    """Return bytes as people read them.
+
+    >>> gib(3 * 2**30), gib(5 * 2**20), gib(200_000)
+    ('3.0 GiB', '5 MiB', '0.2 MiB')
+    """
+    if abs(count) >= 0.5 * GIB:
+        return f"{count / GIB:.1f} GiB"
+    size = count / 2**20
+    return f"{size:.0f} MiB" if abs(size) >= 1 else f"{size:.1f} MiB"
+
+
+def usable(card: float) -> float:
+    """Return the bytes of a card that tensors can have, by a rule of thumb.
+
+    1 GiB goes to the driver's context and to what kernels use inside, a twentieth of the rest to
+    the holes that an allocator leaves.
+
+    Args:
+        card: its memory in GiB.
+    """
+    return max(0.0, SHARE * (card - 1)) * GIB
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One way to need less, or what makes one need more.
+
+    Attributes:
+        name: what is done.
+        how: what to say for it; empty where it is the default already.
+        need: the guided step with it alone.
+    """
+
+    name: str
+    how: str
+    need: Need
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a model fits a card.
+
+    Attributes:
+        rows: rows of a call; 0: it does not fit.
+        levers: what has to be done for it, in the order in which it was tried.
+    """
+
+    rows: int
+    levers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs, computed on tensors without values: nothing was loaded or measured.
+
+    Bytes are those of tensors that are alive at once; what kernels use inside and what an
+    allocator keeps back come on top, see `usable`.
+
+    Attributes:
+        model: its name.
+        source: where its sizes are from.
+        size: height and width of the pictures.
+        dtype: of the weights.
+        cuda: whether for a device of CUDA.
+        rows: of one call.
+        method: of sampling.
+        objective: of tuning.
+        reward: its name.
+        parameters: part -> how many.
+        weights: part -> bytes.
+        saved: part -> bytes that one row's call keeps for its backward pass.
+        guided: a guided step.
+        tuning: an optimizer step of reward tuning; None: not asked for.
+        training: one of training all weights; None: not asked for.
+        levers: what each lever does to the guided step.
+        stack: levers one on top of the other, in the order in which cards try them.
+        calls: of a particle: nfe and reward_calls.
+        notes: what is not counted.
+    """
+
+    model: str
+    source: str
+    size: tuple[int, int]
+    dtype: str
+    cuda: bool
+    rows: int
+    method: str
+    objective: str
+    reward: str
+    parameters: Mapping[str, int]
+    weights: Mapping[str, int]
+    saved: Mapping[str, int]
+    guided: Need
+    tuning: Need | None = None
+    training: Need | None = None
+    levers: Sequence[Lever] = ()
+    stack: Sequence[Lever] = ()
+    calls: Mapping[str, int] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @property
+    def weight(self) -> int:
+        """Bytes of all weights."""
+        return sum(self.weights.values())
+
+    def fits(self, card: float) -> Fit:
+        """Return how many rows a call may have on a card, and with which levers.
+
+        The first levers of the stack with which one row fits; none: as it was asked for.
+
+        Args:
+            card: its memory in GiB.
+        """
+        tried: list[str] = []
+        for lever in self.stack or [Lever("", "", self.guided)]:
+            tried += [lever.name] if lever.name else []
+            rows = min(MOST_ROWS, lever.need.rows(usable(card)))
+            if rows:
+                return Fit(rows, tuple(tried))
+        return Fit(0, tuple(tried))
+
+    def line(self, free: float | None = None, total: float | None = None) -> str:
+        """Return the plan in a line, beside a device's memory where that is known, in bytes.
+
+        Of the tuning step where there is one, else of the guided step.
+        """
+        height, width = self.size
+        need, what, option = self.guided, "a guided step", "--batch-size"
+        if self.tuning is not None:
+            need, what, option = self.tuning, "a tuning step", "--micro-batch"
+        peak = need.at(self.rows)
+        said = (
+            f"memory: weights {gib(self.weight)} ({self.dtype}), {what} of {self.rows} "
+            f"row{'s' * (self.rows != 1)} at {height} x {width} about {gib(peak)}"
+        )
+        if total is None:
+            return said
+        left = SHARE * (total if free is None else free)
+        said += f"; the device has {gib(total)}"
+        said += f", {gib(free)} of it free" if free is not None else ""
+        if peak <= left:
+            return said
+        rows = need.rows(left)
+        if rows:
+            return f"{said}: too little, take {option} {rows}"
+        names = [lever.name for lever in self.levers if lever.need.at(1) <= left]
+        mend = f"; what would do: {', or '.join(names)}" if names else ""
+        return f"{said}: too little for one row{mend}. See `steer plan`"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all figures, in bytes, as JSON has them."""
+        steps = {"guided": self.guided, "tuning": self.tuning, "training": self.training}
+        return {
+            "model": self.model, "source": self.source, "height": self.size[0],
+            "width": self.size[1], "dtype": self.dtype, "cuda": self.cuda, "rows": self.rows,
+            "method": self.method, "objective": self.objective, "reward": self.reward,
+            "parameters": dict(self.parameters), "weights": dict(self.weights),
+            "saved_for_backward_per_row": dict(self.saved),
+            "steps": {
+                name: {"base": one.base, "per_row": one.row, "peak": one.at(self.rows)}
+                for name, one in steps.items() if one is not None
+            },
+            "levers": [
+                {"name": one.name, "how": one.how, "peak": one.need.at(self.rows),
+                 "less": self.guided.at(self.rows) - one.need.at(self.rows)}
+                for one in self.levers
+            ],
+            "cards": {
+                str(card): {"rows": fit.rows, "levers": list(fit.levers)}
+                for card in CARDS for fit in [self.fits(card)]
+            },
+            "calls_per_particle": dict(self.calls), "notes": list(self.notes),
+        }  # fmt: skip
