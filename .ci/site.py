@@ -51,11 +51,14 @@ def public_names(package):
 
 def reference():
     """Page -> Markdown that asks mkdocstrings for each public name."""
-    made = {}
+    made, public = {}, list(public_names("steer"))
+    taken = {"reward", *(module for _, modules in PAGES.values() for module in modules)}
     for page, (title, modules) in PAGES.items():
-        found = [(n, at) for n, at in public_names("steer") if at.split(".")[1] in modules]
+        found = [(n, at) for n, at in public if at.split(".")[1] in modules]
+        if page == "sampling":  # and what no other page has
+            found += [(n, at) for n, at in public if at.split(".")[1] not in taken]
         made[page] = _named(title, "steer", found)
-    own = [(n, at) for n, at in public_names("steer") if at.split(".")[1] == "reward"]
+    own = [(n, at) for n, at in public if at.split(".")[1] == "reward"]
     made["rewards"] = _named("Rewards", "rewards", public_names("rewards")) + _named(
         "", "steer", own
     )
@@ -65,7 +68,10 @@ def reference():
 def _named(title, package, names):
     text = f"# {title}\n\n" if title else ""
     for name, where in names:
-        text += f"## `{package}.{name}` {{ #{package}.{name} }}\n\n::: {where}\n\n"
+        text += (
+            f"[](){{ #{package}.{name} }}\n\n::: {where}\n    options:\n"
+            f"      heading: {package}.{name}\n      toc_label: {package}.{name}\n\n"
+        )
     return text
 
 
@@ -77,7 +83,7 @@ def commands():
     text = "# Command line\n\nEvery option is also a key of a YAML file that `--config` reads.\n\n"
     for name, command in COMMANDS.items():
         shown = parser(name).format_help() + further_help(name)
-        shown = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+        shown = re.sub(r"\x1b\[[0-9;]*m|[\x00-\x09\x0b-\x1f]", "", shown)
         shown = re.sub(r"^usage:.*?\n\n", "", shown, flags=re.DOTALL)
         examples = "\n".join(f"steer {example}" for example in command.examples)
         text += f"## steer {name}\n\n```text\n{examples}\n```\n\n```text\n{shown.strip()}\n```\n\n"
@@ -102,7 +108,7 @@ def notebook_page(path):
         import tempfile
 
         LOG.info("running %s", path.name)
-        book = jupytext.read(path)
+        book = jupytext.read(path, fmt="py:percent")
         book.metadata["kernelspec"] = {
             "name": "python3", "display_name": "Python", "language": "python"
         }  # fmt: skip
@@ -118,6 +124,8 @@ def notebook_page(path):
             text += f"{cell.source}\n\n"
             continue
         text += f"```python\n{cell.source}\n```\n\n"
+        said = "".join(o.text for o in cell.outputs if o.get("name") == "stdout").strip()
+        text += f"```text\n{said}\n```\n\n" if said else ""
         for output in cell.outputs:
             text += _output(output, path.stem, pictures)
     return text, pictures
@@ -125,7 +133,7 @@ def notebook_page(path):
 
 def _output(output, stem, pictures):
     if output.output_type == "stream":
-        return f"```text\n{output.text.strip()}\n```\n\n" if output.name == "stdout" else ""
+        return ""  # what was printed stands above
     data = output.get("data", {})
     if "image/png" in data:
         name = f"{stem}_{len(pictures)}.png"
@@ -188,6 +196,7 @@ def on_page_markdown(markdown, page, config, files):
     markdown = re.sub(
         r"\]\(\.\./steer/zoo/([\w-]+)/README\.md\)", r"](cards/\1/index.md)", markdown
     )
+    markdown = re.sub(r"\]\((notebooks/\w+)\.py\)", r"](\1.md)", markdown)
     if page.file.src_uri == "theory.md":
         return markdown
     up = "../" * page.file.src_uri.count("/")
@@ -218,7 +227,7 @@ def _inline(found):
 
 def _is_formula(text):
     """Whether inline code is mathematics: no path, no dotted name, no call of the library."""
-    return not re.search(r"[\w]\.[a-z]|/|[a-z]{2,}_[a-z]{2,}|=\w+,|^\w{3,}$", text)
+    return not re.search(r"\w\.[a-z]|\w/\w|[a-z]{2,}_[a-z]{2,}|=\w+,|^[A-Za-z]{3,}$", text)
 
 
 def symbols(text):

@@ -2,7 +2,9 @@
 # jupyter:
 #   jupytext:
 #     text_representation:
+#       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
 #   kernelspec:
 #     name: python3
 #     display_name: Python
@@ -20,14 +22,14 @@ import steer
 flow = steer.load("emoji")
 prompts = ["animal", "bird", "face", "food", "fruit", "plant"]
 tuned = steer.finetune(
-    flow, "colour:name=royalblue", prompts, objective="direct", steps=16, batch_size=6, rank=4,
-    learning_rate=6e-3, warm=2, strength=30, out="runs/blue", check_every=16, check_samples=2,
+    flow, "colour:name=royalblue", prompts, objective="direct", steps=12, batch_size=6, rank=4,
+    learning_rate=4e-3, warm=2, strength=30, out="runs/blue", check_every=12, check_samples=2,
     sweep=[0.0, 0.5, 1.0], sweep_steps=[1], precision="32-true", progress=False,
 )  # fmt: skip
 tuned  # the same noise: base above, tuned below
 
 # %% [markdown]
-# Sixteen steps show that it works; a real run has some hundreds.
+# Twelve steps show that it works; a real run has some hundreds.
 #
 # ## The scale is a dial
 #
@@ -40,7 +42,9 @@ tuned.at(0.5)
 # ## What it cost
 #
 # `front.png` in the run folder shows reward against diversity and distance to the base, at several
-# scales of the adapters. A number in the plot is a scale; a ring marks an alarm.
+# scales of the adapters. A number in the plot is a scale. A ring marks an alarm: a statistic of
+# the pictures, such as their brightness, has moved too far from the base's. The recommended scale
+# is one without an alarm.
 
 # %%
 from PIL import Image  # noqa: E402

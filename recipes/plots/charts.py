@@ -18,6 +18,7 @@ BASELINES = ("none", "best-of-n", "base")
 """What others are compared with: in grey, whatever stands beside it."""
 
 _PLACES = (((-5, 3), "right", "bottom"), ((5, -3), "left", "top"))  # of numbers, in turn
+_MANY = 3  # points of a line that all have a number; of more, the first and the last
 ERRORS = "bars: ± 1 standard error over prompts"
 
 
@@ -83,8 +84,8 @@ def methods(
 ) -> "Figure":
     """Plot points with error bars: a colour, a shape and a line a method, panels side by side.
 
-    A point has a number beside it where its group's points differ in a setting: how many steps,
-    or how many candidates.
+    Where a group's points differ in a setting, how many steps or candidates, it stands beside the
+    points, of many beside the first and the last.
 
     Args:
         panels: title -> points; one without a mean is left out.
@@ -123,7 +124,8 @@ def methods(
                 yerr=[p.y.error or 0 for p in mine], capsize=0, elinewidth=0.8, **style,
             )  # fmt: skip
             handles[label] = drawn
-            for p in mine if differing else []:
+            ends = mine if len(mine) <= _MANY else [mine[0], mine[-1]]
+            for p in ends if differing else []:
                 beside, across, along = _PLACES[i % 2]
                 number = axis.annotate(
                     f"{p.settings[differing]:g}", (p.x.mean, p.y.mean), beside,  # type: ignore[index, arg-type]
