@@ -149,10 +149,47 @@ def test_the_front_of_a_tuning_run_is_drawn_again(tmp_path):
     figure = charts.front(entries, style.theme("light"))
     assert legend(figure) == [
         "1 step",
-        "an alarm was raised",
         "4 steps",
+        "an alarm was raised",
         "numbers: scale of the adapters",
     ]
+
+
+def test_a_front_of_adapters_begins_at_the_base():
+    def at(name, x, y, scale=1.0):
+        return Point(name, Estimate(x, 0.1), Estimate(y, 0.1), {"scale": scale})
+
+    parts = {"base": [at("base", 1.0, 0.5)], "adapters": [at("nft", 0.9, 0.6, 0.5),
+             at("nft", 0.8, 0.7)], "methods": [at("reno, 4 steps", 0.9, 0.8)]}  # fmt: skip
+    sections = {"1 step": {"reward": parts, "judge": parts}, "4 steps": {"reward": parts,
+                "judge": parts}}  # fmt: skip
+    figure = charts.tuned_fronts(sections, style.theme("dark"))
+    above, beside, below, _ = figure.axes
+    assert [a.get_title() for a in (above, beside)] == ["1 step", "4 steps"]
+    assert (above.get_xlabel(), below.get_xlabel()) == ("", "diversity (feature distance)")
+    assert (above.get_ylabel(), below.get_ylabel()) == ("reward", "held-out judge's score")
+    assert [1.0, 0.9, 0.8] in [list(line.get_xdata()) for line in above.lines]
+    assert [t.get_text() for t in above.texts] == ["0.5", "1"]
+    assert legend(figure)[:3] == ["base", "nft", "reno, 4 steps"]
+
+
+def test_rules_are_grouped_by_their_family():
+    lines = {"lsd": [1.0, 0.5], "imf": [0.9, 0.4], "mine": [0.8, 0.3]}
+    panel = ("jumps", "distance", (1, 4), lines)
+    families = {"lsd": "Lagrangian", "imf": "Eulerian", "mine": ""}
+    figure = charts.curves([panel, panel], families, style.theme("light"))
+    assert [t for t in legend(figure) if t] == [
+        "Eulerian",
+        "imf",
+        "Lagrangian",
+        "lsd",
+        "other",
+        "mine",
+    ]
+    assert {line.get_color() for line in figure.axes[0].lines} == {
+        *style.theme("light").colours[:2],
+        style.theme("light").faint,
+    }
 
 
 def test_a_folder_without_numbers_says_what_to_give(tmp_path, capsys):

@@ -168,6 +168,7 @@ def front(entries: Sequence[Mapping[str, Any]], look: Theme) -> "Figure":
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex="col", sharey="row")
     handles: dict[str, Any] = {}
+    ring: dict[str, Any] = {}
     for row, y in zip(axes, rows, strict=True):
         for axis, x in zip(row, columns, strict=True):
             for i, k in enumerate(dict.fromkeys(e["steps"] for e in entries)):
@@ -179,7 +180,7 @@ def front(entries: Sequence[Mapping[str, Any]], look: Theme) -> "Figure":
                 handles[f"{k} step{'s' * (k > 1)}"] = drawn
                 alarmed = [e for e in line if e["alarms"]]
                 if alarmed:
-                    handles["an alarm was raised"] = axis.plot(
+                    ring["an alarm was raised"] = axis.plot(
                         [e[x] for e in alarmed], [e[y] for e in alarmed], ls="none", marker="o",
                         ms=10, mfc="none", mec=look.ink, mew=0.9,
                     )[0]  # fmt: skip
@@ -189,7 +190,7 @@ def front(entries: Sequence[Mapping[str, Any]], look: Theme) -> "Figure":
         row[0].set_ylabel(ys[y])
     for axis, x in zip(axes[-1], columns, strict=True):
         axis.set_xlabel(xs[x])
-    below(figure, handles, columns=3, note="numbers: scale of the adapters")
+    below(figure, handles | ring, columns=3, note="numbers: scale of the adapters")
     return figure
 
 
@@ -216,26 +217,26 @@ def tuned_fronts(
                 for p in parts[kind]:
                     places.setdefault(p.method, len(places))
     handles: dict[str, Any] = {}
-    for row, score in zip(axes, scores, strict=True):
+    for i, (row, score) in enumerate(zip(axes, scores, strict=True)):
         for axis, title in zip(row, titles, strict=True):
+            if i == 0:
+                axis.set_title(title)
+            if i == len(scores) - 1:
+                axis.set_xlabel("diversity (feature distance)")
             parts = sections[title][score]
             bars = partial(_bars, axis, handles)
             bars("base", parts["base"], color=look.ink, marker="*", ms=10, ls="none", zorder=4)
-            for name, i in of["adapters"].items():
+            for name, k in of["adapters"].items():
                 mine = [p for p in parts["adapters"] if p.method == name]
-                style = {"color": look.colour(i), "marker": MARKERS[i % len(MARKERS)], "ms": 4}
+                style = {"color": look.colour(k), "marker": MARKERS[k % len(MARKERS)], "ms": 4}
                 bars(name, [*parts["base"], *mine], **style)
                 for p in (p for p in mine if p.known):
                     axis.annotate(f"{p.settings['scale']:g}", (p.x.mean, p.y.mean), (4, 3),
                                   textcoords="offset points", fontsize=6,
-                                  color=look.colour(i))  # fmt: skip
-            for name, i in of["methods"].items():
+                                  color=look.colour(k))  # fmt: skip
+            for name, k in of["methods"].items():
                 mine = [p for p in parts["methods"] if p.method == name]
-                bars(name, mine, color=look.faint, marker="sD^vP*X<>"[i % 9], ms=5, ls="none")
-            if row is axes[0]:
-                axis.set_title(title)
-            if row is axes[-1]:
-                axis.set_xlabel("diversity (feature distance)")
+                bars(name, mine, color=look.faint, marker="sD^vP*X<>"[k % 9], ms=5, ls="none")
         row[0].set_ylabel({"judge": "held-out judge's score"}.get(score, score))
     below(figure, handles, columns=max(1, len(titles)),
           note=f"numbers: scale of the adapters; {ERRORS}")  # fmt: skip
@@ -271,7 +272,7 @@ def curves(
     from matplotlib.lines import Line2D
     from matplotlib.ticker import NullLocator
 
-    figure = Figure(figsize=(10.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(9.2, 5.6), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     kinds = sorted({f for f in families.values() if f})
     colours = {kind: look.colour(i) for i, kind in enumerate(kinds)} | {"": look.faint}
@@ -305,5 +306,5 @@ def curves(
     rows = list(zip_longest(*columns, fillvalue=("", blank)))
     entries = [cell for column in zip(*rows, strict=True) for cell in column]
     figure.legend([h for _, h in entries], [n for n, _ in entries],
-                  loc="outside right upper", ncols=len(columns))  # fmt: skip
+                  loc="outside lower left", ncols=len(columns))  # fmt: skip
     return figure
