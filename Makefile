@@ -48,7 +48,7 @@ lint: .venv/installed
 
 # the site, into build/site: a warning ends it
 docs: .venv/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.step
