@@ -4,7 +4,7 @@ BIN := .venv/bin
 JOBS ?= $(if $(FILES),0,auto)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-all test-oldest mutate crash lint bench clean
+.PHONY: demo test test-all test-oldest mutate crash lint docs bench clean
 .DELETE_ON_ERROR:
 
 # .venv is built again only when pyproject.toml changed
@@ -45,6 +45,10 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_docs.py
+
+# the site, into build/site: a warning ends it
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.step

@@ -52,7 +52,7 @@ COMMANDS = {
             "how": "method particles steps seed target budget batch_size on_bad_reward",
             "options of some methods": "scale threshold moves rate brake lookahead jumps finish "
             "window every clip normalise settle churn noise options",
-            "where to": "unguided keep out overwrite",
+            "where to": "unguided keep film out overwrite",
         },
     ),
     "plan": Command(
@@ -168,6 +168,16 @@ COMMANDS = {
             "compare-maps --data checkerboard",
             "compare-maps --rules '[lsd, imf, psd-m]' --map-steps 500 --seeds 1",
         ),
+    ),
+    "plot": Command(
+        "recipes.plot:plot",
+        "look up",
+        "the plots of a run folder again: dark, as SVG",
+        (
+            "plot outputs/compare --theme dark",
+            "plot runs/direct --formats '[svg]' --out paper",
+        ),
+        positional=True,
     ),
     "rewards": Command(
         "recipes.lists:rewards_",

@@ -175,7 +175,7 @@ def compare(
             tensors, costs = partial.gathered([u for u in units if u.index == i])
             gathered.append(Measured(tensors, **costs))
         with whole_folder(out, overwrite) as scratch:
-            write(scratch, rows, asked.prompts, kinds, gathered)
+            write(scratch, rows, asked.prompts, kinds, gathered, settings["reward"])
             (scratch / "config.yaml").write_text(config_text(settings), encoding="utf-8")
             if tried:
                 (scratch / "tuning.json").write_text(json.dumps(tried, indent=1))

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ import torch
 from recipes.figures import estimate, markdown
 from recipes.fitting import begun_alike
 from recipes.map_bench import DATA, ERROR, STEPS, TIMES, FashionBench, PointsBench
+from recipes.plots.charts import curves
+from recipes.plots.style import save
 from recipes.terminal import say
 from steer.files import expanded, write_atomically
 from steer.lock import locked
@@ -210,33 +213,20 @@ def _spread(values: Sequence[float]) -> str:
 
 def _plot(rows: Sequence[Mapping[str, Any]], bench: Any, out: Path) -> None:
     """Plot the distance by steps and the lookahead's error by time, a line a rule."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
-
     from steer.training.rules.table import TABLE
 
-    family = {n: getattr(r(), "family", "") for n, r in TABLE.items()}
-    colours = {"Lagrangian": "C0", "Eulerian": "C1", "semigroup": "C2", "": "0.5"}
-    marks = "osD^vP*X<>"
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    count: dict[str, int] = {}
-    for name in dict.fromkeys(r["rule"] for r in rows):
-        mine = [r for r in rows if r["rule"] == name]
-        kind = family.get(name, "")
-        mark = marks[count.setdefault(kind, 0) % len(marks)]
-        count[kind] += 1
-        means = [[sum(r[c.format(k)] for r in mine) / len(mine) for k in ks]
-                 for c, ks in ((bench.distance, STEPS), (ERROR, TIMES))]  # fmt: skip
-        look = {"color": colours[kind], "marker": mark, "ms": 5, "lw": 1}
-        left.plot(STEPS, means[0], label=f"{name} ({kind})" if kind else name, **look)  # type: ignore[arg-type]
-        right.plot(TIMES, means[1], **look)  # type: ignore[arg-type]
+    known = {n: getattr(r(), "family", "") for n, r in TABLE.items()}
+    names = list(dict.fromkeys(r["rule"] for r in rows))
+    means: list[dict[str, list[float]]] = []
+    for column, ks in ((bench.distance, STEPS), (ERROR, TIMES)):
+        means.append({})
+        for name in names:
+            mine = [r for r in rows if r["rule"] == name]
+            means[-1][name] = [sum(r[column.format(k)] for r in mine) / len(mine) for k in ks]
     denoiser = [sum(r[f"denoiser, t = {t:g}"] for r in rows) / len(rows) for t in TIMES]
-    right.plot(TIMES, denoiser, color="k", ls="--", label="true denoiser")
-    left.set(xlabel="jumps", ylabel=bench.axis, xscale="log", yscale="log")
-    left.set_xticks(STEPS, [str(n) for n in STEPS])
-    left.xaxis.set_minor_locator(NullLocator())
-    right.set(xlabel="time t of the lookahead", ylabel="error of X(t,1,x)", yscale="log")
-    right.legend()
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
-    figure.savefig(out, dpi=130)
+    panels = [
+        ("jumps (network calls a sample)", bench.axis, STEPS, means[0]),
+        ("time t of the lookahead (0 noise, 1 data)", "error of X(t,1,x)", TIMES, means[1]),
+    ]
+    families = {n: known.get(n, "") for n in names}
+    save(partial(curves, panels, families, dashed={"true denoiser": denoiser}), out)

@@ -14,7 +14,8 @@ from torch import Tensor
 from recipes.data import emoji
 from recipes.data.recolour import plain_label
 from recipes.entries import Entry
-from recipes.figures import Estimate, estimate, markdown, pairwise_distance, scatter
+from recipes.figures import Estimate, estimate, markdown, pairwise_distance
+from recipes.plots.compared import plot_compared, settings_of
 from steer.files import numbers
 from steer.pictures import captioned_grid, save_picture
 
@@ -84,6 +85,7 @@ def write(
     prompts: Sequence[str],
     kinds: Sequence[str],
     gathered: Sequence[Measured],
+    reward: str = "reward",
 ) -> None:
     """Write tables, figures, plots, and pictures or, of a model without, samples.
 
@@ -93,6 +95,7 @@ def write(
         prompts: what was drawn.
         kinds: of each prompt: one of `KINDS`, or "all" where that is not known.
         gathered: what each row measured.
+        reward: what it was, for the axes.
     """
     named = {entry.label: row for entry, row in zip(rows, gathered, strict=True)}
     base = next((e.label for e in rows if e.mean), None)
@@ -101,10 +104,13 @@ def write(
         parts["all"] = torch.ones(len(kinds), dtype=torch.bool)
     summaries = {k: _summary(named, base, where) for k, where in parts.items()}
     (folder / "table.md").write_text(_table(summaries, kinds, gathered), encoding="utf-8")
+    entries = dict(zip(named, rows, strict=True))
     figures = {
+        "reward": reward,
         "prompts": [{"prompt": p, "kind": k} for p, k in zip(prompts, kinds, strict=True)],
         "methods": {
             label: {
+                **settings_of(entries[label]),
                 "nfe": row.nfe,
                 "seconds": row.seconds,
                 "summary": {k: {n: e._asdict() for n, e in s[label].items()}
@@ -115,8 +121,9 @@ def write(
             for label, row in named.items()
         },
     }  # fmt: skip
-    (folder / "figures.json").write_text(json.dumps(numbers(figures), indent=1), encoding="utf-8")
-    _plot(folder, rows, summaries)
+    known = numbers(figures)
+    (folder / "figures.json").write_text(json.dumps(known, indent=1), encoding="utf-8")
+    plot_compared(known, folder)
     if any("samples" in row.tensors for row in gathered):
         samples = {label: row.tensors["samples"] for label, row in named.items()}
         (folder / "samples.safetensors").write_bytes(safetensors.torch.save(samples))
@@ -134,28 +141,6 @@ def write(
         captions = [f"{s:.3f} {p}" for s, p in zip(scores, prompts[::step], strict=True)]
         grid.append((label, shown, captions))
     save_picture(captioned_grid(grid), folder / "sheet.png")
-
-
-def _plot(folder: Path, rows: Sequence[Entry], summaries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Plot the rows against each other, a panel a kind of prompts."""
-    axes = {"nfe": "network calls a picture"} | {n: n for n in ("reward", "judge", "diversity")}
-    brute: dict[int, list[str]] = {}  # best-of-n by its steps: a curve
-    for e in rows:
-        if e.method == "best-of-n":
-            brute.setdefault(e.steps, []).append(e.label)
-    shown = {k: s for k, s in summaries.items() if k != "all" or len(summaries) == 1}
-    for x, y, name in (
-        ("nfe", "reward", "reward_nfe"),
-        ("diversity", "reward", "reward_diversity"),
-        ("reward", "judge", "judge_reward"),
-    ):
-        if any(y not in e for summary in shown.values() for e in summary.values()):
-            continue
-        panels = {
-            k: {label: (e[x], e[y]) for label, e in summary.items()}
-            for k, summary in shown.items()
-        }
-        scatter(panels, (axes[x], axes[y]), folder / f"{name}.png", x == "nfe", brute.values())
 
 
 def _table(

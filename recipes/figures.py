@@ -1,14 +1,13 @@
-"""Means with their errors, spread, tables and plots of what was measured."""
+"""Means with their errors, spread, and tables of what was measured."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Estimate", "estimate", "markdown", "pairwise_distance", "rate", "scatter"]
+__all__ = ["Estimate", "estimate", "markdown", "pairwise_distance", "rate"]
 
 
 class Estimate(NamedTuple):
@@ -75,53 +74,3 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [list(header), *([str(cell) for cell in row] for row in rows)]
     text = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([text[0], "|" + "---|" * len(header), *text[1:]])
-
-
-def scatter(
-    panels: Mapping[str, Mapping[str, tuple[Estimate, Estimate]]],
-    labels: tuple[str, str],
-    out: Path,
-    logarithmic: bool = False,
-    lines: Iterable[Sequence[str]] = (),
-) -> None:
-    """Plot named points with error bars, the panels side by side, as a PNG.
-
-    Args:
-        panels: title -> name -> (x, y); a name has the same colour in each panel, and a point
-            without a mean is left out.
-        labels: of the axes.
-        out: the file.
-        logarithmic: whether x is.
-        lines: names to join, from the smallest x to the largest.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    names = list(dict.fromkeys(name for points in panels.values() for name in points))
-    joined = list(lines)
-    figure = Figure(figsize=(4.2 * len(panels) + 2.6, 4), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (title, points) in zip(axes, panels.items(), strict=True):
-        for name, (x, y) in points.items():
-            if x.mean is None or y.mean is None:
-                continue
-            i = names.index(name)
-            axis.errorbar(
-                x.mean, y.mean, xerr=x.error, yerr=y.error, label=name, color=f"C{i % 10}",
-                marker="osD^vP*X"[i // 10 % 8], capsize=2, linestyle="none",
-            )  # fmt: skip
-        axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
-        for line in joined:
-            means = [(x.mean, y.mean) for x, y in (points[n] for n in line if n in points)]
-            ends = sorted((x, y) for x, y in means if x is not None and y is not None)
-            axis.plot(*zip(*ends, strict=True), color="grey", lw=0.8, ls=":", zorder=0)
-        if logarithmic:
-            axis.set_xscale("log")
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.grid(alpha=0.3)
-    shown = {k: v for a in axes for v, k in zip(*a.get_legend_handles_labels(), strict=True)}
-    if shown:
-        figure.legend(list(shown.values()), list(shown), loc="outside right upper", fontsize=8)
-    figure.savefig(out, dpi=110)

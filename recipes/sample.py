@@ -5,18 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 
 import rewards
 import steer
-from recipes import groups
+from recipes import films, groups
 from recipes.crew import Crew, crew_of
 from recipes.defaults import reward_of
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import Dtype, asked_for, load_model, read_picture
 from recipes.methods import PROBES, check, learn, plan, tempered
 from recipes.methods import method as method_
+from recipes.mixing import mixed, pixels
 from recipes.partial import Partial, free, is_finished
 from recipes.planned import say_memory
 from recipes.terminal import console, progress
@@ -72,6 +72,7 @@ def sample(
     budget: float | None = None,
     unguided: bool = True,
     keep: Literal["best", "all"] = "all",
+    film: bool = False,
     seed: int = 0,
     batch_size: int | None = None,
     device: str | None = None,
@@ -137,6 +138,8 @@ def sample(
         unguided: also draw the same seeds without guidance, and without adapters where there are
             some, to be seen beside it; it costs `steps` network calls a picture each.
         keep: write all pictures of a prompt, or the best.
+        film: also write what the run saw on the way, of the first prompt's first four particles:
+            filmstrip.png, the lookaheads of the best from left to right, and film.gif.
         seed: keys all randomness.
         batch_size: the most pictures in one call of the network; fewer take less memory, and the
             pictures are the same (default 64).
@@ -204,13 +207,13 @@ def sample(
         method_options=options, dtype=dtype, model_options=model_options, cfg=cfg,
     )  # fmt: skip
     loaded = load_model(model, device, dtype, lora, lora_scale, model_options)
-    flow = _mixed(loaded, cfg, negative_prompt, prompts)
+    flow = mixed(loaded, cfg, negative_prompt, prompts)
     twins: dict[str, steer.FlowMap] = {}
     if unguided and isinstance(loaded, steer.Adapted):
-        twins["base, unguided"] = _mixed(loaded.base, cfg, negative_prompt, prompts)
+        twins["base, unguided"] = mixed(loaded.base, cfg, negative_prompt, prompts)
     if unguided and method != "none":  # whose twin it would be
         twins["tuned, unguided" if twins else "unguided"] = flow
-    size = _pixels(flow, model)
+    size = pixels(flow, model)
     judge = rewards.load(reward).to(device_of(flow))
     run: dict[str, Any] = {
         "particles": particles,
@@ -253,11 +256,16 @@ def sample(
         chosen = None if prompts is None else prompts[first:last]
         questions = asked[first:last] if isinstance(asked, list) else asked
         shared = {**run, "reward_prompts": questions, "position": first, "progress": False}
-        result = steer.sample(flow, judge, chosen, callback=show, **guided, **shared)
+        reel = films.Reel(film and first == 0, chosen)
+        watch = reel.of("guided", flow, show)
+        result = steer.sample(flow, judge, chosen, callback=watch, **guided, **shared)
         others = {
-            title: steer.sample(twin, judge, chosen, method="none", **shared)
+            title: steer.sample(
+                twin, judge, chosen, method="none", callback=reel.of(title, twin), **shared
+            )
             for title, twin in twins.items()
         }
+        reel.keep(partial)
         terms = groups.terms_of(judge, result, chosen, questions)
         groups.keep(partial, first, {"guided": result, **others}, terms)
 
@@ -281,7 +289,8 @@ def sample(
             beside=results,
             keep=keep,
             **shares,  # type: ignore[arg-type]
-            files={"config.yaml": config_text(settings, identity)},
+            files={"config.yaml": config_text(settings, identity)}
+            | films.files_of(partial, ["guided", *twins]),
         )
         partial.drop()
     for said in result.warnings:
@@ -292,35 +301,6 @@ def sample(
         f"(best {float(result.rewards.amax(-1).mean()):.4g}); see {out / 'grid.png'}"
     )
     return out
-
-
-def _mixed(
-    flow: steer.FlowMap, cfg: float | None, negative: str | None, prompts: list[str] | None
-) -> steer.FlowMap:
-    """Mix the flow with itself led by another prompt, where that is asked for."""
-    if cfg is None:
-        if negative is not None:
-            raise ValueError("negative_prompt leads nowhere without cfg: give cfg, for instance 2")
-        return flow
-    if prompts is None:
-        raise ValueError("cfg leads towards a prompt, and there is none: give one, or no cfg")
-    inner = flow.flow if isinstance(flow, steer.Adapted) else flow
-    if not (inner.component or getattr(inner, "takes_guidance", False)):
-        return steer.ClassifierFree(flow, cfg, negative or "")
-    guided = inner.guided(cfg, negative)  # type: ignore[operator]  # a pipeline's own, or an input
-    return flow.around(guided) if isinstance(flow, steer.Adapted) else guided
-
-
-@torch.no_grad()
-def _pixels(flow: steer.FlowMap, model: str) -> torch.Size:
-    """Return the height and width of a flow's pictures."""
-    shape = flow.decode(torch.zeros(1, *flow.event_shape, device=device_of(flow))).shape
-    if len(shape) != 4 or shape[1] != 3:
-        raise ValueError(
-            f"model {model!r} decodes to shape {tuple(shape)}, which is no picture (1, 3, h, w): "
-            "call steer.sample from Python, and keep result.x"
-        )
-    return shape[-2:]
 
 
 def _fill(

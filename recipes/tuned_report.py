@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from recipes.figures import Estimate, estimate, markdown
+from recipes.plots.charts import Point, tuned_fronts
+from recipes.plots.style import save
 from recipes.tuned_rows import Row
 from steer.files import numbers
 from steer.pictures import captioned_grid, save_picture
@@ -182,52 +185,31 @@ class Report:
     def front(self, out: Path) -> None:
         """Plot reward and judge against diversity, a line an adapter, a column a number of steps.
 
-        Lines begin at the base, their scale 0.
+        Lines begin at the base, their scale 0. The file is written as a PNG and as an SVG.
         """
-        from matplotlib.figure import Figure
+        found = self.summaries
+        scores = [y for y in ("reward", "judge") if y in found[self.rows[0].label]]
+        sections: dict[str, dict[str, dict[str, list[Point]]]] = {}
 
-        ys = [y for y in ("reward", "judge") if y in self.summaries[self.rows[0].label]]
-        sections = list(dict.fromkeys(r.section for r in self.rows if r.section))
-        adapters = list(dict.fromkeys(r.adapter for r in self.rows if r.adapter))
-        size = 3.6 * len(sections) + 2.6, 3.2 * len(ys)
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(len(ys), len(sections), squeeze=False, sharey="row")
-        handles: dict[str, Any] = {}
-        for line, y in zip(axes, ys, strict=True):
-            for axis, k in zip(line, sections, strict=True):
+        def points(rows: Sequence[Row], y: str) -> list[Point]:
+            return [
+                Point(r.adapter if r.plain and r.adapter else r.label,
+                      found[r.label]["diversity"], found[r.label][y], {"scale": r.scale})
+                for r in rows
+            ]  # fmt: skip
 
-                def draw(name: str, rows: Sequence[Row], y: str = y, axis: Any = axis,
-                         **style: Any) -> None:  # fmt: skip
-                    found = [(self.summaries[r.label]["diversity"], self.summaries[r.label][y])
-                             for r in rows]  # fmt: skip
-                    known = [(x, v) for x, v in found if None not in (x.mean, v.mean)]
-                    if known:
-                        handles[name] = axis.errorbar(
-                            [x.mean for x, _ in known], [v.mean for _, v in known],
-                            xerr=[x.error or 0 for x, _ in known],
-                            yerr=[v.error or 0 for _, v in known], elinewidth=0.6, **style,
-                        )  # fmt: skip
-
-                here = [r for r in self.rows if r.section == k]
-                (base,) = [r for r in here if r.plain and not r.adapter]
-                for i, name in enumerate(adapters):
-                    scaled = [r for r in here if r.adapter == name]
-                    draw(name, [base, *scaled], color=f"C{i % 10}", marker="o", ms=3)
-                    for r in scaled:
-                        at = self.summaries[r.label]
-                        if None not in (at["diversity"].mean, at[y].mean):
-                            place = at["diversity"].mean, at[y].mean
-                            axis.annotate(f"{r.scale:g}", place, fontsize=6)
-                draw("base", [base], color="black", marker="*", ms=9, ls="none")
-                beside = [r for r in self.rows if not r.plain and r.section in (k, None)]
-                for r in beside:
-                    i = [o for o in self.rows if not o.plain].index(r)
-                    draw(r.label, [r], color="0.45", marker="sD^vP*X<>"[i % 9], ms=5, ls="none")
-                axis.set(title=f"{k} step{'s' * (k > 1)}", xlabel="diversity")
-                axis.grid(alpha=0.3)
-            line[0].set_ylabel(y)
-        figure.legend(list(handles.values()), list(handles), loc="outside right upper", fontsize=8)
-        figure.savefig(out, dpi=110)
+        for k in dict.fromkeys(r.section for r in self.rows if r.section):
+            here = [r for r in self.rows if r.section == k and r.plain]
+            beside = [r for r in self.rows if not r.plain and r.section in (k, None)]
+            sections[f"{k} step{'s' * (k > 1)}"] = {
+                y: {
+                    "base": points([r for r in here if not r.adapter], y),
+                    "adapters": points([r for r in here if r.adapter], y),
+                    "methods": points(beside, y),
+                }
+                for y in scores
+            }
+        save(partial(tuned_fronts, sections), out)
 
     def sheet(self) -> list[tuple[str, Tensor, list[str]]]:
         """Return some prompts' first pictures: base and tuned in the fewest steps, and guided."""

@@ -68,6 +68,9 @@ from .catalogue import RULES as RULES
 from .doors import compare as compare
 from .doors import evaluate as evaluate
 from .exact import GaussianMixture as GaussianMixture
+from .film import Film as Film
+from .film import animation as animation
+from .film import filmstrip as filmstrip
 from .flow import FlowMap as FlowMap
 from .flow import Wrapped as Wrapped
 from .guidance.ascent import FlowMapControl as FlowMapControl
@@ -169,6 +172,7 @@ __all__ = [
     "Continuous",
     "Cosine",
     "Denoised",
+    "Film",
     "FlowMap",
     "FlowMapControl",
     "GaussianMixture",
@@ -198,6 +202,8 @@ __all__ = [
     "Weights",
     "Windowed",
     "Wrapped",
+    "animation",
+    "filmstrip",
     "finetune",
     "load",
     "load_posterior",

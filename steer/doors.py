@@ -1,11 +1,14 @@
 """The doors out of the library's ground, opened at run time by what a user gives or asks for.
 
 A live diffusers pipeline opens the one to `steer.backends`, a reward's text the one to `rewards`,
-a comparison the one to `recipes`. Nothing else in here imports them, and nothing that a file names
-comes this way.
+a comparison or a plot the one to `recipes`. Nothing else in here imports them, and nothing that
+a file names comes this way.
 """
 
 import importlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steer.flow import FlowMap
@@ -14,7 +17,7 @@ from steer.reward import Reward, wrap
 if TYPE_CHECKING:
     from steer.shown import Report
 
-__all__ = ["as_flow", "as_reward", "compare", "evaluate", "is_pipeline"]
+__all__ = ["as_flow", "as_reward", "compare", "evaluate", "is_pipeline", "plot_front"]
 
 
 def is_pipeline(model: Any) -> bool:
@@ -54,6 +57,12 @@ def as_reward(reward: Any, device: Any = None) -> Reward:
     if not isinstance(reward, str):
         return wrap(reward)
     return importlib.import_module("rewards").load(reward).to(device)
+
+
+def plot_front(front: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Plot a tuning run's front as a PNG: see `recipes.plots.charts.front`."""
+    charts, style = (importlib.import_module(f"recipes.plots.{n}") for n in ("charts", "style"))
+    style.save(partial(charts.front, front), out, formats=("png",))
 
 
 def compare(model: Any, reward: Any, **options: Any) -> "Report":

@@ -36,20 +36,22 @@ __all__ = [
 
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
 _SHARED = "pytorch_lora_weights.safetensors"
-_CARD = ("README.md", "grid.png", "samples.png", "front.png")
+_CARD = ("README.md", "grid.png", "samples.png", "front.png", "front_*.png", "front*.svg")
 _LOGS = ("log/*", "tensorboard/*", "wandb/*")
 
 RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "samples": (
-        ("metrics.json", "scores.jsonl", "grid.png"), ("config.yaml", "images/[0-9]*.png"),
+        ("metrics.json", "scores.jsonl", "grid.png"),
+        ("config.yaml", "images/[0-9]*.png", "film.gif", "filmstrip.png"),
     ),
     "a comparison": (
         ("config.yaml", "table.md", "figures.json"),
-        ("pictures.safetensors", "sheet.png", "reward_nfe.png", "reward_diversity.png",
-         "judge_reward.png"),
+        ("pictures.safetensors", "sheet.png", "reward_nfe*.png", "reward_nfe*.svg",
+         "reward_diversity*.png", "reward_diversity*.svg", "judge_reward*.png",
+         "judge_reward*.svg"),
     ),
     "an evaluation": (
-        ("config.yaml", "table.md", "metrics.json"), ("front.png", "sheet.png"),
+        ("config.yaml", "table.md", "metrics.json"), ("front.png", "front.svg", "sheet.png"),
     ),
     "a tuning run": (
         ("run.json",),

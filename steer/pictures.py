@@ -39,7 +39,7 @@ def captioned_grid(rows: Sequence[Row], size: int = 96) -> Image.Image:
 
     Args:
         rows: (title, images, captions), of any lengths; a row with an empty title has no line
-            for it. Texts are cut to their place.
+            for it. Titles are cut to their place; captions may take two lines.
         size: the side of a picture in pixels; small pictures are enlarged without smoothing.
     """
     font = ImageFont.load_default(12)
@@ -49,11 +49,15 @@ def captioned_grid(rows: Sequence[Row], size: int = 96) -> Image.Image:
     titles = [_cut(title, font, most) for title, _, _ in rows]
     widest = max(int(font.getlength(title)) for title in titles)
     width = max(columns * (size + gap) + gap, widest + 2 * gap)
-    heights = [size + (2 if title else 1) * line + gap for title in titles]
+    texts = [[_wrapped(text, font, size) for text in captions] for _, _, captions in rows]
+    lines = [max(map(len, row), default=1) for row in texts]
+    heights = [
+        size + (bool(title) + n) * line + gap for title, n in zip(titles, lines, strict=True)
+    ]
     sheet = Image.new("RGB", (width, sum(heights) + gap), "white")
     draw = ImageDraw.Draw(sheet)
     top = gap
-    for title, height, (_, images, captions) in zip(titles, heights, rows, strict=True):
+    for title, height, (_, images, _), captions in zip(titles, heights, rows, texts, strict=True):
         if title:
             draw.text((gap, top), title, fill="black", font=font)
         upper = top + line * bool(title)
@@ -61,15 +65,20 @@ def captioned_grid(rows: Sequence[Row], size: int = 96) -> Image.Image:
             left = gap + j * (size + gap)
             sheet.paste(_fitted(to_pil(image), size), (left, upper))
             draw.rectangle((left - 1, upper - 1, left + size, upper + size), outline="#dddddd")
-            text = _cut(caption, font, size)
-            draw.text((left, upper + size + 1), text, fill="#444444", font=font)
+            for k, text in enumerate(caption):
+                place = left, upper + size + 1 + k * (line - 2)
+                draw.text(place, text, fill="#333333", font=font)
         top += height
     return sheet
 
 
 def _fitted(image: Image.Image, size: int) -> Image.Image:
-    """Return a picture in a square of this side, its own shape kept; small ones stay crisp."""
+    """Return a picture in a square of this side, its own shape kept.
+
+    A small one is enlarged by a whole factor, so that each of its pixels is a square.
+    """
     scale = size / max(image.size)
+    scale = int(scale) if scale >= 1 else scale
     sides = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     fitted = image.resize(sides, Image.Resampling.NEAREST if scale >= 1 else None)
     if sides == (size, size):
@@ -82,11 +91,14 @@ def _fitted(image: Image.Image, size: int) -> Image.Image:
 def side_of(images: Tensor) -> int:
     """Return the side at which pictures (..., h, w) are shown in a grid, in pixels.
 
+    Small ones are enlarged by a whole factor.
+
     >>> import torch
-    >>> side_of(torch.zeros(3, 32, 32)), side_of(torch.zeros(3, 1024, 768))
-    (96, 256)
+    >>> [side_of(torch.zeros(3, n, n)) for n in (32, 28, 64, 128, 1024)]
+    [96, 112, 128, 128, 256]
     """
-    return min(max(96, *images.shape[-2:]), 256)
+    longer = max(images.shape[-2:])
+    return min(longer * max(1, ceil(96 / longer)), 256)
 
 
 def contact_sheet(
@@ -104,6 +116,20 @@ def contact_sheet(
     starts = range(0, len(images), columns)
     rows = [("", images[i : i + columns], texts[i : i + columns]) for i in starts]
     return captioned_grid(rows, size)
+
+
+def _wrapped(
+    text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int
+) -> list[str]:
+    """Return a caption on one line, or on two, broken between words; the second is cut."""
+    words = " ".join(text[: 2 * width].splitlines())
+    first = _cut(words, font, width)
+    if first == words:
+        return [first]
+    head = first if words[len(first)] == " " else first.rpartition(" ")[0]
+    if not head.strip():  # one long word
+        return [first]
+    return [head, _cut(words[len(head) :].strip(), font, width)]
 
 
 def _cut(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:

@@ -217,8 +217,9 @@ def test_the_folder_is_complete_and_its_numbers_agree(here, whole, capsys):
     out, printed, told = whole
     assert "network calls" in told
     assert {p.name for p in out.iterdir()} == {
-        "table.md", "figures.json", "reward_nfe.png", "reward_diversity.png", "judge_reward.png",
-        "sheet.png", "pictures.safetensors", "config.yaml",
+        "table.md", "figures.json", "sheet.png", "pictures.safetensors", "config.yaml",
+        *(f"{n}.{kind}" for n in ("reward_nfe", "reward_diversity", "judge_reward")
+          for kind in ("png", "svg")),
     }  # fmt: skip
     assert folders(here) == ["whole"]
     table = (out / "table.md").read_text()
@@ -342,8 +343,8 @@ OWN = [
 def test_a_mixture_is_compared_by_kernel_and_sampler_of_one_s_own(here, capsys):
     assert run(**VECTORS, methods=json.dumps(OWN)) == 0
     assert {p.name for p in (here / "run").iterdir()} == {
-        "table.md", "figures.json", "reward_nfe.png", "reward_diversity.png",
-        "samples.safetensors", "config.yaml",
+        "table.md", "figures.json", "reward_nfe.png", "reward_diversity.png", "reward_nfe.svg",
+        "reward_diversity.svg", "samples.safetensors", "config.yaml",
     }  # fmt: skip
     figures = json.loads((here / "run/figures.json").read_text())
     assert figures["prompts"] == [{"prompt": "", "kind": "all"}]

@@ -159,16 +159,36 @@ def test_long_captions_are_cut_in_no_time():
     assert time.perf_counter() - start < 2
     assert sheet.width <= pictures.WIDEST + 12
     font = ImageFont.load_default(12)
-    for text in ("a red apple on a table", "mmmmmmmmmmmmmmmmmmm", "cat"):
+    for text in ("iiii" * 30, "mmmmmmmmmmmmmmmmmmm", "cat"):
         fits = [n for n in range(len(text) + 1) if font.getlength(text[:n]) <= 96]
         same = [captioned_grid([("t", x[:1], [t])]).tobytes() for t in (text, text[: fits[-1]])]
         assert same[0] == same[1]
 
 
+def test_captions_have_a_second_line_and_no_third():
+    x = torch.rand(1, 3, 8, 8)
+    one, two, three = (
+        captioned_grid([("", x, [text])])
+        for text in ("red apple", "a red apple on a table", "a red apple on a table under a tree")
+    )
+    assert one.height < two.height == three.height
+    below = two.crop((6, 118, 108, two.height)).convert("L").tobytes()
+    assert min(below) < 128  # "table" stands there
+
+
+def test_small_pictures_are_enlarged_by_a_whole_factor():
+    x = (torch.arange(28) % 2).float().expand(1, 3, 28, 28)  # stripes
+    side = pictures.side_of(x)
+    sheet = captioned_grid([("", x, [""])], side)
+    assert [sheet.getpixel((6 + i, 9))[0] // 255 for i in range(side)] == [
+        i // 4 % 2 for i in range(side)
+    ]
+
+
 def test_a_contact_sheet_is_a_grid_without_titles(tmp_path):
     x = torch.rand(14, 3, 8, 8)
     sheet = contact_sheet(x, ["a"] * 13 + [""], columns=12, size=32)
-    assert sheet.size == (12 * 38 + 6, 2 * (32 + 16 + 6) + 6)
+    assert sheet.size == (12 * 38 + 6, (32 + 16 + 6) + (32 + 2 * 16 + 6) + 6)  # (no | prompt)
     same = captioned_grid([("", x[:12], ["a"] * 12), ("", x[12:], ["a", "(no prompt)"])], 32)
     assert sheet.tobytes() == same.tobytes()
     save_picture(sheet, tmp_path / "new" / "sheet.png")

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "steer").rglob("*.py"))
 
 GROUND = {
-    "batches", "catalogue", "doors", "exact", "files", "flow", "identity", "lock", "names",
+    "batches", "catalogue", "doors", "exact", "files", "film", "flow", "identity", "lock", "names",
     "noise", "one_time", "onto", "path", "pictures", "posterior", "ranges", "reward", "secrets",
     "shown", "testing", "user_code",
 }  # fmt: skip

@@ -142,7 +142,7 @@ def test_the_share_of_two_means_has_an_error():
 def test_every_row_is_there_and_costs_what_it_says(here, whole):
     out, metrics = whole
     assert {p.name for p in out.iterdir()} == {
-        "table.md", "metrics.json", "front.png", "sheet.png", "config.yaml",
+        "table.md", "metrics.json", "front.png", "front.svg", "sheet.png", "config.yaml",
     }  # fmt: skip
     assert folders(here) == ["whole"]
     rows, table = metrics["rows"], (out / "table.md").read_text()

@@ -241,7 +241,7 @@ def save_result(
     keep: str = "all",
     terms: dict[str, Tensor] | None = None,
     gradients: dict[str, Tensor] | None = None,
-    files: dict[str, str] | None = None,
+    files: Mapping[str, str | bytes] | None = None,
 ) -> Path:
     """Write a result as a run folder.
 
@@ -254,7 +254,7 @@ def save_result(
         keep: "all" particles or the "best" of each prompt go to `images/`.
         terms: the reward's terms by name, shaped as its rewards, for `scores.jsonl`.
         gradients: likewise, the norm of what each term adds to the reward's gradient.
-        files: further text files by name.
+        files: further files by name.
 
     Raises:
         ValueError: the samples have no pixels.
@@ -296,5 +296,6 @@ def save_result(
         (scratch / "scores.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (scratch / "metrics.json").write_text(json.dumps(metrics(result), indent=2) + "\n")
         for name, content in (files or {}).items():
-            (scratch / name).write_text(content, encoding="utf-8")
+            data = content.encode() if isinstance(content, str) else content
+            (scratch / name).write_bytes(data)
     return folder

@@ -1,0 +1,63 @@
+"""The film of a sampling run: kept with its units, and written with its folder."""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import steer
+from recipes.partial import Partial
+from steer.film import Film, animation, filmstrip
+
+__all__ = ["Reel", "files_of"]
+
+UNIT = "film"
+
+
+class Reel:
+    """The films of a group of prompts, or nothing where none is wanted.
+
+    Args:
+        wanted: whether.
+        prompts: of the group.
+    """
+
+    def __init__(self, wanted: bool, prompts: list[str] | None) -> None:
+        self.wanted, self.prompts = wanted, prompts
+        self.films: dict[str, Film] = {}
+
+    def of(
+        self, title: str, flow: steer.FlowMap, show: Callable[[Any], None] | None = None
+    ) -> Callable[[Any], None] | None:
+        """Return what a run is to call after each step: the film's own, and `show`."""
+        if not self.wanted:
+            return show
+        film = self.films[title] = Film(flow, self.prompts)
+
+        def both(population: Any) -> None:
+            film(population)
+            if show is not None:
+                show(population)
+
+        return both
+
+    def keep(self, partial: Partial) -> None:
+        """Keep the films beside the run's finished units."""
+        if self.wanted:
+            tensors = {
+                f"{title}/{name}": tensor
+                for title, film in self.films.items()
+                for name, tensor in film.tensors().items()
+            }
+            partial.add(UNIT, tensors, {})
+
+
+def files_of(partial: Partial, titles: Sequence[str]) -> dict[str, bytes]:
+    """Return film.gif and filmstrip.png, where a film was kept: the guided run is the last row."""
+    if not partial.has(UNIT):
+        return {}
+    tensors, _ = partial.read(UNIT)
+    names = ("times", "images", "rewards")
+    films = {t: Film.of({n: tensors[f"{t}/{n}"] for n in names}) for t in [*titles[1:], titles[0]]}
+    data = io.BytesIO()
+    filmstrip(films).save(data, "PNG")
+    return {"film.gif": animation(films), "filmstrip.png": data.getvalue()}
