@@ -44,7 +44,7 @@ def plan(
 
     Args:
         model: a short name of a public model (sd15, sdxl, sd3-medium, sana-sprint-0.6b,
-            sana-sprint-1.6b, flux3-klein, flux-schnell, flux-dev, z-image, qwen-image,
+            sana-sprint-1.6b, flux3-klein, flux-schnell, flux-dev, z-image-turbo, qwen-image,
             hunyuan-image, wan-1.3b), a pipeline's folder (its JSON files are enough), an
             owner/name of the hub that is in the cache, or what `steer sample --model` takes.
         reward: as for `steer sample`; weights of published ones are not fetched. Default: one
