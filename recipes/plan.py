@@ -28,6 +28,7 @@ def plan(
     method: str | None = None,
     objective: str = "direct",
     rank: int = 16,
+    tuning: bool = True,
     training: bool = False,
     dtype: Dtype | None = None,
     card: float | None = None,
@@ -57,6 +58,7 @@ def plan(
         method: a name that `steer methods` lists. Default: what `steer sample` takes.
         objective: of tuning: a name that `steer objectives` lists.
         rank: of the adapters.
+        tuning: also plan a tuning step, which takes most of the time.
         training: also plan a step that trains all weights.
         dtype: of the weights. Default: bfloat16 for a pipeline, else float32.
         card: memory of a card in GiB: says whether it fits, and the exit code is 1 if not.
@@ -69,7 +71,7 @@ def plan(
     chosen: dict[str, Any] = {
         "reward": reward, "height": height, "width": width, "rows": rows,
         "particles": particles, "steps": steps, "method": method, "objective": objective,
-        "rank": rank, "training": training, "cuda": not cpu,
+        "rank": rank, "tuning": tuning, "training": training, "cuda": not cpu,
         "dtype": None if dtype is None else getattr(torch, dtype),
     }  # fmt: skip
     if table:
