@@ -268,6 +268,8 @@ def default_size(plan: Blueprint, pipe: Any) -> tuple[int, int]:
     if all(isinstance(number, int) for number in said):
         return said[0], said[1]  # type: ignore[return-value]
     side = getattr(pipe, "default_sample_size", None)
+    if side is None and hasattr(pipe, "unet"):
+        side = pipe.unet.config.get("sample_size")
     if isinstance(side, int):
         return (side * int(pipe.vae_scale_factor),) * 2
     raise ValueError(f"{plan.source} does not say the size of its pictures: give height and width")

@@ -187,8 +187,9 @@ def _of_flow(
         )
     name = name or flow.name or type(flow).__name__
     flow = flow.given([""])
+    beside = {id(v): v for v in vars(flow).values() if isinstance(v, list)}  # a posterior map
     with FakeCopyMode(mode):
-        flow = copy.deepcopy(flow)
+        flow = copy.deepcopy(flow, beside)
     flow.requires_grad_(False)
     inner = flow.denoiser
     parts = {"denoiser": inner}
