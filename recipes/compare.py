@@ -13,6 +13,7 @@ import steer
 from recipes.compare_report import Measured, kind, write
 from recipes.compare_tune import grid_of, tuning_prompts_beside
 from recipes.compare_tune import tune as tune_entries
+from recipes.crew import crew_of
 from recipes.data import emoji
 from recipes.defaults import compared_prompts, judge_of, listed, own, reward_of
 from recipes.entries import Entry, entry, equal_calls
@@ -52,6 +53,8 @@ def compare(
     by: Literal["judge", "reward"] = "judge",
     tune_prompts: list[str] | None = None,
     device: str | None = None,
+    devices: int = 1,
+    num_nodes: int = 1,
     dtype: Dtype | None = None,
     out: Path = Path("outputs/compare"),
     overwrite: bool = False,
@@ -89,7 +92,10 @@ def compare(
             ones. What was tried is in tuning.json.
         by: what is best: the judge's mean, or the reward's.
         tune_prompts: what is tuned on. Default: the model's own prompts for tuning.
-        device: where to compute. Default: where the model is loaded, the CPU.
+        device: where to compute. Default: where the model is loaded, the CPU; of several processes
+            the accelerators that there are, so say cpu for processes on the CPU.
+        devices: processes on each machine, one a device; each draws its share of the prompts.
+        num_nodes: machines, which see one file system; SLURM or torchrun starts the processes.
         dtype: the network's. Default: float32 on a CPU.
         out: the folder.
         overwrite: replace the folder if it exists, and drop an interrupted comparison.
@@ -101,7 +107,9 @@ def compare(
     """
     live, model = model, model_name(model)
     settings = settings_of({k: v for k, v in locals().items() if k != "live"})
-    screen, out = console(), free(out, overwrite)
+    crew = crew_of(devices, num_nodes, device)
+    device = crew.device or device
+    screen, out = console(), crew.told(lambda: free(out, overwrite))
     given = asked_for(prompts, prompts_file)
     reward = reward_of(model, reward)
     settings["reward"] = redacted(reward)
@@ -125,9 +133,11 @@ def compare(
     if tune is not None:
         pool = tune_prompts or (listed(model, None, own(model).tuned).prompts or [])
         beside = tuning_prompts_beside(asked.prompts or [], pool)
-        entries, tried = tune_entries(
-            entries, grid_of(tune), by, _Bench(flow, scorer, scale, beside).run,
-            len(beside.prompts), screen.print,
+        entries, tried = crew.told(
+            lambda: tune_entries(
+                entries, grid_of(tune), by, _Bench(flow, scorer, scale, beside).run,
+                len(beside.prompts), screen.print,
+            )
         )  # fmt: skip
     rows = equal_calls(entries, scorer.differentiable, flow)
     bench = _Bench(flow, scorer, scale, asked)
@@ -148,12 +158,18 @@ def compare(
     units = units_of(rows, len(asked.prompts), range(seeds), _size)
     work = {u.name: (u.end - u.start) * u.row.calls(scorer.differentiable, flow) for u in units}
     kinds = [kind(p) if bench.words else "all" for p in asked.prompts]
-    with Partial(out, identity, overwrite, screen) as partial:
+    if not crew.first:
+        crew.told(list)  # the first process has opened the run
+    with Partial(out, identity, overwrite, screen, joins=not crew.first) as partial:
+        if crew.first:
+            crew.told(list)
         screen.print(
             f"{len(rows)} methods x {len(asked.prompts)} prompts x {seeds} seeds: "
             f"{sum(work.values())} network calls{partial.done(units, work)}"
         )
-        partial.fill(units, work, bench.run, screen)
+        partial.fill(units, work, bench.run, screen, crew)
+        if not crew.first:
+            return out
         gathered = []
         for i in range(len(rows)):
             tensors, costs = partial.gathered([u for u in units if u.index == i])

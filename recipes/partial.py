@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 from torch import Tensor
 
+from recipes.crew import Crew
 from recipes.identity import is_made_of
 from recipes.terminal import progress
 from steer.files import expanded, pack, read_notes, refuse_existing, tidy, write_atomically
@@ -151,6 +152,7 @@ class Partial:
             prompts, files. JSON values.
         overwrite: drop the units of an earlier start that had another identity.
         console: where it is said that a unit is damaged, and done again.
+        joins: whether this is a further process of a run whose first one holds the lock.
 
     Attributes:
         folder: where the units are.
@@ -166,10 +168,14 @@ class Partial:
         identity: Mapping[str, Any],
         overwrite: bool = False,
         console: Console | None = None,
+        joins: bool = False,
     ) -> None:
         self.folder = _beside(expanded(out))
         self.console = console or Console(stderr=True, markup=False)
         self._held = ExitStack()
+        self.joins = joins
+        if joins:
+            return
         self._held.enter_context(locked(out, self.folder / ".lock"))
         try:
             self._begin(json.loads(json.dumps(identity)), overwrite)
@@ -217,6 +223,8 @@ class Partial:
 
     def _release(self) -> None:
         """Let others work on the run; without a finished unit there is nothing to keep."""
+        if self.joins:
+            return
         if self.folder.is_dir() and not any(self.folder.glob("*.safetensors")):
             _clear(self.folder)
         self._held.close()
@@ -240,6 +248,7 @@ class Partial:
         work: Mapping[str, int],
         run: Callable[[Unit[Row]], tuple[Mapping[str, Tensor], Mapping[str, Any]]],
         console: Console,
+        crew: Crew | None = None,
     ) -> None:
         """Run the units that are not finished yet, with a progress bar of the whole work.
 
@@ -248,14 +257,21 @@ class Partial:
             work: name -> network calls.
             run: unit -> its tensors and notes.
             console: where the bar is shown.
+            crew: the processes that share the work. The first one comes back when all is done.
         """
+        crew = crew or Crew()
+        left = crew.told(lambda: [unit.name for unit in units if not self.has(unit.name)])
+        mine = set(crew.share(left)) if crew.count > 1 else {unit.name for unit in units}
         with progress(console, "{task.percentage:>3.0f}%") as bar:
-            task = bar.add_task("", total=sum(work.values()))
-            for unit in units:
+            own = [unit for unit in units if unit.name in mine]
+            task = bar.add_task("", total=sum(work[unit.name] for unit in own))
+            for unit in own:
                 bar.update(task, description=unit.row.label)
                 if not self.has(unit.name):
                     self.add(unit.name, *run(unit))
                 bar.update(task, advance=work[unit.name])
+        if crew.first:
+            crew.wait(lambda: all(self.has(unit.name) for unit in units))
 
     def read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return a finished unit's tensors and notes."""

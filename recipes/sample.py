@@ -11,6 +11,7 @@ from rich.console import Console
 import rewards
 import steer
 from recipes import groups
+from recipes.crew import Crew, crew_of
 from recipes.defaults import reward_of
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import Dtype, asked_for, load_model, read_picture
@@ -74,6 +75,8 @@ def sample(
     seed: int = 0,
     batch_size: int | None = None,
     device: str | None = None,
+    devices: int = 1,
+    num_nodes: int = 1,
     dtype: Dtype | None = None,
     out: Path = Path("outputs/sample"),
     overwrite: bool = False,
@@ -137,7 +140,10 @@ def sample(
         seed: keys all randomness.
         batch_size: the most pictures in one call of the network; fewer take less memory, and the
             pictures are the same (default 64).
-        device: where to compute. Default: where the model is loaded, the CPU.
+        device: where to compute. Default: where the model is loaded, the CPU; of several processes
+            the accelerators that there are, so say cpu for processes on the CPU.
+        devices: processes on each machine, one a device; each draws its share of the prompts.
+        num_nodes: machines, which see one file system; SLURM or torchrun starts the processes.
         dtype: the network's. Default: float32 on a CPU.
         out: the run folder.
         overwrite: replace the run folder if it exists, and drop an interrupted run.
@@ -148,6 +154,8 @@ def sample(
         The run folder.
     """
     settings = settings_of(locals())
+    crew = crew_of(devices, num_nodes, device)
+    device = crew.device or device
     if method is None:
         tilted = temperature is not None or strength is not None
         found = rewards.load(reward_of(model, reward))
@@ -179,10 +187,10 @@ def sample(
         "files": fingerprints(model, reward, method, *pictures, *adapter_files(lora)),
         "settings": {k: v for k, v in settings.items() if k not in ("overwrite", "batch_size")},
     }
-    if not overwrite and is_finished(out, identity):
+    if crew.told(lambda: not overwrite and is_finished(out, identity)):
         screen.print(f"{out} is finished: see grid.png in it, or say --overwrite to draw it again")
         return expanded(out)
-    out = free(out, overwrite)
+    out = crew.told(lambda: free(out, overwrite))
     given = {
         "scale": scale, "threshold": threshold, "moves": moves, "rate": rate, "brake": brake,
         "lookahead": lookahead, "jumps": jumps, "finish": finish, "window": window,
@@ -253,9 +261,16 @@ def sample(
         terms = groups.terms_of(judge, result, chosen, questions)
         groups.keep(partial, first, {"guided": result, **others}, terms)
 
-    places = range(0, count, max(1, ROWS // particles))
-    with Partial(out, identity, overwrite, screen) as partial, Ceiling().held():
-        _fill(partial, places, steps, method, draw, screen)
+    places = range(0, count, min(max(1, ROWS // particles), -(-count // crew.count)))
+    if not crew.first:
+        crew.told(list)  # the first process has opened the run
+    joins = not crew.first
+    with Partial(out, identity, overwrite, screen, joins=joins) as partial, Ceiling().held():
+        if crew.first:
+            crew.told(list)
+        _fill(partial, places, steps, method, draw, screen, crew)
+        if not crew.first:
+            return out
         titles = ["guided", *twins]
         results, shares = groups.join(partial, places, titles, prompts, asked)
         result = results.pop("guided")
@@ -315,18 +330,23 @@ def _fill(
     method: str,
     draw: Callable[[Partial, int, int, Callable[[Population], None]], None],
     screen: Console,
+    crew: Crew,
 ) -> None:
-    """Draw the groups that are not finished yet, with a bar of the whole run's steps."""
+    """Draw the groups that are not finished yet, with a bar of this process's steps."""
+    left = crew.told(lambda: [p for p in places if not groups.drawn_before(partial, p)])
+    mine = places if crew.count == 1 else crew.share(left)
     with progress(screen, "{task.completed}/{task.total}", "{task.fields[note]}") as bar:
-        task = bar.add_task(method, total=len(places) * steps, note="")
+        task = bar.add_task(method, total=len(mine) * steps, note="")
 
         def show(population: Population) -> None:
             reward = float(population.reward.mean())
             text = "" if math.isnan(reward) else f"reward {reward:.4g}"
             bar.update(task, advance=1, note=text)
 
-        for done, first in enumerate(places):
+        for done, first in enumerate(mine):
             bar.update(task, completed=done * steps)
             if not groups.drawn_before(partial, first):
                 draw(partial, first, min(first + places.step, places.stop), show)
-        bar.update(task, completed=len(places) * steps)
+        bar.update(task, completed=len(mine) * steps)
+    if crew.first:
+        crew.wait(lambda: all(groups.drawn_before(partial, p) for p in places))

@@ -1,6 +1,7 @@
 """What a program says: results on standard output, all else on standard error."""
 
 import io
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -47,10 +48,14 @@ def say(shown: "RenderableType") -> None:
 
 
 def console() -> "Console":
-    """Return what shows costs and progress: texts are taken as they are, brackets and all."""
+    """Return what shows costs and progress: texts are taken as they are, brackets and all.
+
+    Of several processes the first one alone shows anything.
+    """
     from rich.console import Console
 
-    return Console(stderr=True, markup=False, emoji=False)
+    further = os.environ.get("LOCAL_RANK", "0") != "0" or os.environ.get("NODE_RANK", "0") != "0"
+    return Console(stderr=True, markup=False, emoji=False, quiet=further)
 
 
 class Lines:

@@ -95,6 +95,7 @@ FUNCTION_PLACES = {
     "product": ("combine.algebra:Product", "log of the chance that all accept (at=, width=)"),
     "capped": ("combine.algebra:Capped", "a reward that is content with a target (at=, soft=)"),
     "ensemble": ("combine.algebra:Ensemble", "the mean less the disagreement (penalty=)"),
+    "placed": ("combine.placed:Placed", "on a device of its own (device=cuda:1)"),
     "normalised": ("combine.normalised:Normalised", "scaled by what the run has seen (decay=)"),
     "augmented": (
         "combine.augment:Augmented",

@@ -161,9 +161,9 @@ class Draws:
         """Draw standard normals, (n, *event)."""
         return self._draw(torch.randn, tuple(event_shape))
 
-    def uniform(self, shape: Sequence[int] = ()) -> Tensor:
-        """Draw uniforms on [0, 1), (n, *shape)."""
-        return self._draw(torch.rand, tuple(shape))
+    def uniform(self, shape: Sequence[int] = (), host: bool = False) -> Tensor:
+        """Draw uniforms on [0, 1), (n, *shape); on the host, for what is chosen there."""
+        return self._draw(torch.rand, tuple(shape), host)
 
     def choice(self, count: int) -> int:
         """Draw one of `count` numbers, the same for all rows of the step."""
@@ -171,10 +171,13 @@ class Draws:
         source = generator(self.seed, self.step, self._draws, "choice")
         return int(torch.randint(count, (), generator=source))
 
-    def _draw(self, kind: Callable[..., Tensor], event: tuple[int, ...]) -> Tensor:
+    def _draw(
+        self, kind: Callable[..., Tensor], event: tuple[int, ...], host: bool = False
+    ) -> Tensor:
         self._draws += 1
         key = (self.seed, self.step, self._draws, "rows")
-        return onto(_rows(kind, event, key, self.rows, self.dtype), self.device)
+        made = _rows(kind, event, key, self.rows, self.dtype)
+        return made if host else onto(made, self.device)
 
 
 def _rows(

@@ -12,6 +12,7 @@ import steer
 from rewards.combine.algebra import Batched, Capped, Ensemble, Minimum, Product
 from rewards.combine.augment import Augmented
 from rewards.combine.normalised import Normalised
+from rewards.combine.placed import Placed
 from rewards.models.backbone import Backbone
 from rewards.models.preprocess import Preprocess
 from rewards.pixels.colour import Brightness, Colour
@@ -32,6 +33,7 @@ MADE = {
     "capped": lambda: Capped(A, at=0.5, soft=0.05),
     "ensemble": lambda: Ensemble(A, B, penalty=0.5),
     "normalised": lambda: Normalised(A),
+    "placed": lambda: Placed(A, "cpu"),
     "augmented": lambda: Augmented(A, views=3, noise=0.1),
     "batched": lambda: Batched(A + 2 * B, size=2),
     "nested": lambda: rewards.load(
@@ -215,6 +217,22 @@ def test_normalised_has_mean_zero_and_deviation_one():
         half(part)
     half.update()
     assert torch.allclose(half.statistics, made.statistics)
+
+
+def test_a_placed_reward_stays_where_it_is():
+    """Also as a part of another: pictures come to it, scores and gradients go back."""
+    made = rewards.load("0.5*placed(clip, device=cpu) + brightness")
+    plain = rewards.load("0.5*clip + brightness")
+    x = torch.rand(2, 3, 32, 32, requires_grad=True)
+    asked = ["a fox", "an owl"]
+    made.to("meta")
+    scores = made.to(torch.float64)(x, asked)
+    torch.testing.assert_close(scores, plain(x, asked))
+    (one,) = torch.autograd.grad(scores.sum(), x)
+    (two,) = torch.autograd.grad(plain(x, asked).sum(), x)
+    torch.testing.assert_close(one, two)
+    with pytest.raises(ValueError, match="device 'nowhere' for a reward"):
+        rewards.load("placed(brightness, device=nowhere)")
 
 
 def test_normalised_stands_still_in_evaluation():

@@ -32,6 +32,13 @@ def test_every_method_reads_the_device_once_a_step(samplers):
         assert counts[-1] <= (2 if name in TWO else 1), (name, counts, places)
 
 
+def test_every_objective_reads_the_device_once_an_optimizer_step():
+    found = counted("finetune")
+    assert set(found) == set(steer.OBJECTIVES)
+    for name, (counts, places) in found.items():
+        assert max(counts) == 1, (name, counts, places)
+
+
 def test_what_a_weighted_method_decides_by_is_read(samplers):
     """The device does count: a resampling step cannot do without."""
     assert samplers["renoise"][0][0] == 1

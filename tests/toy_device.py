@@ -11,6 +11,7 @@ import json
 import sys
 import traceback
 from collections import Counter
+from contextlib import suppress
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,6 +28,10 @@ READS = {
 
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 COPIES = {"aten::_to_copy", "aten::copy_"}
+
+
+class Enough(Exception):
+    """The steps that are counted were made."""
 
 
 class Module:
@@ -72,6 +77,9 @@ class OnToy(torch.Tensor):
 
     def tolist(self):
         return self.cpu().tolist()
+
+    def new_tensor(self, data, dtype=None, device=None):
+        return torch.tensor(data, dtype=dtype or self.dtype, device=device or self.device)
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -192,6 +200,91 @@ def sampled(method, flow, reward, particles=4, steps=4, **options):
     return counts[1:], places  # the first has the start in it
 
 
+def tuned(objective, steps=4):
+    """Return how often the host waits in each optimizer step, and where in the last."""
+    from lightning.fabric.accelerators import ACCELERATOR_REGISTRY
+    from lightning.fabric.strategies import STRATEGY_REGISTRY
+    from lightning.fabric.strategies import SingleDeviceStrategy as OneDevice
+    from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry
+    from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
+
+    import steer
+    from steer.tuning import module
+    from steer.tuning.module import RewardTuning
+
+    class Toy(Accelerator):
+        """The device, as Lightning knows it."""
+
+        def setup_device(self, device):
+            pass
+
+        def teardown(self):
+            pass
+
+        def get_device_stats(self, device):
+            return {}
+
+        @staticmethod
+        def parse_devices(devices):
+            return 1
+
+        @staticmethod
+        def get_parallel_devices(devices):
+            return [torch.device(NAME, 0)]
+
+        @staticmethod
+        def auto_device_count():
+            return 1
+
+        @staticmethod
+        def is_available():
+            return True
+
+        @staticmethod
+        def name():
+            return NAME
+
+    if NAME not in AcceleratorRegistry:
+        AcceleratorRegistry.register(NAME, Toy)
+        ACCELERATOR_REGISTRY.register(NAME, Toy)
+        place = {"device": torch.device(NAME, 0), "override": True}
+        StrategyRegistry.register(NAME, SingleDeviceStrategy, **place)
+        STRATEGY_REGISTRY.register(NAME, OneDevice, **place)
+    counts, places, before = [], {}, 0
+
+    class Counting(RewardTuning):
+        def on_train_batch_start(self, batch, index):
+            nonlocal before
+            before = Watch.now.waits
+            Watch.now.places.clear()
+
+        def on_train_batch_end(self, outputs, batch, index):
+            nonlocal places
+            counts.append(Watch.now.waits - before)
+            places = dict(Watch.now.places)
+            if len(counts) == steps:  # what comes after moves tensors off a device for good
+                raise Enough
+
+    module.RewardTuning = Counting
+    with Watch(), suppress(Enough):
+        flow = steer.load("emoji").to(NAME)
+        steer.finetune(
+            flow, bright, ["a fox", "an owl"], objective=objective, steps=steps, batch_size=8,
+            accelerator=NAME, strategy=NAME, progress=False,
+        )  # fmt: skip
+    return counts[1:], places
+
+
+def placed(make):
+    """Return `torch.tensor` for the device, where it is a copy from the host's memory."""
+
+    def tensor(data, *args, device=None, **kwargs):
+        made = make(data, *args, device="cpu" if on_toy(device) else device, **kwargs)
+        return made.to(device) if on_toy(device) else made
+
+    return tensor
+
+
 def bright(images):
     return images[:, 0].mean((1, 2))
 
@@ -201,6 +294,7 @@ def main(what):
 
     warnings.simplefilter("ignore")
     _setup_privateuseone_for_python_backend(NAME, backend_module=Module())
+    torch.tensor = placed(torch.tensor)  # it goes past dispatch modes
     import steer
     from steer.sampling.methods import TABLE
 
@@ -213,6 +307,11 @@ def main(what):
             found[name] = sampled(name, flow, bright, **more)
         found["split, least"] = sampled("split", flow, bright, temperature=0.05, least=0.5)
         found["renoise, clip"] = sampled("renoise", flow, "clip", temperature=0.05)
+    else:
+        from steer.objectives.table import TABLE as OBJECTIVES
+
+        for name in OBJECTIVES:
+            found[name] = tuned(name)
     print(json.dumps(found))
 
 

@@ -11,6 +11,7 @@ from steer.noise import Noise
 from steer.objectives.batch import Batch, Objective
 from steer.objectives.parts import distil, squared
 from steer.objectives.regression import velocity_loss
+from steer.onto import onto
 from steer.sampling.methods import TABLE, check_options
 from steer.sampling.run import sample
 
@@ -118,7 +119,7 @@ class Amortise(Objective):
     def rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Draw x_0 and x_1 for the rows from their prompts' populations, by their weights."""
         p = 1 if batch.prompts is None else len(batch.prompts)
-        places = batch.draws.uniform().cpu().reshape(p, -1)
+        places = batch.draws.uniform(host=True).reshape(p, -1)
         noise, data = [], []
         for i in range(p):
             visit = batch.draws.step if batch.epochs is None else batch.epochs[i]
@@ -130,7 +131,7 @@ class Amortise(Objective):
             data.append(drawn["x_1"][index])
         x_0, x_1 = torch.cat(noise), torch.cat(data)
         device, dtype = batch.draws.device, batch.draws.dtype
-        return x_0.to(device, dtype), x_1.to(device, dtype)
+        return onto(x_0, device).to(dtype), onto(x_1, device).to(dtype)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss", ...}; the first batches of a prompt also pay for its guidance."""

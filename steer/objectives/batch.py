@@ -6,7 +6,7 @@ batch says how hard it is tuned.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from steer.flow import FlowMap, flat_prompts
 from steer.noise import Draws
 from steer.reward import Reward, name_of, score
 
-__all__ = ["Batch", "Objective"]
+__all__ = ["Batch", "Objective", "refuse_not_finite"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Batch:
     asked: Sequence[str] | None = None
     unbound: FlowMap | None = None
     epochs: Sequence[int] | None = None
+    seen: list[tuple[Tensor, Sequence[str] | None]] = field(default_factory=list)
+    """Rewards that were given, and what they were asked about."""
 
     def __len__(self) -> int:
         return len(self.draws)
@@ -69,8 +71,10 @@ class Batch:
 
         Rows may be a multiple of the batch's, prompt-major as they are.
 
+        That all are finite is looked at once an optimizer step, see `refuse_not_finite`: to look
+        here would make the host wait for the device.
+
         Raises:
-            FloatingPointError: a reward that is not finite.
             ValueError: a reward without the gradient that it declares.
         """
         asked = self.prompts if self.asked is None else self.asked
@@ -86,16 +90,29 @@ class Batch:
                 "detach or no_grad), or declare it with rewards.wrap(f, differentiable=False) and "
                 "take an objective that needs none, nft or grpo"
             )
-        finite = torch.isfinite(values)
-        if not bool(finite.all()):
-            row = int((~finite).nonzero()[0])
-            whose = "" if texts is None else f" of prompt {texts[row]!r}"
-            raise FloatingPointError(
-                f"the reward is {float(values[row].detach())} in row {row}{whose}: a reward must "
-                "be finite on every picture that the model can draw; look at the reward, or at "
-                "the run's last sheet for what it was asked about"
-            )
+        self.seen.append((values.detach(), texts))
         return (values if values.dtype == torch.float64 else values.float()) / self.temperature
+
+
+def refuse_not_finite(values: Tensor, texts: Sequence[str] | None) -> None:
+    """Raise where a reward is not finite.
+
+    Args:
+        values: of a call, (n,).
+        texts: what it was asked about, one a row.
+
+    Raises:
+        FloatingPointError: names the first row and its prompt.
+    """
+    bad = (~torch.isfinite(values)).nonzero()
+    if len(bad):
+        row = int(bad[0])
+        whose = "" if texts is None else f" of prompt {texts[row]!r}"
+        raise FloatingPointError(
+            f"the reward is {float(values[row])} in row {row}{whose}: a reward must be finite on "
+            "every picture that the model can draw; look at the reward, or at the run's last "
+            "sheet for what it was asked about"
+        )
 
 
 class Objective(nn.Module):

@@ -6,6 +6,7 @@ ratio of a stochastic composition of jumps. The penalty of both is in the units 
 temperature means what it means to the other objectives.
 """
 
+import torch
 from torch import Tensor
 
 __all__ = ["advantages", "whole_group"]
@@ -33,7 +34,7 @@ def advantages(value: Tensor, group: int) -> tuple[Tensor, Tensor]:
     rows = value.reshape(-1, group)
     centred = rows - rows.mean(1, keepdim=True)
     sigma = (centred.square().sum() / (len(value) - len(rows))).sqrt()
-    sigma = sigma.clamp(min=1e-5 * float(value.abs().max()) + 1e-12)
+    sigma = torch.maximum(sigma, 1e-5 * value.abs().max() + 1e-12)
     return (centred / sigma).flatten(), sigma
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steer.objectives.batch import Batch, Objective
 from steer.objectives.parts import distil, penalties, squared
+from steer.onto import onto
 from steer.path import Path, like
 from steer.posterior import glass
 
@@ -154,7 +155,7 @@ class Value(Objective):
     def weigh(self, batch: Batch, r: Tensor) -> Tensor:
         """Return `w = exp(R - c)`, (n, draws), and move the running estimates afterwards."""
         texts = [""] if batch.prompts is None else batch.prompts
-        slots = torch.tensor([slot(text) for text in texts], device=r.device)
+        slots = onto(torch.tensor([slot(text) for text in texts]), self.log_z.device)
         n, m = r.shape
         rows = r.to(self.log_z.device).double().reshape(len(slots), -1)
         now = rows.logsumexp(1) - math.log(rows.shape[1])

@@ -6,6 +6,7 @@ Import it by name: `import steer` does not load Lightning.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from steer.adapters.fingerprint import fingerprint
 from steer.adapters.lora import Adapted
 from steer.noise import Draws, noise_dtype
-from steer.objectives.batch import Batch, Objective
+from steer.objectives.batch import Batch, Objective, refuse_not_finite
 from steer.reward import Reward, learners
 from steer.sampling.counts import CountedReward
 from steer.training.average import follow
@@ -97,6 +98,7 @@ class RewardTuning(L.LightningModule):
         self.temperature, self.decay = temperature, average
         self.learning_rate, self.warm = learning_rate, warm
         self._terms: list[dict[str, Tensor]] = []
+        self._seen: list[tuple[Tensor, Sequence[str] | None]] = []
         self._micro = 0
 
     @property
@@ -165,12 +167,9 @@ class RewardTuning(L.LightningModule):
         m = self.micro_batch
         first = (self._micro * self.trainer.world_size + self.trainer.global_rank) * m
         self._micro += 1
-        terms = self.objective(self.batch(self.global_step, first, first + m))
-        if not bool(torch.isfinite(terms["loss"])):
-            raise FloatingPointError(
-                f"the loss of step {self.global_step} is {float(terms['loss'].detach())}: lower "
-                "learning_rate, raise the temperature or a penalty; the last checkpoint is whole"
-            )
+        drawn = self.batch(self.global_step, first, first + m)
+        terms = self.objective(drawn)
+        self._seen += drawn.seen
         self._terms.append({name: value.detach().float() for name, value in terms.items()})
         return terms["loss"]
 
@@ -183,27 +182,49 @@ class RewardTuning(L.LightningModule):
         self.counts.learning = False
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the step's terms, their mean over its micro-batches and processes."""
+        """Log the step's terms, their mean over its micro-batches and processes.
+
+        The device is read once: with the terms comes whether all is finite.
+
+        Raises:
+            FloatingPointError: a reward, the loss or the gradient is not; no step is taken.
+        """
         gradients = [p.grad for p in self.tuned.adapters().values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not bool(torch.isfinite(norm)):
-            raise FloatingPointError(
-                f"the gradient of step {self.global_step} is not finite, though the loss is: look "
-                "at the reward's square roots, logarithms and divisions at flat pictures; the "
-                "last checkpoint is whole"
-            )
+        norm = torch.nn.utils.get_total_norm(gradients).reshape(1)
         names = list(self._terms[0])
-        values = torch.stack([torch.stack([t[n] for n in names]) for t in self._terms]).mean(0)
-        values = self.trainer.strategy.reduce(values, reduce_op="mean")
-        terms = dict(zip(names, values.tolist(), strict=True)) | {"gradient": float(norm)}
-        self._terms, self._micro = [], 0
+        own = torch.stack([torch.stack([t[n] for n in names]) for t in self._terms]).mean(0)
+        values = self.trainer.strategy.reduce(own.clone(), reduce_op="mean")
+        bad = [(~torch.isfinite(v)).any().reshape(1) for v, _ in self._seen]
+        parts = [values, own[names.index("loss")].reshape(1), norm, *bad]
+        read = torch.cat([part.float() for part in parts]).tolist()
+        loss, length, *flags = read[len(names) :]
+        self._refuse(loss, length, flags)
+        terms = dict(zip(names, read, strict=False)) | {"gradient": length}
+        self._terms, self._seen, self._micro = [], [], 0
         for part in learners(self.reward):
             part.update(self._summed)
         step = self.global_step + 1
         costs = {"nfe": float(self.nfe), "reward_calls": float(self.reward_calls)}
         for logger in self.trainer.loggers:  # a tenth of what self.log costs
             logger.log_metrics({f"train/{k}": v for k, v in terms.items()} | costs, step)
-        self.log("reward", terms.get("reward", math.nan), prog_bar=True, logger=False)
+        if "reward" in names:  # as it is on the device, which the bar reads now and then
+            self.log("reward", values[names.index("reward")], prog_bar=True, logger=False)
+
+    def _refuse(self, loss: float, length: float, bad: Sequence[float]) -> None:
+        for flag, (values, texts) in zip(bad, self._seen, strict=True):
+            if flag:
+                refuse_not_finite(values, texts)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of step {self.global_step} is {loss}: lower learning_rate, raise the "
+                "temperature or a penalty; the last checkpoint is whole"
+            )
+        if not math.isfinite(length):
+            raise FloatingPointError(
+                f"the gradient of step {self.global_step} is not finite, though the loss is: look "
+                "at the reward's square roots, logarithms and divisions at flat pictures; the "
+                "last checkpoint is whole"
+            )
 
     def _summed(self, noted: Tensor) -> Tensor:
         """Sum what a reward's scale took note of over processes."""

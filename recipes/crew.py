@@ -1,0 +1,118 @@
+"""Several processes on one run: each does its share of the units, the first one joins them.
+
+Lightning's Fabric starts them, on one machine or under SLURM, torchrun and the others that it
+knows. What a unit draws is a function of the seed and of its prompts' places, so that the number
+of processes changes no picture. Units are files, in a folder that all processes see: who is done
+needs no collective, and a run whose process dies is resumed like any other.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+__all__ = ["Crew", "crew_of"]
+
+T = TypeVar("T")
+
+LOOK = 0.2
+"""Seconds between two looks at what the others have finished."""
+
+
+class Crew:
+    """One process alone, which is all that there are.
+
+    Attributes:
+        rank: this process's number.
+        count: how many there are.
+        device: where it computes; None: where the user said.
+    """
+
+    rank, count = 0, 1
+    device: str | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that speaks, joins and writes."""
+        return self.rank == 0
+
+    def told(self, value: Callable[[], T]) -> T:
+        """Return what the first process finds, on all of them."""
+        return value()
+
+    def share(self, units: Sequence[T]) -> Sequence[T]:
+        """Return this process's units."""
+        return units[self.rank :: self.count]
+
+    def wait(self, done: Callable[[], bool]) -> None:
+        """Wait until all units are there."""
+
+
+class _Several(Crew):
+    """A process of several."""
+
+    def __init__(self, fabric: Any) -> None:
+        self.fabric = fabric
+        self.rank, self.count = fabric.global_rank, fabric.world_size
+        self.device = str(fabric.device)
+
+    def told(self, value: Callable[[], T]) -> T:
+        found = value() if self.first else None
+        try:
+            return self.fabric.broadcast(found)  # type: ignore[no-any-return]
+        except RuntimeError:
+            if self.first:
+                raise
+            sys.exit(1)  # the first process has ended, and said why
+
+    def wait(self, done: Callable[[], bool]) -> None:
+        while not done():
+            time.sleep(LOOK)
+
+
+def crew_of(devices: int, num_nodes: int = 1, device: str | None = None) -> Crew:
+    """Start the processes of a run, and return which of them this one is.
+
+    Without an environment that has started them, this process starts the same command once more
+    for each further device. Where one of them dies, Lightning says which, and kills the others
+    within seconds; a process ends with the one that started it.
+
+    Args:
+        devices: processes on each machine, one a device.
+        num_nodes: machines.
+        device: "cpu", "cuda" or another kind. Default: what Lightning finds.
+
+    Raises:
+        ValueError: less than one, or a single device by its number beside several processes.
+    """
+    for name, count in (("devices", devices), ("num_nodes", num_nodes)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    if devices * num_nodes == 1:
+        return Crew()
+    if device is not None and ":" in device:
+        raise ValueError(
+            f"device={device!r} is one device, and {devices * num_nodes} processes have one each: "
+            f"give its kind alone, {device.partition(':')[0]!r}, or devices=1"
+        )
+    from lightning.fabric import Fabric
+
+    parent = os.getppid()
+    fabric = Fabric(
+        accelerator=device or "auto", devices=devices, num_nodes=num_nodes, strategy="ddp"
+    )
+    fabric.launch()
+    made = _Several(fabric)
+    if not made.first and "LOCAL_RANK" in os.environ and parent > 1:
+        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    return made
+
+
+def _follow(parent: int) -> None:
+    """End with the process that started this one."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    print("the first process of this run has ended: so does this one", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -1,0 +1,54 @@
+"""A reward on a device of its own: `placed(pickscore, device=cuda:1)`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from rewards.combine.algebra import Composed
+from steer.reward import Reward
+
+__all__ = ["Placed"]
+
+
+class Placed(Composed):
+    """A reward that stays on a device, whatever the run is on: the model fills another.
+
+    Pictures are copied there, scores and gradients back. Of one that is moved as a part of a run
+    nothing is moved.
+
+    Args:
+        reward: what is placed.
+        device: where, "cuda:1" or "cpu" for instance.
+
+    Raises:
+        ValueError: a device that this machine does not have.
+    """
+
+    def __init__(self, reward: Reward | Callable[..., Tensor], device: str) -> None:
+        super().__init__(reward)
+        try:
+            self.device = torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"device {device!r} for a reward: {str(error).splitlines()[0]}"
+            ) from None
+        for part in self.children():
+            part.to(self.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return self
+
+    def join(self, scores: Tensor) -> Tensor:
+        """Return the score, (1, n) -> (n,)."""
+        return scores[0]
+
+    def forward(
+        self,
+        images: Tensor,
+        prompts: Sequence[str] | None = None,
+        metadata: Sequence[Any] | None = None,
+    ) -> Tensor:
+        """Score pictures (n, 3, h, w) -> (n,), both where the run is."""
+        return super().forward(images.to(self.device), prompts, metadata).to(images.device)
