@@ -65,7 +65,7 @@ COMMANDS = {
         ),
         {
             "what draws": "model model_options height width dtype",
-            "what is planned": "reward rows particles steps method objective rank training",
+            "what is planned": "reward rows particles steps method objective rank tuning training",
             "for what": "card cpu",
             "what is printed": "json table models",
         },

@@ -28,6 +28,7 @@ def plan(
     method: str | None = None,
     objective: str = "direct",
     rank: int = 16,
+    tuning: bool = True,
     training: bool = False,
     dtype: Dtype | None = None,
     card: float | None = None,
@@ -44,7 +45,7 @@ def plan(
 
     Args:
         model: a short name of a public model (sd15, sdxl, sd3-medium, sana-sprint-0.6b,
-            sana-sprint-1.6b, flux3-klein, flux-schnell, flux-dev, z-image, qwen-image,
+            sana-sprint-1.6b, flux3-klein, flux-schnell, flux-dev, z-image-turbo, qwen-image,
             hunyuan-image, wan-1.3b), a pipeline's folder (its JSON files are enough), an
             owner/name of the hub that is in the cache, or what `steer sample --model` takes.
         reward: as for `steer sample`; weights of published ones are not fetched. Default: one
@@ -57,6 +58,7 @@ def plan(
         method: a name that `steer methods` lists. Default: what `steer sample` takes.
         objective: of tuning: a name that `steer objectives` lists.
         rank: of the adapters.
+        tuning: also plan a tuning step, which takes most of the time.
         training: also plan a step that trains all weights.
         dtype: of the weights. Default: bfloat16 for a pipeline, else float32.
         card: memory of a card in GiB: says whether it fits, and the exit code is 1 if not.
@@ -69,7 +71,7 @@ def plan(
     chosen: dict[str, Any] = {
         "reward": reward, "height": height, "width": width, "rows": rows,
         "particles": particles, "steps": steps, "method": method, "objective": objective,
-        "rank": rank, "training": training, "cuda": not cpu,
+        "rank": rank, "tuning": tuning, "training": training, "cuda": not cpu,
         "dtype": None if dtype is None else getattr(torch, dtype),
     }  # fmt: skip
     if table:

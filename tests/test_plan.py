@@ -126,6 +126,14 @@ def test_an_embedded_model_is_as_measured():
     assert plan.guided.at(4) == pytest.approx(live.peak, rel=0.1)
 
 
+@pytest.mark.parametrize(("name", "part"), [("fashion", "denoiser"), ("emoji-diffusers", "unet")])
+def test_the_other_embedded_models_are_planned_at_their_size(name, part):
+    plan = planned(name)
+    assert plan.model == name
+    assert plan.size == {"fashion": (28, 28), "emoji-diffusers": (32, 32)}[name]
+    assert plan.weights[part] == bytes_of(steer.load(name).denoiser.parameters())
+
+
 def test_a_method_without_a_gradient_needs_less():
     one = flow("flux")
     guided, plain = (planned(one, method=m, text_tokens=16) for m in ("fmrg-j", "best-of-n"))

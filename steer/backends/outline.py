@@ -37,6 +37,7 @@ class Blueprint:
         source: where they are from, for people.
         size: height and width where nothing is said; None: what the parts say.
         call: what its call is given beside.
+        options: of `PipelineFlow`, where nothing is said.
         config: of the pipeline itself.
     """
 
@@ -46,6 +47,7 @@ class Blueprint:
     size: tuple[int, int] | None = None
     call: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def names_public(name: Any) -> str | None:
@@ -82,7 +84,9 @@ def blueprint(model: Any) -> Blueprint:
                     f"one of {', '.join([*PUBLIC, *MODELS])}"
                 )
             one = PUBLIC[public]
-            return Blueprint(one.pipeline, one.parts, one.source, one.size, one.more)
+            return Blueprint(
+                one.pipeline, one.parts, one.source, one.size, one.more, options=one.options
+            )
         folder = cached
     return _of_folder(folder)
 
@@ -264,6 +268,8 @@ def default_size(plan: Blueprint, pipe: Any) -> tuple[int, int]:
     if all(isinstance(number, int) for number in said):
         return said[0], said[1]  # type: ignore[return-value]
     side = getattr(pipe, "default_sample_size", None)
+    if side is None and hasattr(pipe, "unet"):
+        side = pipe.unet.config.get("sample_size")
     if isinstance(side, int):
         return (side * int(pipe.vae_scale_factor),) * 2
     raise ValueError(f"{plan.source} does not say the size of its pictures: give height and width")

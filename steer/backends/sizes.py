@@ -25,6 +25,7 @@ class Public(NamedTuple):
         source: where the numbers are from.
         hub: its repository.
         more: what the pipeline's call is given.
+        options: of `PipelineFlow`, what its name says elsewhere.
     """
 
     pipeline: str
@@ -33,6 +34,7 @@ class Public(NamedTuple):
     source: str
     hub: str
     more: Config = MappingProxyType({})
+    options: Config = MappingProxyType({})
 
 
 _CLIP_L: Part = (
@@ -201,7 +203,7 @@ PUBLIC: Mapping[str, Public] = MappingProxyType(
                 "scheduler": _FLOW,
             },
             (1024, 1024), CLASS + "; the text encoder by the width that the transformer takes",
-            "black-forest-labs/FLUX.3-klein",
+            "black-forest-labs/flux-3-image-klein",
         ),
         "flux-schnell": Public(
             "FluxPipeline", _flux(False), (1024, 1024), BOTH, "black-forest-labs/FLUX.1-schnell"
@@ -209,13 +211,14 @@ PUBLIC: Mapping[str, Public] = MappingProxyType(
         "flux-dev": Public(
             "FluxPipeline", _flux(True), (1024, 1024), BOTH, "black-forest-labs/FLUX.1-dev"
         ),
-        "z-image": Public(
+        "z-image-turbo": Public(
             "ZImagePipeline",
             {
                 "transformer": ("ZImageTransformer2DModel", {}), "vae": _FLUX_VAE,
                 "text_encoder": _QWEN3_4B, "scheduler": _FLOW,
             },
             (1024, 1024), BOTH, "Tongyi-MAI/Z-Image-Turbo",
+            options=MappingProxyType({"kind": "one-jump"}),
         ),
         "qwen-image": Public(
             "QwenImagePipeline",

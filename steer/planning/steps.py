@@ -17,7 +17,7 @@ from steer.planning.subject import Subject
 from steer.reward import Reward, score
 
 __all__ = [
-    "Depth", "Need", "guided_step", "longest", "need", "saved_of", "training_step",
+    "Depth", "Need", "adapted", "guided_step", "longest", "need", "saved_of", "training_step",
     "tuning_need", "tuning_step",
 ]  # fmt: skip
 
@@ -153,28 +153,18 @@ class _Unchecked(Batch):
             return _scored(self.student, self.reward, x, self.asked).float() / self.temperature
 
 
-def tuning_step(
-    one: Subject,
-    reward: Reward,
-    objective: Objective,
-    rows: int,
-    adapters: Mapping[str, Any],
-    checkpointing: bool = False,
-) -> int:
+def tuning_step(one: Subject, tuned: Any, reward: Reward, objective: Objective, rows: int) -> int:
     """Return the peak of an optimizer step of reward tuning, `rows` rows a call.
 
     Adapters and their running average in float32, gradients and AdamW's two moments.
 
     Args:
         one: the model.
+        tuned: the same with adapters, see `adapted`.
         reward: on pictures.
         objective: as it is; see `longest`.
         rows: of the call.
-        adapters: rank, alpha and targets.
-        checkpointing: as the tuning run's own setting.
     """
-    tuned = _adapted(one, adapters)
-    tuned.checkpoint = checkpointing
     parameters = list(tuned.adapters().values())
     for p in parameters:
         p.requires_grad_(True)
@@ -188,8 +178,11 @@ def tuning_step(
         with _mixed(one):
             loss = objective(batch)["loss"]
         loss.backward()
+        held = live.now
+    for p in parameters:
+        p.grad = None
     adapter = sum(p.numel() * p.element_size() for p in parameters)
-    update = live.now + (3 if one.cuda else 2) * adapter  # on CUDA AdamW goes over lists
+    update = held + (3 if one.cuda else 2) * adapter  # on CUDA AdamW goes over lists
     return max(live.peak + 2 * adapter, update) + one.beside
 
 
@@ -208,14 +201,20 @@ def tuning_need(
 ) -> Need:
     """Return what a tuning step needs, by rows: linear in the rows, and in the jumps of a graph.
 
-    The arguments are those of `tuning_step`.
+    Args:
+        one: the model.
+        reward: on pictures.
+        objective: of tuning; the longest of its rollouts counts.
+        adapters: rank, alpha and targets.
+        checkpointing: as the tuning run's own setting.
     """
-    most = longest(objective)
+    most, tuned = longest(objective), adapted(one, adapters)
+    tuned.checkpoint = checkpointing
 
     def peak(rows: int, jumps: int) -> int:
         if hasattr(objective, "jumps"):
             objective.jumps = [jumps]  # type: ignore[assignment]
-        return tuning_step(one, reward, objective, rows, adapters, checkpointing)
+        return tuning_step(one, tuned, reward, objective, rows)
 
     if most == 1:
         return need(lambda rows: peak(rows, 1))
@@ -224,7 +223,7 @@ def tuning_need(
     return Need(one_row - row, row + (most - 1) * jump)
 
 
-def _adapted(one: Subject, adapters: Mapping[str, Any]) -> Any:
+def adapted(one: Subject, adapters: Mapping[str, Any]) -> Any:
     """Put adapters without values on the flow, and their running average."""
     from steer.adapters.inject import adapt
 

@@ -148,7 +148,8 @@ def _of_pipeline(
         usual = default_size(plan, pipe)
         height, width = height or usual[0], width or usual[1]
     call = {**plan.call, **dict(options.get("call") or {})}
-    flow: Any = flow_of(pipe, **{**options, "call": call, "height": height, "width": width})
+    given = {**plan.options, **options, "call": call, "height": height, "width": width}
+    flow: Any = flow_of(pipe, **given)
     condition = stand_in(flow, tokens)
     flow = flow.bound_to(
         [
@@ -186,8 +187,9 @@ def _of_flow(
         )
     name = name or flow.name or type(flow).__name__
     flow = flow.given([""])
+    beside = {id(v): v for v in vars(flow).values() if isinstance(v, list)}  # a posterior map
     with FakeCopyMode(mode):
-        flow = copy.deepcopy(flow)
+        flow = copy.deepcopy(flow, beside)
     flow.requires_grad_(False)
     inner = flow.denoiser
     parts = {"denoiser": inner}
