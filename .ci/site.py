@@ -220,6 +220,16 @@ def on_page_content(content, page, config, files):
     return content
 
 
+def on_post_page(output, page, config):
+    """Refuse a page that would load something from elsewhere."""
+    loads = (
+        r'<(?:script|img|iframe)[^>]*\ssrc="(?:https?:)?//[^"]+|<link[^>]*stylesheet[^>]*//[^">]+'
+    )
+    if found := re.search(loads, output):
+        LOG.warning("%s loads %s: keep a copy in docs/assets", page.file.src_uri, found[0])
+    return output
+
+
 def _inline(found):
     text = found[1]
     return f"<code>{symbols(text) if _is_formula(text) else text}</code>"

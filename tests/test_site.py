@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 import sys
+import types
 from pathlib import Path
 
 import jupytext
@@ -138,6 +139,21 @@ def test_every_command_is_in_the_reference(site):
     text = site.commands()
     assert all(f"## steer {name}\n" in text for name in COMMANDS)
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("html", "refused"),
+    [
+        ('<script src="https://cdn.example/x.js"></script>', True),
+        ('<link rel="stylesheet" href="//fonts.example/css">', True),
+        ('<img alt="a" src="readme.png"><a href="https://example.org">there</a>', False),
+    ],
+)
+def test_a_page_that_loads_from_elsewhere_ends_the_build(site, caplog, html, refused):
+    """A warning does, by `--strict`."""
+    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="x.md"))
+    assert site.on_post_page(html, page, None) == html
+    assert bool(caplog.records) is refused
 
 
 @pytest.mark.parametrize(
