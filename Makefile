@@ -4,7 +4,7 @@ BIN := .venv/bin
 JOBS ?= $(if $(FILES),0,auto)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-all test-oldest mutate crash lint docs bench clean
+.PHONY: demo test test-all test-browser test-oldest mutate crash lint docs bench clean
 .DELETE_ON_ERROR:
 
 # .venv is built again only when pyproject.toml changed
@@ -19,10 +19,14 @@ demo: .venv/installed
 
 # FILES=tests/test_x.py: these alone, in one process; JOBS=2: in two
 test: .venv/installed
-	$(PYTEST) -m 'not slow' $(FILES)
+	$(PYTEST) -m 'not slow and not browser' $(FILES)
 
 test-all: .venv/installed
-	$(PYTEST) $(FILES)
+	$(PYTEST) -m 'not browser' $(FILES)
+
+# the studio in Debian's chromium (apt-get install chromium)
+test-browser: .venv/installed
+	$(BIN)/python -m pytest -m browser tests/browser
 
 # the oldest releases that pyproject.toml allows, in an environment of their own
 test-oldest:
@@ -30,7 +34,7 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install -q uv
 	.venv-oldest/bin/uv pip install -q --python .venv-oldest/bin/python --resolution lowest-direct -e '.[diffusers,serve]'
 	.venv-oldest/bin/uv pip install -q --python .venv-oldest/bin/python -e '.[dev]'
-	.venv-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow' $(FILES)
+	.venv-oldest/bin/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not browser' $(FILES)
 
 # seeded changes of single lines, and whether their tests notice: goes on where it was cut
 mutate: .venv/installed

@@ -65,7 +65,7 @@ def main() -> None:
     """Draw, measure and write the sheet and the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/inverse.png"))
-    parser.add_argument("--particles", type=int, default=32)
+    parser.add_argument("--particles", type=int, default=16)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

@@ -126,6 +126,12 @@ COMMANDS = {
         },
         further="recipes.finetune:options_help",
     ),
+    "studio": Command(
+        "recipes.studio.command:studio",
+        "draw",
+        "a page in the browser: steer, look, keep",
+        ("studio", "studio --model fashion --root runs --port 7861"),
+    ),
     "export": Command(
         "recipes.export:export",
         "tune and train",

@@ -1,0 +1,81 @@
+"""`steer studio`: a page in the browser."""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from recipes.studio.guard import Guard
+from recipes.terminal import console
+from rewards.serving.tokens import is_loopback
+
+__all__ = ["application", "studio"]
+
+TOKEN = "FLOWSTEER_STUDIO_TOKEN"
+
+
+def studio(
+    model: str = "emoji",
+    root: Path = Path("outputs"),
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    allow_files: bool = False,
+    device: str | None = None,
+) -> None:
+    """Open a page to steer pictures, look at rewards and browse run folders.
+
+    One picture is steered at a time; further tabs wait. A tab that is closed ends its run.
+
+    Args:
+        model: a name that `steer models` lists, a folder, a hub id, or file.py:Name.
+        root: the folder that the page may read and write; nothing else is.
+        host: the address to listen at. Default: this machine alone. Others need a token, which is
+            printed, or is the environment variable FLOWSTEER_STUDIO_TOKEN.
+        port: the port.
+        allow_files: whether a reward may be a file of code, a module, a picture or a server. Who
+            may open the page can then run code as you.
+        device: where to compute. Default: where the model is loaded, the CPU.
+    """
+    import uvicorn
+
+    token = None
+    if not is_loopback(host):
+        token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
+    app = application(model, root, host, token, allow_files, device)
+    address = f"http://{host}:{port}/" + (f"?token={token}" if token else "")
+    console().print(f"open {address} in a browser; Ctrl-C ends it", soft_wrap=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+def application(
+    model: str,
+    root: Path,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    allow_files: bool = False,
+    device: str | None = None,
+) -> Any:
+    """Return the page as an ASGI application, behind its guard.
+
+    Raises:
+        ModuleNotFoundError: gradio is not installed.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        import gradio
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the studio needs gradio, which is not installed: pip install 'flowsteer[studio]'"
+        ) from error
+    from fastapi import FastAPI
+
+    from recipes.studio.pages import CSS, pages, theme
+    from recipes.studio.session import Studio
+
+    page = pages(Studio(model, Path(root), allow_files, device))
+    page.queue(default_concurrency_limit=4)
+    made = gradio.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), page, "/", server_name=host,
+        footer_links=[], theme=theme(), css=CSS, max_file_size="20mb", ssr_mode=False, pwa=False,
+    )  # fmt: skip
+    return Guard(made, host, token)

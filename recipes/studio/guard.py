@@ -1,0 +1,95 @@
+"""Who may use the page: this machine's own browser, or who has the token."""
+
+import hmac
+from collections.abc import Awaitable, Callable, MutableMapping
+from http.cookies import SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from rewards.serving.tokens import is_loopback
+
+__all__ = ["COOKIE", "Guard"]
+
+COOKIE = "flowsteer_token"
+
+POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; connect-src 'self' ws: wss: data: blob:"
+)
+"""The page loads nothing from elsewhere."""
+
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Any, Any], Awaitable[None]]
+
+
+class Guard:
+    """An ASGI application behind a check of each request.
+
+    - `Host` must name this machine (or the address that was bound): a foreign name that resolves
+      here is a page elsewhere that would read ours.
+    - A request that another site makes (`Origin`, `Sec-Fetch-Site`) is refused.
+    - Where there is a token, a request shows it as `?token=...`, once, or as the cookie that it is
+      given then.
+
+    Args:
+        app: what is guarded.
+        host: the address that is bound.
+        token: needed by all, or None.
+    """
+
+    def __init__(self, app: App, host: str, token: str | None = None) -> None:
+        self.app, self.host, self.token = app, host, token
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        headers = {k.decode().lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        refused = self._refused(headers)
+        shown = parse_qs(scope.get("query_string", b"").decode()).get("token", [""])[0]
+        if refused is None and self.token is not None and not self._known(headers, shown):
+            refused = (
+                401,
+                "this page needs its token: open the address that `steer studio` printed",
+            )
+        if refused is not None:
+            await _answer(scope, send, *refused)
+            return
+
+        async def sent(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                more = [(b"content-security-policy", POLICY.encode())]
+                if self.token is not None and shown:
+                    cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+                    more.append((b"set-cookie", cookie.encode()))
+                message = {**message, "headers": [*message.get("headers", []), *more]}
+            await send(message)
+
+        await self.app(scope, receive, sent)
+
+    def _refused(self, headers: dict[str, str]) -> tuple[int, str] | None:
+        name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        if not (is_loopback(name) or name == self.host):
+            return 403, f"this page is not {name!r}: open it by the address that it was started at"
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+            return 403, "a page of another site may not use this one"
+        if headers.get("sec-fetch-site") == "cross-site":
+            return 403, "a page of another site may not use this one"
+        return None
+
+    def _known(self, headers: dict[str, str], shown: str) -> bool:
+        assert self.token is not None
+        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        given = [shown, "" if cookie is None else cookie.value]
+        return any(hmac.compare_digest(g.encode(), self.token.encode()) for g in given)
+
+
+async def _answer(scope: Scope, send: Any, status: int, text: str) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    kind = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": status, "headers": kind})
+    await send({"type": "http.response.body", "body": text.encode()})

@@ -1,0 +1,184 @@
+"""The studio in a real browser: Debian's chromium, driven by playwright."""
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("gradio")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+]
+WAIT = 120_000
+
+
+def started(root, port, *more):
+    command = [
+        sys.executable, "-W", "ignore", "-m", "recipes.cli", "studio", "--root", str(root),
+        "--port", str(port), *more,
+    ]  # fmt: skip
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2)
+            return server
+        except (urllib.error.URLError, OSError):
+            assert server.poll() is None, server.stderr.read().decode()
+            time.sleep(0.5)
+    raise TimeoutError("the studio did not start")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("studio")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = started(root, port)
+    yield root, port
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as run:
+        made = run.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def page(browser, place):
+    made = browser.new_page(viewport={"width": 1280, "height": 900})
+    made.set_default_timeout(WAIT)
+    made.foreign = []
+    ours = (f"http://127.0.0.1:{place[1]}", f"ws://127.0.0.1:{place[1]}", "data:", "blob:")
+    made.on("request", lambda r: None if r.url.startswith(ours) else made.foreign.append(r.url))
+    made.goto(f"http://127.0.0.1:{place[1]}/")
+    made.wait_for_selector("#start")
+    yield made
+    assert made.foreign == []  # the page loads nothing from elsewhere
+    made.close()
+
+
+def says(page, where, text):
+    page.wait_for_function(
+        "([where, text]) => document.querySelector(where)?.innerText.includes(text)",
+        arg=[where, text],
+    )
+
+
+def steer(page, **filled):
+    for name, value in filled.items():
+        page.fill(f"#{name} textarea, #{name} input", value)
+    page.keyboard.press("Tab")
+    page.click("#start")
+
+
+def test_a_picture_is_steered_saved_and_made_again_by_its_command(page, place, tmp_path):
+    steer(page)
+    page.wait_for_selector("#strip img")
+    says(page, "#message", "done")
+    assert page.locator("#before img").count() == 4
+    page.fill("#name textarea, #name input", "mine")
+    page.click("#save")
+    says(page, "#saved", "saved: mine")
+    words = shlex.split((place[0] / "mine" / "command.txt").read_text())[1:]
+    words[words.index("--out") + 1] = str(tmp_path / "again")
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "recipes.cli", *words], check=True,
+        capture_output=True,
+    )  # fmt: skip
+    ours, theirs = (
+        [pil_to_tensor(Image.open(f)) for f in sorted((folder / "images").iterdir())]
+        for folder in (place[0] / "mine", tmp_path / "again")
+    )
+    assert len(ours) == 4
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_run_is_paused_a_particle_kept_and_the_run_stopped(page):
+    steer(page, steps="32")
+    page.wait_for_selector("#strip img")
+    page.click("#pause")
+    says(page, "#message", "paused")
+    page.locator("#strip button.thumbnail-item, #strip .thumbnail-item").nth(1).click()
+    says(page, "#marked", "keeping 2")
+    page.click("#go-on")
+    says(page, "#message", "step")
+    page.click("#stop")
+    says(page, "#message", "done")
+
+
+def test_an_error_is_the_library_s_own_sentence(page):
+    steer(page, options="{scle: 0.3}")
+    says(page, "#message", "scale")
+
+
+def test_a_reward_that_reads_files_is_refused_here(page):
+    page.fill("#reward input", "evil.py:Reward")
+    page.keyboard.press("Enter")
+    page.click("#start")
+    says(page, "#message", "--allow-files")
+
+
+def test_pictures_are_scored_and_a_reward_is_checked(page, tmp_path):
+    file = tmp_path / "red.png"
+    Image.new("RGB", (32, 32), "red").save(file)
+    page.get_by_role("tab", name="Rewards").click()
+    page.set_input_files("#pictures input[type=file]", str(file))
+    says(page, "#pictures", "red")
+    page.click("#score")
+    says(page, "#scores", "red.png")
+    page.click("#check")
+    says(page, "#report", "differentiable")
+
+
+def test_two_tabs_take_turns(page, browser, place):
+    other = browser.new_page()
+    other.set_default_timeout(WAIT)
+    other.goto(f"http://127.0.0.1:{place[1]}/")
+    other.wait_for_selector("#start")
+    steer(page, steps="12")
+    page.wait_for_selector("#before img")
+    other.click("#start")
+    says(page, "#message", "done")
+    says(other, "#message", "done")
+    other.close()
+
+
+def test_a_server_that_was_killed_keeps_the_folders(browser, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("model: emoji\n")
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "run" / "grid.png")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started(tmp_path, port).kill()
+    server = started(tmp_path, port)
+    page = browser.new_page()
+    page.set_default_timeout(WAIT)
+    page.goto(f"http://127.0.0.1:{port}/")
+    page.get_by_role("tab", name="Runs").click()
+    page.click("#folder input")
+    page.get_by_role("option", name="run").click()
+    page.wait_for_selector("#grid img")
+    shots = os.environ.get("STUDIO_SHOTS")
+    if shots:
+        page.screenshot(path=f"{shots}/runs.png")
+    page.close()
+    server.terminate()
