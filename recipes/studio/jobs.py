@@ -148,6 +148,11 @@ class Job:
         self.touched = False
         self.result: steer.Result | None = None
 
+    @property
+    def paused(self) -> bool:
+        """Whether the run waits after the step that it makes, or made."""
+        return not self._free.is_set()
+
     def pause(self) -> None:
         """Wait after this step."""
         self._free.clear()

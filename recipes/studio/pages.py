@@ -1,6 +1,5 @@
-"""The pages: steer, rewards, runs. What the library refuses is said under the button."""
+"""The pages: steer, rewards, compare, tune, runs. What is refused is said under the button."""
 
-import functools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -13,48 +12,22 @@ from PIL import Image
 
 import rewards
 import steer
+from recipes.studio import compare_page, tune_page
 from recipes.studio.jobs import Ask, Shown
 from recipes.studio.looking import looked_at, report_of
 from recipes.studio.places import inside, runs_in
 from recipes.studio.session import Studio
+from recipes.studio.showing import FAULTS, crisp, heard, said
 
 __all__ = ["CSS", "pages", "theme"]
 
 CSS = ".said {color: #b3261e} @media (prefers-color-scheme: dark) {.said {color: #f2b8b5}}"
-
-SIDE = 192
-"""Small pictures are shown at a multiple of their size that has at least so many pixels."""
 
 
 def theme() -> Any:
     """Return a theme that loads no fonts from elsewhere."""
     plain = ["system-ui", "sans-serif"]
     return gr.themes.Soft(font=plain, font_mono=["ui-monospace", "monospace"])
-
-
-def crisp(image: Image.Image) -> Image.Image:
-    """Return a small picture enlarged by a whole number, without smoothing."""
-    times = max(1, math.ceil(SIDE / max(image.size)))
-    size = image.width * times, image.height * times
-    return image if times == 1 else image.resize(size, Image.Resampling.NEAREST)
-
-
-def said(error: Exception) -> str:
-    """Return an error as the page shows it: the library's own sentence."""
-    return f"<span class='said'>{error}</span>"
-
-
-def heard(f: Callable[..., Any], empty: int) -> Callable[..., Any]:
-    """Let a handler return its error as the last of its outputs, `empty` ones unchanged before."""
-
-    @functools.wraps(f)
-    def handler(*given: Any) -> Any:
-        try:
-            return f(*given)
-        except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError) as error:
-            return (*[gr.skip()] * empty, said(error)) if empty else said(error)
-
-    return handler
 
 
 def pages(studio: Studio) -> gr.Blocks:
@@ -65,6 +38,10 @@ def pages(studio: Studio) -> gr.Blocks:
             _steer(studio)
         with gr.Tab("Rewards"):
             _rewards(studio)
+        with gr.Tab("Compare"):
+            compare_page.page(studio)
+        with gr.Tab("Tune"):
+            tune_page.page(studio)
         with gr.Tab("Runs"):
             _runs(studio, page)
 
@@ -141,7 +118,8 @@ def _steer(studio: Studio) -> None:
             texts = ask.command(studio.model, out), ask.python(studio.model)
             first: list[Image.Image] = []
             curve: list[dict[str, Any]] = []
-            for kind, value in studio.run(str(request.session_hash), ask):
+            tab = str(request.session_hash)
+            for kind, value in studio.run(tab, ask):
                 if kind == "waiting":
                     yield *keep_as_they_are, value
                 elif kind == "unguided":
@@ -151,7 +129,7 @@ def _steer(studio: Studio) -> None:
                     curve += _points(value)
                     yield (
                         gr.skip(), _strip(value), gr.skip(), pandas.DataFrame(curve),
-                        gr.skip(), gr.skip(), [], "", f"step {value.step} of {ask.steps}",
+                        gr.skip(), gr.skip(), [], "", _where(studio, tab, value, ask),
                     )  # fmt: skip
                 else:
                     best = int(value.rewards.flatten().argmax())
@@ -166,7 +144,7 @@ def _steer(studio: Studio) -> None:
                         gr.skip(), gr.skip(), pair, gr.skip(), gr.skip(), gr.skip(), [], "",
                         bill + notes,
                     )  # fmt: skip
-        except (ValueError, TypeError, OSError, FloatingPointError, RuntimeError) as error:
+        except FAULTS as error:
             yield *keep_as_they_are, said(error)
 
     outputs = [before, strip, slider, plot, command, python, chosen, marked, message]
@@ -189,7 +167,7 @@ def _steer(studio: Studio) -> None:
         return handler
 
     acts: dict[Any, tuple[Callable[[Any, list[int]], None], str]] = {
-        pause: (lambda job, _: job.pause(), "paused after this step"),
+        pause: (lambda job, _: job.pause(), "paused when this step is made"),
         go_on: (lambda job, picked: job.go_on(picked), "going on"),
         stop: (lambda job, _: job.stop(), "stopping: one jump to the pictures"),
     }
@@ -204,6 +182,12 @@ def _steer(studio: Studio) -> None:
         return f"saved: `{place.relative_to(studio.root)}`"
 
     save.click(write, name, kept, queue=False)
+
+
+def _where(studio: Studio, tab: str, shown: Shown, ask: Ask) -> str:
+    job = studio.jobs.get(tab)
+    wait = ", paused: choose, then Go on" if job is not None and job.paused else ""
+    return f"step {shown.step} of {ask.steps}{wait}"
 
 
 def _strip(shown: Shown) -> list[tuple[Image.Image, str]]:
@@ -275,7 +259,9 @@ def _runs(studio: Studio, page: gr.Blocks) -> None:
         config = gr.Code(label="config.yaml or command.txt", language="yaml")
 
     def opened(name: str | None) -> tuple[Any, ...]:
-        place = inside(studio.root, name or "")
+        if not name:
+            return None, None, "", ""
+        place = inside(studio.root, name)
         picture = place / "grid.png"
         metrics = place / "metrics.json"
         texts = [place / "config.yaml", place / "command.txt"]

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Studio:
         self.judge = judge_of(model, "own", console())
         self.jobs: dict[str, Job] = {}
         self._turn = threading.Lock()
+        self._halts: dict[str, threading.Event] = {}
         self._rewards: dict[str, Reward] = {}
 
     def reward(self, text: str) -> Reward:
@@ -92,6 +94,22 @@ class Studio:
         finally:
             job.ended.set()
 
+    @contextmanager
+    def turn(self, tab: str) -> Iterator[threading.Event]:
+        """Wait for a turn, and give an event that says when the tab wants no more.
+
+        Args:
+            tab: whose; `halt` sets the event.
+        """
+        ended = self._halts[tab] = threading.Event()
+        with self._turn:
+            yield ended
+
+    def halt(self, tab: str) -> None:
+        """Say that a tab wants no more of what it has a turn for."""
+        if tab in self._halts:
+            self._halts[tab].set()
+
     def job(self, tab: str) -> Job:
         """Return a tab's job.
 
@@ -103,7 +121,8 @@ class Studio:
         return self.jobs[tab]
 
     def end(self, tab: str) -> None:
-        """End a tab's job, if it has one."""
+        """End what a tab has begun, if there is something."""
+        self.halt(tab)
         job = self.jobs.pop(tab, None)
         if job is not None:
             job.end()

@@ -115,7 +115,7 @@ def test_a_run_is_paused_a_particle_kept_and_the_run_stopped(page):
     steer(page, steps="32")
     page.wait_for_selector("#strip img")
     page.click("#pause")
-    says(page, "#message", "paused")
+    says(page, "#message", "paused: choose")
     page.locator("#strip button.thumbnail-item, #strip .thumbnail-item").nth(1).click()
     says(page, "#marked", "keeping 2")
     page.click("#go-on")
@@ -159,6 +159,36 @@ def test_two_tabs_take_turns(page, browser, place):
     says(page, "#message", "done")
     says(other, "#message", "done")
     other.close()
+
+
+def test_methods_are_compared_row_by_row(page):
+    page.get_by_role("tab", name="Compare").click()
+    page.fill("#compare-methods textarea", "none:steps=1,particles=2\nfmrg-j:steps=2,particles=2")
+    page.click("#compare-go")
+    says(page, "#compare-table", "fmrg-j")
+    assert page.locator("#compare-sheet img").count() >= 2
+
+
+def test_a_tuning_run_is_started_alarmed_stopped_and_resumed(page, place):
+    page.get_by_role("tab", name="Tune").click()
+    told = {"reward": "brightness", "every": "2", "steps": "300", "rate": "0.03"}
+    for name, value in told.items():
+        page.fill(f"#tune-{name} textarea, #tune-{name} input", value)
+    page.click("#tune-go")
+    says(page, "#tune-state", "Running, at step")
+    says(page, "#tune-alarms", "step")
+    page.click("#tune-stop")
+    says(page, "#tune-state", "Stopped")
+    file = place[0] / "tuned" / "readings.jsonl"
+    before = len(file.read_text().splitlines())
+    assert before < 150
+    page.click("#tune-go")
+    deadline = time.monotonic() + 120
+    while len(file.read_text().splitlines()) <= before and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert len(file.read_text().splitlines()) > before
+    page.click("#tune-stop")
+    says(page, "#tune-state", "Stopped")
 
 
 def test_a_server_that_was_killed_keeps_the_folders(browser, tmp_path):

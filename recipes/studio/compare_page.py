@@ -1,0 +1,95 @@
+"""The Compare page: methods at equal network calls, row by row as they come."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+import torch
+
+import steer
+from recipes.compare import ENTRIES
+from recipes.entries import entry, equal_calls
+from recipes.methods import method
+from recipes.studio.session import Studio
+from recipes.studio.showing import FAULTS, crisp, said
+from steer.pictures import to_pil
+from steer.reward import score
+
+__all__ = ["page"]
+
+COLUMNS = ["method", "network calls a prompt", "reward", "judge", "seconds"]
+
+
+def page(studio: Studio) -> None:
+    """Lay the page out."""
+    with gr.Row():
+        with gr.Column(min_width=300):
+            prompts = gr.Textbox(label="Prompts, one a line", value="fox\nbird", lines=2)
+            reward = gr.Textbox(label="Reward", value="clip", elem_id="compare-reward")
+            methods = gr.Textbox(label="Methods, one a line", value="\n".join(ENTRIES), lines=4,
+                                 elem_id="compare-methods")  # fmt: skip
+            seed = gr.Number(label="Seed", value=0, precision=0)
+            with gr.Row():
+                start = gr.Button("Compare", variant="primary", elem_id="compare-go")
+                stop = gr.Button("Stop", variant="stop")
+            error = gr.Markdown(elem_id="compare-error")
+        with gr.Column(scale=2, min_width=320):
+            table = gr.Dataframe(headers=COLUMNS, elem_id="compare-table", wrap=True)
+            plot = gr.ScatterPlot(
+                pd.DataFrame(columns=COLUMNS), x=COLUMNS[1], y="reward", color="method",
+                label="Reward against network calls", height=280,
+            )  # fmt: skip
+            sheet = gr.Gallery(
+                label="The best of each method", columns=4, height="auto", object_fit="contain",
+                elem_id="compare-sheet",
+            )  # fmt: skip
+
+    def run(
+        asked: str, wanted: str, lines: str, number: float, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        rows: list[list[Any]] = []
+        shown: list[Any] = []
+        tab = str(request.session_hash)
+        try:
+            names = [line.strip() for line in asked.splitlines() if line.strip()]
+            scorer = studio.reward(wanted)
+            chosen = [entry(line.strip()) for line in lines.splitlines() if line.strip()]
+            if not studio.allow_files and any("." in one.method for one in chosen):
+                raise ValueError(
+                    "a method from a file runs its code: start the page with --allow-files true"
+                )
+            entries = equal_calls(chosen, scorer.differentiable, studio.flow)
+            with studio.turn(tab) as ended:
+                for one in entries:
+                    if ended.is_set():
+                        break
+                    result = steer.sample(
+                        studio.flow, scorer, names, one.particles, one.steps,
+                        method(one.method), seed=int(number), progress=False, **one.options,
+                        callback=lambda p: p.stop() if ended.is_set() and p.time < 1 else None,
+                    )  # fmt: skip
+                    best = torch.arange(len(names)), result.best
+                    made, got = result.images[best], result.rewards[best]
+                    if one.mean:
+                        got = result.rewards.mean(-1)
+                    judged = float("nan")
+                    if studio.judge is not None:
+                        with torch.no_grad():
+                            judged = float(score(studio.judge, made, names).mean())
+                    calls = one.calls(scorer.differentiable, studio.flow)
+                    rows.append(
+                        [one.label, calls, round(float(got.mean()), 4), round(judged, 4),
+                         round(result.costs["seconds"], 2)]
+                    )  # fmt: skip
+                    shown += [(crisp(to_pil(x)), one.label) for x in made]
+                    yield rows, pd.DataFrame(rows, columns=COLUMNS), shown, ""
+        except FAULTS as problem:
+            yield rows, pd.DataFrame(rows, columns=COLUMNS), shown, said(problem)
+
+    def halt(request: gr.Request) -> None:
+        studio.halt(str(request.session_hash))
+
+    start.click(run, [prompts, reward, methods, seed], [table, plot, sheet, error],
+                concurrency_limit=None)  # fmt: skip
+    stop.click(halt, queue=False)

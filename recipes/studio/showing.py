@@ -1,0 +1,43 @@
+"""How pictures and errors are shown on the page."""
+
+import functools
+import math
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+__all__ = ["FAULTS", "crisp", "heard", "said"]
+
+FAULTS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
+"""What the library refuses with a sentence."""
+
+SIDE = 192
+"""Small pictures are shown at a multiple of their size that has at least so many pixels."""
+
+
+def crisp(image: Image.Image) -> Image.Image:
+    """Return a small picture enlarged by a whole number, without smoothing."""
+    times = max(1, math.ceil(SIDE / max(image.size)))
+    size = image.width * times, image.height * times
+    return image if times == 1 else image.resize(size, Image.Resampling.NEAREST)
+
+
+def said(error: Exception | str) -> str:
+    """Return an error as the page shows it: the library's own sentence."""
+    return f"<span class='said'>{escape(str(error))}</span>"
+
+
+def heard(f: Callable[..., Any], empty: int) -> Callable[..., Any]:
+    """Let a handler return its error as the last of its outputs, `empty` ones unchanged before."""
+
+    @functools.wraps(f)
+    def handler(*given: Any) -> Any:
+        try:
+            return f(*given)
+        except FAULTS as error:
+            return (*[gr.skip()] * empty, said(error)) if empty else said(error)
+
+    return handler
