@@ -162,3 +162,33 @@ def test_what_cannot_be_distilled_is_said(tmp_path):
 def test_a_file_for_another_model_is_refused(made):
     with pytest.raises(ValueError, match="were made for 'emoji'"):
         steer.load("emoji-diffusers", lora=made)
+
+
+def test_a_finished_folder_is_not_taken_for_other_settings(made, capsys):
+    assert distill("emoji", "psd-m", out=made, learning_rate=1e-2, **QUICK) == made
+    with pytest.raises(ValueError, match="begun with other settings"):
+        distill("emoji", "lsd", out=made, learning_rate=1e-2, **QUICK)
+
+
+def test_samples_of_another_run_are_not_trained_on(emoji, tmp_path):
+    from recipes.distill import _samples
+
+    one, _ = _samples(emoji, "emoji", ["a fox"], 1, tmp_path, 0)
+    same, told = _samples(emoji, "emoji", ["a fox"], 1, tmp_path, 0)
+    assert torch.equal(one, same)
+    other, told = _samples(emoji, "emoji", ["an owl"], 1, tmp_path, 0)
+    assert set(told) == {"an owl"}
+    assert not torch.equal(one, other)
+
+
+def test_a_learned_weight_is_learned(emoji):
+    from steer.training.rules import MapObjective, build
+
+    term = fresh_second_time(emoji)
+    tuned = adapt(with_second_time(emoji, term), 2)
+    rule = MapObjective(build("psd-m"), weight="learned")
+    training = AdapterTraining(tuned, term, rule, lambda step: None, steps=1)
+    optimizer = training.configure_optimizers()["optimizer"]
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in rule.parameters()} <= trained
+    assert list(rule.parameters())

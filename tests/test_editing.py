@@ -90,3 +90,15 @@ def test_what_cannot_be_inverted_is_refused():
         steer.sample(flow(), redness, None, init_by="inversion")
     with pytest.raises(ValueError, match="did you mean inversion"):
         steer.sample(flow(), redness, None, init_image=picture(), init_by="inversoin")
+
+
+@pytest.mark.parametrize(
+    ("method", "evidence"), [("renoise", True), ("split", False), ("fmtt", False)]
+)
+def test_from_a_picture_there_is_log_z_where_weights_do_not_assume_the_model_s_law(
+    method, evidence
+):
+    options = {"particles": 4, "steps": 3, "temperature": 0.5, "method": method}
+    told = steer.sample(flow(), redness, None, init_image=picture(), init_time=0.4, **options)
+    assert (told.log_z is not None) == evidence
+    assert steer.sample(flow(), redness, None, **options).log_z is not None

@@ -122,3 +122,17 @@ def test_they_are_rewards_by_name(tmp_path):
         rewards.load(f"upscale:image={tmp_path / 'a.png'},factor=3")(x, None)
     with pytest.raises(FileNotFoundError):
         rewards.load("deblur:image=nowhere.png")
+
+
+def test_a_grey_pixel_counts_once():
+    """For a model of one colour, whose three channels are one number."""
+    x = torch.rand(2, 1, 8, 8).expand(-1, 3, -1, -1)
+    y, mask = torch.rand(1, 8, 8).expand(3, -1, -1), torch.ones(8, 8)
+    for make in (
+        lambda **k: Inpainting(y, mask, 0.2, **k),
+        lambda **k: SuperResolution(y, 4, 0.2, **k),
+        lambda **k: Deblurring(y, 1.0, 0.2, **k),
+    ):
+        torch.testing.assert_close(3 * make(grey=True)(x), make()(x))
+    with pytest.raises(ValueError, match="fewer than the 4x4 squares"):
+        SuperResolution(torch.rand(3, 2, 2), 2)(torch.rand(1, 3, 8, 8))

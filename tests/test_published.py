@@ -498,3 +498,47 @@ def test_noise_smc_tempers_where_most_rewards_are_dropped():
     sampler.drop = True
     weights = [float(p.ess) for p in sampler.steps(torch.randn(512, 2))]
     assert min(weights[1:]) > 100  # it would be a jump to g = 1 at the end, and an ESS of a few
+
+
+class OwnGrid(steer.flow.Wrapped):
+    """A flow with a grid of its own, as pipelines have one; its jumps are Euler steps."""
+
+    def times(self, steps, start=0.0):
+        return [start + (1 - start) * (k / steps) ** 3 for k in range(steps + 1)]
+
+    def jump(self, x, s, t):
+        return x + (t - s) * self.velocity(x, s)
+
+
+def test_several_jumps_are_on_the_model_s_own_grid():
+    """So that what is tilted is what `none` draws in as many steps."""
+    flow = OwnGrid(mixture())
+    x = start()
+    wanted = x
+    for s, t in itertools.pairwise(flow.times(4)):
+        wanted = flow.jump(wanted, s, t)
+    looked = Lookahead(flow, wrap(curved), None, 1.0, 4, ramp=torch.ones_like)
+    torch.testing.assert_close(looked(x, 0.0), curved(wanted))
+    *_, end = NoiseSMC(flow, looked, 2, jumps=4, move="pcn").steps(x)
+    torch.testing.assert_close(curved(end.x), end.reward)
+    ascended = last(built("reno", flow, wrap(curved), 1.0, 1, jumps=4), x)  # looks, moves nothing
+    torch.testing.assert_close(ascended.x, wanted)
+
+
+def test_the_smoothing_of_inner_steps_is_the_step_s_and_nothing_else_is_paid_for():
+    decodes = []
+
+    class Flow(steer.flow.Wrapped):
+        def decode(self, x):
+            decodes.append(len(x))
+            return x
+
+    flow = Flow(mixture())
+    end = {}
+    for smooth in (0.0, 0.5):
+        decodes.clear()
+        options = {"mu": 0.1, "rho": 0.0, "inner": 1, "smooth": smooth, "draws": 4}
+        end[smooth] = last(built("tfg", flow, wrap(curved), 1.0, 3, **options), start()).x
+        # three views and three inner steps, with four draws each where blurred; the end
+        assert len(decodes) == (7 if smooth == 0 else 25), decodes
+    assert not torch.allclose(end[0.0], end[0.5], atol=1e-4)
