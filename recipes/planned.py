@@ -13,7 +13,10 @@ __all__ = ["memory_of", "say_memory"]
 
 def memory_of(device: Any) -> tuple[int, int] | None:
     """Return free and whole memory of a device, in bytes; None where it is not known."""
-    kind = torch.device("cpu" if device is None else device)
+    try:
+        kind = torch.device("cpu" if device is None else device)
+    except RuntimeError:  # no device: what loads the model says so
+        return None
     if kind.type != "cuda" or not torch.cuda.is_available():
         return None
     return torch.cuda.mem_get_info(kind)

@@ -59,7 +59,7 @@ UP = whole_reward(FLOW, LINEAR, None)
         (lambda: steer.Denoised(FLOW, LINEAR, temperature=INF), "temperature must be above zero"),
         (
             lambda: steer.Lookahead(FLOW, LINEAR, steps=1.5),
-            "steps must be a whole number, got 1.5",
+            "number of jumps must be a whole number, got 1.5",
         ),
         (lambda: Clipped(LOOK, NAN), "bound must be above zero"),
         (lambda: Normalised(LOOK, INF), "length must be above zero and finite"),

@@ -18,7 +18,7 @@ from steer.adapters.store import load_adapters
 from steer.models.loading import load, save
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.noise import Draws
-from steer.objectives.batch import Batch
+from steer.objectives.batch import Batch, refuse_not_finite
 from steer.objectives.direct import Direct
 from steer.objectives.table import TABLE, build
 from steer.reward import wrap
@@ -438,8 +438,11 @@ def test_a_gradient_that_is_not_finite_ends_the_run(flow):
 
 def test_the_batch_refuses_what_is_not_finite(flow):
     batch = Batch(flow, flow, flow, wrap(lambda x: x.sum((1, 2, 3)) / 0), 1.0, Draws(0, 0, (0, 2)))
+    values = batch.score(batch.noise())  # looked at once an optimizer step, with all others
+    assert not values.isfinite().any()
+    ((seen, texts),) = batch.seen
     with pytest.raises(FloatingPointError, match="the reward is"):
-        batch.score(batch.noise())
+        refuse_not_finite(seen, texts)
 
 
 def test_what_is_refused_leaves_no_folder(flow, tmp_path):
