@@ -158,11 +158,7 @@ def compare(
     units = units_of(rows, len(asked.prompts), range(seeds), _size)
     work = {u.name: (u.end - u.start) * u.row.calls(scorer.differentiable, flow) for u in units}
     kinds = [kind(p) if bench.words else "all" for p in asked.prompts]
-    if not crew.first:
-        crew.told(list)  # the first process has opened the run
-    with Partial(out, identity, overwrite, screen, joins=not crew.first) as partial:
-        if crew.first:
-            crew.told(list)
+    with Partial(out, identity, overwrite, screen, crew) as partial:
         screen.print(
             f"{len(rows)} methods x {len(asked.prompts)} prompts x {seeds} seeds: "
             f"{sum(work.values())} network calls{partial.done(units, work)}"

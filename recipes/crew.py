@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from steer.ranges import count
+
 __all__ = ["Crew", "crew_of"]
 
 T = TypeVar("T")
@@ -87,9 +89,8 @@ def crew_of(devices: int, num_nodes: int = 1, device: str | None = None) -> Crew
     Raises:
         ValueError: less than one, or a single device by its number beside several processes.
     """
-    for name, count in (("devices", devices), ("num_nodes", num_nodes)):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+    count("devices", devices)
+    count("num_nodes", num_nodes)
     if devices * num_nodes == 1:
         return Crew()
     if device is not None and ":" in device:

@@ -152,7 +152,8 @@ class Partial:
             prompts, files. JSON values.
         overwrite: drop the units of an earlier start that had another identity.
         console: where it is said that a unit is damaged, and done again.
-        joins: whether this is a further process of a run whose first one holds the lock.
+        crew: the processes of the run: the first one opens it and holds the lock, the others come
+            in when it is open.
 
     Attributes:
         folder: where the units are.
@@ -168,13 +169,15 @@ class Partial:
         identity: Mapping[str, Any],
         overwrite: bool = False,
         console: Console | None = None,
-        joins: bool = False,
+        crew: Crew | None = None,
     ) -> None:
         self.folder = _beside(expanded(out))
         self.console = console or Console(stderr=True, markup=False)
         self._held = ExitStack()
-        self.joins = joins
-        if joins:
+        crew = crew or Crew()
+        self.joins = not crew.first
+        if self.joins:
+            crew.told(list)  # comes back when the first process has opened the run
             return
         self._held.enter_context(locked(out, self.folder / ".lock"))
         try:
@@ -182,6 +185,7 @@ class Partial:
         except BaseException:
             self._release()
             raise
+        crew.told(list)
 
     def __enter__(self) -> "Partial":
         return self

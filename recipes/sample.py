@@ -270,12 +270,7 @@ def sample(
         groups.keep(partial, first, {"guided": result, **others}, terms)
 
     places = range(0, count, min(max(1, ROWS // particles), -(-count // crew.count)))
-    if not crew.first:
-        crew.told(list)  # the first process has opened the run
-    joins = not crew.first
-    with Partial(out, identity, overwrite, screen, joins=joins) as partial, Ceiling().held():
-        if crew.first:
-            crew.told(list)
+    with Partial(out, identity, overwrite, screen, crew) as partial, Ceiling().held():
         _fill(partial, places, steps, method, draw, screen, crew)
         if not crew.first:
             return out

@@ -15,7 +15,7 @@ import steer
 from recipes.studio import compare_page, tune_page
 from recipes.studio.jobs import Ask, Shown
 from recipes.studio.looking import looked_at, report_of
-from recipes.studio.places import inside, runs_in
+from recipes.studio.places import inside, inside_quietly, runs_in
 from recipes.studio.session import Studio
 from recipes.studio.showing import FAULTS, crisp, heard, said
 
@@ -282,4 +282,4 @@ def _runs(studio: Studio, page: gr.Blocks) -> None:
 
 
 def _there(root: Path, file: Path) -> bool:
-    return file.is_file() and file.resolve().is_relative_to(root)
+    return file.is_file() and inside_quietly(root, file)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-__all__ = ["inside", "plain_reward", "runs_in"]
+__all__ = ["inside", "inside_quietly", "plain_reward", "runs_in"]
 
 FOREIGN = re.compile(r"[/\\~]|\.\.|[A-Za-z_]\.[A-Za-z_]|\burl\s*=")
 """What a reward's text has when it names a file, a module or a server."""
