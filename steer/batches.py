@@ -114,8 +114,8 @@ def _parts(f: Callable[[int, int], T], n: int, size: int | None, prompts: int) -
         lower = False
         try:
             found.append(f(first, min(n, first + m)))
-        except torch.OutOfMemoryError:
-            if m == 1:
+        except RuntimeError as error:
+            if m == 1 or not _too_large(error):
                 raise
             lower = True  # below: here the failed call's tensors are still held
         if lower:
@@ -126,6 +126,11 @@ def _parts(f: Callable[[int, int], T], n: int, size: int | None, prompts: int) -
             if failed:
                 ceiling.tell(failed)
     return found
+
+
+def _too_large(error: RuntimeError) -> bool:
+    """Return whether fewer rows mend it: memory, or a kernel that counts elements in 32 bits."""
+    return isinstance(error, torch.OutOfMemoryError) or "INT_MAX" in str(error)
 
 
 def join_rows(parts: Sequence[Tensor], prompts: int = 1) -> Tensor:
