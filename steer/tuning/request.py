@@ -84,6 +84,12 @@ class Tuning:
                 "targets choose the layers of new adapters, and those that are on the flow are "
                 "tuned further: leave targets out, or take the adapters off first"
             )
+        if self.settings.sharded and self.objective.uneven:
+            raise ValueError(
+                f"objective {objective_name(self.objective)!r} guides each prompt on the process "
+                "that has it, and a base that is split needs all processes for each call: use "
+                "ddp, where each holds the base, or another objective"
+            )
         refuse_inference("model", self.flow)
         if self.objective.differentiable:
             refuse_inference("reward", self.reward)
