@@ -598,8 +598,3 @@ def test_a_flow_that_was_moved_comes_back(flow):
         p.data = p.data.clone()
     rejoin(tuned, flow)
     assert tuned.flow.network.stem.weight.data_ptr() == flow.network.stem.weight.data_ptr()
-
-
-def test_strategies_that_split_weights_are_refused(flow):
-    with pytest.raises(ValueError, match="use auto or ddp"):
-        tune(flow, strategy="fsdp")

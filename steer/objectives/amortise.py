@@ -54,6 +54,8 @@ class Amortise(Objective):
         ValueError: an unknown method or option, or fewer particles than rows of a prompt.
     """
 
+    uneven = True  # guidance of a prompt is paid for by the process that has it first
+
     def __init__(
         self,
         method: str = "split",

@@ -124,11 +124,14 @@ class Objective(nn.Module):
     Attributes:
         differentiable: whether it needs the reward's gradient.
         group: rows of each prompt in a batch.
+        uneven: whether processes make different numbers of network calls, as their own prompts
+            ask for: then the base cannot be split over them.
         per_call: whether the loss depends, a little, on which rows are in one call.
     """
 
     differentiable: bool = True
     group: int = 1
+    uneven: bool = False
     per_call: bool = False
 
     @abstractmethod

@@ -50,7 +50,7 @@ def onlookers(
     if chosen.check_every and has_pictures(tuned):
         watch = Watch(
             Panel.of(tuning, tuned), out, chosen.check_every, steps=chosen.check_steps,
-            early_stop=chosen.early_stop, metadata=notes,
+            early_stop=chosen.early_stop, metadata=notes, together=chosen.sharded,
         )  # fmt: skip
         callbacks.append(watch)
     if chosen.progress:
@@ -78,6 +78,8 @@ class Watch(L.Callback):
         steps: composed jumps of a check's pictures.
         early_stop: end the run when so many checks in a row raised an alarm; 0: never.
         metadata: what best/ is told of the run.
+        together: whether all processes draw, since none can call the network alone; the first one
+            writes. Default: it draws alone.
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class Watch(L.Callback):
         steps: int = 1,
         early_stop: int = 2,
         metadata: Mapping[str, Any] | None = None,
+        together: bool = False,
     ) -> None:
+        self.together = together
         self.panel, self.out, self.every, self.steps = panel, out, every, steps
         self.early_stop, self.metadata = early_stop, dict(metadata or {})
         self.readings: list[dict[str, Any]] = []
@@ -131,9 +135,9 @@ class Watch(L.Callback):
             self.check(trainer, module)
 
     def check(self, trainer: L.Trainer, module: Any) -> None:
-        """Read, log, keep the best, and stop where the alarms say so; on the first process."""
+        """Read, log, keep the best, and stop where the alarms say so."""
         start = time.perf_counter()
-        if trainer.is_global_zero:
+        if trainer.is_global_zero or self.together:
             self._check(trainer, module)
         self.seconds += time.perf_counter() - start
         stop = trainer.strategy.broadcast(self.stopped)
@@ -156,26 +160,28 @@ class Watch(L.Callback):
         self.readings.append(entry)
         for logger in trainer.loggers:
             logger.log_metrics({f"check/{k}": v for k, v in numbers.items()}, step)
-        for alarm in alarms:
+        for alarm in alarms if trainer.is_global_zero else ():
             print(f"step {step}: alarm: {alarm}")
         self.alarmed = self.alarmed + 1 if alarms else 0
         if self.early_stop and self.alarmed >= self.early_stop:
             self.stopped = f"step {step}: {alarms[0]}"
-            print(f"stopped at step {step}, after {self.alarmed} checks with an alarm in a row")
-        self._keep_best(entry, alarms)
-        if self.out is not None:
+            many = f"{self.alarmed} checks with an alarm in a row"
+            if trainer.is_global_zero:
+                print(f"stopped at step {step}, after {many}")
+        self._keep_best(entry, alarms, trainer.is_global_zero)
+        if self.out is not None and trainer.is_global_zero:
             self._write(step, images, trainer)
         for part, training in modes:  # each its own: a frozen network stays in evaluation mode
             part.training = training
 
-    def _keep_best(self, entry: dict[str, Any], alarms: Sequence[Alarm]) -> None:
+    def _keep_best(self, entry: dict[str, Any], alarms: Sequence[Alarm], writes: bool) -> None:
         """Keep the adapters that the judge likes best; without a judge, the last without alarm."""
         name = "judge" if "judge" in entry else "reward"
         if name == "reward" and alarms:
             return
         if self.best is None or name == "reward" or entry[name] > self.best[name]:
             self.best = entry
-            if self.out is not None:
+            if self.out is not None and writes:
                 known = {**self.metadata, "steps": entry["step"], "figures": figures(entry)}
                 save_adapters(self.panel.tuned, self.out / "best", known)
 

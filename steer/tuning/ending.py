@@ -13,7 +13,7 @@ from steer.tuning.module import RewardTuning
 from steer.tuning.request import Tuning
 from steer.tuning.run_folder import RunFolder
 
-__all__ = ["end", "summary"]
+__all__ = ["attend", "end", "summary"]
 
 
 def end(
@@ -55,6 +55,16 @@ def end(
         )  # fmt: skip
     lines += summary(tuning, said, module.global_step, None if folder is None else folder.path)
     return "\n".join(lines)
+
+
+def attend(
+    tuning: Tuning, module: RewardTuning, watch: Watch | None, folder: RunFolder | None
+) -> None:
+    """Make the calls that `end` makes on the first process, where all must make each of them."""
+    if folder is not None and watch is not None:
+        scales, steps, _ = plan_sweep(watch.panel, tuning.settings, module.nfe)
+        if steps:
+            sweep(watch.panel, scales, steps)
 
 
 def summary(

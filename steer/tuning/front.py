@@ -47,7 +47,7 @@ def plan_sweep(panel: Panel, settings: Settings, nfe: float) -> tuple[list[float
 
 
 def sweep(
-    panel: Panel, scales: Sequence[float], steps: Sequence[int], out: Path
+    panel: Panel, scales: Sequence[float], steps: Sequence[int], out: Path | None = None
 ) -> list[dict[str, Any]]:
     """Read the instruments at each scale of the adapters and number of jumps: the front.
 
@@ -57,7 +57,7 @@ def sweep(
         panel: what is drawn and read.
         scales: of the adapters; 0 is the base.
         steps: composed jumps.
-        out: the folder.
+        out: the folder; None: nothing is written.
     """
     front = []
     for k in steps:
@@ -65,8 +65,9 @@ def sweep(
             reading, alarms, _ = panel.read(scale, k, drift=k == min(steps))
             entry = {"scale": scale, "steps": k, "alarms": [a.name for a in alarms]}
             front.append(entry | reading.as_dict())
-    write_atomically(out / "front.json", json.dumps(front, indent=1).encode())
-    plot_front(front, out / "front.png")
+    if out is not None:
+        write_atomically(out / "front.json", json.dumps(front, indent=1).encode())
+        plot_front(front, out / "front.png")
     return front
 
 

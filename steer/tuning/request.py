@@ -84,13 +84,24 @@ class Tuning:
                 "targets choose the layers of new adapters, and those that are on the flow are "
                 "tuned further: leave targets out, or take the adapters off first"
             )
+        if self.settings.sharded and self.objective.uneven:
+            raise ValueError(
+                f"objective {objective_name(self.objective)!r} guides each prompt on the process "
+                "that has it, and a base that is split needs all processes for each call: use "
+                "ddp, where each holds the base, or another objective"
+            )
         refuse_inference("model", self.flow)
         if self.objective.differentiable:
             refuse_inference("reward", self.reward)
 
     def adapted(self, device: torch.device) -> Adapted:
-        """Return the flow with the run's adapters on its device; the base stays where it is."""
+        """Return the flow with the run's adapters on its device; the base stays where it is.
+
+        A base that will be split over processes is not moved: no device need hold it whole.
+        """
         chosen, here = self.settings, device_of(self.flow.denoiser)
+        if chosen.sharded:
+            device = here
         if self.flow.component and here.type != device.type:
             raise ValueError(
                 f"the pipeline is on {here} and the run would be on {device}: move the whole of "
@@ -107,6 +118,12 @@ class Tuning:
         ).to(device)
         tuned.checkpoint = chosen.checkpointing
         return tuned
+
+    def bind(self, tuned: Adapted) -> None:
+        """Let a flow know all prompts of the run, so that none is encoded once it has moved."""
+        texts = [*(self.prompts.prompts or ()), *(self.settings.check_prompts or ())]
+        if self.prompts.prompts is not None and self.flow.component:
+            tuned.given(list(dict.fromkeys(texts)))
 
     def calibrate(self, base: FlowMap, known: float | None = None) -> float:
         """Let the reward learn what scales it has, and return the run's temperature.

@@ -130,13 +130,16 @@ def _tuned(tuning: Tuning, folder: RunFolder | None, signals: "Signals", first: 
     from steer.training.checkpoints import Checkpoints, usable
     from steer.training.log import KeepRows
     from steer.tuning.callbacks import onlookers
-    from steer.tuning.ending import end
+    from steer.tuning.ending import attend, end
     from steer.tuning.module import RewardTuning
+    from steer.tuning.sharding import refuse_unshardable, whole
     from steer.tuning.trainer import device_of_run, fit, loggers, trainer_of
 
     settings = tuning.settings
     device = device_of_run(settings)
     tuned = tuning.adapted(device)
+    if settings.sharded:
+        refuse_unshardable(tuned)
     begun = {} if folder is None else folder.begun()
     temperature = tuning.calibrate(tuned.base, begun.get("temperature"))
     module = RewardTuning(
@@ -167,12 +170,18 @@ def _tuned(tuning: Tuning, folder: RunFolder | None, signals: "Signals", first: 
     trainer = trainer_of(settings, tuning.steps, accumulate, callbacks, logs, checkpoints)
     if trainer.is_global_zero:
         print(_what(tuning, tuned, temperature, accumulate))
+    if settings.sharded:
+        tuning.bind(tuned)
     fit(trainer, module, last)
     tuned.to(device)  # Lightning has moved it to the CPU
     if watch is not None:  # one that was killed after its last step was not looked at
         watch.on_train_end(trainer, module)
     if trainer.is_global_zero:
         print(end(tuning, module, watch, saver, folder))
+    elif settings.sharded:
+        attend(tuning, module, watch, folder)
+    if settings.sharded:
+        tuned = whole(tuned, tuning.adapted(device))
     rejoin(tuned, tuning.flow)
     tuned.preview = _preview(tuning)
     return tuned.eval().requires_grad_(False)

@@ -49,7 +49,8 @@ class Settings:
             given, it is read in full.
         precision: Lightning's; "auto" is bf16-mixed where the hardware has bf16, else 32-true.
         devices: processes.
-        strategy: Lightning's: auto or ddp.
+        strategy: Lightning's auto or ddp, where each process holds the base; or fsdp, where the
+            denoiser's weights are split over the processes.
         accelerator: Lightning's: auto, cpu, gpu.
         checkpointing: recompute activations in the backward pass instead of keeping them.
         wandb: also log to Weights & Biases, in this project.
@@ -93,10 +94,11 @@ class Settings:
             raise ValueError(f"micro_batch must be at least 1, got {self.micro_batch}")
         if any(k < 1 for k in self.sweep_steps or ()):
             raise ValueError(f"sweep_steps must be at least 1 each, got {self.sweep_steps}")
-        if any(name in self.strategy for name in ("fsdp", "deepspeed")):
+        if "deepspeed" in self.strategy or ("fsdp" in self.strategy and not self.sharded):
             raise ValueError(
-                f"strategy {self.strategy!r} splits the weights over processes, which checks and "
-                "adapter files cannot take yet: use auto or ddp, where each process holds the base"
+                f"strategy {self.strategy!r} splits the weights over processes in a way that "
+                "checks and adapter files cannot take: use fsdp, or auto or ddp, where each "
+                "process holds the base"
             )
         for name in ("learning_rate", "gradient_clip"):
             above(name, getattr(self, name))
@@ -106,6 +108,11 @@ class Settings:
             finite("sweep", scale)
         if not 0 <= self.average < 1:
             raise ValueError(f"average must be in [0, 1), got {self.average}")
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the base is split over the processes, so that all of them make each call."""
+        return self.strategy == "fsdp"
 
     @property
     def micro(self) -> int:

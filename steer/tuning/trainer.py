@@ -15,6 +15,7 @@ from steer.training.checkpoints import Checkpoints
 from steer.training.log import RowLog
 from steer.tuning.module import RewardTuning
 from steer.tuning.settings import Settings
+from steer.tuning.sharding import ShardedBase
 
 __all__ = ["device_of_run", "fit", "loggers", "precision", "trainer_of"]
 
@@ -23,14 +24,16 @@ KNOWN = (
     "You're resuming from a checkpoint that ended before the epoch",  # batches are keyed
     "Checkpoint directory .* exists",  # it is the run's own
     "The '.*' does not have many workers",  # the loader only counts
+    "FSDP2-wrapped module .* returned a view",  # nothing is changed in place
 )
 """Warnings of Lightning's that say nothing here."""
 
 
 def device_of_run(settings: Settings) -> torch.device:
     """Return where this process will run, as Lightning chooses it."""
+    strategy = "ddp" if settings.sharded else settings.strategy
     return L.Fabric(
-        accelerator=settings.accelerator, devices=settings.devices, strategy=settings.strategy
+        accelerator=settings.accelerator, devices=settings.devices, strategy=strategy
     ).device
 
 
@@ -57,7 +60,7 @@ def trainer_of(
         max_epochs=-1,
         accelerator=settings.accelerator,
         devices=settings.devices,
-        strategy=settings.strategy,
+        strategy=ShardedBase() if settings.sharded else settings.strategy,
         precision=precision(settings),  # type: ignore[arg-type]
         accumulate_grad_batches=accumulate,
         gradient_clip_val=settings.gradient_clip,
@@ -73,11 +76,33 @@ def trainer_of(
 
 
 def fit(trainer: L.Trainer, module: RewardTuning, last: Path | None = None) -> None:
-    """Run the loop, from a checkpoint where there is one."""
+    """Run the loop, from a checkpoint where there is one.
+
+    Raises:
+        ChildProcessError: another process of the run has ended, and this one waited for it.
+    """
     with warnings.catch_warnings():
         for message in KNOWN:
             warnings.filterwarnings("ignore", message)
-        trainer.fit(module, module.loader(), ckpt_path=last, weights_only=True)
+        try:
+            trainer.fit(module, module.loader(), ckpt_path=last, weights_only=True)
+        except RuntimeError as error:
+            if trainer.world_size > 1 and _of_another(error):
+                raise ChildProcessError(
+                    f"process {trainer.global_rank} of {trainer.world_size} waited for another "
+                    "one that has ended (killed, out of memory, or with an error of its own "
+                    "above): the run ends; give the same command again to go on from its last "
+                    "checkpoint"
+                ) from error
+            raise
+
+
+def _of_another(error: RuntimeError) -> bool:
+    """Return whether an error is of the connection to other processes."""
+    text = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or any(
+        word in text for word in ("gloo", "nccl", "connection closed by peer")
+    )
 
 
 def precision(settings: Settings) -> str:

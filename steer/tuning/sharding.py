@@ -1,0 +1,152 @@
+"""A base that is split over processes (FSDP2), under adapters that each of them holds whole.
+
+Of N processes each keeps one part in N of every weight of the denoiser, and a block's weights are
+gathered when it is called and dropped after it (Zhao et al. 2023, arXiv 2304.11277; torch's
+`fully_shard`). The base is frozen, so it has no gradients and no states to split. Adapters are
+some hundredths of its size and are no part of it: they are ordinary tensors, in float32 over a
+base of any precision, and DDP averages their gradients as it does without splitting. So files,
+checkpoints, norms and averages are those of any other run, and a run may go on with another split.
+
+Every process must make every call of the network: whoever calls alone waits for the others.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from steer.adapters.lora import Adapted
+from steer.flow import FlowMap
+
+__all__ = ["ShardedBase", "refuse_unshardable", "shard", "shards", "units", "whole"]
+
+LISTS = nn.ModuleList, nn.ModuleDict
+
+LARGE = 0.1
+"""A unit with more than this share of the denoiser's values is split into its own blocks."""
+
+
+class ShardedBase(DDPStrategy):
+    """Lightning's DDP for the adapters of a tuned flow whose base is split by `shard`.
+
+    Args:
+        **kwargs: of Lightning's `DDPStrategy`.
+    """
+
+    def model_to_device(self) -> None:
+        """Split the base, block by block, and move what is beside it; no device holds it whole."""
+        tuned: Adapted = self.lightning_module.tuned  # type: ignore[union-attr, assignment]
+        shard(tuned, self.root_device)
+        super().model_to_device()
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        """Wrap the module for the adapters' gradients: the base is none of DDP's."""
+        own = [*model.named_parameters(), *model.named_buffers()]
+        base = [n for n, _ in own if n.startswith("tuned.") and ".lora_" not in n]
+        ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+        ignore(model, base)
+        return super()._setup_model(model)
+
+
+def units(flow: FlowMap) -> list[nn.Module]:
+    """Return the modules whose weights are gathered together, the inner ones first.
+
+    They are blocks, the members of a list of modules, one that holds more than a tenth of the
+    values being split into blocks of its own as well, and the denoiser of a pipeline for what is
+    left. A denoiser of another kind may have its parts called from outside: there its parts are
+    units, and what it holds beside them stays whole.
+
+    Args:
+        flow: its denoiser is called by `forward`, or its parts are.
+    """
+    denoiser = flow.denoiser
+    most = LARGE * sum(p.numel() for p in denoiser.parameters())
+    if flow.component:
+        return [*_blocks(denoiser, most), denoiser]
+    parts = [c for c in denoiser.children() if not isinstance(c, LISTS)]
+    return [*_blocks(denoiser, most), *(c for c in parts if any(True for _ in c.parameters()))]
+
+
+def _blocks(module: nn.Module, most: float) -> Iterator[nn.Module]:
+    """Give blocks, the inner ones first, as `fully_shard` wants them."""
+    listed = isinstance(module, LISTS)
+    for child in module.children():
+        size = sum(p.numel() for p in child.parameters())
+        block = listed and not isinstance(child, LISTS)
+        if not block or size > most:
+            yield from _blocks(child, most)
+        if block and size:
+            yield child
+
+
+def refuse_unshardable(flow: FlowMap) -> None:
+    """Raise where a base cannot be split over processes.
+
+    Raises:
+        ValueError: its denoiser is the flow itself, or has weights of a kind of their own.
+    """
+    denoiser = flow.denoiser
+    kinds = {type(p.data) for p in denoiser.parameters()} - {Tensor}
+    kinds |= {type(p) for p in denoiser.parameters()} - {nn.Parameter}
+    if isinstance(denoiser, FlowMap):
+        raise ValueError(
+            f"strategy 'fsdp' gathers weights where a module is called, and {type(flow).__name__} "
+            "does not say which module its velocity and jump call: name it in its `denoiser`, or "
+            "use ddp, where each process holds the base"
+        )
+    if kinds:
+        raise ValueError(
+            f"strategy 'fsdp' splits ordinary weights, and this denoiser has {_names(kinds)}: "
+            "load it without quantisation, or use ddp"
+        )
+
+
+def _names(kinds: set[type]) -> str:
+    return ", ".join(sorted(kind.__name__ for kind in kinds))
+
+
+def shard(tuned: Adapted, device: torch.device) -> None:
+    """Split the base's denoiser over the processes, in place; the adapters stay whole.
+
+    Args:
+        tuned: adapters on a base; the flow that they were put on keeps its own tensors.
+        device: where this process computes; a block is there whole only while it is split.
+    """
+    denoiser = tuned.flow.denoiser
+    if any(isinstance(m, FSDPModule) for m in denoiser.modules()):
+        return
+    adapters = {p for name, p in tuned.flow.named_parameters() if ".lora_" in name}
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for unit in units(tuned.flow):
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=adapters)
+
+
+def shards(flow: Any) -> tuple[int, int]:
+    """Return the bytes of a flow's denoiser without adapters: this process's, and all of them."""
+    held = whole = 0
+    for name, p in flow.denoiser.named_parameters():
+        if "lora_" not in name:
+            whole += p.numel() * p.element_size()
+            own = p.to_local() if isinstance(p, DTensor) else p
+            held += own.numel() * own.element_size()
+    return held, whole
+
+
+def whole(tuned: Adapted, fresh: Adapted) -> Adapted:
+    """Return the adapters of a base that was split on one that was not, which shares its modules.
+
+    Args:
+        tuned: a view of the flow that was split; it is of no use afterwards.
+        fresh: the same adapters as the run began with, on the base.
+    """
+    for name in fresh.configs:
+        ours, theirs = fresh.adapters(name), tuned.adapters(name)
+        for key, p in ours.items():
+            p.data = theirs[key].detach().to(p.device, copy=True)
+    return fresh
