@@ -46,7 +46,7 @@ COMMANDS = {
             "sample --config demo.yaml --seed 1 --out outputs/demo_1",
         ),
         {
-            "what draws": _MODEL + " devices num_nodes cfg negative_prompt",
+            "what draws": _MODEL + " devices num_nodes spread cfg negative_prompt",
             "what is drawn": "prompt prompts_file init_image init_time init_by",
             "what is liked": "reward reward_prompt temperature strength",
             "how": "method particles steps seed target budget batch_size on_bad_reward",
@@ -79,7 +79,7 @@ COMMANDS = {
             "compare --prompts '[fox, bird]' --methods '[none, best-of-n, \"fmtt:steps=8\"]'",
         ),
         {
-            "what draws": _MODEL + " devices num_nodes",
+            "what draws": _MODEL + " devices num_nodes spread",
             "what is compared": "methods prompts prompts_file reward judge seeds",
             "what is tuned before": "tune by tune_prompts",
             "where to": "out overwrite",

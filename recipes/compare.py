@@ -13,7 +13,7 @@ import steer
 from recipes.compare_report import Measured, kind, write
 from recipes.compare_tune import grid_of, tuning_prompts_beside
 from recipes.compare_tune import tune as tune_entries
-from recipes.crew import crew_of
+from recipes.crew import Spread, crew_of
 from recipes.data import emoji
 from recipes.defaults import compared_prompts, judge_of, listed, own, reward_of
 from recipes.entries import Entry, entry, equal_calls
@@ -55,6 +55,7 @@ def compare(
     device: str | None = None,
     devices: int = 1,
     num_nodes: int = 1,
+    spread: Spread | None = None,
     dtype: Dtype | None = None,
     out: Path = Path("outputs/compare"),
     overwrite: bool = False,
@@ -94,8 +95,11 @@ def compare(
         tune_prompts: what is tuned on. Default: the model's own prompts for tuning.
         device: where to compute. Default: where the model is loaded, the CPU; of several processes
             the accelerators that there are, so say cpu for processes on the CPU.
-        devices: processes on each machine, one a device; each draws its share of the prompts.
+        devices: processes on each machine, one a device; each draws its share: see spread.
         num_nodes: machines, which see one file system; SLURM or torchrun starts the processes.
+        spread: what several processes divide: prompts, or the particles of each prompt, which are
+            weighted and resampled over all of them. Default: particles, where there are fewer
+            units of prompts than processes.
         dtype: the network's. Default: float32 on a CPU.
         out: the folder.
         overwrite: replace the folder if it exists, and drop an interrupted comparison.
@@ -156,6 +160,7 @@ def compare(
         "settings": {k: v for k, v in settings.items() if k != "overwrite"},
     }
     units = units_of(rows, len(asked.prompts), range(seeds), _size)
+    crew.spread(spread, len(units), max(row.particles or 1 for row in rows))
     work = {u.name: (u.end - u.start) * u.row.calls(scorer.differentiable, flow) for u in units}
     kinds = [kind(p) if bench.words else "all" for p in asked.prompts]
     with Partial(out, identity, overwrite, screen, crew) as partial:

@@ -4,20 +4,29 @@ Lightning's Fabric starts them, on one machine or under SLURM, torchrun and the 
 knows. What a unit draws is a function of the seed and of its prompts' places, so that the number
 of processes changes no picture. Units are files, in a folder that all processes see: who is done
 needs no collective, and a run whose process dies is resumed like any other.
+
+Where there are fewer units than processes, all of them do each unit together, its particles spread
+over them: see `steer.Ranks`.
 """
 
 import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, TypeVar
 
 from steer.ranges import count
+from steer.ranks import Ranks
 
-__all__ = ["Crew", "crew_of"]
+__all__ = ["Crew", "Spread", "crew_of"]
 
 T = TypeVar("T")
+
+Spread = Literal["prompts", "particles"]
+"""What several processes divide: prompts, or the particles of each."""
 
 LOOK = 0.2
 """Seconds between two looks at what the others have finished."""
@@ -30,15 +39,50 @@ class Crew:
         rank: this process's number.
         count: how many there are.
         device: where it computes; None: where the user said.
+        together: whether all do each unit, every one its particles.
     """
 
     rank, count = 0, 1
     device: str | None = None
+    together = False
 
     @property
     def first(self) -> bool:
         """Whether this is the one that speaks, joins and writes."""
         return self.rank == 0
+
+    @property
+    def writes(self) -> bool:
+        """Whether this one writes the units that it does."""
+        return self.first or not self.together
+
+    def spread(self, by: Spread | None, units: int, particles: int) -> None:
+        """Choose what is divided.
+
+        Args:
+            by: what the user said. None: particles, where there are fewer units than processes.
+            units: how many there are.
+            particles: of a prompt, at most.
+
+        Raises:
+            ValueError: something to divide without several processes, or a single particle.
+        """
+        if by is not None and self.count == 1:
+            raise ValueError(
+                f"spread={by!r} says what several processes divide, and there is one: give "
+                "devices or num_nodes as well, or leave spread out"
+            )
+        if by == "particles" and particles < 2:
+            raise ValueError(
+                "spread='particles' divides the particles of a prompt, and there is one: give "
+                "more particles, or spread='prompts'"
+            )
+        fewer = units < self.count and particles > 1
+        self.together = by == "particles" or (by is None and fewer)
+
+    def joint(self) -> AbstractContextManager[Any]:
+        """Return what a unit is done in."""
+        return nullcontext()
 
     def told(self, value: Callable[[], T]) -> T:
         """Return what the first process finds, on all of them."""
@@ -46,7 +90,7 @@ class Crew:
 
     def share(self, units: Sequence[T]) -> Sequence[T]:
         """Return this process's units."""
-        return units[self.rank :: self.count]
+        return units if self.together else units[self.rank :: self.count]
 
     def wait(self, done: Callable[[], bool]) -> None:
         """Wait until all units are there."""
@@ -68,6 +112,9 @@ class _Several(Crew):
             if self.first:
                 raise
             sys.exit(1)  # the first process has ended, and said why
+
+    def joint(self) -> AbstractContextManager[Any]:
+        return Ranks(self.fabric) if self.together else nullcontext()
 
     def wait(self, done: Callable[[], bool]) -> None:
         while not done():
@@ -100,6 +147,7 @@ def crew_of(devices: int, num_nodes: int = 1, device: str | None = None) -> Crew
         )
     from lightning.fabric import Fabric
 
+    warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather")  # its own
     parent = os.getppid()
     fabric = Fabric(
         accelerator=device or "auto", devices=devices, num_nodes=num_nodes, strategy="ddp"

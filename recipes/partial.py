@@ -175,7 +175,7 @@ class Partial:
         self.console = console or Console(stderr=True, markup=False)
         self._held = ExitStack()
         crew = crew or Crew()
-        self.joins = not crew.first
+        self.joins, self.crew = not crew.first, crew
         if self.joins:
             crew.told(list)  # comes back when the first process has opened the run
             return
@@ -243,7 +243,12 @@ class Partial:
         return self._file(unit).exists()
 
     def add(self, unit: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Keep a finished unit: tensors, and JSON values as the file's metadata."""
+        """Keep a finished unit: tensors, and JSON values as the file's metadata.
+
+        Of one that several processes have done together the first one does so.
+        """
+        if not self.crew.writes:
+            return
         write_atomically(self._file(unit), pack(tensors, notes))
 
     def fill(
@@ -271,8 +276,10 @@ class Partial:
             task = bar.add_task("", total=sum(work[unit.name] for unit in own))
             for unit in own:
                 bar.update(task, description=unit.row.label)
-                if not self.has(unit.name):
-                    self.add(unit.name, *run(unit))
+                if crew.together or not self.has(unit.name):
+                    with crew.joint():
+                        made = run(unit)
+                    self.add(unit.name, *made)
                 bar.update(task, advance=work[unit.name])
         if crew.first:
             crew.wait(lambda: all(self.has(unit.name) for unit in units))

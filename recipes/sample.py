@@ -10,7 +10,7 @@ from rich.console import Console
 import rewards
 import steer
 from recipes import films, groups
-from recipes.crew import Crew, crew_of
+from recipes.crew import Crew, Spread, crew_of
 from recipes.defaults import reward_of
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import Dtype, asked_for, load_model, read_picture
@@ -78,6 +78,7 @@ def sample(
     device: str | None = None,
     devices: int = 1,
     num_nodes: int = 1,
+    spread: Spread | None = None,
     dtype: Dtype | None = None,
     out: Path = Path("outputs/sample"),
     overwrite: bool = False,
@@ -145,8 +146,11 @@ def sample(
             pictures are the same (default 64).
         device: where to compute. Default: where the model is loaded, the CPU; of several processes
             the accelerators that there are, so say cpu for processes on the CPU.
-        devices: processes on each machine, one a device; each draws its share of the prompts.
+        devices: processes on each machine, one a device; each draws its share: see spread.
         num_nodes: machines, which see one file system; SLURM or torchrun starts the processes.
+        spread: what several processes divide: prompts, or the particles of each prompt, which are
+            weighted and resampled over all of them. Default: particles, where there are fewer
+            prompts than processes.
         dtype: the network's. Default: float32 on a CPU.
         out: the run folder.
         overwrite: replace the run folder if it exists, and drop an interrupted run.
@@ -201,6 +205,7 @@ def sample(
         "churn": churn, "noise": noise,
     }  # fmt: skip
     options = {k: v for k, v in given.items() if v is not None} | options
+    crew.spread(spread, 1 if prompts is None else len(prompts), particles)
     rows = particles * (1 if prompts is None else len(prompts))
     say_memory(
         screen, model, reward, device, rows=min(rows, batch_size or ROWS), method=chosen_method,
@@ -258,18 +263,20 @@ def sample(
         shared = {**run, "reward_prompts": questions, "position": first, "progress": False}
         reel = films.Reel(film and first == 0, chosen)
         watch = reel.of("guided", flow, show)
-        result = steer.sample(flow, judge, chosen, callback=watch, **guided, **shared)
-        others = {
-            title: steer.sample(
-                twin, judge, chosen, method="none", callback=reel.of(title, twin), **shared
-            )
-            for title, twin in twins.items()
-        }
+        with crew.joint():
+            result = steer.sample(flow, judge, chosen, callback=watch, **guided, **shared)
+            others = {
+                title: steer.sample(
+                    twin, judge, chosen, method="none", callback=reel.of(title, twin), **shared
+                )
+                for title, twin in twins.items()
+            }
         reel.keep(partial)
         terms = groups.terms_of(judge, result, chosen, questions)
         groups.keep(partial, first, {"guided": result, **others}, terms)
 
-    places = range(0, count, min(max(1, ROWS // particles), -(-count // crew.count)))
+    parts = 1 if crew.together else crew.count
+    places = range(0, count, min(max(1, ROWS // particles), -(-count // parts)))
     with Partial(out, identity, overwrite, screen, crew) as partial, Ceiling().held():
         _fill(partial, places, steps, method, draw, screen, crew)
         if not crew.first:
@@ -320,7 +327,7 @@ def _fill(
 
         for done, first in enumerate(mine):
             bar.update(task, completed=done * steps)
-            if not groups.drawn_before(partial, first):
+            if crew.together or not groups.drawn_before(partial, first):
                 draw(partial, first, min(first + places.step, places.stop), show)
         bar.update(task, completed=len(mine) * steps)
     if crew.first:

@@ -145,6 +145,7 @@ from .planning.plan import plan as plan
 from .posterior import Glass as Glass
 from .posterior import PosteriorMap as PosteriorMap
 from .posterior import WeightedRenoise as WeightedRenoise
+from .ranks import Ranks as Ranks
 from .reward import (
     LinearReward as LinearReward,
 )
@@ -193,6 +194,7 @@ __all__ = [
     "Population",
     "Potential",
     "QuadraticReward",
+    "Ranks",
     "Ratio",
     "Result",
     "Reward",

@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from steer.flow import FlowMap, Wrapped
 from steer.path import Time
+from steer.ranks import Ranks
 
 __all__ = ["Batched", "Ceiling", "in_batches", "in_slices", "join_rows"]
 
@@ -104,16 +105,33 @@ def in_slices(f: Callable[[slice], T], rows: int, size: int | None) -> list[T]:
 
 
 def _parts(f: Callable[[int, int], T], n: int, size: int | None, prompts: int) -> list[T]:
-    """Apply `f` to (first, last) of n rows a prompt, halving where memory is too little."""
+    """Apply `f` to (first, last) of n rows a prompt; of several processes to their own rows."""
+    ranks = Ranks.of_run()
+    if ranks is None:
+        return _own_parts(f, 0, n, size, prompts)
+
+    def own(first: int, last: int) -> T:
+        found: Any = _own_parts(f, first, last, size, prompts)
+        if isinstance(found[0], Tensor):
+            return join_rows(found, prompts)  # type: ignore[return-value]
+        return found[0].map(lambda *v: join_rows(v, prompts), *found[1:])
+
+    return ranks.each(own, n, prompts)
+
+
+def _own_parts(
+    f: Callable[[int, int], T], first: int, last: int, size: int | None, prompts: int
+) -> list[T]:
+    """Apply `f` to rows from first to last, halving where memory is too little."""
     ceiling = Ceiling.of_run()
     found: list[T] = []
-    first, failed = 0, 0
-    while first < n or not found:
+    failed = 0
+    while first < last or not found:
         bounds = [rows // prompts for rows in (size, ceiling.rows) if rows is not None]
-        m = max(1, min([n - first, *bounds]))
+        m = max(1, min([last - first, *bounds]))
         lower = False
         try:
-            found.append(f(first, min(n, first + m)))
+            found.append(f(first, min(last, first + m)))
         except RuntimeError as error:
             if m == 1 or not _too_large(error):
                 raise

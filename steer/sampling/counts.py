@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from steer.flow import FlowMap, Wrapped
 from steer.path import Time
+from steer.ranks import Ranks, counted, idle
 from steer.reward import Reward, name_of
 
 __all__ = ["Counted", "CountedReward", "Counts", "passes"]
@@ -17,6 +19,8 @@ __all__ = ["Counted", "CountedReward", "Counts", "passes"]
 @dataclass
 class Counts:
     """Network and reward calls of a run, in rows: what theory (51) adds up.
+
+    Of a run over several processes they are those of all, in each of them: see `steer.ranks`.
 
     Attributes:
         forward: network evaluations.
@@ -37,11 +41,20 @@ class Counts:
         """Network forward-equivalents, theory (51)."""
         return self.forward + self.backward
 
+    @property
+    def all_bad(self) -> float:
+        """`bad`, of all processes."""
+        ranks = Ranks.of_run()
+        if ranks is None:
+            return float(self.bad)
+        return float(ranks.total(torch.as_tensor(self.bad, device=ranks.device)))
+
 
 def _count_backward(y: Tensor, counts: Counts, name: str, each: int = 1) -> None:
     """Add y's rows to a count, `each` times, when a gradient passes through y."""
     if y.requires_grad:
-        rows = each * y.shape[:1].numel()  # not y itself, whose graph the hook would keep alive
+        # not y itself, whose graph the hook would keep alive
+        rows = counted(each * y.shape[:1].numel())
 
         def add(gradient: Tensor) -> None:
             setattr(counts, name, getattr(counts, name) + rows)
@@ -75,7 +88,7 @@ class Counted(Wrapped):
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
         """Call the flow inside, and count."""
         y, each = super().call(name, x, *times), self.calls(name, *times)
-        self.counts.forward += each * len(y) * passes(y)
+        self.counts.forward += counted(each * len(y) * passes(y))
         _count_backward(y, self.counts, "backward", each)
         return y
 
@@ -88,7 +101,7 @@ class _CountedPosterior:
 
     def sample(self, x: Tensor, t: Time, n: int, **given: Any) -> Tensor:
         y = self.posterior.sample(x, t, n, **given)
-        self.counts.forward += n * len(x)
+        self.counts.forward += counted(n * len(x))
         _count_backward(y, self.counts, "backward", len(x))
         return y
 
@@ -116,9 +129,9 @@ class CountedReward(Reward):
     ) -> Tensor:
         """Return the reward's scores, (n,)."""
         scores = self.reward(images, prompts, metadata)
-        self.counts.reward += len(images)
+        self.counts.reward += counted(len(images))
         if isinstance(scores, Tensor):
-            if self.bad:  # added where it is: nothing waits for the device
+            if self.bad and not idle():  # added where it is: nothing waits for the device
                 self.counts.bad = self.counts.bad + (~scores.detach().isfinite()).sum()
             _count_backward(scores, self.counts, "reward_gradient")
         return scores

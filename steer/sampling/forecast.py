@@ -105,7 +105,7 @@ def plan(
         **options: the method's own.
     """
     found = counts(method, steps, differentiable, start, flow=flow, times=times, **options)
-    return {"nfe": found.nfe, "reward_calls": found.reward}
+    return {"nfe": int(found.nfe), "reward_calls": int(found.reward)}
 
 
 def counts(
@@ -164,7 +164,7 @@ def affordable(
     steps = len(times) - 1
 
     def spent(k: int | None) -> int:
-        return _dry_run(method, times, differentiable, options, flow, k).nfe
+        return int(_dry_run(method, times, differentiable, options, flow, k).nfe)
 
     whole = spent(None)
     if whole <= budget:

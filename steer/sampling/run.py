@@ -14,6 +14,7 @@ from torch import Tensor
 from steer.batches import Ceiling
 from steer.flow import FlowMap
 from steer.guidance.population import Population
+from steer.ranks import Ranks
 from steer.reward import Rest, Reward, plain
 from steer.sampling.calibrate import learn
 from steer.sampling.counts import Counted, CountedReward, Counts
@@ -84,7 +85,7 @@ class Stream(Iterator[Population]):
                 sampler.drop = True  # type: ignore[attr-defined]
             before, rows = counts.nfe, len(group) * request.particles
             for population in sampler.steps(x0, request.seed, position=position):
-                population = replace(population, nfe=(counts.nfe - before) / rows)
+                population = replace(population, nfe=float(counts.nfe - before) / rows)
                 part.note(population)
                 best = population.reward.amax(-1)
                 if request.target is not None and bool((best >= request.target).all()):
@@ -111,6 +112,9 @@ class Stream(Iterator[Population]):
             )
             for key in self.parts[0]
         }
+        ranks = Ranks.of_run()
+        if ranks is not None:
+            ranks.agree(joined["x"], joined["log_w"], joined["rewards"])
         if not request.listed:  # no prompt axis
             joined = {k: v[:, 0] if k.startswith("trace_") else v[0] for k, v in joined.items()}
         p, rows = request.count, request.count * request.particles
@@ -133,7 +137,7 @@ class Stream(Iterator[Population]):
             log_w=joined["log_w"],
             log_z=joined["log_z"] if evidence else None,
             ess=joined["ess"],
-            nfe=counts.nfe / rows,
+            nfe=float(counts.nfe) / rows,
             temperature=joined["temperature"] if tempered else None,
             best=joined["rewards"].argmax(-1),
             prompts=request.prompts,
@@ -141,15 +145,15 @@ class Stream(Iterator[Population]):
             seed=request.seed,
             reward_prompts=request.reward_prompts,
             costs={
-                "network_gradients": counts.backward / rows,
-                "reward_calls": counts.reward / rows,
-                "reward_gradients": counts.reward_gradient / rows,
-                "temperature_nfe_per_prompt": probes.forward / p,
-                "temperature_reward_calls_per_prompt": probes.reward / p,
+                "network_gradients": float(counts.backward) / rows,
+                "reward_calls": float(counts.reward) / rows,
+                "reward_gradients": float(counts.reward_gradient) / rows,
+                "temperature_nfe_per_prompt": float(probes.forward) / p,
+                "temperature_reward_calls_per_prompt": float(probes.reward) / p,
                 "seconds": self.seconds,
             }
             | ({"learning_nfe": self.learnt * one} if self.learnt else {})
-            | ({"bad_rewards": float(counts.bad)} if request.on_bad_reward == "drop" else {})
+            | ({"bad_rewards": counts.all_bad} if request.on_bad_reward == "drop" else {})
             | ({"inversion_nfe_per_prompt": inverting} if inverts else {}),
             trace={name: joined[f"trace_{name}"] for name in TRACED},
         )

@@ -1,0 +1,230 @@
+"""Several processes on one population: each calls the network for its share of the particles.
+
+All processes hold the whole population, draw the same keyed noise and make the same run. Where
+the run calls the network or the reward, a process does so for its own particles, and all of them
+gather what the others found. So weights are normalised, and particles resampled, over all of them
+by whatever sampler there is, and what one process returns all return.
+"""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from fractions import Fraction
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Fabric", "Ranks", "counted", "idle"]
+
+T = TypeVar("T")
+
+
+class Fabric(Protocol):
+    """What is asked of a `lightning.fabric.Fabric` that was launched."""
+
+    @property
+    def global_rank(self) -> int:
+        """This process's number."""
+
+    @property
+    def world_size(self) -> int:
+        """How many there are."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    def all_gather(self, data: Any) -> Any:
+        """Return a tensor of each process, (world_size, ...)."""
+
+
+class Ranks:
+    """The processes that a population is spread over.
+
+    Inside `with Ranks(fabric):` the network and the reward are called, by all of the methods of
+    `steer.METHODS`, for this process's particles alone: `n` particles of a prompt over `k`
+    processes are `n / k` rows a call, one more for some where k does not divide n. Everything else
+    is done by all of them alike, which is little: arithmetic on states. A process holds the states
+    and pictures of all particles, and the graph of its own ones. What a method calls outside of
+    micro-batches (an inversion) each does whole.
+
+        fabric = lightning.Fabric(devices=4)
+        fabric.launch()
+        with steer.Ranks(fabric):
+            result = steer.sample(flow.to(fabric.device), reward, "a fox", particles=32)
+
+    All processes must make the same calls, with the same arguments; whoever steers by hand
+    (`population.keep`) does so in each of them. A call of fewer rows may round otherwise, as
+    micro-batches may; calls of the same rows are the same bit for bit.
+
+    Args:
+        fabric: launched, on devices of one kind.
+
+    Raises:
+        ConnectionError: another process has ended.
+        RuntimeError: the processes did not make the same run, which is looked at when a result is
+            collected.
+    """
+
+    def __init__(self, fabric: Fabric) -> None:
+        self.fabric = fabric
+        self.rank, self.count = fabric.global_rank, fabric.world_size
+        self._tokens: list[Any] = []
+
+    def __enter__(self) -> "Ranks":
+        self._tokens.append(_RANKS.set(self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _RANKS.reset(self._tokens.pop())
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.fabric.device
+
+    @staticmethod
+    def of_run() -> "Ranks | None":
+        """Return the processes of the run that is going on, where there are several.
+
+        None within a share: that is this process's alone.
+        """
+        ranks = _RANKS.get()
+        several = ranks is not None and ranks.count > 1 and _SHARE.get() is None
+        return ranks if several else None
+
+    def bounds(self, n: int, rank: int | None = None) -> tuple[int, int]:
+        """Return the first of a process's n rows, and one past the last: none, where k > n."""
+        rank = self.rank if rank is None else rank
+        return rank * n // self.count, (rank + 1) * n // self.count
+
+    def each(self, f: Callable[[int, int], T], n: int, prompts: int) -> list[T]:
+        """Call `f(first, last)` for this process's rows of n, and return what all have found.
+
+        Args:
+            f: returns a tensor, or what has tensors and a `map` as `Evaluation` does: rows of the
+                prompts, prompt-major, (p * (last - first), ...).
+            n: rows of each prompt.
+            prompts: p.
+
+        Returns:
+            The parts, in order of their rows.
+        """
+        first, last = self.bounds(n)
+        spare = first == last  # more processes than rows: it does what another does, unheard
+        if spare:
+            first, last = (n - 1, n) if n else (0, 0)
+        token = _SHARE.set(Share(Fraction(n, max(1, last - first)), spare))
+        try:
+            found = f(first, last)
+        finally:
+            _SHARE.reset(token)
+        most = -(-n // self.count)
+
+        def gather(values: Tensor) -> list[Tensor]:
+            return self._gathered(values, prompts, most, n)
+
+        if isinstance(found, Tensor):
+            return gather(found)  # type: ignore[return-value]
+        columns: list[list[Tensor]] = []
+
+        def column(values: Tensor) -> Tensor:
+            columns.append(gather(values))
+            return values
+
+        found.map(column)  # type: ignore[attr-defined]
+
+        def part(i: int) -> T:
+            fields = iter(columns)
+            return found.map(lambda _: next(fields)[i])  # type: ignore[attr-defined]
+
+        return [part(i) for i in range(len(columns[0]))]
+
+    def _gathered(self, values: Tensor, prompts: int, most: int, n: int) -> list[Tensor]:
+        """Return each process's rows, those of n that it was to find."""
+        if values.requires_grad:
+            raise RuntimeError(
+                "gradients do not pass from one process to another: take them where the network "
+                "is called, as potentials do, or sample in one process"
+            )
+        own = values.unflatten(0, (prompts, -1)) if len(values) else values
+        missing = most - own.shape[1]
+        if missing:
+            own = torch.cat([own, own[:, -1:].expand(-1, missing, *own.shape[2:])], 1)
+        every = self._all(own.contiguous())
+        sizes = [last - first for first, last in (self.bounds(n, r) for r in range(self.count))]
+        return [every[r][:, :m].flatten(0, 1) for r, m in enumerate(sizes) if m]
+
+    def _all(self, values: Tensor) -> Tensor:
+        """Return the tensors of all processes, (k, ...)."""
+        try:
+            return self.fabric.all_gather(values)  # type: ignore[no-any-return]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ConnectionError(
+                f"another of the {self.count} processes of this run has ended, or cannot be "
+                f"reached, so this one ends too: see what that one said. What is finished of the "
+                f"run is kept: the same command goes on from there ({_first(error)})"
+            ) from error
+
+    def total(self, value: Tensor) -> Tensor:
+        """Return the sum over the processes of a number that each has counted for its own rows."""
+        return self._all(value.reshape(1)).sum()
+
+    def agree(self, *values: Tensor) -> None:
+        """Make sure that all processes hold the same tensors.
+
+        Raises:
+            RuntimeError: they do not.
+        """
+        sums = torch.stack([_sum(v) for v in values])
+        every = self._all(sums)
+        if bool((every != every[:1]).any()):
+            raise RuntimeError(
+                f"{self.count} processes did not make the same run, so their pictures cannot be "
+                "trusted: all must be called with the same arguments, by the same versions, on "
+                "devices of one kind; or spread prompts over them instead (--spread prompts)"
+            )
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Return a checksum of a tensor's bytes, which does not depend on the order of summation."""
+    data = values.detach().contiguous().view(torch.uint8).flatten().long()
+    places = torch.arange(len(data), device=data.device) % 65521 + 1
+    return (data * places).sum()
+
+
+class Share:
+    """What part of a call's rows is a process's.
+
+    Args:
+        whole: all rows over its own.
+        spare: whether others find the same, so that nothing of it counts.
+    """
+
+    def __init__(self, whole: Fraction, spare: bool) -> None:
+        self.whole, self.spare = whole, spare
+
+
+_RANKS: ContextVar[Ranks | None] = ContextVar("ranks", default=None)
+_SHARE: ContextVar[Share | None] = ContextVar("share", default=None)
+
+
+def counted(rows: int) -> Any:
+    """Return how many rows a call stands for: all processes', where this one calls for its own.
+
+    A fraction, exact: the sum over the micro-batches of a call is its whole number of rows.
+    """
+    share = _SHARE.get()
+    return rows if share is None else rows * share.whole
+
+
+def idle() -> bool:
+    """Return whether this process finds what another finds as well."""
+    share = _SHARE.get()
+    return share is not None and share.spare
