@@ -50,6 +50,14 @@ CITATIONS: Mapping[str, Work] = MappingProxyType(
             "MCMC Methods for Functions: Modifying Old Algorithms to Make Them Faster", 2012,
             "1202.0709",
         ),
+        "slice": Work(
+            "Murray, Iain and Adams, Ryan Prescott and MacKay, David J. C.",
+            "Elliptical slice sampling", 2010, "1001.0175",
+        ),
+        "adaptive-smc": Work(
+            "Beskos, Alexandros and Jasra, Ajay and Kantas, Nikolas and Thiery, Alexandre",
+            "On the Convergence of Adaptive Sequential Monte Carlo Methods", 2013, "1306.6462",
+        ),
         "mfm": Work(
             "Potaptchik, Peter and Saravanan, Adhi and Mammadov, Abbas and Prat, Alvaro and "
             "Albergo, Michael S. and Teh, Yee Whye",

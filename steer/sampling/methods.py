@@ -131,7 +131,7 @@ TABLE: Mapping[str, Method] = MappingProxyType(
         ),
         "noise-smc": Method(
             published.noise_smc, from_noise=True, jumps=True, law="tilt of the map's own samples",
-            source=("pcn",),
+            source=("pcn", "slice", "adaptive-smc"),
         ),
         "renoise": Method(published.renoise, jumps=True, law=_EXACT),
         "posterior": Method(published.posterior, law=_EXACT, source=("mfm", "diamond")),

@@ -1,0 +1,5 @@
+"""Published figures that a CPU can reproduce, one file a publication.
+
+`python -m benchmarks.published` prints all tables, `python -m benchmarks.published NAME` one:
+damped, das, denoisers, fmrg, mfm, ring. The ring without search is in `benchmarks.toys`.
+"""

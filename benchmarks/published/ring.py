@@ -1,0 +1,62 @@
+"""Flow-map trajectory tilting's ring of modes, with search (Sabour et al. 2025, 2511.22688).
+
+As in `benchmarks.toys`, by the lookahead, but at so many selections, at equal times, the 32
+particles with the highest reward of their lookahead go on, in 20 copies each.
+"""
+
+import math
+
+import torch
+
+import steer
+from benchmarks.published.figure import Figure, mean
+from benchmarks.toys import NOISE, ring_reward
+
+NOTE = (
+    "Published: with 2, 3 and 4 selections 100 % of x_a > 0 and mean reward 0.00, in one or two "
+    "modes. Radius 4.7, variance .3, ε_t = 1.5 (1-t), 100 steps and equal times of selection are "
+    "assumed. Three seeds of 640 particles. A mode counts that holds a hundredth of them all."
+)
+
+
+def searched(selections: int, seed: int, particles: int = 640, steps: int = 100) -> torch.Tensor:
+    """Return the particles at the end, (particles, 2)."""
+    angles = torch.arange(8) * (math.pi / 4)
+    flow = steer.GaussianMixture(4.7 * torch.stack([angles.cos(), angles.sin()], 1), 0.3)
+    guide = steer.Guidance(
+        steer.Lookahead(flow, ring_reward),
+        steer.Sde(flow, noise=lambda t: NOISE["flow map"] * (1 - t)),
+        steer.Continuous(),
+        times=torch.linspace(0, 1, steps + 1, dtype=torch.float64),
+        scale=1.0,
+        threshold=0.0,
+    )
+    at = {round(steps * (i + 1) / (selections + 1)) for i in range(selections)}
+    x = torch.randn(particles, 2, generator=torch.Generator().manual_seed(seed))
+    for k, population in enumerate(guide.steps(x, seed=seed)):
+        if k + 1 in at:
+            population.keep(population.reward.topk(32).indices)
+    return population.x
+
+
+def occupied(x: torch.Tensor) -> int:
+    """Return how many of the eight modes hold a hundredth of the particles or more."""
+    nearest = (torch.atan2(x[:, 1], x[:, 0]) / (math.pi / 4)).round().long() % 8
+    return int((torch.bincount(nearest, minlength=8) >= 0.01 * len(x)).sum())
+
+
+def figures(seeds: int = 3) -> list[Figure]:
+    """Return share, mean reward and occupied modes by the number of selections."""
+    made = []
+    for selections in (2, 3, 4):
+        sets = [searched(selections, seed) for seed in range(seeds)]
+        where = f"{selections} selections"
+        share = torch.tensor([float((x[:, 0] > 0).float().mean()) for x in sets])
+        reward = torch.tensor([float(ring_reward(x).mean()) for x in sets])
+        modes = torch.tensor([float(occupied(x)) for x in sets])
+        made += [
+            mean(f"share of x_a > 0, {where}", 1.0, share),
+            mean(f"mean reward, {where}", 0.0, reward),
+            mean(f"modes, {where}", None, modes),
+        ]
+    return made
