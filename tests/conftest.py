@@ -18,8 +18,8 @@ import torch
 torch.set_num_threads(1)  # the arrays are small: two threads cost more than they give
 
 
-IMPORTED = ("KINETO_", "PYTEST_", "PYTORCH_", "TOKENIZERS_", "TORCHINDUCTOR_")
-"""Variables that libraries set when a test is the first to import them."""
+IMPORTED = ("CUDA_", "KINETO_", "PYTEST_", "PYTORCH_", "TOKENIZERS_", "TORCHINDUCTOR_")
+"""Variables that libraries set when a test is the first to import them, or to use a card."""
 
 
 def found() -> dict[str, object]:

@@ -138,6 +138,33 @@ def test_a_block_is_computed_again_alone(name):
 # ------------------------------------------------------------------ FLUX.3 Klein, a true map
 
 
+def test_a_part_of_a_checkpointed_block_does_not_checkpoint_itself(monkeypatch):
+    """The middle of AutoencoderKL does, which torch 2.11 refuses in the backward pass."""
+    from steer.backends import recomputing
+
+    depth, deepest, plain = 0, 0, recomputing.checkpoint
+
+    def counted(function, *args, **kwargs):
+        nonlocal depth, deepest
+        depth += 1
+        deepest = max(deepest, depth)
+        try:
+            return plain(function, *args, **kwargs)
+        finally:
+            depth -= 1
+
+    vae = tiny.build("flux").vae.requires_grad_(False)
+    x = torch.randn(1, vae.config.latent_channels, 4, 4, requires_grad=True)
+    (kept,) = torch.autograd.grad(vae.decode(x).sample.square().sum(), x)
+    monkeypatch.setattr(recomputing, "checkpoint", counted)
+    with recomputing.by_block(vae):
+        loss = vae.decode(x).sample.square().sum()
+    (again,) = torch.autograd.grad(loss, x)
+    assert deepest == 1
+    torch.testing.assert_close(again, kept)
+    assert not vae.decoder.mid_block.gradient_checkpointing
+
+
 def test_flux3_composes_as_its_training_would_have_it():
     """`X(u,t)` after `X(s,u)`: near `X(s,t)` for a trained map; of random weights it differs."""
     one = flow("flux3_klein").given([PROMPT])

@@ -98,6 +98,25 @@ def test_prompts_keep_their_own_particles():
     torch.testing.assert_close(found.images, wanted.images, atol=1e-4, rtol=1e-4)
 
 
+def test_a_kernel_that_takes_fewer_elements_is_given_fewer_rows():
+    """Nearest upsampling of channels-last tensors counts its elements in 32 bits on CUDA."""
+
+    def kernel(x):
+        if len(x) > 2:
+            raise RuntimeError("upsample_nearest_nhwc only supports less than INT_MAX elements")
+        return x
+
+    with pytest.warns(UserWarning):
+        parts = in_batches(kernel, torch.arange(8.0), None)
+    assert torch.equal(torch.cat(parts), torch.arange(8.0))
+
+    def broken(x):
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        in_batches(broken, torch.arange(8.0), None)
+
+
 def test_one_row_that_is_too_much_is_an_error():
     with pytest.raises(torch.OutOfMemoryError, match=r"2\.00 GiB"):
         sampled(MIXTURE, Tight(0))
