@@ -106,7 +106,7 @@ def test_a_kernel_that_takes_fewer_elements_is_given_fewer_rows():
             raise RuntimeError("upsample_nearest_nhwc only supports less than INT_MAX elements")
         return x
 
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="rows"):
         parts = in_batches(kernel, torch.arange(8.0), None)
     assert torch.equal(torch.cat(parts), torch.arange(8.0))
 
