@@ -188,6 +188,7 @@ class _Run:
         self.smc, potential = smc, smc.potential
         self.rows = rows = Rows.of(x0, smc.flow.event_shape, position, potential.prompts)
         self.k, self.checks = 0, Checks(rows)
+        self.weighed: Tensor | None = None
         self.flow = Batched(smc.flow, smc.batch_size, rows.p)
         eager = smc.move == "langevin"
         watched = BatchedPotential(potential, smc.batch_size, rows.p, self._finite, drop=smc.drop)
@@ -225,7 +226,8 @@ class _Run:
     def _resample(self, noise: Noise) -> None:
         p, n = self.rows.p, self.rows.n
         log_w = self._read()
-        due = (ess(log_w) / n < self.smc.threshold).nonzero().flatten().tolist()
+        self.weighed = ess(log_w)
+        due = (self.weighed / n < self.smc.threshold).nonzero().flatten().tolist()
         if not due:
             return
         index = torch.arange(p * n).reshape(p, n)
@@ -317,8 +319,9 @@ class _Run:
         log_z = self.banked + log_mean_exp(self.log_w)
         log_w = self.log_w.to(self.noise.dtype)
         return self.rows.population(
-            self.here.x, self.here.t, seen.reward, seen.images, log_w, log_z, self.ancestors
-        )
+            self.here.x, self.here.t, seen.reward, seen.images, log_w, log_z, self.ancestors,
+            weighed=self.weighed,
+        )  # fmt: skip
 
     def _finite(self, what: str, values: Tensor) -> None:
         where = f"step {self.k + 1} of {self.smc.iterations}, in noise space"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from steer.guidance.resampler import ess
+from steer.onto import onto
 
 NOTHING = -1e30
 """The log-weight of a row of weight zero: finite, so that differences of two are zero."""
@@ -53,6 +54,8 @@ class Population:
         nfe: what a particle has cost so far, where somebody counts: theory (51).
         ancestors: the start that each particle descends from, as its index among those of its
             prompt, (n,) or (p, n); None where the sampler does not say.
+        weighed: the effective sample size before this step's resampling, () or (p,); None where
+            none was looked at: then it is `ess`.
         wish: what `keep` and `stop` ask of the sampler.
     """
 
@@ -67,6 +70,7 @@ class Population:
     positions: Sequence[int] = (0,)
     nfe: float = float("nan")
     ancestors: Tensor | None = None
+    weighed: Tensor | None = None
     wish: Wish = field(default_factory=Wish, repr=False, compare=False)
 
     def keep(self, index: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> None:
@@ -185,6 +189,7 @@ class Rows:
         log_z: Tensor | None = None,
         ancestors: Tensor | None = None,
         clean: Tensor | None = None,
+        weighed: Tensor | None = None,
     ) -> Population:
         """Return what the caller sees of rows (p * n, ...); without weights these are zero."""
         reward = reward.reshape(self.lead)
@@ -198,9 +203,11 @@ class Rows:
             clean = clean.reshape(*self.lead, *clean.shape[1:])
         if ancestors is not None:
             ancestors = ancestors.reshape(self.lead)
+        if weighed is not None:
+            weighed = onto(weighed.reshape(self.lead[:-1]), x.device)
         return Population(
             x, time, log_w, log_z, reward, ess(log_w), images, clean, self.positions,
-            ancestors=ancestors,
+            ancestors=ancestors, weighed=weighed,
         )  # fmt: skip
 
     def starts(self) -> Tensor:

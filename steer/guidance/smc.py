@@ -179,6 +179,7 @@ class _Run:
             dtype=torch.promote_types(x0.dtype, torch.float32),
         )
         self.k, self.times = 0, list(guide.times)
+        self.weighed: Tensor | None = None
         self.checks, self.read = Checks(rows), False
         self.ancestors = rows.starts().to(x0.device)
         eager = guide.scale != 0 or (guide.kernel.moves_by_gradient and potential.differentiable)
@@ -207,7 +208,7 @@ class _Run:
     def step(self) -> None:
         """Propose, weight, resample, move."""
         here, t, noise = self.state, self.times[self.k + 1], self.noise.at(self.k)
-        self.read = False
+        self.read, self.weighed = False, None
         self.kernel.flow, potential = here.views()
         scale = self.guide.scale
         x, log_ratio = self.kernel.propose(here.x, here.t, t, potential, scale, noise)
@@ -270,9 +271,10 @@ class _Run:
         if threshold == 0 or isinstance(self.weights, Unweighted):
             return there  # the weights are never, or always, equal enough
         log_w = self._read()
+        self.weighed = ess(log_w)
         due = list(range(p))
         if not isinstance(threshold, tuple):
-            due = (ess(log_w) / n < threshold).nonzero().flatten().tolist()
+            due = (self.weighed / n < threshold).nonzero().flatten().tolist()
         if not due:
             return there
         index = torch.arange(p * n).reshape(p, n)
@@ -302,7 +304,7 @@ class _Run:
         log_w = self.log_w.to(self.noise.dtype)
         return self.rows.population(
             self.state.x, self.state.t, seen.reward, seen.images, log_w, log_z, self.ancestors,
-            seen.clean,
+            seen.clean, self.weighed,
         )  # fmt: skip
 
     def _finite(self, what: str, values: Tensor) -> None:

@@ -12,11 +12,14 @@ from torch import Tensor
 
 from steer.guidance.resampler import ess
 
-__all__ = ["FEW", "doubts", "lineages"]
+__all__ = ["FEW", "collapses", "doubts", "lineages"]
 
 FEW = 2.0
 """Fewer effective particles or starts than this are said: with 2, a mode that holds half of the
 mass is missed in a quarter of all runs."""
+
+MANY = 16
+"""Of fewer particles an ESS below two on the way is no news."""
 
 LEAST = 4
 """Of fewer particles nothing is said: their number speaks for itself."""
@@ -71,6 +74,32 @@ def doubts(log_w: Tensor, ancestors: Tensor, prompts: Sequence[str] | None = Non
             f"of four; {mend}"
         )
     return found
+
+
+def collapses(weighed: Tensor, n: int, prompts: Sequence[str] | None = None) -> list[str]:
+    """Return a sentence where nearly all of the weight came to be on one particle on the way.
+
+    Resampling hides it: the particles that follow are copies, and have equal weights again.
+
+    Args:
+        weighed: the effective sample size before each step's resampling, (steps, p); the last
+            step's is `doubts`'.
+        n: how many particles a population has.
+        prompts: what to call the populations.
+    """
+    on_the_way = weighed[:-1]
+    if n < MANY or not len(on_the_way):
+        return []
+    low, step = on_the_way.min(0)
+    these = low < FEW
+    if not bool(these.any()):
+        return []
+    worst = int(low.argmin())
+    return [
+        f"{_where(these, prompts)}at step {int(step[worst]) + 1} of {len(weighed)} the weights "
+        f"collapsed onto {float(low[worst]):.1f} of {n} particles (ESS): all others are their "
+        "copies; raise the temperature, or take more particles or steps"
+    ]
 
 
 def _where(these: Tensor, prompts: Sequence[str] | None) -> str:

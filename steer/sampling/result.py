@@ -14,13 +14,13 @@ from torch import Tensor
 from steer.files import expanded, numbers, peak_memory, slug, whole_folder
 from steer.guidance.population import Population, seen_mean
 from steer.pictures import Row, captioned_grid, side_of, to_pil
-from steer.sampling.lineage import doubts
+from steer.sampling.lineage import collapses, doubts
 
 __all__ = ["TRACED", "Part", "Result", "joined_trace", "save_result"]
 
 
-TRACED = ("ess", "log_z", "reward")
-"""What is kept of each step."""
+TRACED = ("ess", "log_z", "reward", "weighed")
+"""What is kept of each step; weighed: the ESS before resampling."""
 
 
 @dataclass
@@ -31,7 +31,9 @@ class Part:
 
     def note(self, population: Population) -> None:
         """Keep what is traced of a step."""
-        self.history.append((population.ess, population.log_z, population.reward.mean(-1)))
+        weighed = population.ess if population.weighed is None else population.weighed
+        reward = population.reward.mean(-1)
+        self.history.append((population.ess, population.log_z, reward, weighed))
 
     def tensors(self, last: Population, temperature: Tensor) -> dict[str, Tensor]:
         """Return everything by its name in the result."""
@@ -70,7 +72,8 @@ class Result:
         costs: what is counted beside: reward calls and gradients and network gradients per
             particle, seconds, and the NFE per prompt that setting the temperature took; where
             the reward had a scale to learn first, the NFE of that.
-        trace: ESS, log Z and mean reward after each step, (steps, ...) each.
+        trace: ESS, log Z and mean reward after each step, and as "weighed" the ESS before its
+            resampling, (steps, ...) each.
         ancestors: the start that each particle descends from, its index among those of its
             prompt, (n,) or (p, n); None where the method does not say.
     """
@@ -96,18 +99,36 @@ class Result:
     def warnings(self) -> tuple[str, ...]:
         """What speaks against the weighted population, a sentence each; see `lineage.doubts`.
 
-        It is said where the weight is on less than two particles, or descends from less than two
-        starts, effectively; of methods without weights, of fewer than four particles and of what a
-        person chose by `keep`, nothing. A population of which nothing is said may have missed a
-        mode all the same: one that no start led to leaves no trace.
+        It is said where the weight is on less than two particles, at the end or, of 16 and more,
+        on the way, or descends from less than two starts, effectively, and where rewards that
+        are not finite were dropped. Of weights and starts nothing is said of methods without, of
+        fewer than four particles and of what a person chose by `keep`. A population of which
+        nothing is said may have missed a mode all the same: one that no start led to leaves no
+        trace.
         """
         chosen = bool(self.trace["log_z"].isnan().any()) if self.trace else False
         if self.temperature is None or self.ancestors is None or chosen:
-            return ()
+            return tuple(self._dropped)
         lead = self.log_w.ndim == 2
         log_w, ancestors = (v if lead else v[None] for v in (self.log_w, self.ancestors))
         names = list(self.prompts) if lead and self.prompts else None
-        return tuple(doubts(log_w, ancestors, names))
+        found = doubts(log_w, ancestors, names)
+        if "weighed" in self.trace:
+            weighed = self.trace["weighed"] if lead else self.trace["weighed"][:, None]
+            found += collapses(weighed, log_w.shape[1], names)
+        return (*self._dropped, *found)
+
+    @property
+    def _dropped(self) -> list[str]:
+        """Say how many rewards were not finite, if any were dropped."""
+        bad = int(self.costs.get("bad_rewards", 0))
+        if not bad:
+            return []
+        asked = round(self.costs["reward_calls"] * self.rewards.numel())
+        return [
+            f"{bad} of {asked} rewards were not finite: their particles have weight zero, and "
+            "what is sampled is the tilt where the reward is finite"
+        ]
 
     def __repr__(self) -> str:
         """Say in a few lines what it holds."""
