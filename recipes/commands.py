@@ -46,13 +46,13 @@ COMMANDS = {
             "sample --config demo.yaml --seed 1 --out outputs/demo_1",
         ),
         {
-            "what draws": _MODEL + " devices num_nodes spread cfg negative_prompt",
-            "what is drawn": "prompt prompts_file init_image init_time init_by",
-            "what is liked": "reward reward_prompt temperature strength",
-            "how": "method particles steps seed target budget batch_size on_bad_reward",
+            "model": _MODEL + " devices num_nodes spread cfg negative_prompt",
+            "what to sample": "prompt prompts_file init_image init_time init_by",
+            "reward": "reward reward_prompt temperature strength",
+            "method": "method particles steps seed target budget batch_size on_bad_reward",
             "options of some methods": "scale threshold moves rate brake lookahead jumps finish "
             "window every clip normalise settle churn noise options",
-            "where to": "unguided keep film out overwrite",
+            "output": "unguided keep film out overwrite",
         },
     ),
     "plan": Command(
@@ -64,10 +64,10 @@ COMMANDS = {
             "plan --table --models '[sd15, sana-sprint-0.6b]'",
         ),
         {
-            "what draws": "model model_options height width dtype",
-            "what is planned": "reward rows particles steps method objective rank tuning training",
-            "for what": "card cpu",
-            "what is printed": "json table models",
+            "model": "model model_options height width dtype",
+            "run": "reward rows particles steps method objective rank tuning training",
+            "hardware": "card cpu",
+            "output format": "json table models",
         },
     ),
     "compare": Command(
@@ -79,10 +79,10 @@ COMMANDS = {
             "compare --prompts '[fox, bird]' --methods '[none, best-of-n, \"fmtt:steps=8\"]'",
         ),
         {
-            "what draws": _MODEL + " devices num_nodes spread",
-            "what is compared": "methods prompts prompts_file reward judge seeds",
-            "what is tuned before": "tune by tune_prompts",
-            "where to": "out overwrite",
+            "model": _MODEL + " devices num_nodes spread",
+            "what to compare": "methods prompts prompts_file reward judge seeds",
+            "tuning of method options": "tune by tune_prompts",
+            "output": "out overwrite",
         },
     ),
     "eval": Command(
@@ -100,10 +100,10 @@ COMMANDS = {
             "eval --lora runs/direct --lora runs/nft --steps '[1, 4]' --lora-scale '[0.5, 1]'",
         ),
         {
-            "what draws": "model model_options lora lora_scale best device",
-            "what is compared": "steps guidance guided_tuned prompts particles seeds seed",
-            "what it is measured by": "reward held_out judge",
-            "where to": "out overwrite",
+            "model": "model model_options lora lora_scale best device",
+            "what to compare": "steps guidance guided_tuned prompts particles seeds seed",
+            "measures": "reward held_out judge",
+            "output": "out overwrite",
         },
     ),
     "finetune": Command(
@@ -115,14 +115,14 @@ COMMANDS = {
             "finetune --reward clip --objective direct --options '{anchor: 0.5}' --steps 250",
         ),
         {
-            "what is tuned": "model model_options lora lora_scale rank alpha targets",
-            "towards what": "reward prompts temperature strength",
-            "how": "objective options steps batch_size micro_batch learning_rate warm average "
+            "model and adapters": "model model_options lora lora_scale rank alpha targets",
+            "reward": "reward prompts temperature strength",
+            "training": "objective options steps batch_size micro_batch learning_rate warm average "
             "gradient_clip seed",
-            "what watches": "judge held_out check_prompts check_samples check_steps check_every "
+            "checks during the run": "judge held_out check_prompts check_samples check_steps check_every "
             "early_stop sweep sweep_steps",
-            "where it runs": "device dtype accelerator devices strategy precision checkpointing",
-            "where to": "out overwrite save_every wandb progress",
+            "hardware": "device dtype accelerator devices strategy precision checkpointing",
+            "output": "out overwrite save_every wandb progress",
         },
         further="recipes.finetune:options_help",
     ),
@@ -159,11 +159,11 @@ COMMANDS = {
             "distill --model DIFFUSERS_FOLDER --data samples --guidance 4 --out runs/map",
         ),
         {
-            "what is taught": "model model_options device dtype module rank alpha targets",
-            "by what": "rule options pairs weight diagonal distance derivative guidance",
-            "on what": "data own_steps prompts",
-            "how": "steps batch_size learning_rate average seed precision devices",
-            "where to": "out save_every",
+            "model and adapters": "model model_options device dtype module rank alpha targets",
+            "training rule": "rule options pairs weight diagonal distance derivative guidance",
+            "training data": "data own_steps prompts",
+            "training": "steps batch_size learning_rate average seed precision devices",
+            "output": "out save_every",
         },
     ),
     "compare-maps": Command(
