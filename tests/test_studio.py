@@ -11,8 +11,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import rewards
 import steer
+from recipes.studio.ask import Ask
 from recipes.studio.guard import COOKIE, Guard
-from recipes.studio.jobs import Ask
 from recipes.studio.looking import looked_at, report_of
 from recipes.studio.places import inside, plain_reward, runs_in
 from recipes.studio.session import Studio
@@ -39,12 +39,13 @@ def pictures(folder):
 
 def test_a_run_is_shown_step_by_step_and_its_command_makes_the_same_pictures(studio, tmp_path):
     seen = list(studio.run("a", ask()))
-    assert [kind for kind, _ in seen] == ["unguided", *["step"] * 3, "done"]
+    assert [kind for kind, _ in seen] == ["unguided", *["step"] * 3, "judged", "done"]
     steps = [value for kind, value in seen if kind == "step"]
     assert [s.step for s in steps] == [1, 2, 3]
     assert all(len(s.images) == len(s.captions) == 4 for s in steps)
     assert steps[0].calls < steps[-1].calls
-    assert all(-1 <= s.judge <= 1 for s in steps) or studio.judge is None
+    judged = next(value for kind, value in seen if kind == "judged")
+    assert [calls for calls, _ in judged] == [s.calls for s in steps]
     place = studio.save("a", "watched")
     command = (place / "command.txt").read_text()
     from recipes.cli import main
@@ -65,20 +66,24 @@ def test_a_run_is_shown_step_by_step_and_its_command_makes_the_same_pictures(stu
 
 
 def test_a_run_is_stopped_half_way(studio):
-    found = studio.run("b", ask(steps=8))
     kinds = []
-    for kind, value in found:
+    for kind, value in studio.run("b", ask(steps=32)):
         kinds.append(kind)
         if kind == "step" and value.step == 2:
             studio.job("b").stop()
-    assert kinds == ["unguided", "step", "step", "step", "done"]
+    assert kinds[-1] == "done"
+    assert 3 <= kinds.count("step") < 32
+    with pytest.raises(ValueError, match="press Steer to start another"):
+        studio.job("b").stop()
     assert "no command makes these" in (studio.save("b", "stopped") / "command.txt").read_text()
 
 
 def test_particles_are_kept_and_the_others_gone(studio):
-    found, last = studio.run("c", ask(steps=4)), None
-    for kind, value in found:
-        if kind == "step" and value.step == 3:
+    last = None
+    for kind, value in studio.run("c", ask(steps=12)):
+        if kind == "unguided":
+            studio.job("c").pause()  # after the first step
+        if kind == "paused":
             studio.job("c").go_on([1, 2])  # the second bag, and the first boot
         last = value
     images = last.images
@@ -88,13 +93,19 @@ def test_particles_are_kept_and_the_others_gone(studio):
 
 
 def test_a_paused_run_waits_and_a_closed_tab_ends_it(studio):
-    found = studio.run("d", ask(steps=6))
-    next(found), next(found)
-    studio.job("d").pause()
-    timer = threading.Timer(0.5, studio.end, ["d"])
-    timer.start()
-    assert list(found) == []  # nothing more was drawn
-    timer.join()
+    found, kinds = studio.run("d", ask(steps=32)), []
+    for kind, _ in found:
+        kinds.append(kind)
+        if kind == "unguided":
+            studio.job("d").pause()
+        if kind == "paused":
+            job, made = studio.job("d"), len(studio.job("d").seconds)
+            threading.Event().wait(0.3)
+            assert len(job.seconds) == made < 32
+            studio.end("d")
+    assert kinds[-1] == "paused"
+    assert job.result is None
+    assert list(studio.run("next", ask(steps=1)))[-1][0] == "done"  # the turn was given back
     with pytest.raises(ValueError, match="press Steer first"):
         studio.job("d")
 
@@ -102,6 +113,7 @@ def test_a_paused_run_waits_and_a_closed_tab_ends_it(studio):
 def test_one_picture_is_steered_at_a_time(studio):
     first, second = studio.run("e", ask()), studio.run("f", ask())
     next(first)
+    studio.job("e").pause()
     assert next(second)[0] == "waiting"
     studio.end("e")
     list(first)

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,25 @@ def application(
         raise ModuleNotFoundError(
             "the studio needs gradio, which is not installed: pip install 'flowsteer[studio]'"
         ) from error
+    from contextlib import asynccontextmanager
+
     from fastapi import FastAPI
 
     from recipes.studio.pages import CSS, pages, theme
     from recipes.studio.session import Studio
 
-    page = pages(Studio(model, Path(root), allow_files, device))
+    state = Studio(model, Path(root), allow_files, device)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        state.close()
+
+    page = pages(state)
     page.queue(default_concurrency_limit=4)
     made = gradio.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None), page, "/", server_name=host,
-        footer_links=[], theme=theme(), css=CSS, max_file_size="20mb", ssr_mode=False, pwa=False,
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan), page, "/",
+        server_name=host, footer_links=[], theme=theme(), css=CSS, max_file_size="20mb",
+        ssr_mode=False, pwa=False,
     )  # fmt: skip
     return Guard(made, host, token)

@@ -1,106 +1,42 @@
 """A run that a person watches: step by step, paused, stopped, and told which particles to keep."""
 
 import math
-import shlex
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, NamedTuple
 
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor
 
 import steer
+from recipes.studio.ask import Ask
 from steer.flow import FlowMap
 from steer.pictures import to_pil
 from steer.reward import Reward, score
 
-__all__ = ["Ask", "Job", "Shown"]
+__all__ = ["Job", "Shown"]
 
 
-@dataclass(frozen=True)
-class Ask:
-    """What is asked of a run, as the page's controls say it.
+class Seen(NamedTuple):
+    """A population after a step: its tensors, which nothing writes to any more.
 
     Attributes:
-        prompts: one or more.
-        reward: its text.
-        method: its name.
-        particles: of each prompt.
-        steps: of the run.
-        seed: of all randomness.
-        options: of the method, and temperature or strength.
+        x: what is shown: clean samples, or pictures.
+        decoded: whether these are pictures already.
+        reward: of each particle.
+        step: how many steps were made.
+        calls: network calls a particle so far.
     """
 
-    prompts: tuple[str, ...]
-    reward: str
-    method: str
-    particles: int
-    steps: int
-    seed: int
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, prompts: str, reward: str, method: str, particles: float, steps: float, seed: float,
-        options: str,
-    ) -> "Ask":  # fmt: skip
-        """Read the controls.
-
-        Raises:
-            ValueError: no prompt, or options that are no mapping.
-        """
-        lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
-        if not lines:
-            raise ValueError("write a prompt, or several, a line each")
-        try:
-            read = yaml.safe_load(options or "{}")
-        except yaml.YAMLError:
-            read = None
-        if not isinstance(read, dict):
-            raise ValueError(f"options {options!r}: write them as {{scale: 0.3, brake: 0.8}}")
-        return cls(lines, reward, method, int(particles), int(steps), int(seed), read)
-
-    @property
-    def keywords(self) -> dict[str, Any]:
-        """The arguments of `steer.sample` behind flow, reward and prompts."""
-        return {
-            "particles": self.particles, "steps": self.steps, "method": self.method,
-            "seed": self.seed, **self.options,
-        }  # fmt: skip
-
-    def command(self, model: str, out: str) -> str:
-        """Return the command line that samples the same pictures."""
-        told = {k: v for k, v in self.options.items() if k in ("temperature", "strength")}
-        own = {k: v for k, v in self.options.items() if k not in told}
-        prompt = self.prompts[0] if len(self.prompts) == 1 else list(self.prompts)
-        asked = {
-            "model": model, "reward": self.reward, "prompt": prompt, "method": self.method,
-            "particles": self.particles, "steps": self.steps, "seed": self.seed, **told,
-            **({"options": own} if own else {}), "out": out,
-        }  # fmt: skip
-        parts = [
-            f"--{name} {shlex.quote(value if isinstance(value, str) else _flow(value))}"
-            for name, value in asked.items()
-        ]
-        return "steer sample " + " ".join(parts)
-
-    def python(self, model: str) -> str:
-        """Return the Python that samples the same pictures."""
-        told = "".join(f", {name}={value!r}" for name, value in self.keywords.items())
-        return (
-            "import steer\n\n"
-            f"flow = steer.load({model!r})\n"
-            f"result = steer.sample(flow, {self.reward!r}, {list(self.prompts)!r}{told})\n"
-        )
-
-
-def _flow(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).strip().removesuffix(
-        "\n..."
-    )  # fmt: skip
+    x: Tensor
+    decoded: bool
+    reward: Tensor
+    step: int
+    calls: float
 
 
 @dataclass
@@ -108,12 +44,11 @@ class Shown:
     """What the page shows after a step.
 
     Attributes:
-        images: what the reward was asked about: lookaheads, and pictures at the end.
+        images: what the reward was evaluated on: lookaheads, and pictures at the end.
         captions: the reward of each.
         step: how many steps were made.
         calls: network calls a particle so far.
         reward: its mean over the particles.
-        judge: the held-out judge's mean, or NaN.
     """
 
     images: list[Image.Image]
@@ -121,17 +56,20 @@ class Shown:
     step: int
     calls: float
     reward: float
-    judge: float
 
 
 class Job:
     """A run of one browser tab.
 
+    The sampler runs in a thread of its own and puts what happens into `events`, so that showing a
+    step does not hold up the next one. The held-out reward is computed while nothing is sampled:
+    when the run is paused, and at its end.
+
     Args:
         flow: the model.
         reward: what guides.
         ask: what is asked.
-        judge: says what became of the pictures; it is not climbed.
+        judge: the held-out reward, which does not guide.
     """
 
     def __init__(self, flow: FlowMap, reward: Reward, ask: Ask, judge: Reward | None) -> None:
@@ -141,11 +79,15 @@ class Job:
         )
         self.bound = flow.given(list(ask.prompts))
         self.ended = threading.Event()
+        self.events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+        self.seconds: list[float] = []
         self._free = threading.Event()
         self._free.set()
         self._keep: list[int] | None = None
         self._stop = False
+        self._unjudged: list[tuple[float, Tensor]] = []
         self.touched = False
+        self.finished = False
         self.result: steer.Result | None = None
 
     @property
@@ -154,16 +96,33 @@ class Job:
         return not self._free.is_set()
 
     def pause(self) -> None:
-        """Wait after this step."""
+        """Wait after this step.
+
+        Raises:
+            ValueError: the run is over.
+        """
+        self._going()
+        self.events.put(("message", "pausing after this step"))
         self._free.clear()
 
     def go_on(self, keep: Sequence[int] | None = None) -> None:
-        """Go on, from some particles alone where they are given (their numbers in the strip)."""
+        """Go on, from some particles alone where they are given (their numbers in the strip).
+
+        Raises:
+            ValueError: the run is over.
+        """
+        self._going()
         self._keep = None if not keep else sorted(set(keep))
         self._free.set()
 
     def stop(self) -> None:
-        """End the run by one jump to the pictures."""
+        """End the run by one jump to the pictures.
+
+        Raises:
+            ValueError: the run is over.
+        """
+        self._going()
+        self.events.put(("message", "stopping: one jump to the pictures"))
         self._stop = True
         self._free.set()
 
@@ -171,6 +130,10 @@ class Job:
         """Drop the run: nobody looks at it any more."""
         self.ended.set()
         self._free.set()
+
+    def _going(self) -> None:
+        if self.finished:
+            raise ValueError("this run is finished: press Steer to start another")
 
     @torch.no_grad()
     def unguided(self) -> list[Image.Image]:
@@ -182,12 +145,34 @@ class Job:
         assert made.images is not None
         return [to_pil(x) for x in made.images.flatten(0, 1)]
 
-    def steps(self) -> Iterator[Shown]:
-        """Make the steps; after each, wait while the run is paused, and do what was wished."""
+    def work(self) -> None:
+        """Run to the end, and put what happens into `events`; the last one is "over".
+
+        Events: ("unguided", pictures), ("step", `Seen`), ("message", text), ("paused", None),
+        ("done", result), ("failed", error), ("over", None).
+        """
+        try:
+            self.events.put(("unguided", self.unguided()))
+            if not self.ended.is_set():
+                self._steps()
+            if not self.ended.is_set():
+                self.result = self.stream.collect()
+                self.finished = True
+                self.events.put(("done", self.result))
+        except Exception as error:  # the page's own thread raises it
+            self.events.put(("failed", error))
+        finally:
+            self.finished = True
+            self.events.put(("over", None))
+
+    def _steps(self) -> None:
+        before = time.perf_counter()
         for k, population in enumerate(self.stream, 1):
-            yield self._shown(population, k)
-            while not self._free.wait(0.2):
-                pass
+            self.seconds.append(time.perf_counter() - before)
+            self.events.put(("step", _seen(population, k)))
+            if self.paused:
+                self.events.put(("paused", None))
+                self._free.wait()
             if self.ended.is_set():
                 return
             if self._keep is not None:
@@ -195,7 +180,7 @@ class Job:
             if self._stop and population.time < 1:
                 population.stop()
                 self.touched = True
-        self.result = self.stream.collect()
+            before = time.perf_counter()
 
     def _choose(self, population: steer.Population) -> None:
         """Keep the chosen particles of each prompt; all of a prompt with none that is chosen."""
@@ -207,22 +192,33 @@ class Job:
         self._keep, self.touched = None, True
 
     @torch.no_grad()
-    def _shown(self, population: steer.Population, k: int) -> Shown:
-        seen = population.x if population.clean is None else population.clean
-        images = population.images
-        if images is None:
-            images = self.bound.decode(seen.flatten(0, 1))
+    def shown(self, seen: Seen) -> Shown:
+        """Return what the page shows of a step."""
+        images = seen.x if seen.decoded else self.bound.decode(seen.x.flatten(0, 1))
         flat = images.reshape(-1, *images.shape[-3:]).clamp(0, 1)
-        reward = population.reward.flatten()
+        self._unjudged.append((seen.calls, flat))
+        reward = seen.reward.flatten()
         captions = ["" if r.isnan() else f"{float(r):.4g}" for r in reward]
         known = reward[~reward.isnan()]
         mean = float(known.mean()) if len(known) else math.nan
-        return Shown(
-            [to_pil(x) for x in flat], captions, k, population.nfe, mean, self._judged(flat)
-        )
+        return Shown([to_pil(x) for x in flat], captions, seen.step, seen.calls, mean)
 
-    def _judged(self, images: Tensor) -> float:
+    @torch.no_grad()
+    def judged(self) -> list[tuple[float, float]]:
+        """Return the held-out reward of the steps that were shown since: (network calls, mean)."""
+        waiting, self._unjudged = self._unjudged, []
         if self.judge is None:
-            return math.nan
+            return []
         texts = [p for p in self.ask.prompts for _ in range(self.ask.particles)]
-        return float(score(self.judge, images, texts).mean())
+        return [(calls, float(score(self.judge, x, texts).mean())) for calls, x in waiting]
+
+
+def _seen(population: steer.Population, k: int) -> Seen:
+    images = population.images
+    x = images
+    if x is None:
+        x = population.x if population.clean is None else population.clean
+    return Seen(
+        x.detach().clone(), images is not None, population.reward.detach().clone(), k,
+        population.nfe,
+    )  # fmt: skip

@@ -13,13 +13,16 @@ from PIL import Image
 import rewards
 import steer
 from recipes.studio import compare_page, tune_page
-from recipes.studio.jobs import Ask, Shown
+from recipes.studio.ask import Ask
+from recipes.studio.jobs import Shown
 from recipes.studio.looking import looked_at, report_of
 from recipes.studio.places import inside, inside_quietly, runs_in
 from recipes.studio.session import Studio
 from recipes.studio.showing import FAULTS, crisp, heard, said
 
 __all__ = ["CSS", "pages", "theme"]
+
+CURVE = ["network calls a picture", "mean", "scale"]
 
 CSS = ".said {color: #b3261e} @media (prefers-color-scheme: dark) {.said {color: #f2b8b5}}"
 
@@ -80,7 +83,7 @@ def _steer(studio: Studio) -> None:
                 stop = gr.Button("Stop", variant="stop", elem_id="stop")
             message = gr.Markdown(elem_id="message")
         with gr.Column(scale=2, min_width=300):
-            small = {"columns": 4, "height": 260, "object_fit": "contain"}
+            small = {"columns": 4, "height": 260, "object_fit": "contain", "format": "png"}
             before = gr.Gallery(label="Unguided, the same noise", elem_id="before", **small)
             strip = gr.Gallery(
                 label="What the reward sees now. Pause, click those to keep, then Go on",
@@ -90,8 +93,9 @@ def _steer(studio: Studio) -> None:
             marked = gr.Markdown(elem_id="marked")
             slider = gr.ImageSlider(label="The same seed before and after", type="pil", height=320)
             plot = gr.LinePlot(
-                x="network calls a picture", y="mean", color="scale", height=220,
-                label="Reward, and the judge that is not climbed", elem_id="plot",
+                x=CURVE[0], y=CURVE[1], color=CURVE[2], height=220,
+                label="Reward, and the held-out reward (computed at a pause and at the end)",
+                elem_id="plot",
             )  # fmt: skip
     with gr.Row():
         command = gr.Code(
@@ -125,11 +129,26 @@ def _steer(studio: Studio) -> None:
                 elif kind == "unguided":
                     first = [crisp(image) for image in value]
                     yield first, [], None, None, *texts, [], "", "steering"
-                elif kind == "step":
-                    curve += _points(value)
+                elif kind == "message":
+                    yield *keep_as_they_are, value
+                elif kind == "paused":
                     yield (
-                        gr.skip(), _strip(value), gr.skip(), pandas.DataFrame(curve),
-                        gr.skip(), gr.skip(), [], "", _where(studio, tab, value, ask),
+                        *keep_as_they_are,
+                        "paused: click the pictures to keep, then press Go on",
+                    )
+                elif kind == "judged":
+                    curve += [_point(calls, mean, "held-out") for calls, mean in value]
+                    yield (
+                        *[gr.skip()] * 3, pandas.DataFrame(curve, columns=CURVE),
+                        *[gr.skip()] * 5,
+                    )  # fmt: skip
+                elif kind == "step":
+                    if not math.isnan(value.reward):
+                        curve.append(_point(value.calls, value.reward, "reward"))
+                    yield (
+                        gr.skip(), _strip(value), gr.skip(),
+                        pandas.DataFrame(curve, columns=CURVE), gr.skip(), gr.skip(), [], "",
+                        f"step {value.step} of {ask.steps}",
                     )  # fmt: skip
                 else:
                     best = int(value.rewards.flatten().argmax())
@@ -156,23 +175,23 @@ def _steer(studio: Studio) -> None:
 
     strip.select(mark, chosen, [chosen, marked], queue=False)
 
-    def wish(act: Callable[[Any, list[int]], None], text: str) -> Callable[..., str]:
-        def handler(picked: list[int], request: gr.Request) -> str:
+    def wish(act: Callable[[Any, list[int]], None]) -> Callable[..., Any]:
+        def handler(picked: list[int], request: gr.Request) -> Any:
             try:
                 act(studio.job(str(request.session_hash)), picked)
             except ValueError as error:
                 return said(error)
-            return text
+            return gr.skip()  # the run itself says what it does
 
         return handler
 
-    acts: dict[Any, tuple[Callable[[Any, list[int]], None], str]] = {
-        pause: (lambda job, _: job.pause(), "paused when this step is made"),
-        go_on: (lambda job, picked: job.go_on(picked), "going on"),
-        stop: (lambda job, _: job.stop(), "stopping: one jump to the pictures"),
+    acts: dict[Any, Callable[[Any, list[int]], None]] = {
+        pause: lambda job, _: job.pause(),
+        go_on: lambda job, picked: job.go_on(picked),
+        stop: lambda job, _: job.stop(),
     }
-    for button, (act, text) in acts.items():
-        button.click(wish(act, text), chosen, message, queue=False)
+    for button, act in acts.items():
+        button.click(wish(act), chosen, message, queue=False)
 
     def write(name: str, request: gr.Request) -> str:
         try:
@@ -184,24 +203,13 @@ def _steer(studio: Studio) -> None:
     save.click(write, name, kept, queue=False)
 
 
-def _where(studio: Studio, tab: str, shown: Shown, ask: Ask) -> str:
-    job = studio.jobs.get(tab)
-    wait = ", paused: choose, then Go on" if job is not None and job.paused else ""
-    return f"step {shown.step} of {ask.steps}{wait}"
-
-
 def _strip(shown: Shown) -> list[tuple[Image.Image, str]]:
     pairs = zip(shown.images, shown.captions, strict=True)
     return [(crisp(image), caption) for image, caption in pairs]
 
 
-def _points(shown: Shown) -> list[dict[str, Any]]:
-    values = {"reward": shown.reward, "judge": shown.judge}
-    return [
-        {"network calls a picture": shown.calls, "mean": value, "scale": scale}
-        for scale, value in values.items()
-        if not math.isnan(value)
-    ]
+def _point(calls: float, mean: float, scale: str) -> dict[str, Any]:
+    return dict(zip(CURVE, (calls, mean, scale), strict=True))
 
 
 def _rewards(studio: Studio) -> None:

@@ -10,7 +10,8 @@ import rewards
 import steer
 from recipes.defaults import judge_of
 from recipes.inputs import load_model
-from recipes.studio.jobs import Ask, Job
+from recipes.studio.ask import Ask
+from recipes.studio.jobs import Job
 from recipes.studio.places import inside, plain_reward
 from recipes.terminal import console
 from steer.reward import Reward
@@ -69,7 +70,9 @@ class Studio:
         )
 
     def run(self, tab: str, ask: Ask) -> Iterator[tuple[str, Any]]:
-        """Run a job of a tab: ("waiting" | "unguided" | "step" | "done", value) as they come.
+        """Run a job of a tab, and yield what happens: (kind, value).
+
+        Kinds: "waiting", "unguided", "step", "message", "judged", "paused", "done".
 
         A second job of the same tab ends the first; other tabs' jobs are waited for.
         """
@@ -81,18 +84,28 @@ class Studio:
                 yield "waiting", "another picture is being steered: this one is next"
                 if job.ended.is_set():
                     return
-            try:
-                yield "unguided", job.unguided()
-                for shown in job.steps():
-                    yield "step", shown
-                    if job.ended.is_set():
-                        return
-                if job.result is not None:
-                    yield "done", job.result
-            finally:
-                self._turn.release()
+            worker = threading.Thread(target=self._work, args=(job,), daemon=True)
+            worker.start()
+            yield from self._told(job)
         finally:
-            job.ended.set()
+            job.end()
+
+    def _work(self, job: Job) -> None:
+        try:
+            job.work()
+        finally:
+            self._turn.release()
+
+    def _told(self, job: Job) -> Iterator[tuple[str, Any]]:
+        while True:
+            kind, value = job.events.get()
+            if kind == "over" or job.ended.is_set():
+                return
+            if kind == "failed":
+                raise value
+            if kind in ("paused", "done") and job.judge is not None:
+                yield "judged", job.judged()
+            yield kind, job.shown(value) if kind == "step" else value
 
     @contextmanager
     def turn(self, tab: str) -> Iterator[threading.Event]:
@@ -126,6 +139,13 @@ class Studio:
         job = self.jobs.pop(tab, None)
         if job is not None:
             job.end()
+
+    def close(self) -> None:
+        """End every run, and wait until the sampler has let go of the network."""
+        for tab in list(self.jobs):
+            self.end(tab)
+        if self._turn.acquire(timeout=30):
+            self._turn.release()
 
     def save(self, tab: str, name: str) -> Path:
         """Write a tab's finished pictures as a run folder, and return it.

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
     pytest.mark.skipif(bool(LACKS), reason=f"not installed: {LACKS}"),
 ]
-WAIT = 120_000
+WAIT = 60_000
 
 
 def started(root, port, *more):
@@ -118,12 +118,27 @@ def test_a_run_is_paused_a_particle_kept_and_the_run_stopped(page):
     steer(page, steps="32")
     page.wait_for_selector("#strip img")
     page.click("#pause")
-    says(page, "#message", "paused: choose")
+    says(page, "#message", "paused: click")
     page.locator("#strip button.thumbnail-item, #strip .thumbnail-item").nth(1).click()
     says(page, "#marked", "keeping 2")
     page.click("#go-on")
     says(page, "#message", "step")
     page.click("#stop")
+    says(page, "#message", "done")
+
+
+def test_a_closed_tab_ends_its_run_and_gives_the_turn_back(page, browser, place):
+    other = browser.new_page()
+    other.set_default_timeout(WAIT)
+    other.goto(f"http://127.0.0.1:{place[1]}/")
+    other.wait_for_selector("#start")
+    steer(other, steps="32")
+    other.wait_for_selector("#strip img")
+    other.click("#pause")
+    says(other, "#message", "paused: click")  # it would hold its turn for ever
+    page.click("#start")
+    says(page, "#message", "another picture is being steered")
+    other.close()
     says(page, "#message", "done")
 
 
