@@ -117,10 +117,10 @@ COMMANDS = {
         {
             "model and adapters": "model model_options lora lora_scale rank alpha targets",
             "reward": "reward prompts temperature strength",
-            "training": "objective options steps batch_size micro_batch learning_rate warm average "
-            "gradient_clip seed",
-            "checks during the run": "judge held_out check_prompts check_samples check_steps check_every "
-            "early_stop sweep sweep_steps",
+            "training": "objective options steps batch_size micro_batch learning_rate warm "
+            "average gradient_clip seed",
+            "checks during the run": "judge held_out check_prompts check_samples check_steps "
+            "check_every early_stop sweep sweep_steps",
             "hardware": "device dtype accelerator devices strategy precision checkpointing",
             "output": "out overwrite save_every wandb progress",
         },
