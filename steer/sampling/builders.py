@@ -90,7 +90,10 @@ def split(
     lookahead: int = 1,
     least: float | None = None,
 ) -> Guidance:
-    """Build the split scheme, theory (30): jump, ratio weight, resample, Langevin moves."""
+    """Build the split scheme, theory (30): jump, ratio weight, resample, Langevin moves.
+
+    Fails in 10 steps for cold tilts in 64 dimensions, and for modes at 1 : 1000.
+    """
     ramp = None if least is None else torch.ones_like
     return Guidance(
         Lookahead(flow, reward, prompts, temperature, lookahead, ramp),
