@@ -100,7 +100,7 @@ COMMANDS = {
             "eval --lora runs/direct --lora runs/nft --steps '[1, 4]' --lora-scale '[0.5, 1]'",
         ),
         {
-            "model": "model model_options lora lora_scale best device",
+            "model": "model model_options lora lora_scale best device devices num_nodes spread",
             "what to compare": "steps guidance guided_tuned prompts particles seeds seed",
             "measures": "reward held_out judge",
             "output": "out overwrite",
