@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 from recipes.binding import colour_binding, style_binding
@@ -25,13 +23,14 @@ from recipes.data.emoji import Emoji
 from recipes.data.emoji import load as load_emoji
 from recipes.defaults import own
 from recipes.evaluate_classes import class_parts, show_classes
-from recipes.figures import Estimate, estimate, pairwise_distance, rate
+from recipes.evaluate_report import show
+from recipes.figures import estimate, pairwise_distance, rate
 from recipes.identity import fingerprints
 from recipes.inputs import load_model
 from recipes.measure import draw, kid
 from recipes.partial import Partial
 from recipes.sheet import contact_sheet
-from recipes.terminal import console, say
+from recipes.terminal import console
 from rewards.judge import Judge
 from steer.files import numbers, write_atomically
 from steer.flow import FlowMap
@@ -260,7 +259,7 @@ def evaluate(
     ]
     metrics = _metrics(parts, {"model": str(model), "sizes": sizes}, out, crew)
     if crew.first:
-        _show(metrics)
+        show(metrics)
     return metrics
 
 
@@ -311,40 +310,6 @@ def _metrics(
     metrics["seconds"] = time.perf_counter() - began
     write_atomically(out / "metrics.json", json.dumps(numbers(metrics), indent=1).encode())
     return metrics
-
-
-def _show(metrics: dict[str, Any]) -> None:
-    """Print the figures as a table."""
-    table = Table("figure", "at", "value", title=f"model {escape(metrics['model'])}")
-    retrieval = metrics["retrieval_1_of_100"]
-    for k, share in retrieval["rate"].items():
-        name = f"{k} steps" if k.isdigit() else k
-        error = retrieval["standard_error"][k]
-        ratio = retrieval["relative_to_real"].get(k)
-        beside = f"  ({ratio:.0%} of real)" if ratio is not None else ""
-        table.add_row("retrieval, 1 of 100", name, f"{share:.3f} ± {error:.3f}{beside}")
-    for figure in ("style_binding", "colour_binding"):
-        for who, shares in metrics[figure].items():
-            for what, share in shares.items():
-                if what != "pictures":
-                    row = f"{who}: {what}"
-                    table.add_row(figure.replace("_", " "), row, str(Estimate(**share)))
-    for at, value in metrics["kernel_distance"].items():
-        spread = f"{value['mean']:.4f} (spread {value['spread']:.4f})"
-        table.add_row("kernel distance (KID)", at, spread)
-    for breadth, values in metrics["diversity"].items():
-        for who in ("model", "real"):
-            table.add_row("diversity", f"{breadth}: {who}", str(Estimate(**values[who])))
-    for what, value in metrics["nearest_training_distance"].items():
-        table.add_row("nearest training picture", what, f"{value:.3f}")
-    for what, share in metrics["memorisation"]["share_nearer"].items():
-        table.add_row("nearer than 95% of real ones", what, str(Estimate(**share)))
-    for at, value in metrics["composition_error"].items():
-        table.add_row("composition error", at, f"{value:.3f}")
-    for start, values in metrics["lagrangian_residual"].items():
-        for t, value in values.items():
-            table.add_row("Lagrangian residual", f"{start} at {t}", f"{value:.3f}")
-    say(table)
 
 
 if __name__ == "__main__":
