@@ -100,7 +100,8 @@ COMMANDS = {
             "eval --lora runs/direct --lora runs/nft --steps '[1, 4]' --lora-scale '[0.5, 1]'",
         ),
         {
-            "what draws": "model model_options lora lora_scale best device",
+            "what draws": "model model_options lora lora_scale best device devices num_nodes "
+            "spread",
             "what is compared": "steps guidance guided_tuned prompts particles seeds seed",
             "what it is measured by": "reward held_out judge",
             "where to": "out overwrite",

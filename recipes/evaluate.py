@@ -19,14 +19,17 @@ from rich.table import Table
 from torch import Tensor
 
 from recipes.binding import colour_binding, style_binding
+from recipes.crew import Crew, crew_of
 from recipes.data import fashion as fashion_data
 from recipes.data.emoji import Emoji
 from recipes.data.emoji import load as load_emoji
 from recipes.defaults import own
 from recipes.evaluate_classes import class_parts, show_classes
 from recipes.figures import Estimate, estimate, pairwise_distance, rate
+from recipes.identity import fingerprints
 from recipes.inputs import load_model
 from recipes.measure import draw, kid
+from recipes.partial import Partial
 from recipes.sheet import contact_sheet
 from recipes.terminal import console, say
 from rewards.judge import Judge
@@ -204,6 +207,8 @@ def evaluate(
     kernel: int = 200,
     breadth: int = 8,
     samples: int = 16,
+    devices: int = 1,
+    num_nodes: int = 1,
 ) -> dict[str, Any]:
     """Measure a model on the data that it was trained on, and write figures and sheets.
 
@@ -220,6 +225,8 @@ def evaluate(
         kernel: pictures for the kernel distance, for each number of steps.
         breadth: prompts of each breadth for the diversity.
         samples: pictures of each.
+        devices: processes on this machine, on the CPU; each measures its share of the figures.
+        num_nodes: machines, which see one file system; SLURM or torchrun starts the processes.
     """
     sizes = {
         "repeats": repeats, "pictures": pictures, "paths": paths, "bindings": bindings,
@@ -228,11 +235,12 @@ def evaluate(
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
+    crew = crew_of(devices, num_nodes, "cpu")
     flow = load_model(model)
     with torch.no_grad():
         shape = flow.decode(torch.zeros(1, *flow.event_shape)).shape[1:]
     if flow.event_shape == (1, 28, 28):
-        return _evaluate_classes(model, flow, sizes, out)
+        return _evaluate_classes(model, flow, sizes, out, crew)
     emoji, judge = load_emoji(), Judge()
     if shape != emoji.images.shape[1:]:
         raise ValueError(
@@ -250,13 +258,14 @@ def evaluate(
         lambda: {"diversity": _diversity(flow, emoji, judge, real, breadth, samples)},
         lambda: _distances(flow, emoji, pictures, out),
     ]
-    metrics = _metrics(parts, {"model": str(model), "sizes": sizes}, out)
-    _show(metrics)
+    metrics = _metrics(parts, {"model": str(model), "sizes": sizes}, out, crew)
+    if crew.first:
+        _show(metrics)
     return metrics
 
 
 def _evaluate_classes(
-    model: str, flow: FlowMap, sizes: dict[str, int], out: Path
+    model: str, flow: FlowMap, sizes: dict[str, int], out: Path, crew: Crew
 ) -> dict[str, Any]:
     """Measure a model of Fashion-MNIST, and its posterior map where it has one."""
     out.mkdir(parents=True, exist_ok=True)
@@ -267,18 +276,38 @@ def _evaluate_classes(
     parts = class_parts(
         flow, posterior, fashion_data.load(), Judge(folder), kernel, sizes["paths"], out
     )
-    metrics = _metrics(parts, {"model": str(model), "pictures": kernel, "data": "fashion"}, out)
-    show_classes(metrics)
+    head = {"model": str(model), "pictures": kernel, "data": "fashion"}
+    metrics = _metrics(parts, head, out, crew)
+    if crew.first:
+        show_classes(metrics)
     return metrics
 
 
 def _metrics(
-    parts: Sequence[Callable[[], dict[str, Any]]], metrics: dict[str, Any], out: Path
+    parts: Sequence[Callable[[], dict[str, Any]]], metrics: dict[str, Any], out: Path, crew: Crew
 ) -> dict[str, Any]:
-    """Measure part by part, and write all of it to metrics.json."""
+    """Measure part by part, and write all of it to metrics.json.
+
+    Of several processes each measures its share, and the first one joins the figures; the others
+    return what is known without them.
+    """
     began = time.perf_counter()
-    for measure in track(parts, "measuring", console=console()):
-        metrics |= measure()
+    if crew.count == 1:
+        for measure in track(parts, "measuring", console=console()):
+            metrics |= measure()
+    else:
+        names = [f"{i:03d}" for i in range(len(parts))]
+        identity = {**metrics, "files": fingerprints(metrics["model"])}
+        with Partial(out, identity, True, console(), crew) as partial:
+            left = crew.told(lambda: [name for name in names if not partial.has(name)])
+            for name in track(crew.share(left), "measuring", console=console()):
+                partial.add(name, {}, numbers(parts[int(name)]()))
+            if not crew.first:
+                return metrics
+            crew.wait(lambda: all(partial.has(name) for name in names))
+            for name in names:
+                metrics |= partial.read(name)[1]
+            partial.drop()
     metrics["seconds"] = time.perf_counter() - began
     write_atomically(out / "metrics.json", json.dumps(numbers(metrics), indent=1).encode())
     return metrics

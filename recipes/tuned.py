@@ -10,6 +10,7 @@ import torch
 
 import rewards
 import steer
+from recipes.crew import Spread, crew_of
 from recipes.defaults import judge_of, listed, own
 from recipes.entries import entry
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
@@ -52,6 +53,9 @@ def evaluate_tuned(
     guided_tuned: bool = False,
     seed: int = 0,
     device: str | None = None,
+    devices: int = 1,
+    num_nodes: int = 1,
+    spread: Spread | None = None,
     out: Path = Path("outputs/tuned"),
     overwrite: bool = False,
     model_options: dict[str, Any] = {},  # noqa: B006
@@ -86,7 +90,13 @@ def evaluate_tuned(
             without gradient the best of 16.
         guided_tuned: also the first of them on top of the tuned flows.
         seed: the first seed.
-        device: where to compute. Default: where the model is loaded, the CPU.
+        device: where to compute. Default: where the model is loaded, the CPU; of several processes
+            the accelerators that there are, so say cpu for processes on the CPU.
+        devices: processes on each machine, one a device; each draws its share: see spread.
+        num_nodes: machines, which see one file system; SLURM or torchrun starts the processes.
+        spread: what several processes divide: prompts, or the particles of each prompt, which are
+            weighted and resampled over all of them. Default: particles, where there are fewer
+            units of prompts than processes.
         out: the folder.
         overwrite: replace the folder if it exists, and drop an interrupted comparison.
         model_options: of a diffusers pipeline: height, width, cfg, guidance, negative_prompt,
@@ -103,7 +113,9 @@ def evaluate_tuned(
     """
     live, model = model, model_name(model)
     settings = settings_of({k: v for k, v in locals().items() if k != "live"})
-    screen, out = console(), free(out, overwrite)
+    crew = crew_of(devices, num_nodes, device)
+    device = crew.device or device
+    screen, out = console(), crew.told(lambda: free(out, overwrite))
     least = {"particles": particles, "seeds": seeds, **{f"steps {k}": k for k in steps}}
     for name, value in least.items():
         if value < 1:
@@ -147,19 +159,22 @@ def evaluate_tuned(
     }
     seen = range(seed, seed + seeds)
     units = units_of(rows, len(chosen.prompts), seen, bench.size)
+    crew.spread(spread, len(units), particles)
     work = {
         u.name: calls_of(u.row, differentiable, flow)
         * (u.end - u.start)
         * (1 if tempered(u.row.method) else particles)
         for u in units
     }
-    with Partial(out, identity, overwrite, screen) as partial:
+    with Partial(out, identity, overwrite, screen, crew) as partial:
         screen.print(
             f"{len(folders)} adapters for {shown!r}: {len(rows)} rows x {len(chosen.prompts)} "
             f"prompts x {particles} pictures x {seeds} seeds: {sum(work.values())} network calls"
             f"{partial.done(units, work)}"
         )
-        partial.fill(units, work, bench.run, screen)
+        partial.fill(units, work, bench.run, screen, crew)
+        if not crew.first:
+            return out
         measured = {}
         for i, row in enumerate(rows):
             tensors, costs = partial.gathered([u for u in units if u.index == i])

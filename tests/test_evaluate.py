@@ -1,6 +1,8 @@
 """What `steer eval` measures, of a model that knows all pictures by heart."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -161,3 +163,20 @@ def test_what_cannot_be_measured_is_refused(measured, tmp_path, capsys):
     assert main(["eval", "--samples", "0", "--out", str(tmp_path / "run")]) == 2
     assert "samples must be at least 1" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(measured, tmp_path):
+    _, folder = measured
+    options = [word for name, size in SMALL.items() for word in (f"--{name}", str(size))]
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "recipes.cli", "eval", "--devices", "2",
+         "--model", f"{folder.parent / 'heart.py'}:ByHeart", "--out", str(tmp_path / "run"),
+         *options],
+        check=True, timeout=300,
+    )  # fmt: skip
+    made = json.loads((tmp_path / "run/metrics.json").read_text())
+    one = json.loads((folder / "metrics.json").read_text())
+    assert {**made, "seconds": 0} == {**one, "seconds": 0}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in folder.iterdir()}
+    assert not list(tmp_path.glob(".run*"))

@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
@@ -291,3 +293,27 @@ def test_an_empty_file_of_prompts_is_refused(here, tmp_path, capsys):
 def test_eval_without_adapters_is_the_model_s_own(here, capsys):
     assert main(["eval", "--lora-scale", "[1]"]) == 2
     refused(capsys, "unknown option 'lora_scale'")
+
+
+@pytest.mark.slow
+def test_two_processes_compare_what_one_does(here):
+    run = [
+        sys.executable, "-W", "ignore", "-m", "recipes.cli", "eval", "--lora", "runs/a",
+        "--model", "net", "--prompts", "[fox, bird]", "--particles", "2", "--steps", "[1]",
+        "--lora-scale", "[1.0]", "--guidance", '["none:steps=1"]', "--judge", "null",
+        "--reward", "colour:name=red", "--device", "cpu",
+    ]  # fmt: skip
+    for out, options in {"one": [], "two": ["--devices", "2"]}.items():
+        subprocess.run([*run, "--out", out, *options], check=True, timeout=300)
+    one, two = (json.loads((here / n / "metrics.json").read_text()) for n in ("one", "two"))
+    assert _without_seconds(one) == _without_seconds(two)
+    shutil.rmtree(here / "one")
+    shutil.rmtree(here / "two")
+
+
+def _without_seconds(value):
+    if isinstance(value, dict):
+        return {k: _without_seconds(v) for k, v in value.items() if k != "seconds"}
+    if isinstance(value, list):
+        return [_without_seconds(v) for v in value]
+    return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
