@@ -158,7 +158,7 @@ class Ranks:
     def _all(self, values: Tensor) -> Tensor:
         """Return the tensors of all processes, (k, ...)."""
         try:
-            return self.fabric.all_gather(values)  # type: ignore[no-any-return]
+            return self.fabric.all_gather(values)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
