@@ -74,33 +74,34 @@ def ring_reward(x: torch.Tensor) -> torch.Tensor:
     return -x[:, 0].clamp(max=0).square()
 
 
+def ring_guide(view: str, times: torch.Tensor) -> steer.Guidance:
+    """Return the published scheme on the ring of eight modes, without resampling."""
+    angles = torch.arange(8) * (math.pi / 4)
+    flow = steer.GaussianMixture(4.7 * torch.stack([angles.cos(), angles.sin()], 1), 0.3)
+    eps = NOISE[view]
+    return steer.Guidance(
+        VIEWS[view](flow, ring_reward),
+        steer.Sde(flow, noise=lambda t: eps * (1 - t)),
+        steer.Continuous(),
+        times=times,
+        scale=1.0,
+        threshold=0.0,
+    )
+
+
 def ring(view: str, seeds: int = 10, particles: int = 2500) -> dict[str, dict[str, float]]:
     """Return the unweighted share of x_a > 0, the mean reward and ESS / n, over seeds.
 
     Without resampling ("no"), and with one at t = .5 ("once"): both have the first half in common.
     """
-    angles = torch.arange(8) * (math.pi / 4)
-    flow = steer.GaussianMixture(4.7 * torch.stack([angles.cos(), angles.sin()], 1), 0.3)
-    eps = NOISE[view]
     times = torch.linspace(0, 1, 101, dtype=torch.float64)
-
-    def guide(times: torch.Tensor) -> steer.Guidance:
-        return steer.Guidance(
-            VIEWS[view](flow, ring_reward),
-            steer.Sde(flow, noise=lambda t: eps * (1 - t)),
-            steer.Continuous(),
-            times=times,
-            scale=1.0,
-            threshold=0.0,
-        )
-
     x0 = torch.randn(seeds, particles, 2, generator=torch.Generator().manual_seed(0))
-    for k, last in enumerate(guide(times).steps(x0, seed=0)):
+    for k, last in enumerate(ring_guide(view, times).steps(x0, seed=0)):
         if k == 49:
             g = torch.Generator().manual_seed(1)
             pairs = zip(last.x, last.log_w, strict=True)
             half = torch.stack([x[steer.systematic(log_w, g)] for x, log_w in pairs])
-    return {"no": _figures(last), "once": _figures(guide(times[50:])(half, seed=1))}
+    return {"no": _figures(last), "once": _figures(ring_guide(view, times[50:])(half, seed=1))}
 
 
 def _figures(last: steer.Population) -> dict[str, float]:

@@ -28,7 +28,7 @@ def bump(y: Tensor) -> Tensor:
     return torch.exp(-((y[:, 0] - CENTRE) ** 2) / (2 * WIDTH**2))
 
 
-def transport_optimum(n: int = 20001) -> tuple[float, float]:
+def transport_optimum(n: int = 20001, strength: float = LAMBDA) -> tuple[float, float]:
     """Return mean reward and objective at the optimum: each x moves to its own best y.
 
     The cost of leading x_0's picture x to y is `(y - x)² / (2 τ)`, τ = ∫ dt / ((1-t)² + t²) = π/2.
@@ -37,7 +37,7 @@ def transport_optimum(n: int = 20001) -> tuple[float, float]:
     weight = torch.exp(-(x**2) / 2)
     weight = weight / weight.sum()
     y = torch.linspace(-8, 12, 4001, dtype=torch.float64)
-    gain = LAMBDA * bump(y[:, None]) - (y - x[:, None]) ** 2 / math.pi
+    gain = strength * bump(y[:, None]) - (y - x[:, None]) ** 2 / math.pi
     best, index = gain.max(1)
     return float((weight * bump(y[index, None])).sum()), float((weight * best).sum())
 

@@ -205,8 +205,9 @@ def sample(
         "churn": churn, "noise": noise,
     }  # fmt: skip
     options = {k: v for k, v in given.items() if v is not None} | options
-    crew.spread(spread, 1 if prompts is None else len(prompts), particles)
-    rows = particles * (1 if prompts is None else len(prompts))
+    count = 1 if prompts is None else len(prompts)
+    crew.spread(spread, count, particles)
+    rows = particles * count
     say_memory(
         screen, model, reward, device, rows=min(rows, batch_size or ROWS), method=chosen_method,
         method_options=options, dtype=dtype, model_options=model_options, cfg=cfg,
@@ -238,7 +239,6 @@ def sample(
     check(flow, judge, prompts, **run, **guided, reward_prompts=asked)
     start = 0.0 if init_image is None else 0.5 if init_time is None else init_time
     cost = plan(chosen_method, steps, judge.differentiable, start, flow=flow, **options)
-    count = 1 if prompts is None else len(prompts)
     probes = PROBES if tempered(method) and temperature is None else 0
     calls = cost["nfe"]
     plain_calls = sum(

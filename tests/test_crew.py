@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from recipes.crew import Crew, crew_of
+from tests.children import children, said_when_killed
 
 SAMPLE = [
     "sample", "--reward", "colour:name=red", "--method", "renoise", "--temperature", "0.1",
@@ -144,18 +144,12 @@ def test_a_process_that_is_killed_ends_the_run_and_it_goes_on(prompts, tmp_path,
     )
     child = None
     while child is None and started.poll() is None:
-        listed = subprocess.run(
-            ["pgrep", "-P", str(started.pid)], capture_output=True, text=True
-        ).stdout.split()
+        listed = children(started)
         begun = list(tmp_path.glob(".cut.partial/identity.json"))
-        child = int(listed[0]) if listed and begun else None
+        child = listed[0] if listed and begun else None
         time.sleep(0.1)
     if child is not None:  # else the run was over before
-        os.kill(child, signal.SIGKILL)
-        begun = time.monotonic()
-        _, said = started.communicate(timeout=60)
-        assert time.monotonic() - begun < 60
-        assert started.returncode != 0
+        said = said_when_killed(started, child)
         assert "terminated with code -9" in said or "processes of this run has ended" in " ".join(
             said.split()
         )

@@ -5,6 +5,7 @@ import torch
 
 from benchmarks.published import damped, das, denoisers, fmrg, mfm, ring
 from benchmarks.toys import ring_reward
+from benchmarks.tuning_oracles import transport_optimum
 
 slow = pytest.mark.slow
 
@@ -13,7 +14,9 @@ def test_the_transport_toy_has_its_published_figures():
     """.142, .367 and .617 of 2609.27033, and guidance by the base's lookahead beside them."""
     assert fmrg.tilted(0) == pytest.approx(fmrg.PUBLISHED["base"], abs=5e-4)
     assert fmrg.tilted(7) == pytest.approx(fmrg.PUBLISHED["exponential tilt"], abs=5e-4)
-    assert fmrg.optimum(7)[0] == pytest.approx(fmrg.PUBLISHED["transport optimum"], abs=5e-4)
+    assert transport_optimum(strength=7)[0] == pytest.approx(
+        fmrg.PUBLISHED["transport optimum"], abs=5e-4
+    )
     assert fmrg.guided(7, steps=60, n=401) == pytest.approx(fmrg.SOLVED[7], abs=2e-3)
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from steer.tuning.settings import Settings
 from steer.tuning.sharding import ShardedBase, refuse_unshardable, shards, units
 from steer.tuning.trainer import _of_another
 from tests import test_tuning, tiny_pipelines
+from tests.children import children, said_when_killed
 
 SCRIPT = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
@@ -167,13 +167,9 @@ def test_a_killed_process_ends_the_run_and_it_goes_on_to_the_same_result(tmp_pat
     checkpoint = cut / "direct" / "checkpoints" / "last.ckpt"
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.02)
-    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    assert listed.stdout.split(), process.communicate()[1][-2000:]
-    os.kill(int(listed.stdout.split()[0]), signal.SIGKILL)
-    begun = time.monotonic()
-    _, wrong = process.communicate(timeout=60)
-    assert time.monotonic() - begun < 60
-    assert process.returncode != 0
+    listed = children(process)
+    assert listed, process.communicate()[1][-2000:]
+    wrong = said_when_killed(process, listed[0])
     assert "waited for another one that has ended" in wrong or "terminated with code -9" in wrong
     assert not (cut / "direct" / "finished.json").exists()
     shutil.copytree(cut, other)

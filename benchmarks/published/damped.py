@@ -9,6 +9,7 @@ from torch import Tensor
 
 import steer
 from benchmarks.published.figure import Figure, drawn, mean
+from benchmarks.toys import tanh_reward
 from steer.guidance.ascent import whole_reward
 from steer.guidance.potential import Denoised
 from steer.reward import wrap
@@ -34,7 +35,7 @@ def shift(t: float, at: float) -> tuple[float, float, float]:
     """Return `(1-t)/t ∇V` at a point of the line: exact, by the map, by the denoiser."""
     means = torch.tensor([[-2.0], [0.5], [2.0]])
     flow = steer.GaussianMixture(means, 0.16, torch.tensor([0.4, 0.35, 0.25]))
-    reward = wrap(lambda y: 2 * torch.tanh(y[:, 0]))
+    reward = wrap(tanh_reward)
     x = torch.tensor([[at]], dtype=torch.float64)
     grid = torch.linspace(-6, 6, 40_001, dtype=torch.float64)[:, None]
     leaf = x.clone().requires_grad_()

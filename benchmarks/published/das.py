@@ -7,6 +7,7 @@ ends in one draw by its weights; guidance alone (`dps`) stands beside it.
 import torch
 
 import steer
+from benchmarks.oracles import mixture
 from benchmarks.published.figure import Figure, drawn, mean
 from steer.path import step_times
 from steer.sampling.methods import TABLE
@@ -22,11 +23,7 @@ TEMPERATURE, STEPS, RUNS = 0.6, 100, 512
 
 def problem() -> tuple[steer.GaussianMixture, steer.LinearReward]:
     """Return mixture and reward."""
-    means = torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.0, 1.2]])
-    flow = steer.GaussianMixture(
-        means, torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.5, 0.3, 0.2])
-    )
-    return flow, steer.LinearReward(torch.tensor([1.0, 0.3]))
+    return mixture(2), steer.LinearReward(torch.tensor([1.0, 0.3]))
 
 
 def exact() -> tuple[float, float]:

@@ -7,13 +7,11 @@ figures beside the optimum of `λ E r - ½ E ∫|u|² dt` are no publication's, 
 numerical solution of the same equation.
 """
 
-import math
-
 import torch
 
 import steer
 from benchmarks.published.figure import Figure
-from benchmarks.tuning_oracles import CENTRE, bump
+from benchmarks.tuning_oracles import CENTRE, bump, transport_optimum
 from steer.guidance.ascent import whole_reward
 from steer.reward import wrap
 
@@ -43,18 +41,6 @@ def guided(strength: float, steps: int = 200, n: int = 2001) -> tuple[float, flo
     return float(weight @ r), float(weight @ (strength * r - spent))
 
 
-def optimum(strength: float) -> tuple[float, float]:
-    """Return mean reward and objective of the transport optimum: x goes to its own best y.
-
-    The cost of the way is `(y - x)² / (2 τ)`, `τ = ∫ dt / ((1-t)² + t²) = π/2`.
-    """
-    x = torch.linspace(-6, 6, 4001, dtype=torch.float64)
-    weight = torch.softmax(-0.5 * x.square(), 0)
-    y = torch.linspace(-8, 12, 8001, dtype=torch.float64)
-    best, index = (strength * bump(y[:, None]) - (y - x[:, None]).square() / math.pi).max(1)
-    return float(weight @ bump(y[index, None])), float(weight @ best)
-
-
 def tilted(strength: float) -> float:
     """Return the mean reward under the exponential tilt; strength 0 is the base."""
     y = torch.linspace(-8, CENTRE + 8, 20001, dtype=torch.float64)[:, None]
@@ -66,7 +52,9 @@ def figures() -> list[Figure]:
     made = [
         Figure("E r, base", PUBLISHED["base"], tilted(0)),
         Figure("E r, exponential tilt, λ = 7", PUBLISHED["exponential tilt"], tilted(7)),
-        Figure("E r, transport optimum, λ = 7", PUBLISHED["transport optimum"], optimum(7)[0]),
+        Figure(
+            "E r, transport optimum, λ = 7", PUBLISHED["transport optimum"], transport_optimum()[0]
+        ),
     ]
     for strength, wanted in SOLVED.items():
         reward, objective = guided(strength)
@@ -76,7 +64,7 @@ def figures() -> list[Figure]:
             Figure(f"objective, {where}", wanted[1], objective, source="independent solution"),
             Figure(
                 f"its share of the optimum's objective, λ = {strength}", None,
-                objective / optimum(strength)[1],
+                objective / transport_optimum(strength=strength)[1],
             ),
         ]  # fmt: skip
     return made

@@ -8,9 +8,8 @@ import math
 
 import torch
 
-import steer
 from benchmarks.published.figure import Figure, mean
-from benchmarks.toys import NOISE, ring_reward
+from benchmarks.toys import ring_guide, ring_reward
 
 NOTE = (
     "Published: with 2, 3 and 4 selections 100 % of x_a > 0 and mean reward 0.00, in one or two "
@@ -21,16 +20,7 @@ NOTE = (
 
 def searched(selections: int, seed: int, particles: int = 640, steps: int = 100) -> torch.Tensor:
     """Return the particles at the end, (particles, 2)."""
-    angles = torch.arange(8) * (math.pi / 4)
-    flow = steer.GaussianMixture(4.7 * torch.stack([angles.cos(), angles.sin()], 1), 0.3)
-    guide = steer.Guidance(
-        steer.Lookahead(flow, ring_reward),
-        steer.Sde(flow, noise=lambda t: NOISE["flow map"] * (1 - t)),
-        steer.Continuous(),
-        times=torch.linspace(0, 1, steps + 1, dtype=torch.float64),
-        scale=1.0,
-        threshold=0.0,
-    )
+    guide = ring_guide("flow map", torch.linspace(0, 1, steps + 1, dtype=torch.float64))
     at = {round(steps * (i + 1) / (selections + 1)) for i in range(selections)}
     x = torch.randn(particles, 2, generator=torch.Generator().manual_seed(seed))
     for k, population in enumerate(guide.steps(x, seed=seed)):

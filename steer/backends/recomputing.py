@@ -9,7 +9,7 @@ where it was: a block is computed again with its adapters set as they were.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -39,22 +39,14 @@ def again(function: Callable[..., Any], module: nn.Module, *args: Any, **kwargs:
         *args,
         use_reentrant=False,
         preserve_rng_state=_draws(module),  # to read the state makes the host wait
-        context_fn=lambda: (_once(function), _within(_once(function), scales)),
+        context_fn=lambda: (_once(function), _once(function, scales)),
         **kwargs,
     )
 
 
 @contextmanager
-def _within(*contexts: Any) -> Iterator[None]:
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
-
-
-@contextmanager
-def _once(block: Any) -> Iterator[None]:
-    """Keep the parts of a block that checkpoint themselves from doing so inside it.
+def _once(block: Any, scales: AbstractContextManager[None] | None = None) -> Iterator[None]:
+    """Keep the parts of a block that checkpoint themselves from doing so, adapters set as said.
 
     The backward pass comes when `by_block` has been left, so a part that checkpointed itself in
     the forward pass only would save other tensors the second time, which PyTorch refuses.
@@ -64,7 +56,8 @@ def _once(block: Any) -> Iterator[None]:
     try:
         for m in on:
             m.gradient_checkpointing = False
-        yield
+        with scales or nullcontext():
+            yield
     finally:
         for m in on:
             m.gradient_checkpointing = True

@@ -64,15 +64,20 @@ def browser():
         made.close()
 
 
+def opened(page, port):
+    page.set_default_timeout(WAIT)
+    page.goto(f"http://127.0.0.1:{port}/")
+    page.wait_for_selector("#start")
+    return page
+
+
 @pytest.fixture
 def page(browser, place):
     made = browser.new_page(viewport={"width": 1280, "height": 900})
-    made.set_default_timeout(WAIT)
     made.foreign = []
     ours = (f"http://127.0.0.1:{place[1]}", f"ws://127.0.0.1:{place[1]}", "data:", "blob:")
     made.on("request", lambda r: None if r.url.startswith(ours) else made.foreign.append(r.url))
-    made.goto(f"http://127.0.0.1:{place[1]}/")
-    made.wait_for_selector("#start")
+    opened(made, place[1])
     yield made
     assert made.foreign == []  # the page loads nothing from elsewhere
     made.close()
@@ -128,10 +133,7 @@ def test_a_run_is_paused_a_particle_kept_and_the_run_stopped(page):
 
 
 def test_a_closed_tab_ends_its_run_and_gives_the_turn_back(page, browser, place):
-    other = browser.new_page()
-    other.set_default_timeout(WAIT)
-    other.goto(f"http://127.0.0.1:{place[1]}/")
-    other.wait_for_selector("#start")
+    other = opened(browser.new_page(), place[1])
     steer(other, steps="32")
     other.wait_for_selector("#strip img")
     other.click("#pause")
@@ -167,10 +169,7 @@ def test_pictures_are_scored_and_a_reward_is_checked(page, tmp_path):
 
 
 def test_two_tabs_take_turns(page, browser, place):
-    other = browser.new_page()
-    other.set_default_timeout(WAIT)
-    other.goto(f"http://127.0.0.1:{place[1]}/")
-    other.wait_for_selector("#start")
+    other = opened(browser.new_page(), place[1])
     steer(page, steps="12")
     page.wait_for_selector("#before img")
     other.click("#start")
