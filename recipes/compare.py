@@ -17,6 +17,7 @@ from recipes.crew import Spread, crew_of
 from recipes.data import emoji
 from recipes.defaults import compared_prompts, judge_of, listed, own, reward_of
 from recipes.entries import Entry, entry, equal_calls
+from recipes.exact_tilt import exact_tilts
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import Asked, Dtype, asked_for, load_model, model_name, weights_of
 from recipes.measure import found
@@ -24,6 +25,7 @@ from recipes.methods import check, learn, method
 from recipes.partial import Partial, Unit, free, units_of
 from recipes.terminal import console, say
 from rewards.judge import EMBEDDED, Judge
+from steer.exact import GaussianMixture
 from steer.files import whole_folder
 from steer.flow import device_of, flat_prompts
 from steer.reward import Reward, plain, score
@@ -65,8 +67,9 @@ def compare(
 
     The folder holds table.md, figures.json (each prompt and seed), plots, sheet.png,
     pictures.safetensors and config.yaml; of a model that decodes to no pictures, a mixture,
-    samples.safetensors and no sheet. It appears whole or not at all; an interrupted comparison
-    goes on where it stopped when the same command is given again.
+    samples.safetensors and no sheet; of a steer.GaussianMixture also the exact tilt's own curve.
+    The folder appears whole or not at all; an interrupted comparison resumes where it stopped when
+    the same command is given again.
 
     Args:
         model: a name that `steer models` lists, a folder, a hub id, or file.py:Name; in Python
@@ -175,8 +178,9 @@ def compare(
         for i in range(len(rows)):
             tensors, costs = partial.gathered([u for u in units if u.index == i])
             gathered.append(Measured(tensors, **costs))
+        tilts = bench.tilts(rows)
         with whole_folder(out, overwrite) as scratch:
-            write(scratch, rows, asked.prompts, kinds, gathered, settings["reward"])
+            write(scratch, rows, asked.prompts, kinds, gathered, settings["reward"], tilts)
             (scratch / "config.yaml").write_text(config_text(settings), encoding="utf-8")
             if tried:
                 (scratch / "tuning.json").write_text(json.dumps(tried, indent=1))
@@ -222,6 +226,29 @@ class _Bench:
         with plain(*(m for m in (self.flow, self.judge) if m is not None)), torch.no_grad():
             return self._run(unit)
 
+    def tilts(self, rows: Sequence[Entry]) -> list[dict[str, Any]]:
+        """Return the exact tilts of a mixture, of the rows' temperatures too; else nothing."""
+        if not isinstance(self.flow, GaussianMixture) or len(self.asked.prompts) != 1:
+            return []
+        with plain(*(m for m in (self.flow, self.judge) if m is not None)), torch.no_grad():
+            own = [row.options.get("temperature") for row in rows]
+            return exact_tilts(self.flow, self.reward, self._measure, [t for t in own if t])
+
+    def _measure(self, samples: Tensor) -> dict[str, Tensor]:
+        """Return the scores and features of samples of the only prompt."""
+        texts = self.asked.questions * len(samples)
+        measured = {
+            "reward": score(self.reward, samples, texts),
+            "features": self._features(samples),
+        }
+        if self.judge is not None:
+            measured["judge"] = score(self.judge, samples, texts)
+        return measured
+
+    def _features(self, samples: Tensor) -> Tensor:
+        """Return the features of samples that are no pictures, (n, f)."""
+        return samples.flatten(1) if self.features is pooled_pixels else self.features(samples)
+
     def _run(self, unit: Unit[Entry]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         row, asked = unit.row, self.asked.part(unit.start, unit.end)
         assert row.particles is not None
@@ -239,7 +266,7 @@ class _Bench:
         flat = made.flatten(0, 1)
         if result.images is None:
             flat = self.flow.decode(flat)
-            features = flat.flatten(1) if self.features is pooled_pixels else self.features(flat)
+            features = self._features(flat)
             tensors = {"samples": made.clone()}  # features may be the same tensor
         else:
             features, tensors = self.features(flat), {"images": made}

@@ -14,6 +14,7 @@ from torch import Tensor
 from recipes.data import emoji
 from recipes.data.recolour import plain_label
 from recipes.entries import Entry
+from recipes.exact_tilt import tilt_table
 from recipes.figures import Estimate, estimate, markdown, pairwise_distance
 from recipes.plots.compared import plot_compared, settings_of
 from steer.files import numbers
@@ -86,6 +87,7 @@ def write(
     kinds: Sequence[str],
     gathered: Sequence[Measured],
     reward: str = "reward",
+    tilts: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write tables, figures, plots, and pictures or, of a model without, samples.
 
@@ -96,6 +98,7 @@ def write(
         kinds: of each prompt: one of `KINDS`, or "all" where that is not known.
         gathered: what each row measured.
         reward: what it was, for the axes.
+        tilts: the exact tilts, of a model that has them.
     """
     named = {entry.label: row for entry, row in zip(rows, gathered, strict=True)}
     base = next((e.label for e in rows if e.mean), None)
@@ -103,7 +106,8 @@ def write(
     if len(parts) != 1:
         parts["all"] = torch.ones(len(kinds), dtype=torch.bool)
     summaries = {k: _summary(named, base, where) for k, where in parts.items()}
-    (folder / "table.md").write_text(_table(summaries, kinds, gathered), encoding="utf-8")
+    table = _table(summaries, kinds, gathered) + ("\n" + tilt_table(tilts) if tilts else "")
+    (folder / "table.md").write_text(table, encoding="utf-8")
     entries = dict(zip(named, rows, strict=True))
     figures = {
         "reward": reward,
@@ -120,6 +124,10 @@ def write(
             }
             for label, row in named.items()
         },
+        "exact_tilts": [
+            {n: v._asdict() if isinstance(v, Estimate) else v for n, v in row.items()}
+            for row in tilts
+        ],
     }  # fmt: skip
     known = numbers(figures)
     (folder / "figures.json").write_text(json.dumps(known, indent=1), encoding="utf-8")

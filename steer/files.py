@@ -265,7 +265,13 @@ def pack(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> bytes:
     for name, value in notes.items():
         own = isinstance(value, str) and _parsed(value) is value
         texts[name] = value if own else json.dumps(value, ensure_ascii=False)
-    whole = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+    whole: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        t = tensor.detach().to("cpu").contiguous()
+        storage = t.untyped_storage().data_ptr()
+        whole[name] = t.clone() if storage in seen else t  # safetensors refuses shared memory
+        seen.add(storage)
     return safetensors.torch.save(whole, texts)
 
 

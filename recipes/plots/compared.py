@@ -49,7 +49,8 @@ def plot_compared(
         suffix: what stands behind the files' names.
 
     Returns:
-        The files: reward against calls and against diversity, and judge against reward.
+        The files: reward against calls and against diversity, and judge against reward. The last
+        two have the exact tilts as a dashed line where the figures hold them.
     """
     rows = figures["methods"]
     first = next(iter(rows.values()))["summary"]
@@ -68,7 +69,14 @@ def plot_compared(
             TITLES[k]: [_point(label, row, row["summary"][k], x, y) for label, row in rows.items()]
             for k in kinds
         }
-        draw = partial(methods, panels, (labels[x], labels[y]), log_x=x == "nfe")
+        exact = [
+            Point(
+                "exact tilt", Estimate(**row[x]), Estimate(**row[y]), {"strength": row["strength"]}
+            )
+            for row in figures.get("exact_tilts", ())
+            if x in row and y in row
+        ]
+        draw = partial(methods, panels, (labels[x], labels[y]), log_x=x == "nfe", reference=exact)
         made += save(draw, folder / f"{name}{suffix}.png", look, formats)
     return made
 
