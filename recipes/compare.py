@@ -28,6 +28,7 @@ from rewards.judge import EMBEDDED, Judge
 from steer.exact import GaussianMixture
 from steer.files import whole_folder
 from steer.flow import device_of, flat_prompts
+from steer.guidance.resampler import systematic
 from steer.reward import Reward, plain, score
 from steer.secrets import redacted
 from steer.tuning.statistics import features_of, pooled_pixels
@@ -87,7 +88,9 @@ def compare(
         methods: a list of `method:key=value,...`, with steps (none, best-of-n: default 4; the
             others: 16), particles (default 4), temperature or strength, and the method's own
             options. best-of-n without particles gets a row beside each method that steers, with
-            as many candidates as the same network calls buy. A method of one's own is
+            as many candidates as the same network calls buy. keep=all takes each particle for a
+            picture, resampled by the weights, in place of the one with the highest reward: for
+            methods whose law is of interest. A method of one's own is
             file.py:Name, a kernel or a builder of a sampler (docs/extend.md), with options after
             a colon. Default: none, best-of-n, fmrg-j, reno.
         seeds: how many pictures a prompt, from seed 0 on.
@@ -195,6 +198,12 @@ def _size(row: Entry) -> int:
     return max(1, BATCH // row.particles)
 
 
+def _by_weight(log_w: Tensor, seed: int) -> Tensor:
+    """Return which particles (p, n) are kept when each prompt's are resampled by their weights."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([systematic(few, generator) for few in log_w]).to(log_w.device)
+
+
 class _Bench:
     """What draws and judges.
 
@@ -259,7 +268,11 @@ class _Bench:
         )  # fmt: skip
         made, scores = result.x if result.images is None else result.images, result.rewards
         n = len(asked.prompts)
-        if not row.mean:
+        if row.mean:
+            kept = _by_weight(result.log_w, unit.seed)
+            of = torch.arange(n, device=kept.device)[:, None]
+            made, scores = made[of, kept], scores[of, kept]
+        else:
             best = torch.arange(n, device=result.best.device), result.best
             made, scores = made[best][:, None], scores[best][:, None]
         k = made.shape[1]
@@ -277,7 +290,8 @@ class _Bench:
         if self.words:
             tensors["top1"] = self._top1(made, asked.questions, unit.seed)
         each = 1 if row.mean else row.particles
-        nfe = each * result.nfe + result.costs["temperature_nfe_per_prompt"]
+        probed = result.costs["temperature_nfe_per_prompt"]
+        nfe = each * result.nfe + probed * each / row.particles
         seconds = result.costs["seconds"] / (n * k)
         return {name: t.float() for name, t in tensors.items()}, {"nfe": nfe, "seconds": seconds}
 

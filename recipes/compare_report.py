@@ -55,9 +55,10 @@ class Measured:
         """What it was scored by."""
         return [name for name in SCORES if name in self.tensors]
 
-    def per_prompt(self, name: str) -> Tensor:
-        """Return the mean of each prompt's pictures, (p,)."""
-        return self.tensors[name].mean((1, 2))
+    def replicates(self, name: str) -> Tensor:
+        """Return the mean of each prompt's pictures, (p,); of a single prompt, each seed's."""
+        values = self.tensors[name].mean(2)
+        return values[0] if len(values) == 1 else values.mean(1)
 
     @property
     def diversity(self) -> Tensor:
@@ -71,11 +72,13 @@ def _summary(
     """Return each row's estimates over some of the prompts."""
     made = {}
     for label, row in rows.items():
-        values = {name: row.per_prompt(name) for name in row.names} | {"diversity": row.diversity}
+        values = {name: row.replicates(name) for name in row.names} | {"diversity": row.diversity}
         for name in (n for n in row.names if n != "top1"):
-            below = torch.nan if base in (None, label) else rows[base].per_prompt(name)
+            below = torch.nan if base in (None, label) else rows[base].replicates(name)
             values[f"{name} - none"] = values[name] - below
-        made[label] = {name: estimate(v[where]) for name, v in values.items()}
+        made[label] = {
+            name: estimate(v[where] if len(where) > 1 else v) for name, v in values.items()
+        }
         made[label]["nfe"] = Estimate(row.nfe, None)
     return made
 
@@ -101,7 +104,7 @@ def write(
         tilts: the exact tilts, of a model that has them.
     """
     named = {entry.label: row for entry, row in zip(rows, gathered, strict=True)}
-    base = next((e.label for e in rows if e.mean), None)
+    base = next((e.label for e in rows if e.method == "none"), None)
     parts = {k: torch.tensor([k == one for one in kinds]) for k in KINDS if k in kinds}
     if len(parts) != 1:
         parts["all"] = torch.ones(len(kinds), dtype=torch.bool)
@@ -171,10 +174,11 @@ def _table(
         title = f"## {k} prompts ({count} x {rows[0].tensors['reward'].shape[1]} seeds)"
         blocks.append(f"{title}\n\n{markdown(header, cells)}\n")
     blocks.append(
-        "Mean ± standard error over prompts, each prompt's seeds averaged first. NFE: network "
-        "calls of all particles,\nand those that set a temperature, for one final picture: the "
-        "particle with the highest reward, and with\nnone each particle. Differences are paired. "
-        "Diversity: mean distance between the pictures of one\n"
-        "prompt, by the judge's features, or by averaged pixels where it has none.\n"
+        "Mean ± standard error over prompts, each prompt's seeds averaged first, or over a single "
+        "prompt's seeds. NFE:\nnetwork calls of all particles, and those that set a "
+        "temperature, for one final picture: the particle with the\nhighest reward, and with none "
+        "or keep=all each particle. Differences are paired. Diversity: mean distance\nbetween the "
+        "pictures of one prompt, by the judge's features, or by averaged pixels where it has "
+        "none.\n"
     )
     return "\n".join(blocks)

@@ -105,6 +105,6 @@ def tilt_table(rows: Iterable[Mapping[str, Any]]) -> str:
     return (
         f"## The exact tilt\n\n{markdown(header, cells)}\n\n"
         "One sample of p exp(R / T) / Z, without network calls. No law with the same "
-        "divergence from the model has a higher\nmean reward. The methods above keep the best "
-        "of their particles, which is not one sample of their law.\n"
+        "divergence from the model has a higher\nmean reward. A method that keeps the "
+        "best of its particles does not return samples of its law: compare with keep=all.\n"
     )

@@ -46,7 +46,8 @@ RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "a comparison": (
         ("config.yaml", "table.md", "figures.json"),
-        ("pictures.safetensors", "sheet.png", "reward_nfe*.png", "reward_nfe*.svg",
+        ("pictures.safetensors", "samples.safetensors", "tuning.json", "sheet.png",
+         "reward_nfe*.png", "reward_nfe*.svg",
          "reward_diversity*.png", "reward_diversity*.svg", "judge_reward*.png",
          "judge_reward*.svg"),
     ),

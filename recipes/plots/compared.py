@@ -28,7 +28,7 @@ def settings_of(entry: Entry) -> dict[str, Any]:
         "method": entry.method,
         "steps": entry.steps,
         "particles": entry.particles,
-        "options": dict(entry.options),
+        "options": dict(entry.options) | ({"keep": "all"} if entry.keep == "all" else {}),
     }
 
 
