@@ -109,7 +109,10 @@ def methods(
     for i, group in enumerate(g for g in every if g[0] in BASELINES):
         shape = {"none": "x", "base": "*"}.get(group[0], "ph<>"[i % 4])
         styles[group] = {"color": look.faint, "marker": shape, "linestyle": ":"}
-    figure = Figure(figsize=(4.0 * len(panels) + 0.4, 4.6), layout="constrained")
+    columns = min(2, len(panels))
+    lines = (len(styles) + bool(reference) + 1) / columns
+    size = 4.0 * len(panels) + 0.4, 3.4 + 0.2 * lines
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     handles: dict[str, Any] = {}
     for axis, (title, points) in zip(axes, panels.items(), strict=True):
@@ -143,7 +146,7 @@ def methods(
         axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
         if log_x:
             logarithmic(axis, [p.x.mean for p in points if p.x.mean])
-    below(figure, handles, columns=min(2, len(panels)), note=ERRORS)
+    below(figure, handles, columns=columns, note=ERRORS)
     return figure
 
 

@@ -1,5 +1,6 @@
 """The plots of a comparison, of the numbers in its figures.json."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -97,4 +98,7 @@ def _point(label: str, row: Mapping[str, Any], summary: Any, x: str, y: str) -> 
 
 
 def _short(text: str) -> str:
+    """Return a reward's name for an axis: of `file.py:Name` the Name."""
+    own = re.fullmatch(r".*\.py:(\w+)", text)
+    text = own[1] if own else text
     return text if len(text) <= 40 else f"{text[:37]}..."
