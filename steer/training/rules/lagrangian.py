@@ -82,7 +82,10 @@ class TVM(_Lagrangian):
     target = "∂_t X on the average's v̄(X,t,t)"
     stopped = "the velocity"
     source = "terminal velocity matching 2025, 2511.19797"
-    fails = "as lsd; transformers need RMS norms and an attention that supports forward-mode derivatives"
+    fails = (
+        "as lsd; transformers need RMS norms and an attention that supports "
+        "forward-mode derivatives"
+    )
     cost = 10
     asks = False
     pairs = "gaps"
