@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Tune and look
 #
-# Guidance costs extra network calls for every picture. Tuning costs them once: it trains a low-rank
-# adapter (LoRA) that changes the model's own samples. Then one network call is enough.
+# Guidance costs extra network calls for every picture. Tuning costs them once: it trains a
+# low-rank adapter (LoRA) that changes the model's own samples. Then one network call is enough.
 
 # %%
 import steer
@@ -55,8 +55,8 @@ Image.open("runs/blue/front.png")
 # %% [markdown]
 # ## Use it
 #
-# The adapters are saved in a folder. `steer.load` adds them to the base again. Guidance can be used
-# with them.
+# The adapters are saved in a folder. `steer.load` adds them to the base again. Guidance can be
+# used with them.
 
 # %%
 again = steer.load("emoji", lora="runs/blue", lora_scale=0.8)

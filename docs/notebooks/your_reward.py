@@ -37,9 +37,9 @@ result
 # %% [markdown]
 # ## Check the reward
 #
-# Two mistakes are common: a gradient that does not reach the picture, and a reward that is high for
-# noise. For the first, compare the gradient with finite differences. `steer check-reward file.py:Name` does
-# this and more for a reward in a file.
+# Two mistakes are common: a gradient that does not reach the picture, and a reward that is high
+# for noise. For the first, compare the gradient with finite differences. `steer check-reward
+# file.py:Name` does this and more for a reward in a file.
 
 # %%
 images = torch.rand(2, 3, 32, 32, dtype=torch.float64, requires_grad=True)
