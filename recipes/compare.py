@@ -74,43 +74,46 @@ def compare(
 
     Args:
         model: a name that `steer models` lists, a folder, a hub id, or file.py:Name; in Python
-            also a flow map or a pipeline that is there.
+            also a flow map or a pipeline object.
         lora: a folder of adapters that were made for this model.
-        lora_scale: what their update is multiplied by (default 1): 0 is the model without them.
-        reward: a name that `steer rewards` lists, a weighted sum of such, or file.py:Name.
+        lora_scale: factor for the adapters' update (default 1); 0 is the model without them.
+        reward: a name that `steer rewards` lists, a weighted sum of names, or file.py:Name.
             Default: the model's own, clip for emoji.
-        judge: "own", the model's if it has one; "embedded", that of emoji; the folder of a judge,
-            a reward by name, or null for none. It is asked, and not climbed; its features give
-            the diversity, without it averaged pixels do.
-        prompts: what to draw. Default: the model's own; for emoji 25 prompts that name a concept,
-            25 that leave it open, and none for a model that takes none.
-        prompts_file: instead: a text file with a prompt a line, or a jsonl file.
+        judge: the held-out reward: "own", the model's if it has one;
+            "embedded", that of emoji; the folder of a judge, a reward by name, or null for none.
+            It is measured and never optimised. Its features are used for the diversity; without a
+            judge averaged pixels are used.
+        prompts: the prompts. Default: the model's own; for emoji 25 prompts that name a concept
+            and 25 broad ones; none for a model without prompts.
+        prompts_file: instead of prompts: a text file with one prompt per line, or a jsonl file.
         methods: a list of `method:key=value,...`, with steps (none, best-of-n: default 4; the
             others: 16), particles (default 4), temperature or strength, and the method's own
-            options. best-of-n without particles gets a row beside each method that steers, with
-            as many candidates as the same network calls buy. keep=all takes each particle for a
-            picture, resampled by the weights, in place of the one with the highest reward: for
-            methods whose law is of interest. A method of one's own is
-            file.py:Name, a kernel or a builder of a sampler (docs/extend.md), with options after
-            a colon. Default: none, best-of-n, fmrg-j, reno.
-        seeds: how many pictures a prompt, from seed 0 on.
-        tune: one or two numbers of the methods, as 'scale=0.1,0.3,1; steps=8,16': each method that
-            takes them gets the values that do best on up to 12 other prompts, never on reported
-            ones. What was tried is in tuning.json.
-        by: what is best: the judge's mean, or the reward's.
-        tune_prompts: what is tuned on. Default: the model's own prompts for tuning.
-        device: where to compute. Default: where the model is loaded, the CPU; of several processes
-            the accelerators that there are, so say cpu for processes on the CPU.
-        devices: processes on each machine, one a device; each draws its share: see spread.
-        num_nodes: machines, which see one file system; SLURM or torchrun starts the processes.
-        spread: what several processes divide: prompts, or the particles of each prompt, which are
-            weighted and resampled over all of them. Default: particles, where there are fewer
-            units of prompts than processes.
-        dtype: the network's. Default: float32 on a CPU.
+                options. best-of-n without particles gets one row for each guided method, with as
+                many candidates as the same number of network calls allows. keep=all takes every
+                particle for a picture, resampled by the weights, instead of the one with the
+                highest reward: it compares the laws that methods sample from. Your own method is
+                file.py:Name, a kernel or a builder of a sampler (docs/extend.md), with options
+                after a colon. Default: none, best-of-n, fmrg-j, reno.
+        seeds: pictures per prompt, from seed 0 on.
+        tune: one or two numbers of the methods, as 'scale=0.1,0.3,1; steps=8,16': each method with
+            these options gets the values that are best on up to 12 other prompts, never on the
+            reported ones. All tried values are written to tuning.json.
+        by: how the best values are chosen: by the mean of the judge, or of the reward.
+        tune_prompts: prompts for choosing the values. Default: the model's own prompts for tuning.
+        device: device to compute on. Default: where the model is loaded, the CPU; for several
+            processes the available accelerators, so give cpu for processes on the CPU.
+        devices: processes on each machine, one per device; see spread for how they divide the
+            work.
+        num_nodes: number of machines, with a shared file system; SLURM or torchrun starts the
+            processes.
+        spread: how several processes divide the work: by prompts, or by the particles of each
+            prompt, with weights and resampling over all processes. Default: particles if there are
+            fewer units of prompts than processes, else prompts.
+        dtype: precision of the network. Default: float32 on a CPU.
         out: the folder.
-        overwrite: replace the folder if it exists, and drop an interrupted comparison.
-        model_options: of a diffusers pipeline: height, width, cfg, guidance, negative_prompt,
-            checkpointing, call and the others of `steer.load`.
+        overwrite: replace the folder if it exists, and delete an interrupted comparison.
+        model_options: options for a diffusers pipeline: height, width, cfg, guidance,
+            negative_prompt, checkpointing, call and the others of `steer.load`.
 
     Returns:
         The folder.
