@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rewards.models.prompts import one_each
-from steer import hub
+from steer.hub import folder_with, named
 from steer.reward import Reward
 
 __all__ = ["EMBEDDED", "Judge", "JudgeNetwork"]
@@ -131,9 +131,9 @@ class Judge(Reward):
 
         self.embedded = folder is None
         files = "config.json", "model.safetensors"
-        found = hub.named(folder)
+        found = named(folder)
         if found is not None:
-            folder = hub.folder_with(found, *files)
+            folder = folder_with(found, *files)
         if folder is not None:  # one of a user's: its files say which it is
             self.made_of = tuple(Path(folder) / name for name in files)
         folder = EMBEDDED if folder is None else Path(folder)
