@@ -4,7 +4,8 @@ The loss of a micro-batch is a mean over its rows, so that with parts of m_i of 
 
     d loss / d θ = Σ_i m_i / m  d loss_i / d θ,
 
-and a row's draws do not depend on the other rows of its call: the gradient is the same to rounding.
+and a row's draws do not depend on the other rows of its call: the gradient is the same to
+rounding.
 """
 
 import warnings
@@ -19,6 +20,8 @@ from steer.objectives.batch import Objective
 from steer.reward import learners
 
 __all__ = ["Halving"]
+
+Terms = dict[str, Tensor]
 
 
 class _Known(torch.autograd.Function):
@@ -54,9 +57,7 @@ class Halving:
         """Return whether parts give the same gradient, and each process may call as it likes."""
         return not (objective.per_call or objective.uneven or sharded)
 
-    def loss(
-        self, step: int, first: int, last: int
-    ) -> tuple[Tensor, dict[str, Tensor], list[Any]]:
+    def loss(self, step: int, first: int, last: int) -> tuple[Tensor, Terms, list[Any]]:
         """Return a micro-batch's loss, its terms' means and what the reward gave.
 
         The loss hands its gradient to the adapters when Lightning takes its backward pass.
@@ -102,10 +103,8 @@ class Halving:
         used = [adapters[name] for name in gradients]
         return _Known.apply(terms["loss"], list(gradients.values()), *used), terms, seen
 
-    def _part(
-        self, step: int, first: int, last: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Any]]:
-        """Return terms, gradients by the adapters' names and what the reward gave, of some rows."""
+    def _part(self, step: int, first: int, last: int) -> tuple[Terms, Terms, list[Any]]:
+        """Return terms, gradients by the adapters' names and what the reward gave."""
         module = self._module[0]
         counts, parts = module.counts, learners(module.reward)
         before, noted = asdict(counts), [part.noted.clone() for part in parts]

@@ -192,8 +192,8 @@ class RewardTuning(L.LightningModule):
             terms = self.objective(drawn)
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(
-                f"{error}\n{last - first} rows a call are too many here, and this run cannot halve "
-                f"them by itself ({self._why}): give micro_batch={(last - first) // 2} "
+                f"{error}\n{last - first} rows a call are too many here, and this run cannot "
+                f"halve them by itself ({self._why}): give micro_batch={(last - first) // 2} "
                 "(--micro-batch), or see `steer plan`"
             ) from error
         kept = {name: value.detach().float() for name, value in terms.items()}
