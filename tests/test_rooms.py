@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "steer").rglob("*.py"))
 
 GROUND = {
-    "batches", "catalogue", "doors", "exact", "files", "film", "flow", "identity", "lock", "names",
-    "noise", "one_time", "onto", "path", "pictures", "posterior", "ranges", "ranks", "reward",
+    "batches", "catalogue", "doors", "exact", "files", "film", "flow", "hub", "identity", "lock",
+    "names", "noise", "one_time", "onto", "path", "pictures", "posterior", "ranges", "ranks", "reward",
     "secrets", "shown", "testing", "user_code",
 }  # fmt: skip
 ARROWS = {
