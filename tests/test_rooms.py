@@ -10,8 +10,8 @@ FILES = sorted((ROOT / "steer").rglob("*.py"))
 
 GROUND = {
     "batches", "catalogue", "doors", "exact", "files", "film", "flow", "hub", "identity", "lock",
-    "names", "noise", "one_time", "onto", "path", "pictures", "posterior", "ranges", "ranks", "reward",
-    "secrets", "shown", "testing", "user_code",
+    "names", "noise", "one_time", "onto", "path", "pictures", "posterior", "ranges", "ranks",
+    "reward", "secrets", "shown", "testing", "user_code",
 }  # fmt: skip
 ARROWS = {
     "guidance": set(),
