@@ -15,6 +15,7 @@ import steer
 from recipes.identity import named_files
 from recipes.inputs import Asked, read_prompts, takes_prompts
 from rewards.judge import Judge
+from steer import hub
 from steer.secrets import redacted
 
 __all__ = [
@@ -92,7 +93,7 @@ def judge_of(model: str, judge: str | None, console: Console) -> steer.Reward | 
 
     Args:
         model: as it was named.
-        judge: or the folder of one, or a reward by name.
+        judge: or the folder of one, its name on the hub (hf://owner/name), or a reward by name.
         console: where it is said that the model has none.
     """
     if judge == "own":
@@ -103,7 +104,8 @@ def judge_of(model: str, judge: str | None, console: Console) -> steer.Reward | 
         return None
     if judge == "embedded":
         return Judge()
-    return Judge(Path(judge)) if os.path.isdir(judge) else named(judge)
+    folder = os.path.isdir(judge) or hub.named(judge) is not None
+    return Judge(judge) if folder else named(judge)
 
 
 def named(text: str) -> steer.Reward:

@@ -21,6 +21,7 @@ from steer.adapters.merge import merged
 from steer.adapters.shared import SHARED, shared_file
 from steer.adapters.store import CONFIG, WEIGHTS, read_config, read_metadata, read_weights
 from steer.files import expanded, pack, refuse_existing, whole_folder, write_atomically
+from steer.hub import lora_path
 from steer.models.loading import save
 
 __all__ = ["diffusers_file", "export", "push_folder"]
@@ -86,7 +87,7 @@ def export(
         raise ValueError("private is for push: give --push user/name, or leave it out")
     if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
         raise ValueError(f"push takes a hub repository, user/name, and got {push!r}")
-    factor = 1.0 if scale is None else scale
+    factor, lora = 1.0 if scale is None else scale, lora_path(lora)
     notes, config = known_notes(read_metadata(lora)), read_config(lora)
     if notes.get("scale"):
         notes["scale"] /= factor

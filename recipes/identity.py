@@ -14,7 +14,10 @@ import yaml
 
 import rewards
 import steer
+from steer import hub
 from steer.adapters.store import CONFIG, WEIGHTS
+from steer.backends.folders import INDEX, MODULAR
+from steer.catalogue import MODELS
 from steer.identity import file_hash, python_files
 from steer.secrets import redacted
 
@@ -34,18 +37,28 @@ REWARDS = {"held_out", "judge", "reward"}
 
 def adapter_files(lora: Path | None) -> list[str]:
     """Name the files that say which adapters a run had."""
-    return [] if lora is None else [str(lora / name) for name in (CONFIG, WEIGHTS)]
+    if lora is None:
+        return []
+    place = hub.lora_path(lora)
+    if place.is_file():
+        return [str(place)]
+    if (place / CONFIG).is_file():
+        return [str(place / name) for name in (CONFIG, WEIGHTS)]
+    return [str(file) for file in sorted(place.glob("*.safetensors"))]
 
 
-def fingerprints(*names: str) -> dict[str, str]:
+def fingerprints(model: str, *names: str) -> dict[str, str]:
     """Return what tells whether the code and the weights are still those of an earlier start.
 
-    Versions, and a hash of each file and folder that the names mention, and of the models and
-    rewards that come along.
+    Versions, and a hash of each file and folder that the names mention (of large weights see
+    `steer.identity.file_hash`), and of the models and rewards that come along. Of a repository of
+    the hub it is the commit.
 
     Args:
-        names: models, rewards, files, as they were given.
+        model: as it was given.
+        names: rewards, judges, files, as they were given.
     """
+    names = model, *names
     files = [str(file) for file in named_files(*names)]
     zoos = [Path(package.__file__).with_name("zoo") for package in (steer, rewards)]  # type: ignore[type-var, arg-type]
     folders = [Path(name) for name in names if os.path.isdir(name)] + zoos
@@ -55,12 +68,25 @@ def fingerprints(*names: str) -> dict[str, str]:
     for file in dict.fromkeys(files):
         if os.path.isfile(file):
             prints[file] = file_hash(Path(file))
-    return prints
+    return prints | _commits(model, *names[1:])
+
+
+def _commits(model: str, *names: str) -> dict[str, str]:
+    """Return the commits of the repositories that are named: `owner/name` for a model alone."""
+    found = {name: hub.named(name) for name in (model, *names)}
+    if model not in MODELS and not os.path.exists(model) and hub.is_hub_id(model):
+        found[model] = hub.Named(model)
+    commits = {
+        name: hub.commit(one, INDEX, MODULAR, "config.json")
+        for name, one in found.items()
+        if one is not None
+    }
+    return {name: sha for name, sha in commits.items() if sha is not None}
 
 
 def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return a command's arguments as they are written down: plain, tokens in rewards hidden."""
-    plain = {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()}
+    plain = {k: str(hub.named(v) or v) if isinstance(v, Path) else v for k, v in arguments.items()}
     for name in REWARDS & set(plain):
         texts = plain[name]
         if isinstance(texts, str):

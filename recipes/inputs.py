@@ -15,6 +15,7 @@ from torchvision.transforms.functional import to_tensor
 import steer
 from steer.adapters.fingerprint import fingerprint
 from steer.adapters.store import load_adapters
+from steer.hub import lora_path
 
 __all__ = [
     "Asked",
@@ -88,7 +89,7 @@ def load_model(
     options = dict(options or {})
     if isinstance(model, steer.FlowMap) and not options:
         flow = model if device is None and kind is None else model.to(device=device, dtype=kind)
-        return flow if lora is None else load_adapters(flow, lora, scale)
+        return flow if lora is None else load_adapters(flow, lora_path(lora), scale)
     return steer.load(model, lora, scale, device=device, dtype=kind, **options)
 
 

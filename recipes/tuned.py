@@ -22,6 +22,7 @@ from recipes.tuned_bench import Bench
 from recipes.tuned_report import Measured, Report
 from recipes.tuned_rows import calls_of, rows_of
 from rewards.loading import load_plain
+from steer import hub
 from steer.adapters.store import WEIGHTS, load_adapters, read_metadata
 from steer.files import whole_folder
 from steer.names import reason
@@ -200,11 +201,7 @@ def _folders(lora: Path | Sequence[Path] | Mapping[str, Path]) -> dict[str, Path
         named = [(str(name), Path(folder)) for name, folder in lora.items()]
     else:
         paths = [Path(lora)] if isinstance(lora, str | Path) else [Path(p) for p in lora]
-        whole = [p.resolve() for p in paths]
-        named = [
-            (f"{w.parent.name}/best" if w.name == "best" else w.name, p)
-            for w, p in zip(whole, paths, strict=True)
-        ]
+        named = [(_called(p), p) for p in paths]
     if not named:
         raise ValueError("no adapters to compare: give at least one folder, --lora runs/tuned")
     for name, _ in named:
@@ -212,7 +209,16 @@ def _folders(lora: Path | Sequence[Path] | Mapping[str, Path]) -> dict[str, Path
             raise ValueError(
                 f"two folders are named {name!r}: name them, --lora '{{one: {named[0][1]}, ...}}'"
             )
-    return dict(named)
+    return {name: hub.lora_path(folder) for name, folder in named}
+
+
+def _called(folder: Path) -> str:
+    """Return the name of a folder of adapters, or of a repository of the hub."""
+    found = hub.named(folder)
+    if found is not None:
+        return found.repo.partition("/")[2]
+    whole = folder.resolve()
+    return f"{whole.parent.name}/best" if whole.name == "best" else whole.name
 
 
 def _with_best(folders: Mapping[str, Path]) -> dict[str, Path]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rewards.models.prompts import one_each
+from steer.hub import folder_with, named
 from steer.reward import Reward
 
 __all__ = ["EMBEDDED", "Judge", "JudgeNetwork"]
@@ -113,7 +114,8 @@ class Judge(Reward):
     """`cos(image, text)` by the judge's network, in [-1, 1]. No gradient.
 
     Args:
-        folder: where its config.json and model.safetensors are. Default: the ones that come along.
+        folder: where its config.json and model.safetensors are, or hf://owner/name@revision.
+            Default: the ones that come along.
 
     Raises:
         FileNotFoundError: the folder lacks one of them.
@@ -129,6 +131,9 @@ class Judge(Reward):
 
         self.embedded = folder is None
         files = "config.json", "model.safetensors"
+        found = named(folder)
+        if found is not None:
+            folder = folder_with(found, *files)
         if folder is not None:  # one of a user's: its files say which it is
             self.made_of = tuple(Path(folder) / name for name in files)
         folder = EMBEDDED if folder is None else Path(folder)

@@ -18,7 +18,7 @@ from steer.flow import FlowMap, Wrapped
 from steer.path import Time
 from steer.ranks import Ranks
 
-__all__ = ["Batched", "Ceiling", "in_batches", "in_slices", "join_rows"]
+__all__ = ["Batched", "Ceiling", "in_batches", "in_slices", "join_rows", "too_large"]
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ def _own_parts(
         try:
             found.append(f(first, min(last, first + m)))
         except RuntimeError as error:
-            if m == 1 or not _too_large(error):
+            if m == 1 or not too_large(error):
                 raise
             lower = True  # below: here the failed call's tensors are still held
         if lower:
@@ -146,7 +146,7 @@ def _own_parts(
     return found
 
 
-def _too_large(error: RuntimeError) -> bool:
+def too_large(error: RuntimeError) -> bool:
     """Return whether fewer rows mend it: memory, or a kernel that counts elements in 32 bits."""
     return isinstance(error, torch.OutOfMemoryError) or "INT_MAX" in str(error)
 

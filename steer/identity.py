@@ -5,11 +5,12 @@ import functools
 import hashlib
 import inspect
 import json
+import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import nn
 
@@ -18,6 +19,12 @@ __all__ = ["changes", "file_hash", "python_files", "sources"]
 WHOLE, BLOCKS, BLOCK = 1 << 28, 256, 1 << 16
 """Bytes of the largest file that is read whole; how many blocks of one that is larger; of what
 size."""
+
+LARGEST_HEADER = 100_000_000
+"""Bytes of the longest header that safetensors allows."""
+
+PIECE = 4096
+"""Bytes at a tensor's beginning and at its end that are read in a larger file of weights."""
 
 _PLACES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
 _PLACES += [Path(__file__).parent, Path(__file__).parents[1] / "rewards"]
@@ -53,20 +60,55 @@ def _changed(name: str, old: Any, new: Any) -> Iterator[tuple[str, str]]:
 
 
 def file_hash(file: Path) -> str:
-    """Return the SHA-256 of a file's content.
+    """Return the SHA-256 of a file's content, without reading all of large weights.
 
-    Of one of more than `WHOLE` bytes, a model's weights, that of its size and of `BLOCKS` blocks,
-    evenly spaced from its first to its last.
+    In the hub's cache a large file is named by its SHA-256: there that is taken, and nothing read.
+    Of another one of more than `WHOLE` bytes it is the hash of its size and of a part of it: of
+    safetensors the header (names, shapes, precisions) and the first and the last `PIECE` bytes of
+    each tensor, of other files `BLOCKS` blocks, evenly spaced from the first to the last.
+
+    So training, another precision, a merged LoRA or an added row of an embedding give another
+    hash. What is missed: values in the middle of large tensors that were changed by hand, where
+    all first and last ones stayed as they were.
     """
+    stored = file.resolve()
+    if stored.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", stored.name):
+        return stored.name
     size = file.stat().st_size
     with file.open("rb") as opened:
         if size <= WHOLE:
             return hashlib.file_digest(opened, "sha256").hexdigest()
         digest = hashlib.sha256(str(size).encode())
-        for i in range(BLOCKS):
-            opened.seek((size - BLOCK) * i // (BLOCKS - 1))
-            digest.update(opened.read(BLOCK))
+        for first, length in _tensors(opened, size) or _spread(size):
+            opened.seek(first)
+            digest.update(opened.read(length))
         return digest.hexdigest()
+
+
+def _spread(size: int) -> list[tuple[int, int]]:
+    """Return where blocks of a file are, evenly spaced, and how long they are."""
+    return [((size - BLOCK) * i // (BLOCKS - 1), BLOCK) for i in range(BLOCKS)]
+
+
+def _tensors(file: BinaryIO, size: int) -> list[tuple[int, int]]:
+    """Return where the header of safetensors and the ends of its tensors are; none of others."""
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+        return []
+    try:
+        header = json.loads(file.read(length))
+        ends = sorted(
+            one["data_offsets"] for name, one in header.items() if name != "__metadata__"
+        )
+        found = [(0, 8 + length)]
+        for first, last in ends:
+            if not 0 <= first <= last <= size:
+                return []
+            part = min(PIECE, last - first)
+            found += [(8 + length + first, part), (8 + length + last - part, part)]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return []
+    return found
 
 
 def python_files(file: Path) -> list[Path]:

@@ -57,8 +57,44 @@ def test_a_variant_of_the_weights(folders, tmp_path):
     tiny.build("flux").save_pretrained(tmp_path / "half", variant="fp16")
     loaded = steer.load(tmp_path / "half", variant="fp16", **options("flux"))
     assert off(looked(loaded), looked(flow("flux"))) < 1e-6
-    with pytest.raises(FileNotFoundError, match=r"is not whole: .*variant"):
-        steer.load(tmp_path / "half", **options("flux"))
+    for file in (tmp_path / "half").glob("*/*.safetensors"):
+        assert ".fp16" in file.name
+    alone = steer.load(tmp_path / "half", **options("flux"))  # there is no other
+    assert off(looked(alone), looked(flow("flux"))) < 1e-6
+    assert alone.network.dtype == torch.float32
+    with pytest.raises(FileNotFoundError, match=r"is not whole: .*variant 'bf16'"):
+        steer.load(tmp_path / "half", variant="bf16", **options("flux"))
+
+
+def test_two_variants_and_nothing_else_are_a_question(folders, tmp_path):
+    shutil.copytree(folders / "flux", tmp_path / "flux")
+    file = next((tmp_path / "flux" / "vae").glob("*.safetensors"))
+    shutil.copy(file, file.with_name(file.name.replace(".safetensors", ".bf16.safetensors")))
+    file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    refused(
+        FileNotFoundError, lambda: steer.load(tmp_path / "flux"), "vae/",
+        "variant='bf16', variant='fp16'",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_weights_in_several_files(tmp_path, variant):
+    """Of denoiser and text encoder, and of a half-precision variant of them."""
+    made, folder = tiny.build("flux"), tmp_path / "pipeline"
+    made.save_pretrained(folder, variant=variant)
+    for part in ("transformer", "text_encoder_2"):
+        shutil.rmtree(folder / part)
+        size = sum(p.numel() * p.element_size() for p in getattr(made, part).parameters())
+        getattr(made, part).save_pretrained(
+            folder / part, variant=variant, max_shard_size=size // 3
+        )
+        assert len(list((folder / part).glob("*-of-*.safetensors"))) > 1
+        assert len(list((folder / part).glob("*.safetensors.index*.json"))) == 1
+    loaded = steer.load(folder, **options("flux"))
+    assert off(looked(loaded), looked(flow("flux"))) < 1e-6
+    lost = sorted((folder / "transformer").glob("*-of-*.safetensors"))[0]
+    lost.unlink()
+    refused(FileNotFoundError, lambda: steer.load(folder), "is not whole", lost.name)
 
 
 def test_a_single_file_with_its_config(tmp_path):
@@ -191,6 +227,7 @@ def use_hub(monkeypatch, address, cache):
         for name, value in (("ENDPOINT", address), ("HUGGINGFACE_CO_URL_TEMPLATE", template)):
             if hasattr(found, name):
                 monkeypatch.setattr(found, name, value)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", address)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 

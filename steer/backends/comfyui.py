@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from steer.adapters.shared import folded
-from steer.backends.loading import needs_diffusers
+from steer.backends.folders import needs_diffusers
 from steer.files import pack
 
 __all__ = ["comfyui_file"]

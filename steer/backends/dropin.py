@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steer.backends.checks import dtype_of
 from steer.backends.conditions import Condition, Rows
-from steer.backends.loading import needs_diffusers
+from steer.backends.folders import needs_diffusers
 from steer.backends.noise_prediction import StableDiffusion
 from steer.backends.pipeline import PipelineFlow
 from steer.backends.recording import instead

@@ -25,8 +25,8 @@ from steer.backends.deducing import (
     sign_of,
     signal_of,
 )
+from steer.backends.folders import needs_diffusers
 from steer.backends.latents import Layout
-from steer.backends.loading import needs_diffusers
 from steer.backends.noise_prediction import StableDiffusion
 from steer.backends.pipeline import PipelineFlow
 from steer.backends.watching import PROMPT, Found, Watched, names_of, steps_of, watch

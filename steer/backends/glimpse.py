@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from steer import hub
 from steer.backends.checks import dtype_of
+from steer.backends.folders import needs_diffusers
 from steer.backends.latents import Codec
-from steer.backends.loading import needs_diffusers
 from steer.backends.recomputing import again, by_block, has_blocks
 from steer.ranges import count
 
@@ -138,9 +139,12 @@ def _loaded(vae: Any) -> Any:
     if vae is None:
         return None
     if isinstance(vae, str | Path):
+        found = hub.named(vae)
+        place = str(vae) if found is None else found.repo
         made, said = needs_diffusers().AutoencoderTiny.from_pretrained(
-            str(vae), use_safetensors=True, output_loading_info=True
-        )
+            place, use_safetensors=True, output_loading_info=True,
+            revision=None if found is None else found.revision,
+        )  # fmt: skip
         wrong = [*said.get("missing_keys", ()), *said.get("unexpected_keys", ())]
         if wrong:
             raise ValueError(

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from steer.backends.loading import INDEX, MODULAR, is_hub_id, needs_diffusers
+from steer import hub
+from steer.backends.folders import INDEX, MODULAR, needs_diffusers
 from steer.backends.recording import modules_of
 from steer.backends.sizes import PUBLIC
 from steer.catalogue import MODELS
@@ -53,6 +54,8 @@ class Blueprint:
 def names_public(name: Any) -> str | None:
     """Return the short name of a public model that is meant, by it or by its repository."""
     text = os.fspath(name) if isinstance(name, str | os.PathLike) else ""
+    found = hub.named(text)
+    text = text if found is None else found.repo
     repositories = {one.hub: short for short, one in PUBLIC.items()}
     return text if text in PUBLIC else repositories.get(text)
 
@@ -92,12 +95,9 @@ def blueprint(model: Any) -> Blueprint:
 
 
 def _cached(name: str) -> Path | None:
-    if not is_hub_id(name):
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = (try_to_load_from_cache(name, index) for index in (INDEX, MODULAR))
-    return next((Path(p).parent for p in found if isinstance(p, str)), None)
+    """Return the snapshot of a repository in the hub's cache; nothing is fetched."""
+    found = hub.named(name) or (hub.Named(name) if hub.is_hub_id(name) else None)
+    return None if found is None else hub.cached(found, INDEX, MODULAR)
 
 
 def _of_folder(folder: Path) -> Blueprint:

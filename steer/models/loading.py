@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from steer import hub
 from steer.adapters.attach import Layers, attach
 from steer.adapters.lora import Adapted
 from steer.adapters.store import CONFIG, WEIGHTS, check_base, load_adapters, read_metadata
 from steer.backends.community import lora_file, pipe_of, read_lora
-from steer.backends.loading import is_hub_id, needs_diffusers, open_pipeline
+from steer.backends.folders import INDEX, MODULAR, needs_diffusers
+from steer.backends.loading import open_pipeline
 from steer.backends.second_time import FOLDER
 from steer.catalogue import MODELS
 from steer.doors import is_pipeline
@@ -47,9 +49,11 @@ def load(
         name: "emoji"; a folder that holds config.json and model.safetensors; "file.py:Name", a
             flow map, a class of one, or a function that makes one, in a Python file of yours; a
             diffusers pipeline: live, by its folder, by its hub id (owner/name), or in one
-            .safetensors file with `config`, the folder or hub id of a pipeline of its class.
+            .safetensors file with `config`, the folder or hub id of a pipeline of its class. What
+            is on the hub may be named hf://owner/name@revision, see `steer.hub`.
         lora: a folder of adapters, as `steer finetune` or peft writes them; for a pipeline also a
-            file or folder that its own `load_lora_weights` reads (diffusers, kohya).
+            file or folder that its own `load_lora_weights` reads (diffusers, kohya); or
+            hf://owner/name@revision, with /FILE behind it where there are several.
         lora_scale: what their update is multiplied by: 0 is the base, 1 what was tuned.
         device: where to put it; the CPU by default, a live pipeline or one of a Python file where
             it is.
@@ -73,6 +77,7 @@ def load(
         ModuleNotFoundError: a pipeline, and diffusers is not installed.
     """
     text = isinstance(name, str | os.PathLike)
+    name = _own_on_hub(name) if text else name
     made = load_user_file(name, device, dtype) if text else None
     embedded = os.fspath(name) if text and os.fspath(name) in MODELS else None
     given = ZOO / embedded if embedded else name if made is None else made
@@ -89,9 +94,25 @@ def load(
             )
     if lora is None:
         return flow
-    if flow.component and not (Path(lora) / CONFIG).is_file():
-        return attach(flow, _community(flow, Path(lora)), lora_scale)
-    return _adapted(flow, Path(lora), lora_scale)
+    place = hub.lora_path(lora)
+    if flow.component and not (place / CONFIG).is_file():
+        return attach(flow, _community(flow, place), lora_scale)
+    return _adapted(flow, place, lora_scale)
+
+
+def _own_on_hub(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Return the folder of a model in our own format for its name on the hub; else the name."""
+    found = hub.named(name)
+    if found is None or found.file:
+        return name
+    if hub.cached(found, INDEX, MODULAR) is not None:
+        return name
+    files = "config.json", "model.safetensors"
+    if any(hub.cached(found, file) is None for file in files):
+        there = hub.listing(found)
+        if INDEX in there or MODULAR in there or not set(files) <= set(there):
+            return name
+    return hub.folder_with(found, *files)
 
 
 def _adapted(flow: FlowMap, lora: Path, scale: float) -> FlowMap:
@@ -125,12 +146,14 @@ def _names_pipeline(name: str | os.PathLike[str]) -> bool:
     if path.is_dir():
         files = {p.name for p in path.iterdir()}
         ours = {"config.json", "model.safetensors"} <= files
-        return bool(files & {"model_index.json", "modular_model_index.json"}) or (
-            not ours and "diffusion_pytorch_model.safetensors" in files
-        )
+        part = any(file.startswith("diffusion_pytorch_model.") for file in files)
+        return bool(files & {INDEX, MODULAR}) or (not ours and part)
     if path.suffix in {".safetensors", ".ckpt", ".bin", ".pt", ".gguf"}:
         return path.is_file()
-    return os.fspath(name) not in MODELS and not path.exists() and is_hub_id(os.fspath(name))
+    text = os.fspath(name)
+    if hub.named(text) is not None:
+        return True
+    return text not in MODELS and not path.exists() and hub.is_hub_id(text)
 
 
 def _pipeline(

@@ -114,8 +114,9 @@ def subject(
 
 
 def _is_pipeline(model: str | os.PathLike[str]) -> bool:
-    from steer.backends.loading import INDEX, MODULAR, is_hub_id
+    from steer.backends.folders import INDEX, MODULAR
     from steer.backends.outline import names_public
+    from steer.hub import is_hub_id
 
     folder = Path(model)
     if folder.is_dir():

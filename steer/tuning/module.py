@@ -25,6 +25,7 @@ from steer.sampling.counts import CountedReward
 from steer.training.average import follow
 from steer.training.optim import warm_cosine
 from steer.tuning.counts import Metered, TuningCounts
+from steer.tuning.halving import Halving
 from steer.tuning.prompts import Prompts
 
 __all__ = ["AVERAGE", "RewardTuning"]
@@ -100,6 +101,7 @@ class RewardTuning(L.LightningModule):
         self._terms: list[dict[str, Tensor]] = []
         self._seen: list[tuple[Tensor, Sequence[str] | None]] = []
         self._micro = 0
+        self._halving = Halving(self)
 
     @property
     def reward(self) -> Reward:
@@ -167,11 +169,43 @@ class RewardTuning(L.LightningModule):
         m = self.micro_batch
         first = (self._micro * self.trainer.world_size + self.trainer.global_rank) * m
         self._micro += 1
-        drawn = self.batch(self.global_step, first, first + m)
-        terms = self.objective(drawn)
-        self._seen += drawn.seen
-        self._terms.append({name: value.detach().float() for name, value in terms.items()})
-        return terms["loss"]
+        if Halving.applies(self.objective, self._sharded):
+            loss, terms, seen = self._halving.loss(self.global_step, first, first + m)
+        else:
+            loss, terms, seen = self._whole(self.global_step, first, first + m)
+        self._seen += seen
+        self._terms.append(terms)
+        return loss
+
+    @property
+    def _sharded(self) -> bool:
+        return bool(getattr(self.trainer.strategy, "splits", False))
+
+    def _whole(self, step: int, first: int, last: int) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """Return loss, terms and what the reward gave of rows that must be in one call.
+
+        Raises:
+            torch.OutOfMemoryError: too little memory, with what to do.
+        """
+        drawn = self.batch(step, first, last)
+        try:
+            terms = self.objective(drawn)
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f"{error}\n{last - first} rows a call are too many here, and this run cannot "
+                f"halve them by itself ({self._why}): give micro_batch={(last - first) // 2} "
+                "(--micro-batch), or see `steer plan`"
+            ) from error
+        kept = {name: value.detach().float() for name, value in terms.items()}
+        return terms["loss"], kept, drawn.seen
+
+    @property
+    def _why(self) -> str:
+        if self._sharded:
+            return "the processes of a split base make their calls together"
+        if self.objective.uneven:
+            return "this objective samples inside its calls"
+        return "this objective compares the rows of a call"
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Count weight gradients from here on."""

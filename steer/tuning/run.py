@@ -17,6 +17,7 @@ from steer.adapters.attach import has_adapters, parted
 from steer.adapters.inject import rejoin
 from steer.adapters.lora import Adapted
 from steer.adapters.store import load_adapters
+from steer.batches import Ceiling
 from steer.doors import as_flow, as_reward
 from steer.flow import FlowMap
 from steer.objectives.batch import Objective
@@ -123,7 +124,8 @@ def tune(tuning: Tuning, folder: RunFolder | None = None) -> Adapted:
 
     first = is_first()
     signals = Signals(_nothing_left if folder is None else folder.left)
-    with signals.heard(), folder.held() if folder is not None and first else nullcontext():
+    held = folder.held() if folder is not None and first else nullcontext()
+    with signals.heard(), held, Ceiling().held():
         return _tuned(tuning, folder, signals, first)
 
 

@@ -39,6 +39,9 @@ class ShardedBase(DDPStrategy):
         **kwargs: of Lightning's `DDPStrategy`.
     """
 
+    splits = True
+    """Every process makes every call."""
+
     def model_to_device(self) -> None:
         """Split the base, block by block, and move what is beside it; no device holds it whole."""
         tuned: Adapted = self.lightning_module.tuned  # type: ignore[union-attr, assignment]

@@ -1,0 +1,264 @@
+"""Names on the model hub, `hf://owner/name[@revision][/file]`: the local cache is looked at first.
+
+What is in huggingface_hub's cache is taken as it is, and the hub is asked for the rest. So a run
+that goes on has the files that it began with, and needs no network. `hf download owner/name`
+fetches what has come since.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = [
+    "Named",
+    "among",
+    "cached",
+    "commit",
+    "errors_of",
+    "explained",
+    "file_of",
+    "folder_with",
+    "is_hub_id",
+    "listing",
+    "lora_of",
+    "lora_path",
+    "named",
+]
+
+_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
+_NAME = re.compile(
+    rf"hf:/{{1,2}}(?P<repo>{_ID})(@(?P<revision>refs/[\w-]+/[\w.-]+|[\w.-]+))?(/(?P<file>.+))?"
+)
+LORAS = ("adapter_config.json", "adapter_model.safetensors"), ("pytorch_lora_weights.safetensors",)
+"""Files by which a repository of adapters is known: peft's, diffusers'."""
+
+
+class Named(NamedTuple):
+    """What a name of the hub says.
+
+    Attributes:
+        repo: owner/name.
+        revision: a branch, a tag or a commit; None: the main branch.
+        file: a file inside; "": none.
+    """
+
+    repo: str
+    revision: str | None = None
+    file: str = ""
+
+    def __str__(self) -> str:
+        at = f"@{self.revision}" if self.revision else ""
+        return f"hf://{self.repo}{at}" + (f"/{self.file}" if self.file else "")
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a text looks like a repository of the hub, owner/name.
+
+    >>> is_hub_id("stabilityai/sdxl-turbo"), is_hub_id("./folder"), is_hub_id("a/b/c")
+    (True, False, False)
+    """
+    return re.fullmatch(_ID, name) is not None
+
+
+def named(text: Any) -> Named | None:
+    """Return what a text with `hf://` names; None where it does not begin so.
+
+    >>> named("hf://stabilityai/sdxl-turbo@main")
+    Named(repo='stabilityai/sdxl-turbo', revision='main', file='')
+    >>> named("stabilityai/sdxl-turbo") is None
+    True
+
+    Args:
+        text: a text, or a path: these have one slash for two.
+
+    Raises:
+        ValueError: it begins so and names no repository.
+    """
+    if not isinstance(text, str | os.PathLike):
+        return None
+    name = os.fspath(text)
+    if not name.startswith("hf:/"):
+        return None
+    found = _NAME.fullmatch(name)
+    if found is None or (found["file"] and ".." in Path(found["file"]).parts):
+        raise ValueError(
+            f"{name!r} names no repository of the hub: write hf://owner/name, "
+            "hf://owner/name@revision, or hf://owner/name/file.safetensors"
+        )
+    return Named(found["repo"], found["revision"], found["file"] or "")
+
+
+def cached(name: Named, *files: str) -> Path | None:
+    """Return the folder of a snapshot in the cache that has one of these files, or None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in files:
+        found = try_to_load_from_cache(name.repo, file, revision=name.revision)
+        if isinstance(found, str):
+            return Path(found).parents[len(Path(file).parts) - 1]
+    return None
+
+
+def commit(name: Named, *files: str) -> str | None:
+    """Return the commit whose files are taken; None: neither the cache nor the hub says it.
+
+    Args:
+        name: the repository.
+        files: by which a snapshot in the cache is known.
+    """
+    folder = cached(name, *files)
+    if folder is not None:
+        return folder.name
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().model_info(name.repo, revision=name.revision, timeout=10).sha
+    except (OSError, ValueError):  # what loads it says what is wrong
+        return None
+
+
+def file_of(name: Named, file: str) -> Path:
+    """Return a file's path in the cache, fetched where it is missing.
+
+    Raises:
+        FileNotFoundError: the repository has no such file.
+        ConnectionError: it is not in the cache, and the hub cannot be reached or lets nobody in.
+    """
+    folder = cached(name, file)
+    if folder is not None:
+        return folder / file
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name.repo, file, revision=name.revision))
+    except (OSError, ValueError) as error:
+        chain = errors_of(error)
+        missing = among(chain, errors.EntryNotFoundError)
+        if missing and not among(chain, errors.LocalEntryNotFoundError):
+            raise FileNotFoundError(f"{name} has no {file}: look at {page(name.repo)}") from None
+        raise explained(error, name.repo, file) from error
+
+
+def folder_with(name: Named, *files: str) -> Path:
+    """Return the folder of a repository with all of these files, fetched where they are missing.
+
+    Raises:
+        FileNotFoundError: the repository has no such file.
+        ConnectionError: as `file_of` says.
+    """
+    places = [file_of(name, file) for file in files]
+    return places[0].parents[len(Path(files[0]).parts) - 1]
+
+
+def listing(name: Named) -> list[str]:
+    """Return the names of all files of a repository, as the hub says.
+
+    Raises:
+        ConnectionError: the hub cannot be reached, or lets nobody in.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        return list(HfApi().list_repo_files(name.repo, revision=name.revision))
+    except (OSError, ValueError) as error:
+        raise explained(error, name.repo, "the names of its files") from error
+
+
+def lora_path(lora: str | os.PathLike[str]) -> Path:
+    """Return where a LoRA is: the path itself, or what its name on the hub stands for.
+
+    Raises:
+        FileNotFoundError: as `lora_of` says, and so on.
+    """
+    found = named(lora)
+    return Path(lora) if found is None else lora_of(found)
+
+
+def lora_of(name: Named) -> Path:
+    """Return the folder or the file of a LoRA on the hub, fetched where it is missing.
+
+    Raises:
+        FileNotFoundError: the repository has none.
+        ValueError: it has several: name one of them, hf://owner/name/FILE.
+        ConnectionError: as `file_of` says.
+    """
+    if name.file:
+        return file_of(name, name.file)
+    for files in LORAS:
+        folder = cached(name, files[-1])
+        if folder is not None and all((folder / file).is_file() for file in files):
+            return folder
+    there = listing(name)
+    for files in LORAS:
+        if set(files) <= set(there):
+            return folder_with(name, *files)
+    own = [file for file in there if "/" not in file and file.endswith(".safetensors")]
+    if len(own) > 1:
+        raise ValueError(
+            f"{name} holds several LoRA files ({', '.join(own[:6])}): name one of them, as in "
+            f"{name}/{own[0]}"
+        )
+    if not own:
+        raise FileNotFoundError(f"{name} holds no LoRA: no .safetensors file is at its top")
+    return file_of(name, own[0])
+
+
+# ------------------------------------------------------------------ what goes wrong
+
+
+def page(repo: str) -> str:
+    """Return where a browser finds a repository."""
+    return f"https://huggingface.co/{repo}"
+
+
+def errors_of(error: BaseException | None) -> list[BaseException]:
+    """Return an error and those that it came from."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def among(chain: Iterable[BaseException], *kinds: type[BaseException]) -> bool:
+    """Return whether one of some errors is of these kinds."""
+    return any(isinstance(error, kinds) for error in chain)
+
+
+def explained(error: Exception, repo: str, wanted: str | Sequence[str]) -> Exception:
+    """Return what a user can do about files that could not be had from the hub.
+
+    Args:
+        error: huggingface_hub's, or one that came of it.
+        repo: owner/name.
+        wanted: what is not in the cache.
+    """
+    from huggingface_hub import constants, errors
+
+    chain = errors_of(error)
+    if among(chain, errors.GatedRepoError):
+        return ConnectionError(
+            f"{repo} is gated: accept its licence at {page(repo)}, log in with `hf auth login`, "
+            "and try again"
+        )
+    if among(chain, errors.RevisionNotFoundError):
+        return ConnectionError(
+            f"{repo} has no such revision: look at {page(repo)}/commits for branches, tags and "
+            "commits"
+        )
+    if among(chain, errors.RepositoryNotFoundError):
+        return ConnectionError(
+            f"the hub has no {repo}, or it is private: look at {page(repo)}, and log in with "
+            "`hf auth login` if it is yours"
+        )
+    return ConnectionError(
+        f"{repo} could not be loaded: the hub was not reached ({_first(error)}), and its "
+        f"files are not all in {constants.HF_HUB_CACHE}: {wanted}. Connect once, or run "
+        f"`hf download {repo} --local-dir DIR` where there is a network and load DIR"
+    )
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
