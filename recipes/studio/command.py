@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.studio.guard import Guard
+from recipes.studio.session import Studio
 from recipes.terminal import console
 from rewards.serving.tokens import is_loopback
 
@@ -42,21 +43,32 @@ def studio(
     token = None
     if not is_loopback(host):
         token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
-    app = application(model, root, host, token, allow_files, device)
+    state = Studio(model, Path(root), allow_files, device)
+    app = application(state, host, token)
     address = f"http://{host}:{port}/" + (f"?token={token}" if token else "")
     console().print(f"open {address} in a browser; Ctrl-C ends it", soft_wrap=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
+
+    def ended() -> None:
+        server.should_exit = server.should_exit or state.loading.error is not None
+
+    state.loading.when_done(ended)
+    server.run()
+    if state.loading.error is not None:
+        raise state.loading.error
+    if not server.started:  # the address is in use: uvicorn has said so
+        raise SystemExit(1)
 
 
-def application(
-    model: str,
-    root: Path,
-    host: str = "127.0.0.1",
-    token: str | None = None,
-    allow_files: bool = False,
-    device: str | None = None,
-) -> Any:
+def application(state: Studio, host: str = "127.0.0.1", token: str | None = None) -> Any:
     """Return the page as an ASGI application, behind its guard.
+
+    The model begins to load when the application starts, and the page does not wait for it.
+
+    Args:
+        state: what is behind the page.
+        host: the address that is bound.
+        token: needed by all, or None.
 
     Raises:
         ModuleNotFoundError: gradio is not installed.
@@ -73,12 +85,10 @@ def application(
     from fastapi import FastAPI
 
     from recipes.studio.pages import CSS, pages, theme
-    from recipes.studio.session import Studio
-
-    state = Studio(model, Path(root), allow_files, device)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        state.loading.start()
         yield
         state.close()
 

@@ -5,16 +5,12 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
-import torch
 
 import steer
-from recipes.compare import ENTRIES
-from recipes.entries import entry, equal_calls
-from recipes.methods import method
+from recipes.commands import ENTRIES
+from recipes.studio.reward_field import reward_field
 from recipes.studio.session import Studio
 from recipes.studio.showing import FAULTS, crisp, said
-from steer.pictures import to_pil
-from steer.reward import score
 
 __all__ = ["page"]
 
@@ -26,7 +22,7 @@ def page(studio: Studio) -> None:
     with gr.Row():
         with gr.Column(min_width=300):
             prompts = gr.Textbox(label="Prompts, one a line", value="fox\nbird", lines=2)
-            reward = gr.Textbox(label="Reward", value="clip", elem_id="compare-reward")
+            reward = reward_field(studio, "clip", "Reward", "compare-reward")
             methods = gr.Textbox(label="Methods, one a line", value="\n".join(ENTRIES), lines=4,
                                  elem_id="compare-methods")  # fmt: skip
             seed = gr.Number(label="Seed", value=0, precision=0)
@@ -54,6 +50,13 @@ def page(studio: Studio) -> None:
         try:
             names = [line.strip() for line in asked.splitlines() if line.strip()]
             scorer = studio.reward(wanted)
+            import torch  # what loads it comes after the page is there
+
+            from recipes.entries import entry, equal_calls
+            from recipes.methods import method
+            from steer.pictures import to_pil
+            from steer.reward import score
+
             chosen = [entry(line.strip()) for line in lines.splitlines() if line.strip()]
             if not studio.allow_files and any("." in one.method for one in chosen):
                 raise ValueError(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Tunings", "curves", "readings"]
+__all__ = ["Tunings", "curves", "front_of", "readings"]
 
 COLOURS = {"reward": "#0072b2", "judge": "#e69f00", "diversity": "#009e73"}
 ALARM = "#d55e00"
@@ -96,6 +96,33 @@ def curves(checks: list[dict[str, Any]]) -> Any:
         before = check["step"]
     if axes.lines:
         axes.legend(frameon=False, labelcolor=GREY)
+    return figure
+
+
+def front_of(entries: list[dict[str, Any]], chosen: float) -> Any:
+    """Return a figure of reward and judge against the distance to the base, scale by scale.
+
+    Args:
+        entries: lines of a front.json of one number of jumps.
+        chosen: the scale that is marked.
+    """
+    figure, axes = _axes("distance to the model without adapters (KID)", "mean")
+    for name in ("reward", "judge"):
+        if name not in entries[0]:
+            continue
+        xs, ys = ([e[k] for e in entries] for k in ("kid", name))
+        axes.plot(xs, ys, marker="o", label=name, color=COLOURS[name])
+        for e, x, y in zip(entries, xs, ys, strict=True):
+            if name == "reward":
+                axes.annotate(f"{e['scale']:g}", (x, y), (5, 5), textcoords="offset points",
+                              color=GREY, fontsize=8)  # fmt: skip
+            if e["alarms"]:
+                axes.plot([x], [y], marker="o", ms=12, mfc="none", mec=ALARM, ls="none")
+            if e["scale"] == chosen:
+                axes.plot([x], [y], marker="s", ms=11, mfc="none", mec=GREY, ls="none")
+    axes.plot([], [], marker="s", ms=9, mfc="none", mec=GREY, ls="none", label="this scale")
+    axes.plot([], [], marker="o", ms=10, mfc="none", mec=ALARM, ls="none", label="an alarm")
+    axes.legend(frameon=False, labelcolor=GREY)
     return figure
 
 
