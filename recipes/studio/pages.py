@@ -1,6 +1,5 @@
 """The whole page: a tab each for steering, rewards, comparing, tuning and run folders."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
@@ -14,6 +13,19 @@ __all__ = ["CSS", "pages", "theme"]
 CSS = """
 .said {color: #b3261e}
 .dark .said {color: #f2b8b5}
+.block.title {margin-bottom: -8px; overflow: visible !important}
+.pictures .grid-wrap {min-height: 60px !important}
+#command .cm-scroller, #python .cm-scroller {min-height: 60px !important}
+.drawn img {max-width: min(100%, 640px); margin: auto}
+@media (max-width: 500px) {
+  .pictures .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}
+  #compare-table th, #compare-table td {font-size: .68rem; padding: 2px; word-break: normal}
+}
+.pictures .caption-label {white-space: normal; max-width: 96%; font-size: .75rem; padding: 1px 5px}
+.beside:not(:has(p)), #loading:not(:has(p)) {display: none}
+#report table {font-size: .85rem}
+#report th, #report td {padding: 4px 8px; word-break: normal; overflow-wrap: normal}
+#report td:first-child, #report td:nth-child(2) {white-space: nowrap}
 """
 
 
@@ -27,7 +39,7 @@ def pages(studio: Studio) -> gr.Blocks:
     """Return the whole page."""
     with gr.Blocks(title="flowsteer studio", analytics_enabled=False) as page:
         gr.Markdown(f"## flowsteer studio: `{studio.model}`, folder `{studio.root.name}`")
-        loading = gr.Markdown(elem_id="loading")
+        loading = gr.Markdown(LOADING, elem_id="loading")
         with gr.Tabs() as tabs:
             with gr.Tab("Steer", id="steer"):
                 steering = steer_page.page(studio, page)
@@ -40,15 +52,12 @@ def pages(studio: Studio) -> gr.Blocks:
             with gr.Tab("Runs", id="runs"):
                 runs_page.page(studio, page, tabs, steering, folder)
 
-        def wait() -> Iterator[str]:
-            if not studio.loading.ready:
-                yield LOADING
+        def wait() -> str:
             try:
                 studio.loading.get()
             except FAULTS as error:
-                yield said(error)
-            else:
-                yield ""
+                return said(error)
+            return ""
 
         page.load(wait, None, loading, show_progress="hidden", concurrency_limit=None)
 

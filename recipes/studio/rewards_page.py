@@ -6,7 +6,7 @@ import gradio as gr
 
 from recipes.studio.reward_field import reward_field
 from recipes.studio.session import Studio
-from recipes.studio.showing import crisp, heard
+from recipes.studio.showing import crisp, gallery, heard
 
 __all__ = ["page"]
 
@@ -27,10 +27,7 @@ def page(studio: Studio) -> None:
             table = gr.Dataframe(
                 headers=["picture", "reward"], interactive=False, elem_id="scores"
             )
-            maps = gr.Gallery(
-                label="The pictures, and how strongly each pixel moves the reward", columns=4,
-                height="auto", object_fit="contain",
-            )  # fmt: skip
+            maps = gallery("The pictures, and how strongly each pixel moves the reward", "maps")
             report = gr.Markdown(elem_id="report")
 
     def scored(names: list[str] | None, text: str, asked: str) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from recipes.studio.ask import options_text
 from recipes.studio.places import inside, inside_quietly, runs_in
 from recipes.studio.restoring import restored, shown_of
 from recipes.studio.session import Studio
-from recipes.studio.showing import crisp, heard, said
+from recipes.studio.showing import crisp, heard, said, title
 from recipes.studio.steer_page import Steering
 
 __all__ = ["page"]
@@ -41,14 +41,18 @@ def page(
                 back = gr.Button("Open it", variant="primary", elem_id="restore")
             message = gr.Markdown(elem_id="runs-message")
         with gr.Column(scale=2, min_width=300):
-            grid = gr.Image(label="Its grid", elem_id="grid", format="png", height=420)
+            title("Its grid")
+            grid = gr.Image(
+                show_label=False, elem_id="grid", format="png", height=420, interactive=False,
+                buttons=["fullscreen", "download"],
+            )  # fmt: skip
     with gr.Row():
         with gr.Column(min_width=300):
             figures = gr.JSON(label="metrics.json", max_height=420)
         with gr.Column(min_width=300):
             config = gr.Code(
                 label="config.yaml, or run.json", language="yaml", elem_id="config",
-                wrap_lines=True, max_lines=24,
+                wrap_lines=True, max_lines=24, interactive=False,
             )  # fmt: skip
 
     def looked(name: str | None) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ import steer
 from recipes.studio.ask import Ask
 from recipes.studio.reward_field import reward_field
 from recipes.studio.session import Studio
-from recipes.studio.showing import FAULTS, crisp, heard, said
+from recipes.studio.showing import FAULTS, crisp, gallery, heard, said, title
 
 if TYPE_CHECKING:
     from recipes.studio.jobs import Shown
@@ -55,7 +55,7 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
                 "", label="Options, as {scale: 0.3, brake: 0.8}", elem_id="options"
             )
             with gr.Row():
-                particles = gr.Slider(1, 16, 4, step=1, label="Pictures a prompt",
+                particles = gr.Slider(1, 16, 4, step=1, label="Pictures",
                                       elem_id="particles", min_width=120)  # fmt: skip
                 steps = gr.Slider(1, 32, 8, step=1, label="Steps", elem_id="steps",
                                   min_width=120)  # fmt: skip
@@ -67,30 +67,41 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
                 go_on = gr.Button("Go on", elem_id="go-on")
                 stop = gr.Button("Stop", variant="stop", elem_id="stop")
             message = gr.Markdown(elem_id="message")
+            with gr.Group():
+                name = gr.Textbox("steered", label="Save as a run folder named", elem_id="name")
+                save = gr.Button("Save", elem_id="save")
+            kept = gr.Markdown(elem_id="saved")
         with gr.Column(scale=2, min_width=300):
-            small = {"columns": 4, "height": 260, "object_fit": "contain", "format": "png"}
-            before = gr.Gallery(label="Unguided, the same noise", elem_id="before", **small)
-            strip = gr.Gallery(
-                label="What the reward sees now. Pause, click those to keep, then Go on",
-                allow_preview=False, elem_id="strip", **small,
+            before = gallery("Unguided, the same noise", "before")
+            strip = gallery(
+                "What the reward sees now. Pause, click those to keep, then Go on", "strip",
+                allow_preview=False,
             )  # fmt: skip
             chosen = gr.State([])
             marked = gr.Markdown(elem_id="marked")
-            slider = gr.ImageSlider(label="The same seed before and after", type="pil", height=320)
-            plot = gr.LinePlot(
-                x=CURVE[0], y=CURVE[1], color=CURVE[2], height=220,
-                label="Reward, and the held-out reward (computed at a pause and at the end)",
-                elem_id="plot",
-            )  # fmt: skip
+            with gr.Row():
+                with gr.Column(min_width=260):
+                    title("The same seed before and after")
+                    slider = gr.ImageSlider(
+                        type="pil", format="png", show_label=False, elem_id="twin",
+                        buttons=[],
+                    )  # fmt: skip
+                with gr.Column(min_width=260):
+                    title("Reward, and at a pause and the end the held-out reward")
+                    plot = gr.LinePlot(
+                        x=CURVE[0], y=CURVE[1], color=CURVE[2], height=300, show_label=False,
+                        elem_id="plot", color_title=" ",
+                        color_map={"reward": "#0072b2", "held-out": "#e69f00"},
+                    )  # fmt: skip
     with gr.Row():
         command = gr.Code(
-            label="As a command", language="shell", elem_id="command", wrap_lines=True
-        )
-        python = gr.Code(label="As Python", language="python", elem_id="python", wrap_lines=True)
-    with gr.Row():
-        name = gr.Textbox("steered", label="Save as a run folder named", elem_id="name")
-        save = gr.Button("Save", elem_id="save")
-    kept = gr.Markdown(elem_id="saved")
+            label="As a command", language="shell", elem_id="command", wrap_lines=True,
+            lines=3, max_lines=8, interactive=False,
+        )  # fmt: skip
+        python = gr.Code(
+            label="As Python", language="python", elem_id="python", wrap_lines=True, lines=3,
+            max_lines=8, interactive=False,
+        )  # fmt: skip
     controls = [prompts, reward, method, particles, steps, seed, options]
 
     def told(*given: Any) -> str:
@@ -120,6 +131,8 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
                     yield *keep_as_they_are, value
                 elif kind == "unguided":
                     first = [crisp(image) for image in value]
+                    # a plot knows the colours of its first points alone: both are among them
+                    curve = [_point(0, math.nan, "reward"), _point(0, math.nan, "held-out")]
                     yield first, [], None, None, *texts, [], "", "steering"
                 elif kind == "message":
                     yield *keep_as_they_are, value

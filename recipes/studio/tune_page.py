@@ -9,11 +9,12 @@ import gradio as gr
 from PIL import Image
 
 import steer
+from recipes.studio.figures import curves, front_of
 from recipes.studio.places import inside
 from recipes.studio.reward_field import reward_field
 from recipes.studio.session import Studio
-from recipes.studio.showing import FAULTS, crisp, said
-from recipes.studio.tuning import Tunings, curves, front_of, readings
+from recipes.studio.showing import FAULTS, crisp, gallery, said, title
+from recipes.studio.tuning import Tunings, readings
 
 __all__ = ["page"]
 
@@ -41,9 +42,16 @@ def page(studio: Studio) -> gr.Textbox:
             error = gr.Markdown(elem_id="tune-error")
         with gr.Column(scale=2, min_width=320):
             state = gr.Markdown("No run.", elem_id="tune-state")
-            plot = gr.Plot(label="Checks; a coloured band is an alarm", elem_id="tune-plot")
+            title("Checks of the run; a coloured band is an alarm")
+            plot = gr.Plot(
+                show_label=False, elem_id="tune-plot", elem_classes="drawn", format="png"
+            )
             alarms = gr.Markdown(elem_id="tune-alarms")
-            sheet = gr.Image(label="Last sheet", elem_id="tune-sheet", height=320)
+            title("The last sheet: without adapters, then with them")
+            sheet = gr.Image(
+                show_label=False, elem_id="tune-sheet", height=320, format="png",
+                interactive=False, buttons=["fullscreen", "download"],
+            )  # fmt: skip
     with gr.Row():
         with gr.Column(min_width=300):
             text = gr.Textbox(label="Prompt", value="a bird", elem_id="front-prompt")
@@ -55,12 +63,11 @@ def page(studio: Studio) -> gr.Textbox:
             )  # fmt: skip
             at_scale = gr.Markdown(elem_id="at-scale")
         with gr.Column(scale=2, min_width=320):
-            scaled = gr.Gallery(
-                label="The same seeds at this scale", columns=4, height=240,
-                object_fit="contain", format="png", elem_id="scaled",
-            )  # fmt: skip
-            chart = gr.Plot(label="The front: reward against distance to the model without "
-                            "adapters", elem_id="front-plot")  # fmt: skip
+            scaled = gallery("The same seeds at this scale", "scaled")
+            title("Reward against the distance to the model without adapters")
+            chart = gr.Plot(
+                show_label=False, elem_id="front-plot", elem_classes="drawn", format="png"
+            )
     kept = gr.State({})
     timer = gr.Timer(2)
 
