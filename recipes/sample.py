@@ -140,7 +140,8 @@ def sample(
             some, to be seen beside it; it costs `steps` network calls a picture each.
         keep: write all pictures of a prompt, or the best.
         film: also write what the run saw on the way, of the first prompt's first four particles:
-            filmstrip.png, the lookaheads of the best from left to right, and film.gif.
+            filmstrip.png, the lookaheads of the best from left to right, film.gif, and
+            film.mp4 where PyAV is installed (the extra video).
         seed: keys all randomness.
         batch_size: the most pictures in one call of the network; fewer take less memory, and the
             pictures are the same (default 64).

@@ -73,7 +73,10 @@ def test_a_run_is_shown_step_by_step_and_its_command_makes_the_same_pictures(stu
     exec(code, told)
     assert torch.equal(told["result"].images, seen[-1][1].images)
     assert "watched" in runs_in(studio.root)
-    given, read = parse("sample", words), parse("sample", ["--config", str(place / "config.yaml")])
+    given, read = (
+        parse("sample", words[1:]),
+        parse("sample", ["--config", str(place / "config.yaml")]),
+    )
     assert read.settings["out"] == studio.root / "watched-again"
     assert {**given.settings, "out": read.settings["out"]} == read.settings
     with pytest.raises(FileExistsError):
@@ -399,10 +402,11 @@ def test_the_front_shows_the_same_seeds_at_every_scale(studio):
         ' {"scale": 0.5, "steps": 1, "alarms": ["x"], "reward": 8.0, "kid": 1.0},'
         ' {"scale": 0.5, "steps": 2, "alarms": [], "reward": 9.0, "kid": 1.0}]'
     )
-    assert [one.entry["reward"] for one in front()] == [7.0, 8.0]  # the run's own, fewest jumps
+    own = [one.entry for one in front()]
+    assert [entry["reward"] for entry in own] == [7.0, 8.0]  # the run's own, at its fewest jumps
     from recipes.studio.figures import compared, curves, front_of
 
-    axes = front_of([one.entry for one in front()], 0.5).axes[0]
+    axes = front_of(own, 0.5).axes[0]
     assert list(axes.lines[0].get_xdata()) == [0.0, 1.0]
     assert len(curves([{"step": 1, "reward": 1, "diversity": 2}]).axes) == 2
     assert len(compared([["a", 1, 2.0], ["b", 2, 3.0]]).axes[0].lines) == 2
