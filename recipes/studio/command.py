@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from rewards.serving.tokens import is_loopback
 __all__ = ["application", "studio"]
 
 TOKEN = "FLOWSTEER_STUDIO_TOKEN"
+
+ALONE = 5.0
+"""Seconds after which the model is loaded though nobody has opened the page."""
 
 
 def studio(
@@ -63,7 +67,8 @@ def studio(
 def application(state: Studio, host: str = "127.0.0.1", token: str | None = None) -> Any:
     """Return the page as an ASGI application, behind its guard.
 
-    The model begins to load when the application starts, and the page does not wait for it.
+    The model begins to load when the page is there, or after some seconds without a visitor: its
+    imports would hold up the page.
 
     Args:
         state: what is behind the page.
@@ -88,8 +93,11 @@ def application(state: Studio, host: str = "127.0.0.1", token: str | None = None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        state.loading.start()
+        late = threading.Timer(ALONE, state.loading.start)
+        late.daemon = True
+        late.start()
         yield
+        late.cancel()
         state.close()
 
     page = pages(state)

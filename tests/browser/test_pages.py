@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
     pytest.mark.skipif(bool(LACKS), reason=f"not installed: {LACKS}"),
 ]
-WAIT = 60_000
+WAIT = 120_000
 
 
 def started(root, port, *more):
