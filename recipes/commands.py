@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["COMMANDS", "GROUPS", "Command"]
+__all__ = ["COMMANDS", "ENTRIES", "GROUPS", "Command"]
+
+ENTRIES = ("none:steps=4", "best-of-n:steps=4", "fmrg-j:steps=16", "reno:steps=24")
+"""What `steer compare` compares where nothing else is asked for."""
 
 
 @dataclass(frozen=True)

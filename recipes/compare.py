@@ -10,6 +10,7 @@ from torch import Tensor
 
 import rewards
 import steer
+from recipes.commands import ENTRIES
 from recipes.compare_report import Measured, kind, write
 from recipes.compare_tune import grid_of, tuning_prompts_beside
 from recipes.compare_tune import tune as tune_entries
@@ -34,9 +35,6 @@ from steer.secrets import redacted
 from steer.tuning.statistics import features_of, pooled_pixels
 
 __all__ = ["ENTRIES", "compare"]
-
-ENTRIES = ("none:steps=4", "best-of-n:steps=4", "fmrg-j:steps=16", "reno:steps=24")
-"""What is compared where nothing else is asked for."""
 
 BATCH = 64  # rows of a unit
 

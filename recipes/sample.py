@@ -147,7 +147,8 @@ def sample(
             any, for comparison; each costs `steps` network calls per picture.
         keep: write all pictures of a prompt, or only the best.
         film: also write the lookaheads of the first four particles of the first prompt:
-            filmstrip.png (those of the best particle, from left to right) and film.gif.
+            filmstrip.png (those of the best particle, from left to right), film.gif, and film.mp4
+            if PyAV is installed (the extra video).
         seed: seed of all random numbers.
         batch_size: maximum number of pictures in one network call; a smaller number needs less
             memory and gives the same pictures (default 64).

@@ -42,7 +42,8 @@ _LOGS = ("log/*", "tensorboard/*", "wandb/*")
 RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "samples": (
         ("metrics.json", "scores.jsonl", "grid.png"),
-        ("config.yaml", "images/[0-9]*.png", "film.gif", "filmstrip.png"),
+        ("config.yaml", "command.txt", "images/[0-9]*.png", "film.gif", "film.mp4",
+         "filmstrip.png"),
     ),
     "a comparison": (
         ("config.yaml", "table.md", "figures.json"),
