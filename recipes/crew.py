@@ -108,10 +108,16 @@ class _Several(Crew):
         found = value() if self.first else None
         try:
             return self.fabric.broadcast(found)  # type: ignore[no-any-return]
-        except RuntimeError:
+        except RuntimeError as error:
             if self.first:
                 raise
-            sys.exit(1)  # the first process has ended, and said why
+            if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+                print(
+                    f"process {self.rank} of {self.count} waited for the first one, which did "
+                    f"not answer in time: {error}",
+                    file=sys.stderr,
+                )
+            sys.exit(1)  # else the first process has ended, and said why
 
     def joint(self) -> AbstractContextManager[Any]:
         return Ranks(self.fabric) if self.together else nullcontext()

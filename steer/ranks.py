@@ -194,7 +194,7 @@ def _first(error: BaseException) -> str:
 
 def _sum(values: Tensor) -> Tensor:
     """Return a checksum of a tensor's bytes, which does not depend on the order of summation."""
-    data = values.detach().contiguous().view(torch.uint8).flatten().long()
+    data = values.detach().reshape(-1).contiguous().view(torch.uint8).long()
     places = torch.arange(len(data), device=data.device) % 65521 + 1
     return (data * places).sum()
 

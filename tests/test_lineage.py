@@ -163,3 +163,13 @@ def test_uneven_weights_on_the_way_lose_nothing_where_they_are_not_resampled():
 
     assert said(0.0) == []
     assert said(0.5)
+
+
+def test_a_collapse_in_the_last_iteration_of_noise_space_is_said():
+    """It is resampled there too, after which all particles are copies."""
+    result = steer.sample(
+        mixture(), lambda x: 400 * x[:, 0], None, 32, 3, "noise-smc", temperature=1.0,
+        progress=False,
+    )  # fmt: skip
+    assert result.trace["weighed"][-1] < 2 < result.ess
+    assert any("at step 3 of 3 the weights collapsed" in w for w in result.warnings)

@@ -216,6 +216,12 @@ def test_other_ways_to_split_are_refused(strategy):
         Settings(strategy=strategy)
 
 
+def test_a_strategy_that_is_misspelt_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="unknown strategy 'fdsp': did you mean fsdp"):
+        Settings(strategy="fdsp")
+    assert Settings(strategy="ddp_find_unused_parameters_true").strategy.startswith("ddp")
+
+
 def test_weights_of_a_kind_of_their_own_are_refused():
     """Quantised ones are a class: a part of one is no part of the weight."""
 

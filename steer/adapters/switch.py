@@ -1,7 +1,7 @@
 """What all views of one tuned flow share: its adapted layers, one scale at a time, and a lock."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -9,7 +9,26 @@ from torch import nn
 
 from steer.flow import FlowMap
 
-__all__ = ["Switch", "as_now"]
+__all__ = ["Afresh", "Switch", "as_now"]
+
+
+class Afresh(AbstractContextManager[None]):
+    """A context that may be entered again and again, as a graph that is kept needs it.
+
+    Args:
+        make: returns a new context each time.
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
+        self.make = make
+        self.open: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        self.open.append(self.make())
+        self.open[-1].__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self.open.pop().__exit__(*error)
 
 
 class Switch:
@@ -101,7 +120,7 @@ def as_now(module: nn.Module) -> AbstractContextManager[None]:
         finally:
             _put(layers, then)
 
-    return again()
+    return Afresh(again)
 
 
 def _setting(layer: Any) -> tuple[bool, Any, dict[str, float]]:

@@ -219,6 +219,7 @@ class _Run:
 
     def temper(self, g: Tensor) -> None:
         """Weigh the particles for a higher g, (p,)."""
+        self.weighed = None  # until it is resampled
         r = self.here.value.reshape(self.rows.p, self.rows.n)
         self.log_w = self.log_w + (g - self.g).to(r)[:, None] * r
         self.g = g

@@ -85,16 +85,14 @@ def collapses(
     Weights that are uneven on the way and are not resampled lose nothing.
 
     Args:
-        weighed: the effective sample size before each step's resampling, (steps, p); the last
-            step's is `doubts`'.
+        weighed: the effective sample size before each step's resampling, (steps, p).
         left: the effective sample size after it, (steps, p).
         n: how many particles a population has.
         prompts: what to call the populations.
     """
-    on_the_way = weighed[:-1].where(left[:-1] > weighed[:-1] + 0.5, float(n))
-    if n < MANY or not len(on_the_way):
+    if n < MANY or not len(weighed):
         return []
-    low, step = on_the_way.min(0)
+    low, step = weighed.where(left > weighed + 0.5, float(n)).min(0)
     these = low < FEW
     if not bool(these.any()):
         return []

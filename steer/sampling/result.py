@@ -126,10 +126,10 @@ class Result:
         if not bad:
             return []
         asked = round(self.costs["reward_calls"] * self.rewards.numel())
-        return [
-            f"{bad} of {asked} rewards were not finite: their particles have weight zero, and "
-            "what is sampled is the tilt where the reward is finite"
-        ]
+        what = "their particles have weight zero, and the tilt is sampled where it is finite"
+        if self.temperature is None:
+            what = "they count as -inf and have no gradient, so they are never the best"
+        return [f"{bad} of {asked} rewards were not finite: {what}"]
 
     def __repr__(self) -> str:
         """Say in a few lines what it holds."""
