@@ -59,7 +59,7 @@ class Method:
     steers: bool = True
     weighs: bool | None = None
     jumps: bool | None = None
-    law: str = "none: it seeks high rewards"
+    law: str = "none: it maximises the reward"
     source: tuple[str, ...] = ()
     name: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
