@@ -81,8 +81,8 @@ def reward_of(model: str, reward: str | None) -> str:
     found = reward or own(model).reward
     if found is None:
         raise ValueError(
-            f"model {model!r} has no reward of its own: give --reward, a name that `steer "
-            "rewards` lists, or file.py:Name"
+            f"model {model!r} has no default reward: give --reward, a name that `steer rewards` "
+            "lists, or file.py:Name"
         )
     return found
 
@@ -129,8 +129,8 @@ def listed(model: str, asked: Asked | None, file: Path | None) -> Asked:
         return asked
     if file is None:
         raise ValueError(
-            f"model {model!r} has no prompts of its own: give --prompts, a list or a file with a "
-            "prompt a line"
+            f"model {model!r} has no default prompts: give --prompts, a list or a file with one "
+            "prompt per line"
         )
     return read_prompts(file)
 

@@ -83,9 +83,9 @@ def export(
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale must be above zero and finite, got {scale}: 0 is the base itself")
     if private and push is None:
-        raise ValueError("private is for push: give --push user/name, or leave it out")
+        raise ValueError("private needs push: give --push user/name, or leave private out")
     if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
-        raise ValueError(f"push takes a hub repository, user/name, and got {push!r}")
+        raise ValueError(f"push takes a hub repository, user/name, got {push!r}")
     factor = 1.0 if scale is None else scale
     notes, config = known_notes(read_metadata(lora)), read_config(lora)
     if notes.get("scale"):
@@ -152,8 +152,8 @@ def _named_base(lora: Path, notes: Mapping[str, Any]) -> str:
     if not base:
         raise ValueError(f"{lora} does not name its base: give it with --model")
     raise ValueError(
-        f"{lora} names {base!r} as its base, which is none of the embedded models "
-        f"({', '.join(steer.MODELS)}), and nothing else is loaded because a file names it: give "
+        f"{lora} names {base!r} as its base, which is not one of the embedded models "
+        f"({', '.join(steer.MODELS)}), and no other model is loaded because a file names it: give "
         "the base with --model"
     )
 
@@ -233,7 +233,7 @@ def push_folder(folder: Path, repository: str, private: bool = False) -> str:
         hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Add adapters")
     except Exception as error:  # the hub's own, its connection's, and no login: one mend
         raise ConnectionError(
-            f"{folder} is whole, but could not be pushed to {repository} "
+            f"{folder} is complete, but could not be uploaded to {repository} "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}): log in with "
             f"`hf auth login`, be online, and give `hf upload {repository} {folder}`"
         ) from error

@@ -61,8 +61,8 @@ def begun_alike(out: Path, settings: dict[str, Any], *marks: str) -> None:
     if changed:
         was = "; ".join(f"{name}: {both}" for name, both in changed.items())
         raise ValueError(
-            f"{out} was begun with other settings ({was}): give another `out`, the same settings, "
-            f"or delete {file} to go on with the new ones"
+            f"{out} was started with other settings ({was}): give another `out`, the same "
+            f"settings, or delete {file} to continue with the new ones"
         )
 
 

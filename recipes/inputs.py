@@ -75,7 +75,7 @@ def load_model(
     kind = None if dtype is None else getattr(torch, dtype)
     if lora is None and lora_scale is not None:
         raise ValueError(
-            "lora_scale has nothing to scale: give --lora FOLDER, or leave --lora-scale out"
+            "lora_scale needs adapters: give --lora FOLDER, or leave --lora-scale out"
         )
     try:
         torch.empty(0, device=device)
@@ -137,12 +137,12 @@ def read_prompts(file: Path) -> Asked:
         raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it as UTF-8") from None
     found = [(f"{file}, line {i + 1}", line) for i, line in enumerate(lines) if line.strip()]
     if not found:
-        raise ValueError(f"{file} holds no prompts: put one on each line")
+        raise ValueError(f"{file} has no prompts: write one per line")
     if file.suffix.lower() != ".jsonl":
         if re.match(r"\s*\{\s*\"", found[0][1]):
             raise ValueError(
                 f"{found[0][0]}: {found[0][1].strip()[:60]!r} looks like JSON: name the file "
-                "something.jsonl, with an object a line, or put plain prompts in it"
+                "something.jsonl, with one object per line, or put plain prompts in it"
             )
         return Asked([_plain(line, where).strip() for where, line in found], None)
     entries = [_entry(line, where) for where, line in found]
@@ -160,7 +160,7 @@ def _entry(line: str, where: str) -> tuple[str, str]:
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(
-            f'{where}: {line.strip()[:60]!r} is no object with a "prompt": write '
+            f'{where}: {line.strip()[:60]!r} is not an object with a "prompt": write '
             '{"prompt": "a red apple"} on each line'
         ) from None
     return _plain(prompt, where), _plain(question, where)
@@ -212,7 +212,7 @@ def _plain(text: str, where: str) -> str:
         if unicodedata.category(letter) in {"Cc", "Cs"} or letter in _TURNS:
             raise ValueError(
                 f"{where} holds the control character U+{ord(letter):04X}, which terminals and "
-                "pages would act on: take it out"
+                "web pages would interpret: remove it"
             )
     return text
 

@@ -116,7 +116,7 @@ def cite(name: str) -> None:
     print(bibtex(key for keys in chosen.values() for key in keys))
     ours = [one for one, keys in chosen.items() if not keys]
     if ours:
-        print(f"% nothing to cite for {', '.join(ours)}")
+        print(f"% no citation for {', '.join(ours)}")
 
 
 def objectives() -> None:

@@ -210,7 +210,7 @@ class Partial:
             raise FileExistsError(
                 f"an interrupted run with other settings, prompts or files ({was}) is kept in "
                 f"{self.folder}: give its command again to finish it, choose another folder, or "
-                "say --overwrite to drop it"
+                "give --overwrite to delete it"
             )
         if changed:
             _clear(self.folder)

@@ -190,8 +190,8 @@ def sample(
     if listed is not None and listed.reward_prompts is not None:
         if reward_prompt is not None:
             raise ValueError(
-                f"{prompts_file} says what the reward is asked, and so does reward_prompt: leave "
-                "one of them out"
+                f"{prompts_file} has prompts for the reward, and so has reward_prompt: leave one "
+                "of them out"
             )
         asked = listed.reward_prompts
     reward = reward_of(model, reward)

@@ -179,9 +179,8 @@ def _velocity(source: Source, settings: dict[str, Any]) -> tuple[Any, Any]:
         begun: Any = load(settings["start"]).train().requires_grad_(True)
         if begun.network.config != flow.network.config:
             raise ValueError(
-                f"the velocity in {settings['start']} has another network or other words "
-                "than this run's settings: give the channels, blocks and width that it was "
-                "made with"
+                f"the velocity in {settings['start']} has another network or vocabulary than this "
+                "run's settings: give the channels, blocks and width that it was trained with"
             )
         flow = begun
     return flow, FlowMatching()

@@ -235,14 +235,16 @@ def _tuned_for(folders: Mapping[str, Path]) -> tuple[str, steer.Reward]:
     said = {name: read_metadata(folder).get("reward") for name, folder in folders.items()}
     if len({json.dumps(text) for text in said.values()}) > 1 or None in said.values():
         texts = ", ".join(f"{name}: {_short(r)}" for name, r in said.items())
-        raise ValueError(f"which reward? The adapters name no single one ({texts}): give --reward")
+        raise ValueError(
+            f"which reward? The adapters do not name a single one ({texts}): give --reward"
+        )
     name, text = next(iter(said.items()))
     try:
         return str(text), load_plain(str(text))
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{folders[name]} says that it was tuned for {_short(text)}, and {reason(error)}: "
-            "what a file names is not imported, run or fetched; if you want it, say --reward"
+            "names in a file are not imported, run or downloaded; if you want it, give --reward"
         ) from None
 
 

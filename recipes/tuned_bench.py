@@ -73,7 +73,10 @@ class Bench:
             progress=False, **row.options,
         )  # fmt: skip
         if result.images is None:
-            raise ValueError("this model decodes to no pictures (n, 3, h, w): nothing to compare")
+            raise ValueError(
+                "this model does not decode to pictures (n, 3, h, w), so there is nothing to "
+                "compare"
+            )
         images = result.images
         if row.count > 1:
             kept = drawn // row.count

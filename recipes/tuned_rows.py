@@ -107,7 +107,7 @@ def rows_of(
             continue
         if one.particles != 4:
             raise ValueError(
-                f"every particle of {one.method!r} is a picture of its own: say how many with "
+                f"each particle of {one.method!r} is a separate picture: set their number with "
                 "particles, not in the list of guidance"
             )
         rows.append(made)

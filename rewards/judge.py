@@ -142,8 +142,8 @@ class Judge(Reward):
             self.network.load_state_dict({k: v.float() for k, v in state.items()})
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(
-                f"{folder / 'model.safetensors'} is not whole, or not this judge's: {error}. "
-                "Reinstall the package, or train the judge again"
+                f"{folder / 'model.safetensors'} is incomplete, or belongs to another judge: "
+                f"{error}. Reinstall the package, or train the judge again"
             ) from error
         self.network.requires_grad_(False).eval()
 

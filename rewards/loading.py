@@ -209,7 +209,7 @@ def _find(name: str) -> Any:
         return _find(name.lower())
     if name in FUNCTION_PLACES:
         raise ValueError(
-            f"{name!r} makes a reward of rewards: write {name}(clip), or {name}(clip, brightness)"
+            f"{name!r} combines rewards: write {name}(clip), or {name}(clip, brightness)"
         )
     raise ValueError(
         f"unknown reward {name!r}: {hint(name, known)}Known: {', '.join(sorted(known))}; or give "
@@ -232,5 +232,5 @@ def _make(found: Any, name: str, options: dict[str, Any]) -> Reward:
             )
         found = _called(found, name, **options)
     elif options:
-        raise ValueError(f"reward {name!r} is no class, so it takes no options: leave them out")
+        raise ValueError(f"reward {name!r} is not a class, so it takes no options: leave them out")
     return wrap(found)

@@ -87,7 +87,9 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise ValueError(f"{os.fspath(path)}: nobody of that name has a home here") from None
+        raise ValueError(
+            f"{os.fspath(path)}: there is no user of that name on this machine"
+        ) from None
 
 
 @contextmanager
@@ -168,13 +170,13 @@ def refuse_existing(folder: Path, overwrite: bool, *, held: bool = False) -> Non
         return
     if not overwrite:
         raise FileExistsError(
-            f"{folder} exists already, and is left as it is: choose another folder, or say "
-            "overwrite (--overwrite on the command line)"
+            f"{folder} exists already and is not changed: choose another folder, or set overwrite "
+            "(--overwrite on the command line)"
         )
     found = _strange(place)
     if found:
         raise FileExistsError(
-            f"{folder} is left as it is, though overwrite was said: {found}; choose another "
+            f"{folder} is not changed, although overwrite was set: {found}; choose another "
             "folder, or move that away yourself"
         )
 

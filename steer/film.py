@@ -98,7 +98,7 @@ class Film:
         reward = first(population.reward, 0)
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
-                f"a film wants pictures (n, 3, h, w), and this flow decodes to "
+                "a film needs pictures (n, 3, h, w), and this flow decodes to "
                 f"{tuple(images.shape)}: leave the film out"
             )
         pixels = images.float().clamp(0, 1).mul(255).round().byte().cpu()
@@ -209,7 +209,7 @@ def animation(
 def _frames(film: Film) -> list[Frame]:
     if not film.frames:
         raise ValueError(
-            "this film has no frame yet: give it to steer.sample(..., callback=film) first"
+            "this film has no frames yet: pass it to steer.sample(..., callback=film) first"
         )
     return film.frames
 

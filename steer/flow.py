@@ -180,8 +180,8 @@ class FlowMap(nn.Module):
         """
         if type(self).decode is not FlowMap.decode:
             raise NotImplementedError(
-                f"{type(self).__name__} has no way back from a picture: give it encode(images), "
-                "the inverse of its decode, to start from one"
+                f"{type(self).__name__} cannot encode a picture: define encode(images), the "
+                "inverse of its decode, to start from one"
             )
         return images
 

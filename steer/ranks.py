@@ -164,8 +164,8 @@ class Ranks:
         except RuntimeError as error:
             raise ConnectionError(
                 f"another of the {self.count} processes of this run has ended, or cannot be "
-                f"reached, so this one ends too: see what that one said. What is finished of the "
-                f"run is kept: the same command goes on from there ({_first(error)})"
+                "reached, so this one ends too: see its messages. Finished parts of the run are "
+                f"kept: the same command resumes from there ({_first(error)})"
             ) from error
 
     def total(self, value: Tensor) -> Tensor:
@@ -182,8 +182,8 @@ class Ranks:
         every = self._all(sums)
         if bool((every != every[:1]).any()):
             raise RuntimeError(
-                f"{self.count} processes did not make the same run, so their pictures cannot be "
-                "trusted: all must be called with the same arguments, by the same versions, on "
+                f"{self.count} processes did not make the same run, so their pictures are not "
+                "reliable: all must be called with the same arguments, by the same versions, on "
                 "devices of one kind; or spread prompts over them instead (--spread prompts)"
             )
 

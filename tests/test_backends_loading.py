@@ -57,7 +57,7 @@ def test_a_variant_of_the_weights(folders, tmp_path):
     tiny.build("flux").save_pretrained(tmp_path / "half", variant="fp16")
     loaded = steer.load(tmp_path / "half", variant="fp16", **options("flux"))
     assert off(looked(loaded), looked(flow("flux"))) < 1e-6
-    with pytest.raises(FileNotFoundError, match=r"is not whole: .*variant"):
+    with pytest.raises(FileNotFoundError, match=r"is incomplete: .*variant"):
         steer.load(tmp_path / "half", **options("flux"))
 
 
@@ -111,7 +111,7 @@ def test_pickled_weights_in_a_folder(folders, tmp_path):
 def test_a_folder_that_is_not_whole(folders, tmp_path, part):
     shutil.copytree(folders / "flux", tmp_path / "flux")
     shutil.rmtree(tmp_path / "flux" / part)
-    refused(FileNotFoundError, lambda: steer.load(tmp_path / "flux"), "is not whole", f"{part}/")
+    refused(FileNotFoundError, lambda: steer.load(tmp_path / "flux"), "is incomplete", f"{part}/")
 
 
 def test_one_part_of_a_pipeline(folders):
@@ -249,7 +249,7 @@ def test_a_file_that_is_no_plain_lora(tmp_path, state, words):
 def test_lora_files_that_are_none(tmp_path):
     base = flow("flux")
     refused(FileNotFoundError, lambda: steer.load(base, lora=tmp_path / "no"), "no LoRA at")
-    refused(FileNotFoundError, lambda: steer.load(base, lora=tmp_path), "holds no LoRA")
+    refused(FileNotFoundError, lambda: steer.load(base, lora=tmp_path), "contains no LoRA")
     (tmp_path / "a.safetensors").write_bytes(b"\x00" * 20)
     refused(ValueError, lambda: steer.load(base, lora=tmp_path), "is damaged")
     (tmp_path / "b.safetensors").write_bytes(b"")

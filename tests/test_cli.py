@@ -245,7 +245,7 @@ def test_other_settings_do_not_resume_an_interrupted_run(here, monkeypatch, caps
         ({"budget": 1}, ["a budget of 1 NFE a particle is too small", "at least"]),
         ({"method": "fmtt", "brake": 1}, ["'fmtt' takes no option 'brake'"]),
         ({"lora": "none"}, ["no folder of adapters at none"]),
-        ({"lora_scale": 0.5}, ["lora_scale has nothing to scale", "--lora FOLDER"]),
+        ({"lora_scale": 0.5}, ["lora_scale needs adapters", "--lora FOLDER"]),
     ],
     ids=lambda v: str(v)[:40],
 )
@@ -445,7 +445,7 @@ def test_settings_that_come_along_are_found(here, capsys):
     assert call.settings["prompt"] == ["animal", "food", "plant"]
     assert call.settings["seed"] == 3
     told = capsys.readouterr().err
-    assert f"config: {CONFIGS / 'demo.yaml'}, which comes along" in told
+    assert f"config: {CONFIGS / 'demo.yaml'}, from the package" in told
     assert parse("sample", ["--config=recipes/configs/demo.yaml"]).settings["steps"] == 8
     (here / "demo.yaml").write_text("steps: 5\n")
     capsys.readouterr()
@@ -521,7 +521,7 @@ def test_output_that_cannot_be_written_is_no_full_disk(here):
     os.close(writer)
     assert code == 141
     assert err.count("\n") == 1
-    assert "what the command wrote to files is whole" in err
+    assert "files are written completely" in err
 
 
 BROKEN = """

@@ -176,7 +176,7 @@ def test_an_entry_is_read():
         ("fmtt:steps=2.5", ["whole number"]),
         ("fmtt:steps=]", ["method:key=value"]),
         ("fmtt:steps=0", ["steps must be at least 1"]),
-        ("best-of-n", ["compare a method that steers"]),
+        ("best-of-n", ["add a guided method"]),
     ],
 )
 def test_a_wrong_entry_is_refused_before_any_work(text, parts, here, capsys):
@@ -274,7 +274,7 @@ def test_adapters_are_compared_at_their_scale(here, capsys):
     assert (config["lora"], config["lora_scale"]) == ("lora", 0.5)
     capsys.readouterr()
     assert run(**settings, lora_scale=0.5, out="other") == 2
-    refused(capsys, "lora_scale has nothing to scale")
+    refused(capsys, "lora_scale needs adapters")
 
 
 def test_a_model_of_one_s_own_is_compared_by_its_reward_alone(here, tmp_path, capsys):

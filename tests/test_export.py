@@ -227,7 +227,7 @@ def test_the_embedded_model_is_no_pipeline_and_export_says_so(root, capsys, tmp_
         (["--component=unet"], ["component is for format diffusers or comfyui, not peft"]),
         (["--model=emoji"], ["model is for format merged"]),
         (["--format=merged", "--model=emoji"], ["were made for", "'emoji'"]),
-        (["--private"], ["private is for push"]),
+        (["--private"], ["private needs push"]),
         (["--push=me"], ["user/name", "'me'"]),
         (["--lora=none"], ["none"]),
         (["--scala=1"], ["unknown option 'scala'", "scale"]),

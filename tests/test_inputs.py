@@ -44,10 +44,10 @@ def test_lines_of_json_say_what_a_reward_is_asked(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("p.txt", "a\nb\x1b[31m\n", ["line 2", "control character U+001B", "take it out"]),
+        ("p.txt", "a\nb\x1b[31m\n", ["line 2", "control character U+001B", "remove it"]),
         ("p.txt", "a\u202etxt.exe", ["line 1", "U+202E"]),
         ("p.txt", '\n{"prompt": "a"}\n', ["line 2", "looks like JSON", "jsonl"]),
-        ("p.txt", "\ufeff \n\r\n", ["holds no prompts"]),
+        ("p.txt", "\ufeff \n\r\n", ["has no prompts"]),
         ("p.jsonl", '{"prompt": "\\u0007"}', ["line 1", "U+0007"]),
         ("p.jsonl", '{"prompt": "\\ud800"}', ["line 1", "U+D800"]),
         ("p.jsonl", '{"prompt": ["a"]}', ["line 1", 'no object with a "prompt"']),

@@ -54,7 +54,7 @@ def samples(tmp_path):
 
 
 def test_a_run_of_ours_may_be_replaced_and_is_not_unasked(samples):
-    with pytest.raises(FileExistsError, match=r"exists already.*say overwrite"):
+    with pytest.raises(FileExistsError, match=r"exists already.*set overwrite"):
         refuse_existing(samples, False)
     refuse_existing(samples, True)
     (samples / ".DS_Store").write_text("a desktop's")
@@ -144,7 +144,7 @@ def test_no_command_replaces_what_no_run_wrote(samples, monkeypatch, capsys, mod
         "~": "the folder that you are in", "note.txt": "it is no folder",
         "runs": "it holds no run of flowsteer, but one", "thesis": "the folder that you are in",
     }  # fmt: skip
-    refused(capsys, "is left as it is, though overwrite was said", reasons[out], "choose another")
+    refused(capsys, "is not changed, although overwrite was set", reasons[out], "choose another")
     assert sorted(p.relative_to(home) for p in home.rglob("*")) == before
 
 
@@ -154,7 +154,7 @@ def test_a_home_is_no_run(monkeypatch, tmp_path):
     with pytest.raises(FileExistsError, match="it is your home folder, or holds it"):
         refuse_existing(Path("~"), True)
     assert expanded("~/x") == tmp_path / "home" / "x"
-    with pytest.raises(ValueError, match="nobody of that name has a home"):
+    with pytest.raises(ValueError, match="there is no user of that name"):
         expanded("~nobody-of-that-name/x")
 
 
@@ -190,7 +190,7 @@ def test_a_new_run_that_fails_leaves_the_old_adapters(model, tmp_path, capsys):
     first = state(tune(load(model), tmp_path / "run", steps=2))
     with pytest.raises(RuntimeError, match="boom"):
         tune(load(model), tmp_path / "run", steps=2, reward=fails, overwrite=True)
-    assert "what was to be replaced is back in its place" in capsys.readouterr().out
+    assert "the earlier run was restored" in capsys.readouterr().out
     assert same(first, state(steer.load(model, lora=tmp_path / "run")))
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     (tmp_path / "run" / "thesis.txt").write_text("precious")
@@ -689,7 +689,7 @@ def test_sigterm_puts_away_what_is_half_done(here, monkeypatch, capsys):  # noqa
     monkeypatch.setattr(steer, "sample", third)
     before = signal.getsignal(signal.SIGTERM)
     assert run(prompt=json.dumps(["p0", "p1", "p2"]), particles=32) == 143
-    refused(capsys, "terminated: run the same command again to go on, what was finished is kept")
+    refused(capsys, "terminated: run the same command again to resume; finished parts are kept")
     assert signal.getsignal(signal.SIGTERM) == before
     assert sorted(p.name for p in (here / ".run.partial").iterdir()) == [
         "000000.safetensors", "identity.json",

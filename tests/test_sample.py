@@ -202,7 +202,7 @@ def test_a_flat_reward_has_no_temperature():
         ({"method": "fmrg-j", "scale": -0.1}, "scale must not be negative"),
         (
             {"method": "fmrg-j", "window": (0.4, 0.5)},
-            r"nothing would be guided: .* 0, 0.333, 0.66",
+            r"no step would be guided: .* 0, 0.333, 0.66",
         ),
         ({"method": "split", "moves": -1}, "moves must not be negative"),
         ({"init_image": torch.full((3,), 255, dtype=torch.uint8)}, "divide bytes by 255"),

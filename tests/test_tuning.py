@@ -170,7 +170,7 @@ def test_a_finished_run_is_loaded_and_another_is_refused(model, tmp_path):
         load_adapters(other, tmp_path / "run")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match="holds no tuning run"):
+    with pytest.raises(FileExistsError, match="contains no tuning run"):
         tune(flow, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 

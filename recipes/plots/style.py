@@ -70,7 +70,7 @@ def theme(name: str) -> Theme:
         ValueError: it is neither light nor dark.
     """
     if name not in _THEMES:
-        raise ValueError(f"no theme {name!r}: take one of {', '.join(_THEMES)}")
+        raise ValueError(f"no theme {name!r}: use one of {', '.join(_THEMES)}")
     return _THEMES[name]
 
 

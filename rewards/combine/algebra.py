@@ -23,7 +23,7 @@ class Composed(Reward):
     def __init__(self, *rewards: Reward | Callable[..., Tensor]) -> None:
         super().__init__()
         if not rewards:
-            raise ValueError(f"{type(self).__name__.lower()} of nothing: give it a reward")
+            raise ValueError(f"{type(self).__name__.lower()} needs a reward")
         self.rewards = nn.ModuleList(wrap(reward) for reward in rewards)
         self.differentiable = all(reward.differentiable for _, reward in self.terms)
 
@@ -34,7 +34,7 @@ class Composed(Reward):
 
     def join(self, scores: Tensor) -> Tensor:
         """Make one score of several, (k, n) -> (n,)."""
-        raise NotImplementedError("abstract: return one score a row")
+        raise NotImplementedError("abstract: return one score per row")
 
     def forward(
         self,

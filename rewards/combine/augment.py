@@ -46,7 +46,7 @@ class Augmented(Composed):
         if not isinstance(views, int) or views < 1:
             raise ValueError(f"views must be a whole number above zero, got {views!r}")
         if not 0 <= crop <= 0.9:
-            raise ValueError(f"crop must be in 0 to 0.9, a share of the side, got {crop}")
+            raise ValueError(f"crop must be in 0 to 0.9, a fraction of the side, got {crop}")
         if not noise >= 0:
             raise ValueError(f"noise must not be negative, got {noise}")
         self.views, self.crop, self.noise, self.seed = views, float(crop), float(noise), seed

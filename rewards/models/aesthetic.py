@@ -125,8 +125,8 @@ class Aesthetic(Reward):
         width = _width(self.backbone.model)
         if width is not None and width != len(weight):
             raise ValueError(
-                f"the head {name!r} reads {len(weight)} features, and the CLIP gives {width}: say "
-                "the one that it was trained on, aesthetic:model="
+                f"the head {name!r} reads {len(weight)} features, and the CLIP gives {width}: "
+                "give the one that it was trained on, aesthetic:model="
             )
 
     def forward(
@@ -154,7 +154,7 @@ def _affine(weights: Mapping[str, Tensor], file: Path) -> tuple[Tensor, Tensor]:
         weight, bias = collapsed(weights, "layers.")
     else:
         raise ValueError(
-            f"{str(file)!r} is no head of an aesthetic predictor (its first keys are "
+            f"{str(file)!r} is not a head of an aesthetic predictor (its first keys are "
             f"{', '.join(list(weights)[:3]) or 'none'}): it must hold weight (1, d) and bias "
             "(1,), or layers.0.weight, layers.0.bias, layers.2.weight and so on"
         )

@@ -92,13 +92,13 @@ class Classifier(Reward):
             return target
         if not self.names:
             raise ValueError(
-                f"the classifier has no names for its classes, so {target!r} names none: give "
-                "names=FILE, one a line, or target=INDEX"
+                f"the classifier has no names for its classes, so {target!r} cannot be found: "
+                "give names=FILE with one name per line, or target=INDEX"
             )
         found = self._index.get(plain(target), [])
         if len(found) > 1:
             several = " and ".join(f"{i} ({self.names[i]})" for i in found)
-            raise ValueError(f"class {target!r} is any of {several}: give target=INDEX")
+            raise ValueError(f"class {target!r} is ambiguous ({several}): give target=INDEX")
         if not found:
             raise ValueError(
                 f"unknown class {target!r}: {hint(plain(target), self._index)}There are "
@@ -228,5 +228,8 @@ def _own(text: str) -> nn.Module:
     found = from_file(Path(file), name)
     made = found if isinstance(found, nn.Module) else found()
     if not isinstance(made, nn.Module):
-        raise ValueError(f"{text!r} is no module and makes none, but {type(made).__name__}")
+        raise ValueError(
+            f"{text!r} is neither a module nor a function that returns one, but "
+            f"{type(made).__name__}"
+        )
     return made

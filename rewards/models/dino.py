@@ -143,7 +143,7 @@ def _tokens(model: str | Path | None, **execution: Any) -> Tokens:
         refuse_lacking(lacking, network, folder)
         if getattr(network.config, "patch_size", None) is None:
             raise ValueError(
-                f"{type(network).__name__} in {str(folder)!r} is no vision transformer: "
+                f"{type(network).__name__} in {str(folder)!r} is not a vision transformer: "
                 f"dino:model= takes DINO, DINOv2 or DINOv3, as {SOURCE.repo}"
             )
         return Tokens(network, preprocess, **execution)

@@ -132,13 +132,13 @@ def fetch(source: Source, reward: str, option: str = "model") -> Path:
         folder = Path(snapshot_download(source.repo, allow_patterns=list(source.files)))
         lacking = [name for name in source.files if not (folder / name).is_file()]
         if lacking:  # an old copy, or files that the repository does not have
-            raise FileNotFoundError(f"what came lacks {', '.join(lacking)}")
+            raise FileNotFoundError(f"the download lacks {', '.join(lacking)}")
         return folder
     except Exception as error:
         raise ValueError(
-            f"the weights of {reward!r} are not here, and {source.repo} cannot be had from the "
-            f"hub ({type(error).__name__}: {reason(error)}). Download {source.place}, or say "
-            f"where they are: {reward}:{option}=PATH"
+            f"the weights of {reward!r} are not on this machine, and {source.repo} cannot be "
+            f"downloaded from the hub ({type(error).__name__}: {reason(error)}). Download "
+            f"{source.place}, or give their location: {reward}:{option}=PATH"
         ) from error
 
 
@@ -192,9 +192,9 @@ def fetch_url(url: str, reward: str, option: str) -> Path:
         hub.download_url_to_file(url, str(cached), prefix[1] if prefix else None, progress=False)
     except Exception as error:
         raise ValueError(
-            f"the weights of {reward!r} are not here, and {name} cannot be downloaded "
-            f"({type(error).__name__}: {error}). Download {url} and put it at {cached}, or say "
-            f"where it is: {reward}:{option}=FILE"
+            f"the weights of {reward!r} are not on this machine, and {name} cannot be downloaded "
+            f"({type(error).__name__}: {error}). Download {url} and put it at {cached}, or give "
+            f"its location: {reward}:{option}=FILE"
         ) from error
     return cached
 
@@ -227,14 +227,14 @@ def state(path: str | Path, reward: str, option: str) -> dict[str, Tensor]:
     except Exception as error:
         raise ValueError(
             f"cannot read the weights {str(path)!r} ({type(error).__name__}: {reason(error)}): "
-            f"{reward}:{option}= takes a .safetensors file, or a .pth file of tensors alone, "
+            f"{reward}:{option}= takes a .safetensors file, or a .pth file with tensors only, "
             "torch.save(model.state_dict(), FILE)"
         ) from error
     if isinstance(found, dict):
         found = found.get("state_dict", found)
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise ValueError(
-            f"{str(path)!r} holds no weights by name: {reward}:{option}= takes what "
+            f"{str(path)!r} contains no named weights: {reward}:{option}= takes what "
             "torch.save(model.state_dict(), FILE) writes"
         )
     return found

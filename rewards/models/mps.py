@@ -77,8 +77,8 @@ class MPS(Reward):
         file = place / "mps.safetensors" if place.is_dir() else place
         if not file.is_file():
             raise FileNotFoundError(
-                f"no weights of 'mps' at {str(file)!r}. {_how()} and put them there, or say where "
-                "they are: mps:model=FILE"
+                f"no weights of 'mps' at {str(file)!r}. {_how()} and put them there, or give "
+                "their location: mps:model=FILE"
             )
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold must be in [0, 1), got {threshold}")

@@ -77,7 +77,7 @@ class VQA(Reward):
         self.contrast = None if contrast is None else _word(contrast)
         for option, text in (("answer", self.answer), ("contrast", self.contrast)):
             if text == "":
-                raise ValueError(f"{option}='' says nothing: give it a word, as 'Yes'")
+                raise ValueError(f"{option}='' is empty: give a word such as 'Yes'")
         self.backbone = _model(model, dtype=dtype, compile=compile, checkpoint=checkpoint)
 
     def forward(
@@ -129,9 +129,9 @@ def _folder(model: str | Path | None) -> Path:
         refuse_fetch("vqa", repo)
         source = SOURCE if repo == SOURCE.repo else Source(repo, SOURCE.files)
         raise ValueError(
-            f"the weights of 'vqa' are not here, and {repo} cannot be had from the hub "
-            f"({type(error).__name__}: {reason(error)}). Download its {source.place}, or say "
-            "where they are: vqa:model=PATH"
+            f"the weights of 'vqa' are not on this machine, and {repo} cannot be downloaded from "
+            f"the hub ({type(error).__name__}: {reason(error)}). Download its {source.place}, or "
+            "give their location: vqa:model=PATH"
         ) from error
 
 

@@ -127,7 +127,7 @@ class Layout(PixelReward):
             inside = luma(read(mask, "mask", ground=0.0))
             if not inside.any():
                 raise ValueError(
-                    f"the mask {str(mask)!r} is black all over: paint white what is inside"
+                    f"the mask {str(mask)!r} is completely black: paint the inside white"
                 )
         elif region in _GRIDS:
             inside = _GRIDS[region][None]

@@ -101,7 +101,7 @@ class Connection:
                     _said(error),
                 )
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-                raise ValueError(f"cannot ask the server {self.url}: {_said(error)}") from error
+                raise ValueError(f"cannot reach the server {self.url}: {_said(error)}") from error
             except ValueError as error:
                 raise ValueError(
                     f"the reward server {self.url} gave a bad answer: {error}"
@@ -116,7 +116,7 @@ class Connection:
                 raise ConnectionError(self._too_late(wait, tries, what, why))
             if tries == 1:
                 logging.getLogger(__name__).warning(
-                    "the reward server %s does not answer (%s): trying for %.0f s",
+                    "the reward server %s does not answer (%s): retrying for %.0f s",
                     self.url,
                     f"{what}: {why}",
                     left,
@@ -127,14 +127,14 @@ class Connection:
         """Return the answer if it is one, and else raise what the server says."""
         if status in {401, 403}:
             raise PermissionError(
-                f"the reward server {self.url} wants a token, or another one "
+                f"the reward server {self.url} needs a token, or another one "
                 f"({_message(answer)}): {line_for(self.host, self.port)}"
             )
         if 300 <= status < 400:
             place = printable(redacted(str(headers.get("location"))), 200)
             raise ValueError(
-                f"{self.url} sends on to {place!r} (status {status}), and nothing is sent there: "
-                "give that URL itself if you trust it"
+                f"{self.url} redirects to {place!r} (status {status}), and redirections are not "
+                "followed: give that URL itself if you trust it"
             )
         if status != 200:
             raise ValueError(
@@ -147,8 +147,8 @@ class Connection:
         for one in _chain(error):
             if isinstance(one, ssl.SSLError):
                 raise ValueError(
-                    f"{self.url} cannot be spoken with by https ({one.reason or one}): give "
-                    "http:// for a server without it, or trust its certificate (SSL_CERT_FILE)"
+                    f"{self.url} cannot be reached by https ({one.reason or one}): give http:// "
+                    "for a server without it, or trust its certificate (SSL_CERT_FILE)"
                 ) from error
 
     def _too_late(self, wait: float, tries: int, what: str, why: str) -> str:
@@ -176,7 +176,8 @@ def _place(url: str) -> tuple[str, int]:
         port = parts.port
     except ValueError as error:
         raise ValueError(
-            f"{redacted(url)!r} is no server's URL ({error}): write it as http://127.0.0.1:8000"
+            f"{redacted(url)!r} is not the URL of a server ({error}): write it as "
+            "http://127.0.0.1:8000"
         ) from None
     plain = url.isascii() and url.isprintable() and " " not in url
     if parts.username is not None or parts.password is not None:
@@ -192,7 +193,7 @@ def _place(url: str) -> tuple[str, int]:
         or not plain
     ):
         raise ValueError(
-            f"{redacted(url)!r} is no server's URL: write it as http://127.0.0.1:8000"
+            f"{redacted(url)!r} is not the URL of a server: write it as http://127.0.0.1:8000"
         )
     return parts.hostname, port or (443 if parts.scheme == "https" else 80)
 

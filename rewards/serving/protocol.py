@@ -67,15 +67,15 @@ def unpack(body: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     size = int.from_bytes(body[:8], "little")
     if size > HEADER:
         raise ValueError(
-            f"no safetensors file with a header of at most {HEADER} bytes, but {size}: send fewer "
-            "rows, or shorter prompts and metadata"
+            f"not a safetensors file with a header of at most {HEADER} bytes, but {size}: send "
+            "fewer rows, or shorter prompts and metadata"
         )
     try:
         header = json.loads(body[8 : 8 + size])
         metadata = header.pop("__metadata__", None) or {}
         if len(header) > TENSORS:
-            raise ValueError(f"it has {len(header)} tensors, and {TENSORS} are the most")
+            raise ValueError(f"it has {len(header)} tensors, more than the limit of {TENSORS}")
         tensors = load(body)
     except (SafetensorError, AttributeError, ValueError, KeyError, RecursionError) as error:
-        raise ValueError(f"no safetensors file ({error})") from None
+        raise ValueError(f"not a safetensors file ({error})") from None
     return tensors, metadata

@@ -86,7 +86,7 @@ class Remote(Reward):
         if version != PROTOCOL:
             raise ValueError(
                 f"the reward server {self.url} speaks version {version!r} of the protocol, and "
-                f"this package {PROTOCOL}: install the same flowsteer on both sides"
+                f"this package uses version {PROTOCOL}: install the same flowsteer on both sides"
             )
 
     def extra_repr(self) -> str:

@@ -84,9 +84,9 @@ def serve(
     token = token or os.environ.get(TOKEN) or None
     if token is None and not is_loopback(host):
         raise ValueError(
-            f"at {host} everyone in the network could use the server: set a token first, "
-            f"export {TOKEN}=$(openssl rand -hex 16), for the server and its clients; or leave "
-            "--host out to serve this machine alone"
+            f"at {host} everybody in the network could use the server: set a token first, export "
+            f"{TOKEN}=$(openssl rand -hex 16), for the server and its clients; or leave --host "
+            "out to serve only this machine"
         )
     with _bound(host, port) as listener:
         there = device is not None and torch.cuda.is_available()  # leave memory to the workers
@@ -142,7 +142,7 @@ def _refuse_place() -> None:
         raise SystemExit(STARTUP_FAILURE)
     if threading.current_thread() is not threading.main_thread():
         raise ValueError(
-            "serve() looks after processes, which only the main thread can: in another, run "
+            "serve() manages processes, which only the main thread can do: in another thread, run "
             "rewards.serving.application.app(reward) with uvicorn"
         )
 
@@ -166,7 +166,7 @@ def _replace_me(spec: str) -> Callable[[], None]:
 
     def end() -> None:
         print(
-            f"the reward {redacted(spec)} hangs: its worker is replaced",
+            f"the reward {redacted(spec)} does not respond: its worker is replaced",
             file=sys.stderr,
             flush=True,
         )

@@ -49,8 +49,8 @@ def token_for(host: str, port: int) -> str | None:
     except (netrc.NetrcParseError, OSError, UnicodeDecodeError) as error:
         name = file or Path("~/.netrc")
         raise ValueError(
-            f"cannot read {name}, where a token for {host} may be ({error}): mend the line, and "
-            "let no one else read the file (chmod 600)"
+            f"cannot read {name}, where a token for {host} may be ({error}): correct the line, "
+            "and make the file private (chmod 600)"
         ) from None
     for name in (f"{host}:{port}", host):
         login, _, password = known.get(name, ("", "", ""))

@@ -83,8 +83,8 @@ def check_size(pipe: Any, height: int | None, width: int | None, multiple: int) 
         if size is not None and (size <= 0 or size % multiple):
             low = max(1, size // multiple) * multiple
             raise ValueError(
-                f"{name} {size} is no multiple of {multiple}, which {type(pipe).__name__} needs: "
-                f"take {low} or {low + multiple}"
+                f"{name} {size} is not a multiple of {multiple}, which {type(pipe).__name__} "
+                f"needs: take {low} or {low + multiple}"
             )
 
 

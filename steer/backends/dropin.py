@@ -69,7 +69,9 @@ class RewardGuidance(PipelineCallback):
     ) -> None:
         finite("scale", scale)
         if scale < 0:
-            raise ValueError(f"scale must not be negative, got {scale}: it would lead downwards")
+            raise ValueError(
+                f"scale must not be negative, got {scale}: a negative scale would lower the reward"
+            )
         self.reward, self.scale, self.cfg = as_reward(reward), scale, cfg
         self.prompts = [prompts] if isinstance(prompts, str) else prompts
         self.pipe: Any = None
@@ -97,8 +99,8 @@ class RewardGuidance(PipelineCallback):
         kind = family_of(pipe)
         if kind is None:
             raise ValueError(
-                f"{type(pipe).__name__} is no family that is known by name (docs/models.md): "
-                "steer.sample(pipe, reward, ...) finds out what it is"
+                f"{type(pipe).__name__} is not a family that is known by name (docs/models.md): "
+                "use steer.sample(pipe, reward, ...), which analyses the pipeline"
             )
         network: nn.Module = getattr(pipe, kind.network_name)
         if network.training:
@@ -168,8 +170,8 @@ class RewardGuidance(PipelineCallback):
         calls, self._calls = self._calls, []
         if self.pipe is None:
             raise ValueError(
-                f"{type(pipeline).__name__} does not say who it is before its first step: give "
-                "it, steer.RewardGuidance(reward, pipe=pipe)"
+                f"{type(pipeline).__name__} does not pass itself before its first step: give it, "
+                "steer.RewardGuidance(reward, pipe=pipe)"
             )
         if len(calls) == 2 and not at_one_time(*(c[self.kind.time_argument] for c in calls)):
             calls = calls[1:]  # the first is of another call of the pipeline's
@@ -213,7 +215,7 @@ class RewardGuidance(PipelineCallback):
             negative = calls[1]
         if negative is not None and scale is None and self.kind.cfg_argument is not None:
             raise ValueError(
-                "the pipeline mixes guidance at a scale that it does not tell: give it, "
+                "the pipeline mixes guidance at a scale that cannot be read from it: give it, "
                 "steer.RewardGuidance(reward, pipe=pipe, cfg=4.0)"
             )
         x = whole.state_of(told).detach().float()

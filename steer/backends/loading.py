@@ -90,12 +90,12 @@ def _from_file(
 ) -> Any:
     if file.suffix != ".safetensors":
         raise ValueError(
-            f"{file} is no .safetensors file: other kinds can run code when they are read. "
+            f"{file} is not a .safetensors file: other formats can run code when they are read. "
             "Convert it, or take the model's safetensors file"
         )
     if config is None:
         raise ValueError(
-            f"{file} holds weights alone: give config=, the folder or hub id of a pipeline of "
+            f"{file} contains only weights: give config=, the folder or hub id of a pipeline of "
             "the same class (its tokenizers and configurations), as in "
             'steer.load("model.safetensors", config="stabilityai/stable-diffusion-xl-base-1.0")'
         )
@@ -163,7 +163,7 @@ def _check_folder(folder: Path, variant: str | None) -> None:
     index = next((folder / f for f in (INDEX, MODULAR) if (folder / f).is_file()), None)
     if index is None:
         raise ValueError(
-            f"{folder} is no pipeline: it has no {INDEX}"
+            f"{folder} is not a pipeline: it has no {INDEX}"
             + _part_of_pipeline(folder)
             + "; give the folder that pipe.save_pretrained wrote"
         )
@@ -195,7 +195,7 @@ def _check_folder(folder: Path, variant: str | None) -> None:
         )
     if missing:
         raise FileNotFoundError(
-            f"{folder} is not whole: {', '.join(missing)} missing. Copy it again, or save the "
+            f"{folder} is incomplete: {', '.join(missing)} missing. Copy it again, or save the "
             "pipeline with pipe.save_pretrained"
         )
 

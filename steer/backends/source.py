@@ -112,7 +112,7 @@ class Source:
             negative = calls[1]
         elif flow.cfg is not None:
             raise ValueError(
-                f"{type(self.pipe).__name__} asked its denoiser about no negative prompt at "
+                f"{type(self.pipe).__name__} called its denoiser without a negative prompt at "
                 f"{flow.cfg_argument} {flow.cfg:g}: this model takes no classifier-free guidance, "
                 "so leave cfg out"
             )

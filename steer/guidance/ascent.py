@@ -147,7 +147,7 @@ class FlowMapControl:
         wanted = begun if guided is None else guided
         self.guided = [s for s in begun if any(abs(s - t) < 1e-9 for t in wanted)]
         if len(self.guided) < len(wanted):
-            raise ValueError(f"cannot push at {list(wanted)}: the steps begin at {begun}")
+            raise ValueError(f"cannot guide at {list(wanted)}: the steps begin at {begun}")
 
     def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
         """Yield the population after each step; nothing is random, the seed is not used.

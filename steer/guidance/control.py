@@ -164,7 +164,7 @@ class Window:
             listed = ", ".join(f"{t:.3g}" for t in begun)
             raise ValueError(
                 f"no step begins inside the guidance window from {self.start} to {self.stop}, so "
-                f"nothing would be guided: the steps begin at {listed}"
+                f"no step would be guided: the steps begin at {listed}"
             )
         return at
 

@@ -150,8 +150,8 @@ class NoiseSMC:
         if bound == "ess" and threshold < least:
             raise ValueError(
                 f"threshold={threshold:g} is below least={least:g}: g is raised until ESS / n is "
-                "`least`, and would stay there, since nothing resamples; give a threshold at or "
-                "above it"
+                "`least`, and would stay there, because nothing resamples; give a threshold of at "
+                "least this"
             )
         self.flow, self.potential, self.batch_size = flow, potential, batch_size
         self.move, self.least, self.bound, self.resampler = move, least, bound, resampler

@@ -148,8 +148,8 @@ class Rows:
         rows = cls(lead, position, asked)
         if asked is not None and len(asked) not in {1, rows.p}:
             raise ValueError(
-                f"the potential asks the reward about {len(asked)} prompts, the start has "
-                f"{rows.p}: give x0 as ({len(asked)}, n, *event)"
+                f"the potential has {len(asked)} prompts for the reward, the start has {rows.p}: "
+                f"give x0 as ({len(asked)}, n, *event)"
             )
         return rows
 
@@ -229,7 +229,7 @@ class Rows:
             name = f" ({self.asked[i % len(self.asked)]!r})" if self.asked else ""
             raise FloatingPointError(
                 f"no particle of prompt {self.position + i}{name} has a weight: its reward is not "
-                "finite for any of them; guard the reward's logarithms and divisions"
+                "finite for any of them; check the reward's logarithms and divisions"
             )
 
     def refuse_not_finite(self, what: str, values: Tensor, where: str) -> None:
@@ -251,9 +251,8 @@ class Rows:
         name = f" ({self.asked[i % len(self.asked)]!r})" if self.asked else ""
         raise FloatingPointError(
             f"the {what} is {float(values[row])} for prompt {self.position + i}{name}, particle "
-            f"{row % self.n}, {where}: a reward must be finite for every "
-            "picture; guard its logarithms and divisions, or raise the temperature if it "
-            "only overflows"
+            f"{row % self.n}, {where}: a reward must be finite for every picture; check its "
+            "logarithms and divisions, or raise the temperature if it only overflows"
         )
 
 

@@ -62,7 +62,7 @@ class Evaluation:
         if self.total is not None:
             return self.total
         if self.gradient is None or self.partial is None:
-            raise ValueError("this evaluation holds no derivatives: ask with derivatives=True")
+            raise ValueError("this evaluation has no derivatives: call it with derivatives=True")
         return self.partial + (b * self.gradient).flatten(1).sum(1)
 
     def map(self, f: Callable[..., Tensor], *others: "Evaluation") -> "Evaluation":

@@ -105,7 +105,7 @@ class Guidance:
         if isinstance(self.weights, Continuous):
             if not isinstance(self.kernel, Sde) or self.kernel.clip is not None or self.scale != 1:
                 raise ValueError(
-                    "Continuous weights hold for the published drift alone: take "
+                    "Continuous weights are valid only for the published drift: use "
                     "steer.Sde(flow) without clip and scale=1, or steer.Ratio()"
                 )
             if not isinstance(self.potential, Lookahead | Denoised | Naive):

@@ -101,7 +101,9 @@ class Amortise(Objective):
 
     def _draw(self, batch: Batch, name: str | None, asked: str | None, turn: int) -> Drawn:
         if batch.unbound is None:
-            raise ValueError("amortise samples by itself: give the batch its unbound base")
+            raise ValueError(
+                "amortise binds the prompts itself: give the batch its base without bound prompts"
+            )
         digest = hashlib.blake2b((name or "").encode(), digest_size=4).digest()
         place, seed = int.from_bytes(digest, "little"), batch.draws.seed * 7919 + turn
         drawn = sample(

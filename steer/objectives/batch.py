@@ -109,9 +109,9 @@ def refuse_not_finite(values: Tensor, texts: Sequence[str] | None) -> None:
         row = int(bad[0])
         whose = "" if texts is None else f" of prompt {texts[row]!r}"
         raise FloatingPointError(
-            f"the reward is {float(values[row])} in row {row}{whose}: a reward must be finite on "
-            "every picture that the model can draw; look at the reward, or at the run's last "
-            "sheet for what it was asked about"
+            f"the reward is {float(values[row])} in row {row}{whose}: a reward must be finite for "
+            "every picture that the model can generate; check the reward, and the last sheet of "
+            "the run for the pictures"
         )
 
 

@@ -77,7 +77,7 @@ class GRPO(Objective):
         if not churn or min(churn) <= 0 or max(churn) > 1:
             raise ValueError(
                 f"churn must be numbers above 0 and at most 1, got {list(churn)}: without noise "
-                "there is no likelihood to follow"
+                "there is no likelihood"
             )
         if trained is not None and not 1 <= trained <= steps - 1:
             raise ValueError(

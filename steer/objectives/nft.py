@@ -88,7 +88,7 @@ class NFT(Objective):
         if not jumps or min(jumps) < 1:
             raise ValueError(f"jumps must be numbers of at least 1, got {list(jumps)}")
         if not 0 <= diagonal <= 1:
-            raise ValueError(f"diagonal must be a share of the steps, 0 to 1, got {diagonal}")
+            raise ValueError(f"diagonal must be a fraction of the steps, 0 to 1, got {diagonal}")
         self.beta, self.kl, self.jumps = beta, kl, list(jumps)
         self.max_advantage, self.diagonal = max_advantage, diagonal
         self.distil, self.group = distil, whole_group(group)

@@ -127,8 +127,8 @@ def score(
     scores = check_scores(reward(images, prompts, metadata), images, name)
     if watched and images._version != before:
         raise ValueError(
-            f"reward {name!r} changes the images that it is asked about, in place: work on a "
-            "copy, images = images.clone()"
+            f"reward {name!r} changes its input images in place: work on a copy, images = "
+            "images.clone()"
         )
     return scores
 

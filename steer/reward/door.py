@@ -23,8 +23,8 @@ def check_images(images: Tensor, pictures: bool = True) -> None:
     """
     if not isinstance(images, Tensor):
         raise TypeError(
-            f"a reward is asked about a {type(images).__name__}: give a tensor (n, 3, h, w) of "
-            "floats in [0, 1]"
+            f"a reward got a {type(images).__name__}: give a tensor (n, 3, h, w) of floats in [0, "
+            "1]"
         )
     if not images.is_floating_point():
         raise ValueError(

@@ -94,8 +94,8 @@ def spread(
     if not deviation > 1e-8:
         raise ValueError(
             f"reward {name_of(reward)!r} is the same, {float(values[0, 0]):g}, for all one-jump "
-            "samples of a prompt: it has no spread to set a temperature by, so give temperature, "
-            "in the reward's units, or look at the reward"
+            "samples of a prompt: no temperature can be computed from a standard deviation of "
+            "zero, so give temperature, in the reward's units, or check the reward"
         )
     return deviation
 
@@ -146,7 +146,7 @@ def learn(
         if not float(part.std) > 1e-4 * (1e-3 + abs(float(part.mean))):
             part.statistics = torch.zeros_like(part.statistics)
             raise ValueError(
-                f"{name_of(part)!r} learns the scale of a reward that is the same for all "
-                f"one-jump samples, {float(scores[0, 0]):g} for one: leave it out"
+                f"{name_of(part)!r} estimates the standard deviation of a reward that is the same "
+                f"for all one-jump samples, {float(scores[0, 0]):g} for one: leave it out"
             )
     return count

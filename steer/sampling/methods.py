@@ -220,7 +220,7 @@ def method_of(method: AnyMethod) -> Method:
         inspect.signature(method).bind(None, None, None, 1.0, WHOLE)
     except (TypeError, ValueError):
         raise ValueError(
-            f"method {name!r} is no kernel and cannot be called with (flow, reward, prompts, "
+            f"method {name!r} is not a kernel and cannot be called with (flow, reward, prompts, "
             "temperature, times): write a class of steer.Kernel, or a builder that returns a "
             "sampler, its options after a *"
         ) from None

@@ -56,8 +56,8 @@ def temperatures(
     if flat:
         name = f" ({asked[flat[0]]!r})" if asked else ""
         raise ValueError(
-            f"the reward has no spread over {n} one-jump samples of prompt "
+            f"the reward has a standard deviation of zero over {n} one-jump samples of prompt "
             f"{position + flat[0]}{name}, so no temperature can be set from it: give "
-            "temperature=..., or a reward that tells these samples apart"
+            "temperature=..., or a reward that differs between these samples"
         )
     return spread.float() / (request.strength or 3.0)

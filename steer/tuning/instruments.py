@@ -99,8 +99,8 @@ class Instruments:
         if not bool(torch.isfinite(scores).all()):
             row = int((~torch.isfinite(scores)).nonzero()[0])
             raise ValueError(
-                f"{name} is {float(scores[row])} for picture {row} ({self.rows[row]!r}): it "
-                "must be finite for every picture; guard its logarithms and divisions"
+                f"{name} is {float(scores[row])} for picture {row} ({self.rows[row]!r}): it must "
+                "be finite for every picture; check its logarithms and divisions"
             )
         return scores
 
@@ -127,8 +127,9 @@ class Instruments:
         """
         if images.shape != self._shape:
             raise ValueError(
-                f"pictures are {tuple(images.shape)}, the base's were {tuple(self._shape)}: draw "
-                "them of the same noise for the same prompts, or build the instruments anew"
+                f"pictures are {tuple(images.shape)}, the base's were {tuple(self._shape)}: "
+                "sample them from the same noise for the same prompts, or construct the "
+                "instruments again"
             )
         check_pictures(images)
         values, features = self._measure(images)

@@ -83,8 +83,8 @@ class RewardTuning(L.LightningModule):
             )
         if micro_batch % group:
             raise ValueError(
-                f"{micro_batch} rows a call do not hold whole groups of {group} rows a prompt, "
-                f"which this objective compares: make it a multiple of {group}"
+                f"{micro_batch} rows a call are not whole groups of {group} rows a prompt, which "
+                f"this objective compares: make it a multiple of {group}"
             )
         for p in tuned.adapters().values():
             p.requires_grad_(True)
@@ -217,13 +217,13 @@ class RewardTuning(L.LightningModule):
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss of step {self.global_step} is {loss}: lower learning_rate, raise the "
-                "temperature or a penalty; the last checkpoint is whole"
+                "temperature or a penalty; the last checkpoint is intact"
             )
         if not math.isfinite(length):
             raise FloatingPointError(
                 f"the gradient of step {self.global_step} is not finite, though the loss is: look "
                 "at the reward's square roots, logarithms and divisions at flat pictures; the "
-                "last checkpoint is whole"
+                "last checkpoint is intact"
             )
 
     def _summed(self, noted: Tensor) -> Tensor:
@@ -296,8 +296,8 @@ class RewardTuning(L.LightningModule):
         if theirs["sha256"] != self.base_sha256:
             raise ValueError(
                 f"the checkpoint was made on {theirs['name']!r} with weights "
-                f"{theirs['sha256'][:12]}, and this base, {self.tuned.name!r}, has others "
-                f"({self.base_sha256[:12]}): go on with the same base, or choose another folder"
+                f"{theirs['sha256'][:12]}, and this base, {self.tuned.name!r}, has other weights "
+                f"({self.base_sha256[:12]}): resume with the same base, or choose another folder"
             )
         for name, value in checkpoint["counts"].items():
             setattr(self.counts, name, value)

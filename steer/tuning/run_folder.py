@@ -76,8 +76,8 @@ class RunFolder:
             return _today(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, AttributeError) as error:
             raise ValueError(
-                f"{file} is damaged ({error}): copy it back, give another folder, or say "
-                "overwrite to begin anew"
+                f"{file} is damaged ({error}): copy it back, give another folder, or set "
+                "overwrite to start again"
             ) from None
 
     def claim(self, identity: Mapping[str, Any]) -> str:
@@ -102,7 +102,7 @@ class RunFolder:
                 tidy(self.path)
             if self.path.exists() and any(self.path.iterdir()):
                 raise FileExistsError(
-                    f"{self.path} exists already and holds no tuning run: choose another folder"
+                    f"{self.path} exists already and contains no tuning run: choose another folder"
                 )
             self._begin(identity)
             return ""
@@ -127,10 +127,12 @@ class RunFolder:
         whose = {"": "the reward's", "watched.": "the judge's or a held-out reward's"}
         longer = " (steps alone may grow, and nothing else change)" if "steps" in changed else ""
         raise FileExistsError(
-            f"{self.path} holds a run that was begun otherwise ({was})"
+            f"{self.path} contains a run with other arguments ({was})"
             + "".join(f": a file of {whose[part]} was edited since" for part in sorted(edited))
-            + f": choose another folder, give the same arguments to go on with it{longer}, or say "
-            "overwrite to drop it"
+            + (
+                f": choose another folder, give the same arguments to resume it{longer}, or set "
+                "overwrite to delete it"
+            )
         )
 
     def keep(self) -> None:
@@ -166,7 +168,7 @@ class RunFolder:
             if self.path.exists():
                 shutil.rmtree(self.path)
             os.replace(self._before, self.path.resolve())
-            print(f"{self.path}: what was to be replaced is back in its place")
+            print(f"{self.path}: the earlier run was restored")
         self.keep()
 
 

@@ -91,7 +91,7 @@ def fit(trainer: L.Trainer, module: RewardTuning, last: Path | None = None) -> N
                 raise ChildProcessError(
                     f"process {trainer.global_rank} of {trainer.world_size} waited for another "
                     "one that has ended (killed, out of memory, or with an error of its own "
-                    "above): the run ends; give the same command again to go on from its last "
+                    "above): the run ends; give the same command again to resume from its last "
                     "checkpoint"
                 ) from error
             raise

@@ -65,7 +65,7 @@ class MapObjective(nn.Module):
         rule.led_by(teacher)
         share = rule.diagonal if diagonal is None else diagonal
         if not 0 < share < 1:
-            raise ValueError(f"diagonal is a share of the batch between 0 and 1, got {share}")
+            raise ValueError(f"diagonal is a fraction of the batch between 0 and 1, got {share}")
         if distance not in DISTANCES:
             raise unknown("distance", distance, DISTANCES)
         if distance != "square" and (teacher is None or rule.field == "conditional"):
