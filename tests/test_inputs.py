@@ -50,9 +50,9 @@ def test_lines_of_json_say_what_a_reward_is_asked(tmp_path):
         ("p.txt", "\ufeff \n\r\n", ["has no prompts"]),
         ("p.jsonl", '{"prompt": "\\u0007"}', ["line 1", "U+0007"]),
         ("p.jsonl", '{"prompt": "\\ud800"}', ["line 1", "U+D800"]),
-        ("p.jsonl", '{"prompt": ["a"]}', ["line 1", 'no object with a "prompt"']),
+        ("p.jsonl", '{"prompt": ["a"]}', ["line 1", 'not an object with a "prompt"']),
         ("p.jsonl", '{"prompt": "a"}\n{"promt": "b"}', ["line 2"]),
-        ("p.jsonl", "[" * 20_000, ["line 1", 'no object with a "prompt"']),
+        ("p.jsonl", "[" * 20_000, ["line 1", 'not an object with a "prompt"']),
         ("p.jsonl", '{"prompt": ' + "9" * 5000 + "}", ["line 1"]),
     ],
 )
