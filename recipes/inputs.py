@@ -65,7 +65,7 @@ def load_model(
         device: where to put it.
         dtype: of its weights.
         lora: adapters.
-        lora_scale: what their update is multiplied by.
+        lora_scale: factor for their update.
         options: of a pipeline, see `steer.load`.
 
     Raises:

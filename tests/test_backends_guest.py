@@ -214,7 +214,7 @@ def refused(error, call, *words):
 def test_a_resolution_that_does_not_divide():
     built = tiny.build("flux")
     refused(
-        ValueError, lambda: steer.load(built, height=33), "height 33 is no multiple of", "take "
+        ValueError, lambda: steer.load(built, height=33), "height 33 is not a multiple of", "take "
     )
     refused(ValueError, lambda: flow("flux").sized(32, 31), "width 31")
 

@@ -94,7 +94,7 @@ def test_a_single_file_without_a_config(folders):
 
 def test_a_file_that_could_run_code(tmp_path):
     (tmp_path / "model.ckpt").write_bytes(b"x")
-    refused(ValueError, lambda: steer.load(tmp_path / "model.ckpt"), "no .safetensors file")
+    refused(ValueError, lambda: steer.load(tmp_path / "model.ckpt"), "not a .safetensors file")
 
 
 def test_pickled_weights_in_a_folder(folders, tmp_path):
@@ -115,7 +115,7 @@ def test_a_folder_that_is_not_whole(folders, tmp_path, part):
 
 
 def test_one_part_of_a_pipeline(folders):
-    text = refused(ValueError, lambda: steer.load(folders / "flux" / "transformer"), "no pipeline")
+    text = refused(ValueError, lambda: steer.load(folders / "flux" / "transformer"), "not a pipeline")
     assert "FluxTransformer2DModel, which is one part of a pipeline" in text
 
 

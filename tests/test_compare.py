@@ -172,7 +172,7 @@ def test_an_entry_is_read():
         ("none:strength=2", ["'none'", "'strength'", "Known: churn, particles, steps"]),
         ("fmtt:steps", ["method:key=value"]),
         ("fmtt:steps=,scale=1", ["steps=..."]),
-        ("fmtt:steps=many", ["is no number"]),
+        ("fmtt:steps=many", ["is not a number"]),
         ("fmtt:steps=2.5", ["whole number"]),
         ("fmtt:steps=]", ["method:key=value"]),
         ("fmtt:steps=0", ["steps must be at least 1"]),
@@ -395,7 +395,7 @@ def test_equal_calls_are_the_flow_s_own(here):
         ("other.py:Kernel", "no file other.py"),
         ("toy.py:Stirred:chrn=1", "option of method 'toy.py:Stirred', 'chrn': did you mean churn"),
         ("toy.py:Needy", "kernel 'Needy' needs more than a flow: give its other arguments"),
-        ("toy.py:first", "method 'first' is no kernel and cannot be called with (flow, reward"),
+        ("toy.py:first", "method 'first' is not a kernel and cannot be called with (flow, reward"),
         ("toy.py:climb:temperature=1", "'toy.py:climb', 'temperature'"),
     ],
 )

@@ -39,7 +39,7 @@ def test_what_is_no_picture_is_refused(reward, given, words):
 
 
 def test_no_tensor_is_refused():
-    with pytest.raises(TypeError, match="asked about a list: give a tensor"):
+    with pytest.raises(TypeError, match="got a list: give a tensor"):
         Brightness()([images()])
 
 

@@ -277,7 +277,7 @@ def test_load_from_a_file(tmp_path):
         ("colour:name=redd", "unknown colour 'redd': did you mean red"),
         ("colour:nam=red", "no option 'nam': it has name"),
         ("colour:red", "write key=value"),
-        ("colour:name=[", "no plain value"),
+        ("colour:name=[", "not a plain value"),
         ("brightness:by=2", "no option 'by': it has none"),
         ("brightness +", "cannot read the reward"),
         ("jpeg:quality=0", "1 to 95"),

@@ -272,7 +272,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(model, cut, caps
         last.write_bytes({"truncated": data[:1000], "empty": b"", "foreign": b"x" * 99}[damage])
     again = tune(load(model), out, steps=7)
     said = capsys.readouterr().out
-    named = f"{last} is damaged" in said and "going on from the one before it, step 2" in said
+    named = f"{last} is damaged" in said and "resuming from the one before it, step 2" in said
     assert named or damage == "missing"
     assert same(whole, state(again))
     assert rows(out) == [1, 2, 3, 4, 5, 6, 7]

@@ -116,7 +116,7 @@ def test_errors(tmp_path):
     term("sd3").save(tmp_path)
     config = tmp_path / FOLDER / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "format": "other"}))
-    with pytest.raises(ValueError, match=r"no second time of ours: format 'other'"):
+    with pytest.raises(ValueError, match=r"not a second time in our format: format 'other'"):
         seen_as(pipe("sd3"), "sd3", second_time=tmp_path)
     term("sd3").save(tmp_path)
     weights = tmp_path / FOLDER / "model.safetensors"

@@ -33,23 +33,23 @@ __all__ = ["RewardGuidance"]
 
 
 class RewardGuidance(PipelineCallback):
-    """Push a pipeline's states up the reward of their lookahead: `fmrg-j` in the pipeline's loop.
+    """Guide a pipeline by the reward of its lookahead: `fmrg-j` in the pipeline's own loop.
 
     `pipe(prompt, callback_on_step_end=steer.RewardGuidance(reward, pipe=pipe))`. After each step
-    from s to t the state moves by `scale |X(s,t,x) - x| g / |g|`, `g = ∇ reward(X(s,1,x))`,
-    theory (47): what `steer.FlowMapControl` does. It costs one call of the denoiser a step,
-    forward and backward, and no text encoder: what the denoiser is told is taken from the
-    pipeline's own calls. At scale 0 nothing is touched.
+    from s to t the state moves by `scale |X(s,t,x) - x| g / |g|`, `g = ∇ reward(X(s,1,x))`, theory
+    (47): what `steer.FlowMapControl` does. It costs one denoiser call per step, forward and
+    backward, and no text encoding: the denoiser's inputs are taken from the pipeline's own calls.
+    At scale 0 nothing is changed.
 
-    A pipeline whose answer is not used, or that has no such argument (PRX, DreamLite), is guided
-    by its scheduler: `with guidance.around(pipe): pipe(prompt)`.
+    A pipeline that ignores what the callback returns, or that has no such argument (PRX,
+    DreamLite), is guided through its scheduler: `with guidance.around(pipe): pipe(prompt)`.
 
     Args:
         reward: a Reward, or any callable on images (n, 3, h, w).
-        scale: the push as a multiple of the step.
-        pipe: the pipeline. Default: found out when the pipeline asks for `tensor_inputs`; some do
-            not (FLUX, Qwen-Image, Z-Image): there it must be given.
-        prompts: what the reward is asked, where it wants prompts: one, or one for each prompt.
+        scale: length of the gradient step relative to the pipeline's step.
+        pipe: the pipeline. Default: detected when the pipeline reads `tensor_inputs`. Some
+            pipelines do not (FLUX, Qwen-Image, Z-Image) and must be given.
+        prompts: prompts for the reward, if it needs them: one, or one for each prompt.
         cfg: the scale of guidance, where the pipeline's call has it as `true_cfg_scale`.
 
     Raises:

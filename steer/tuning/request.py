@@ -43,7 +43,7 @@ class Tuning:
         strength: then it is the spread divided by this; None: by 3.
         judge: what says whether pictures became better; nothing is tuned by it.
         held_out: name -> rewards that are read at checks, and not tuned for.
-        seed: keys all that is drawn.
+        seed: seed of all random numbers.
         settings: how the run is run.
         start: adapters that are tuned further, which the base of the run has on; None: new ones.
 
