@@ -216,7 +216,7 @@ def test_errors_at_the_door(options, words):
 @every_method
 def test_rewards_without_gradient(method):
     if TABLE[method].gradient:
-        with pytest.raises(ValueError, match="take one of none, best-of-n, split"):
+        with pytest.raises(ValueError, match="use one of none, best-of-n, split"):
             sample(mixture(), blind(), method=method)
     else:
         assert sample(mixture(), blind(), method=method).rewards.shape == (5,)

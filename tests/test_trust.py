@@ -418,7 +418,7 @@ def test_a_token_in_a_rewards_text_is_in_nothing_that_a_run_writes_or_says(tmp_p
         run(2, "sample", "--reward", text.replace("==", "==x"), "--out", "w")  # another token
         run(2, "sample", "--reward", text.replace("wait=9", "wait=x"), "--out", "w")
         run(2, "sample", "--config", "s/config.yaml", "--out", "w")  # hidden, so it is asked for
-        assert "wants a token" in said[-1]
+        assert "needs a token" in said[-1]
         monkeypatch.setenv("FLOWSTEER_REWARD_TOKEN", "ti+ger==")
         run(0, "sample", "--config", "s/config.yaml", "--out", "again")
     run(2, "sample", *[w.replace("wait=9", "wait=0.2") for w in reward], "--out", "w")  # away

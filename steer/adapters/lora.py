@@ -136,8 +136,7 @@ class Adapted(Wrapped):
 
     @property
     def base(self) -> Self:
-        """The flow without its adapters; after further tuning, the flow at the start of that
-        run."""
+        """The flow without its adapters; after further tuning, as that run began."""
         return self.at(1.0, START) if START in self.configs else self.at(0.0)
 
     def adapters(self, adapter: str | None = None) -> dict[str, nn.Parameter]:
