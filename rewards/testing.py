@@ -1,4 +1,4 @@
-"""A contract that every reward should keep: inherit it in your tests.
+"""Tests that every reward should pass: inherit them in your tests.
 
 from rewards.testing import RewardContract
 

@@ -115,7 +115,9 @@ def test_a_folder_that_is_not_whole(folders, tmp_path, part):
 
 
 def test_one_part_of_a_pipeline(folders):
-    text = refused(ValueError, lambda: steer.load(folders / "flux" / "transformer"), "not a pipeline")
+    text = refused(
+        ValueError, lambda: steer.load(folders / "flux" / "transformer"), "not a pipeline"
+    )
     assert "FluxTransformer2DModel, which is one part of a pipeline" in text
 
 

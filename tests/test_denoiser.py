@@ -168,7 +168,9 @@ def test_a_denoiser_by_its_name_and_one_that_is_none():
         def denoiser(self):
             return nn.Linear(2, 2)
 
-    with pytest.raises(ValueError, match=r"denoiser of Elsewhere is not a submodule .*self\.network"):
+    with pytest.raises(
+        ValueError, match=r"denoiser of Elsewhere is not a submodule .*self\.network"
+    ):
         adapt(Elsewhere())
 
 

@@ -1,4 +1,4 @@
-"""How sure a classifier is of a class: models of timm, of torchvision, or one's own."""
+"""Log-probability of a class by a classifier: models of timm, of torchvision, or your own."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,14 +28,14 @@ SOURCE = Source(
 
 
 NEEDS = (SOURCE,)
-"""What the default options need that does not come along."""
+"""What the default options need and the package does not contain."""
 
 
 class Classifier(Reward):
     """`log softmax(logits(image))[target]`, the log-probability of a class, in (-inf, 0] nats.
 
-    Known hack: patterns that no one sees move a single classifier to any class (Szegedy et al.
-    2013, arXiv 1312.6199); check with another, or train it on noised pictures.
+    Known hack: invisible patterns change the output of a single classifier to any class (Szegedy
+    et al. 2013, arXiv 1312.6199); check with another, or train it on noised pictures.
 
     Args:
         model: "timm:NAME" with a name of `timm.list_models()`, with its tag or without, a folder
@@ -49,7 +49,7 @@ class Classifier(Reward):
             they are not ImageNet's. It says how many classes there are, too.
         preprocess: from pictures in [0, 1] to what the model takes. Default: as the library says
             of the weights; a module of one's own takes pictures in [0, 1].
-        dtype: of the network: float32, bfloat16 or float16; None: as it is stored.
+        dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the network.
         checkpoint: recompute its blocks in the backward pass, for less memory.
 

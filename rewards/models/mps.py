@@ -31,7 +31,7 @@ ENDED = 49407
 
 
 NEEDS = (Source("Kwai-Kolors/MPS", ("mps.safetensors",), size="about 4 GB", page=PAGE),)
-"""What the default options need that does not come along."""
+"""What the default options need and the package does not contain."""
 
 
 class MPS(Reward):
@@ -54,7 +54,7 @@ class MPS(Reward):
         condition: what is judged. Default: everything.
         threshold: the share of the largest similarity above which a token is read: 0.3 in the
             authors' evaluation.
-        dtype: of the network: float32, bfloat16 or float16; None: as it is stored.
+        dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the tower of pictures.
         checkpoint: recompute the tower's blocks in the backward pass, for less memory.
 

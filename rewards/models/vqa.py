@@ -28,7 +28,7 @@ QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 """The question of VQAScore."""
 
 NEEDS = (Source(SOURCE.repo, ("config.json", "preprocessor_config.json", "tokenizer.json")),)
-"""What the default options need that does not come along."""
+"""What the default options need and the package does not contain."""
 
 
 class VQA(Reward):
@@ -51,7 +51,7 @@ class VQA(Reward):
             where its template ends without one; "{}" stands for the prompt here too.
         contrast: an answer that it is weighed against. In a reward's text a bare Yes or No, in
             any case, is "Yes" or "No"; for another spelling write it in quotes: answer='yes'.
-        dtype: of the network: float32, bfloat16 or float16; None: as it is stored.
+        dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the network.
         checkpoint: recompute its blocks in the backward pass, for less memory.
 

@@ -60,7 +60,7 @@ def save_adapters(
 
     Args:
         tuned: the flow; the adapters of its view are written.
-        folder: made where it is missing.
+        folder: created if it is missing.
         metadata: more to keep in the file: JSON values.
         beside: more tensors to keep in the file; peft does not see them.
     """

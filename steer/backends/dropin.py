@@ -50,12 +50,12 @@ class RewardGuidance(PipelineCallback):
         pipe: the pipeline. Default: detected when the pipeline reads `tensor_inputs`. Some
             pipelines do not (FLUX, Qwen-Image, Z-Image) and must be given.
         prompts: prompts for the reward, if it needs them: one, or one for each prompt.
-        cfg: the scale of guidance, where the pipeline's call has it as `true_cfg_scale`.
+        cfg: the guidance scale, if the pipeline's call has it as `true_cfg_scale`.
 
     Raises:
-        ValueError: a scale that is negative or not finite; at the first step a pipeline that is no
-            known family or is in training mode, a reward without gradient, or a scale of guidance
-            that is not known.
+        ValueError: a scale that is negative or not finite; at the first step a pipeline that is
+            not of a known family or is in training mode, a reward without gradient, or an unknown
+            guidance scale.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class RewardGuidance(PipelineCallback):
 
     @property
     def tensor_inputs(self) -> list[str]:
-        """What a pipeline hands over after each step; the one that asks is the one to guide."""
+        """What a pipeline passes after each step; reading this attribute attaches the pipeline."""
         if self.pipe is None:
             asking = sys._getframe(1).f_locals.get("self")
             if asking is not None:
@@ -90,7 +90,7 @@ class RewardGuidance(PipelineCallback):
         return ["latents"]
 
     def attach(self, pipe: Any) -> None:
-        """Watch a pipeline's denoiser, whose arguments say what a lookahead needs.
+        """Record the calls of a pipeline's denoiser, whose arguments a lookahead needs.
 
         Raises:
             ValueError: no known family, or one that is in training mode.
@@ -114,7 +114,7 @@ class RewardGuidance(PipelineCallback):
 
     @contextmanager
     def around(self, pipe: Any) -> Iterator[None]:
-        """Guide a pipeline by its scheduler's steps, for one call: where no callback is heard."""
+        """Guide a pipeline without a callback through its scheduler, for one call."""
         self.attach(pipe)
         scheduler, step, count = pipe.scheduler, pipe.scheduler.step, itertools.count()
 
@@ -136,7 +136,7 @@ class RewardGuidance(PipelineCallback):
     def into(self, pipe: Any) -> Any:
         """Return a modular pipeline (FLUX.3) with this guidance as a block of its denoising loop.
 
-        A guider cannot do it: it sees neither the latents nor the autoencoder.
+        A diffusers guider cannot do this: it sees neither the latents nor the autoencoder.
 
         Raises:
             ValueError: the pipeline is not modular: give this as `callback_on_step_end`.

@@ -105,8 +105,8 @@ class NoiseSMC:
         bound: see `next_inverse`.
         threshold: resample a prompt when ESS / n is below it.
         shrinks: proposals a slice move, at least 1.
-        resampler: who survives.
-        batch_size: the most rows in one network call; None: all at once.
+        resampler: how particles are resampled.
+        batch_size: maximum number of rows in one network call; None: all at once.
 
     Raises:
         ValueError: an unknown move or bound, a number out of range, "langevin" for a reward

@@ -42,7 +42,7 @@ class Search:
         width: with "best", how many go on, each copied until there are as many as before; in the
             last two steps, which make the samples that are returned, as many as there are
             particles. Default: as many always.
-        batch_size: the most rows in one network call; None: all at once.
+        batch_size: maximum number of rows in one network call; None: all at once.
 
     Raises:
         ValueError: an unknown pick, times that do not increase, no candidate.

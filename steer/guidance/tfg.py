@@ -143,10 +143,10 @@ class TrainingFree:
             curvature wants another σ. None: not.
         early: `w = (1-s) β_t`.
         cap: the largest `h c_s`.
-        guided: the times at which to push. Default: at the start of every step.
+        guided: the times at which to guide. Default: at the start of every step.
         blurred: the potential inside of `potential` whose blur the inner steps set, see
             `smoothed`; None: they ascend the reward itself.
-        batch_size: the most rows in one network call; None: all at once.
+        batch_size: maximum number of rows in one network call; None: all at once.
 
     Raises:
         ValueError: times that do not increase within [0, 1], or a number out of range.

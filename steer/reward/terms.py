@@ -86,7 +86,7 @@ def dissect(
         reward: the reward.
         images: (n, 3, h, w).
         prompts: one a row, or None.
-        batch_size: the most rows of one call.
+        batch_size: maximum number of rows per call.
     """
     if len(leaves(reward)) < 2:
         return {}, {}

@@ -37,7 +37,7 @@ def one_jump_scores(
         asked: what the reward is asked for each, where that differs.
         seed: keys the noise.
         most: how many of the prompts are drawn.
-        batch_size: the most rows of one call.
+        batch_size: maximum number of rows per call.
 
     Returns:
         The scores (p, n), in float64.
@@ -119,7 +119,7 @@ def learn(
         prompts: what is drawn; None for a flow without prompts.
         asked: what the reward is asked for each, where that differs.
         seed: keys the noise.
-        batch_size: the most rows of one call.
+        batch_size: maximum number of rows per call.
 
     Returns:
         How many samples were drawn: 0 where there was nothing to learn.

@@ -33,7 +33,7 @@ def temperatures(
         asked: what it is asked, one for each prompt.
         probes: starts of the samples, (p, n, *event).
         request: the run's.
-        position: the place of the first prompt in the caller's whole list.
+        position: index of the first prompt in the caller's whole list.
 
     Raises:
         ValueError: the reward is the same for all samples of a prompt.

@@ -1,8 +1,8 @@
 """`steer.finetune`: tune the adapters of a flow map by a reward, in one call.
 
-A run: the request checks itself, the reward's scale and spread are found out, adapters are put on,
-Lightning's loop runs with the instruments on, and at the end the front of reward against drift is
-read at some scales of the adapters. One that stopped goes on when it is called again.
+A run validates the request, estimates the reward's scale and standard deviation, adds the
+adapters, runs Lightning's loop with the checks, and at the end evaluates reward and drift at
+several scales of the adapters. An interrupted run resumes when it is called again.
 """
 
 import os
@@ -57,8 +57,8 @@ def finetune(
 
     Args:
         flow: the base: a network, no prompts bound, or a diffusers pipeline. It is never changed.
-            Adapters that are on it, ours or a LoRA that the pipeline has loaded, are tuned
-            further: the run's base has them on, and what it writes replaces them.
+            Adapters that it already has (ours, or a LoRA that the pipeline has loaded) are tuned
+            further: the base of the run includes them, and the result replaces them.
         reward: a Reward, or any callable on images (n, 3, h, w) and, optionally, prompts.
         prompts: what to tune on, or None for a flow without prompts.
         objective: a name of `steer.OBJECTIVES`, or an objective.
@@ -89,7 +89,7 @@ def finetune(
         ValueError: an unknown objective, option or setting (with the nearest names), both
             temperature and strength, sizes that do not divide, a reward with standard deviation
             zero or without the gradient that the objective needs, a flow without layers to adapt.
-        FileExistsError: the folder holds another run, or something else.
+        FileExistsError: the folder contains another run, or other files.
         BlockingIOError: another process writes to the folder.
         FloatingPointError: a reward or a loss that is not finite.
         KeyboardInterrupt: after SIGINT: the run ends after the current step, with its state saved.
