@@ -19,7 +19,7 @@ __all__ = ["RewardContract"]
 
 
 class RewardContract:
-    """The tests: subclass, give `create_reward`, and `prompts` where the reward wants some."""
+    """The tests: subclass it, define `create_reward`, and `prompts` if the reward needs them."""
 
     n = 5
     tolerance = 1e-5

@@ -54,7 +54,7 @@ def refuse_size(text: str) -> None:
 
 
 def refuse_unknown(name: str) -> None:
-    """Raise a ValueError for what is no name of a reward that comes along."""
+    """Raise a ValueError for a name that is not a reward of the package."""
     if name not in NAMES or name == "remote":
         raise ValueError(f"{name[:60]!r} is not a reward of the package")
 

@@ -1,4 +1,4 @@
-"""Files and run folders: whole or absent, never over what no run of ours wrote."""
+"""Files and run folders: written atomically, never over files of other programs."""
 
 import json
 import math
@@ -82,7 +82,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     """Return a path with the home folder for `~`: the one place where that is done.
 
     Raises:
-        ValueError: the home of somebody who is not known here.
+        ValueError: the home of a user who does not exist on this machine.
     """
     try:
         return Path(path).expanduser()
@@ -102,7 +102,8 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     process left half done is put in order first.
 
     Raises:
-        FileExistsError: the folder exists, and `overwrite` is not set, or it is no run of ours.
+        FileExistsError: the folder exists, and `overwrite` is not set or no run of this package
+            wrote it.
         BlockingIOError: another process writes to it.
     """
     refuse_existing(folder, overwrite)
@@ -146,7 +147,7 @@ def _recover(place: Path, old: Path) -> None:
 
 
 def refuse_existing(folder: Path, overwrite: bool, *, held: bool = False) -> None:
-    """Raise if there is something that would be overwritten unasked, or that no run of ours wrote.
+    """Raise if something would be overwritten without `overwrite`, or is not a run's.
 
     The one place where that is decided. A folder that is empty may be replaced.
 
@@ -229,7 +230,7 @@ def _leaves(folder: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all, whatever happens."""
+    """Write a file atomically, also if the process is killed."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with scratch.open("wb") as file:

@@ -94,7 +94,7 @@ class _Contract:
         self.at_most("score from the denoiser", score, 1e-3)
 
     def test_kinds_of_times(self) -> None:
-        """A float, a scalar tensor and one time a row mean the same."""
+        """A float, a scalar tensor and one time per row give the same result."""
         flow = self.create_flow()
         x = self.points(flow, 0.25)
         rows = torch.full((self.n,), 0.25, dtype=x.dtype)

@@ -102,7 +102,7 @@ def gradient(bench: Bench) -> Seen:
 
 
 def rows(bench: Bench) -> Seen:
-    """See that a score's gradient reaches its own picture alone."""
+    """Check that a score's gradient reaches only its own picture."""
     worst = 0.0
     for i in (0, len(bench.images) - 1):
         x = bench.images.detach().requires_grad_()

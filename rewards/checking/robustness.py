@@ -16,7 +16,7 @@ CHANGE, RANK = 0.5, 0.7
 
 
 def copies(bench: Bench) -> Seen:
-    """See that a deep copy scores alike."""
+    """Check that a deep copy gives the same scores."""
     try:
         other = bench.copied()
     except Exception as error:
@@ -30,7 +30,7 @@ def copies(bench: Bench) -> Seen:
 
 
 def double(bench: Bench) -> Seen:
-    """See that it scores alike in float64."""
+    """Check that it gives the same scores in float64."""
     mend = "register tensors as buffers, or bring them along with .to(images)"
     try:
         scores = bench.scores(bench.images.double(), reward=bench.copied(torch.float64))
@@ -64,17 +64,17 @@ def _half(kind: torch.dtype, bench: Bench) -> Seen:
 
 
 def bfloat16(bench: Bench) -> Seen:
-    """See that it scores nearly alike in bfloat16."""
+    """Check that it gives nearly the same scores in bfloat16."""
     return _half(torch.bfloat16, bench)
 
 
 def float16(bench: Bench) -> Seen:
-    """See that it scores nearly alike in float16."""
+    """Check that it gives nearly the same scores in float16."""
     return _half(torch.float16, bench)
 
 
 def devices(bench: Bench) -> Seen:
-    """See that it scores alike on the other devices of this machine."""
+    """Check that it gives the same scores on the other devices of this machine."""
     found = ["cpu"]
     found += ["cuda"] if torch.cuda.is_available() else []
     found += ["mps"] if torch.backends.mps.is_available() else []
@@ -101,7 +101,7 @@ def _ranks(scores: Tensor) -> Tensor:
 
 
 def resolution(bench: Bench) -> Seen:
-    """See that the same pictures at other sizes score and rank alike."""
+    """Check that the same pictures at other sizes have similar scores and the same order."""
     images = bench.images
     h, w = images.shape[-2:]
     figures: dict[str, float] = {}

@@ -57,7 +57,7 @@ def finite(bench: Bench) -> Seen:
 
 
 def extent(bench: Bench) -> Seen:
-    """See that scores differ, and tell their range."""
+    """Check that scores differ, and report their range."""
     scores = bench.scores(bench.every)
     scores = scores[scores.isfinite()]
     if not len(scores):
@@ -85,7 +85,7 @@ def determinism(bench: Bench) -> Seen:
 
 
 def generators(bench: Bench) -> Seen:
-    """See that it leaves the global generators alone."""
+    """Check that it does not use the global generators."""
 
     def states() -> list[Tensor]:
         here = bench.device.type == "cuda"
@@ -117,7 +117,7 @@ def in_place(bench: Bench) -> Seen:
 
 
 def batch(bench: Bench) -> Seen:
-    """See that a picture scores alike alone, in a batch and in another place."""
+    """Check that a picture has the same score alone, in a batch and at another index."""
     images, first = bench.images, bench.rows(1)
     n = len(images)
     asked = None if first is None else first * n  # one prompt: rows of prompts are another check

@@ -69,7 +69,7 @@ class Minimum(Composed):
         self.smooth = float(smooth)
 
     def join(self, scores: Tensor) -> Tensor:
-        """Return the least, (k, n) -> (n,)."""
+        """Return the minimum, (k, n) -> (n,)."""
         if not self.smooth:
             return scores.amin(0)
         return -self.smooth * torch.logsumexp(-scores / self.smooth, 0)
@@ -183,7 +183,7 @@ class Batched(Composed):
     instead of the chunk's graph: no forward call is repeated. There are no second derivatives.
 
     Args:
-        reward: one that scores each row by itself.
+        reward: one that scores each row independently.
         size: maximum number of rows per call.
 
     Raises:

@@ -63,7 +63,7 @@ class Normalised(Composed):
         return (self.statistics[2] - self.mean.square()).clamp(min=0).sqrt()
 
     def join(self, scores: Tensor) -> Tensor:
-        """Return the normalised scores, (1, n) -> (n,), and take note of them in training."""
+        """Return the normalised scores, (1, n) -> (n,), and record them in training mode."""
         row = scores[0]
         if self.training:
             seen = row.detach().cpu().double()

@@ -42,13 +42,13 @@ class Classifier(Reward):
             or org/name of the hub in timm's layout; "torchvision:NAME" with a name of
             `torchvision.models.list_models()`; "file.py:Name", a module or what makes one; or a
             module, pictures (n, 3, h, w) -> logits (n, classes), which is frozen from then on.
-        weights: the tag of published weights, or a file of one's own, .safetensors or .pth with
-            tensors alone. Default: the published ones that the library recommends.
+        weights: the tag of published weights, or your own file, .safetensors or .pth with tensors
+            only. Default: the published ones that the library recommends.
         target: the class, by its index or name. None: the class that the prompt names.
-        names: a file with the names of the classes, one a line, or a list of them; needed where
+        names: a file with the names of the classes, one per line, or a list of them; needed where
             they are not ImageNet's. It says how many classes there are, too.
         preprocess: from pictures in [0, 1] to what the model takes. Default: as the library says
-            of the weights; a module of one's own takes pictures in [0, 1].
+            of the weights; your own module takes pictures in [0, 1].
         dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the network.
         checkpoint: recompute its blocks in the backward pass, for less memory.
@@ -56,7 +56,7 @@ class Classifier(Reward):
     Raises:
         FileNotFoundError: no such file.
         ValueError: an unknown model, tag or class, with the nearest names; weights that do not
-            fit, or that cannot be had: says what to download and where to put it.
+            fit, or that cannot be loaded: the message says what to download and where to put it.
     """
 
     def __init__(

@@ -41,8 +41,8 @@ class Clip(Cosine):
         checkpoint: recompute the tower's blocks in the backward pass, for less memory.
 
     Raises:
-        ValueError: views or noise out of range, or the model cannot be loaded; the message says
-            what to download and where to put it.
+        ValueError: views or noise out of range, or the model cannot be loaded; the message the
+            message says what to download and where to put it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Prompts that are longer than a text tower reads: what is left off is said, once for each."""
+"""Prompts that are longer than the text tower's limit: one warning per prompt."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence

@@ -59,7 +59,7 @@ class Dino(Reward):
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: another pool, a folder of another kind of model, or a model that cannot be
-            had: says what to download and where to put it.
+            loaded: the message says what to download and where to put it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where a reward's weights come from: a folder of one's own, the hub's cache, the hub."""
+"""Where a reward's weights come from: your own folder, the hub's cache, the hub."""
 
 import os
 import re
@@ -119,8 +119,8 @@ def fetch(source: Source, reward: str, option: str = "model") -> Path:
         option: its option that takes a path instead.
 
     Raises:
-        ValueError: they are not here and the hub cannot be reached; the message says what to
-            download and where to put it.
+        ValueError: they are not here and the hub cannot be reached; the message the message says
+            what to download and where to put it.
     """
     folder = local(source)
     if folder is not None:
@@ -149,7 +149,8 @@ def folder_of(
 
     Raises:
         FileNotFoundError: what was given is a path, and nothing is there.
-        ValueError: the hub cannot be reached: says what to download and where to put it.
+        ValueError: the hub cannot be reached: the message says what to download and where to put
+            it.
     """
     if model is None:
         return fetch(default, reward, option)
@@ -176,8 +177,8 @@ def fetch_url(url: str, reward: str, option: str) -> Path:
         option: its option that takes a path instead.
 
     Raises:
-        ValueError: it is not here and cannot be had; the message says what to download and where
-            to put it.
+        ValueError: it is not here and cannot be had; the message the message says what to download
+            and where to put it.
     """
     from torch import hub
 

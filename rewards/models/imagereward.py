@@ -62,8 +62,8 @@ class ImageReward(Reward):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: weights of another layout, or files that cannot be had: says what to download
-            and where to put it.
+        ValueError: weights of another layout, or files that cannot be loaded: the message says
+            what to download and where to put it.
     """
 
     def __init__(

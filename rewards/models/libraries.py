@@ -21,7 +21,7 @@ def put(model: nn.Module, file: str | Path, what: str) -> None:
 
     Args:
         model: the network.
-        file: .safetensors or .pth with tensors alone.
+        file: .safetensors or .pth with tensors only.
         what: the model, for the message.
 
     Raises:

@@ -1,4 +1,4 @@
-"""MPS: how people prefer a picture for a prompt under a condition, by a CLIP that asks for it."""
+"""MPS: human preference for a picture, given a prompt and a criterion, by a CLIP."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -46,8 +46,8 @@ class PickScore(Cosine):
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: weights of another layout, or weights that cannot be loaded; the message says
-            what to download and where to put it.
+        ValueError: weights of another layout, or weights that cannot be loaded; the message the
+            message says what to download and where to put it.
     """
 
     def __init__(

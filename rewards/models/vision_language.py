@@ -1,4 +1,4 @@
-"""Vision-language models as backbones: how likely an answer is, asked about a picture."""
+"""Vision-language models as backbones: probability of an answer about a picture."""
 
 import inspect
 import warnings
@@ -19,7 +19,7 @@ ROWS = 1024
 
 
 class VisionLanguage(Backbone):
-    """A vision-language model with its processor, asked one question a picture.
+    """A vision-language model with its processor, with one question per picture.
 
     Pictures go through the processor's own image processor as tensors. Whether the gradient
     survives that, and whether it sees what a picture file would show, is tried once at the start.

@@ -1,4 +1,4 @@
-"""What a vision-language model answers when it is asked about a picture."""
+"""Log-probability of a vision-language model's answer to a question about a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,9 +46,10 @@ class VQA(Reward):
         model: a folder that transformers saved, or a hub id, of a model that goes on from
             pictures and text (`AutoModelForImageTextToText`): LLaVA, Qwen2-VL, SmolVLM,
             PaliGemma and their like. Default: Qwen/Qwen2-VL-2B-Instruct.
-        question: what is asked, "{}" standing for the prompt; without "{}" no prompts are needed.
-        answer: what is to be answered, as the model would write it, its space in front of it
-            where its template ends without one; "{}" stands for the prompt here too.
+        question: the question, with "{}" as placeholder for the prompt; without "{}" no prompts
+            are needed.
+        answer: what is to be answered, as the model would write it, its space in front of it where
+            its template ends without one; "{}" is the placeholder here, too.
         contrast: an answer that it is weighed against. In a reward's text a bare Yes or No, in
             any case, is "Yes" or "No"; for another spelling write it in quotes: answer='yes'.
         dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
@@ -57,9 +58,9 @@ class VQA(Reward):
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: an answer without tokens, a model of another kind, a processor of pictures
-            that the gradient does not survive, or a model that cannot be had: says what to
-            download and where to put it.
+        ValueError: an answer without tokens, a model of another kind, a processor of pictures that
+            the gradient does not survive, or a model that cannot be loaded: the message says what
+            to download and where to put it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Rewards of pixels alone: a named colour, brightness."""
+"""Rewards of pixels only: a named colour, brightness."""
 
 from collections.abc import Sequence
 from typing import Any

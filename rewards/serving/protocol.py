@@ -16,9 +16,9 @@ float64, in [0, 1], and in the file's metadata a text `request`, which is JSON:
 
 The answer (status 200) is a safetensors file too: `scores` (n,), floating and finite; where
 `gradient` was true also `gradient` (n, 3, h, w) with row i `d scores_i / d images_i`; and the
-metadata `id`. Any other status has a JSON body `{"error": "what is wrong, and the mend"}`. 429,
-502, 503 and 504 mean "ask again", after the seconds in the header `Retry-After` if there is one.
-Where the server wants a token, the client shows it as `Authorization: Bearer TOKEN`.
+metadata `id`. Any other status has a JSON body `{"error": "what is wrong, and how to fix it"}`.
+429, 502, 503 and 504 mean "ask again", after the seconds in the header `Retry-After` if there is
+one. Where the server wants a token, the client shows it as `Authorization: Bearer TOKEN`.
 
 Scores are a function of the request alone, so to ask again is safe: no answer is counted twice,
 and the id tells a late answer to another request from the one asked for.

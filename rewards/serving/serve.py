@@ -1,9 +1,8 @@
 """A server of a reward, for `rewards.serving.remote.Remote`: its processes and its address.
 
-It listens to this machine alone unless told otherwise, and wants a token elsewhere. Processes
-score, and one more looks after them: a process that ends, or in which a reward hangs, is replaced.
-What they answer is in `rewards.serving.application`, how long they listen in
-`rewards.serving.doorway`.
+By default it listens on this machine only; other addresses need a token. Processes score, and one
+more looks after them: a process that ends, or in which a reward hangs, is replaced. What they
+answer is in `rewards.serving.application`, how long they listen in `rewards.serving.doorway`.
 """
 
 import asyncio
@@ -51,7 +50,7 @@ def serve(
     device: str | None = None,
     **limits: float,
 ) -> None:
-    """Serve the reward of a text until the process is told to stop (SIGTERM, SIGINT).
+    """Serve the reward of a text until the process gets SIGTERM or SIGINT.
 
     Requests in work are finished first. A worker that dies is started again, as is one whose
     reward takes longer than `max_seconds`.
@@ -67,7 +66,7 @@ def serve(
 
     Raises:
         ValueError: no such reward, device or limit; an open address without a token.
-        OSError: the address cannot be had.
+        OSError: the address is not available.
         ImportError: uvicorn or starlette is not installed.
     """
     try:

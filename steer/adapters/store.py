@@ -55,8 +55,8 @@ def save_adapters(
     """Write a folder that `steer.load(base, lora=folder)` and peft read: adapters alone.
 
     Those of a diffusers pipeline are written for `pipe.load_lora_weights(folder)` too. The file's
-    metadata say which base it is for: its name and the hash of its weights, and the versions of
-    what wrote it. Each file appears whole or not at all.
+    metadata contain the base that it is for: its name and the hash of its weights, and the
+    versions of what wrote it. Each file is written atomically.
 
     Args:
         tuned: the flow; the adapters of its view are written.
@@ -116,8 +116,8 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it has none.
-        ValueError: it is no configuration of a LoRA, or of a kind that has more than A and B, or
-            one with values out of bounds.
+        ValueError: it is not the configuration of a LoRA, has more than A and B, or has values out
+            of bounds.
     """
     file = _present(Path(folder) / CONFIG)
     if file.stat().st_size > LARGEST:

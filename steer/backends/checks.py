@@ -1,4 +1,4 @@
-"""What is refused of a pipeline before it is used, each with how to mend it."""
+"""Checks of a pipeline before it is used; each error says how to fix it."""
 
 import inspect
 from collections.abc import Iterable
@@ -74,7 +74,7 @@ def check_precision(network: nn.Module) -> None:
 
 
 def check_size(pipe: Any, height: int | None, width: int | None, multiple: int) -> None:
-    """Refuse a height or width that is no multiple of what the pipeline needs.
+    """Raise an error for a height or width that is not a multiple of what the pipeline needs.
 
     Raises:
         ValueError: it is none; names the nearest ones.

@@ -38,7 +38,7 @@ class _Wrapper(Potential):
 
     @property
     def asked(self) -> tuple[nn.Module, ...]:
-        """What the potential inside asks."""
+        """The modules that the inner potential calls."""
         return self.potential.asked
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
@@ -215,7 +215,7 @@ def controlled(
     normalise: float | None = None,
     brake: float | None = None,
 ) -> Potential:
-    """Wrap a potential in the controls that are set; without any it is returned as it is.
+    """Wrap a potential in the controls that are set; without any it is returned unchanged.
 
     Args:
         potential: the potential.

@@ -28,7 +28,7 @@ def seen_mean(rewards: Tensor, axis: int | None = None) -> Tensor:
 
 @dataclass
 class Wish:
-    """What the caller wants of the sampler before its next step."""
+    """The caller's request to the sampler before its next step."""
 
     keep: Tensor | None = None
     stop: bool = False
@@ -118,7 +118,7 @@ class Rows:
     Attributes:
         lead: (n,), or (p, n) where the caller gave a prompt axis.
         position: index of the first prompt in the caller's whole list.
-        asked: what the reward is asked, one for each prompt or one for all.
+        asked: the reward's prompts, one for each prompt or one for all.
     """
 
     lead: tuple[int, ...]

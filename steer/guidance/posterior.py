@@ -21,7 +21,7 @@ GRADIENTS = ("covariance", "through")
 
 
 class Posterior(Protocol):
-    """What draws `p(x_1 | x_t = x)`: `steer.PosteriorMap`, `steer.Glass`, `WeightedRenoise`."""
+    """A sampler of `p(x_1 | x_t = x)`: `steer.PosteriorMap`, `steer.Glass`, `WeightedRenoise`."""
 
     def sample(self, x: Tensor, t: Time, n: int, *, noise: Tensor | None = None) -> Tensor:
         """Return (n, *x.shape), carried from the same normals (n, *event) for all rows."""
@@ -96,7 +96,7 @@ class PosteriorValue(Viewed):
         return y, torch.full(y.shape[:2], -math.log(count), device=x.device)
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
-        """Return the value of the draws, and its gradient."""
+        """Return the value of the samples, and its gradient."""
         if float(as_time(t).min()) == 1:
             differentiable, self.differentiable = self.differentiable, self.reward.differentiable
             try:

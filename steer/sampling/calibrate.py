@@ -34,7 +34,7 @@ def one_jump_scores(
         flow: what draws them, where it is; no prompts bound.
         reward: where the flow is.
         prompts: what is drawn; None for a flow without prompts.
-        asked: what the reward is asked for each, where that differs.
+        asked: the reward's prompt for each, if it differs.
         seed: keys the noise.
         most: how many of the prompts are drawn.
         batch_size: maximum number of rows per call.
@@ -117,7 +117,7 @@ def learn(
         flow: what draws the samples, no prompts bound.
         reward: the reward; see `steer.reward.learners`.
         prompts: what is drawn; None for a flow without prompts.
-        asked: what the reward is asked for each, where that differs.
+        asked: the reward's prompt for each, if it differs.
         seed: keys the noise.
         batch_size: maximum number of rows per call.
 

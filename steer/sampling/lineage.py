@@ -1,8 +1,8 @@
-"""What a weighted population tells: how uneven it is, and from how few starts it descends.
+"""Diagnostics of a weighted population: how uneven it is, and from how few starts it descends.
 
-A mode of the tilt that holds a share m of its mass has no descendant of k independent starts with
-probability `(1 - m)^k`. Of n particles some k count: those whose weight is not negligible, and of
-the starts those that still have descendants, because resampling copies some and drops others.
+The probability that none of k independent starts leads to a mode of mass m is `(1 - m)^k`. Of n
+particles some k count: those whose weight is not negligible, and of the starts those that still
+have descendants, because resampling copies some and drops others.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def lineages(log_w: Tensor, ancestors: Tensor) -> Tensor:
 def doubts(log_w: Tensor, ancestors: Tensor, prompts: Sequence[str] | None = None) -> list[str]:
     """Return what speaks against a weighted population, a sentence each; none of a sound one.
 
-    That nothing is said proves nothing: a mode that no start led to leaves no trace.
+    The absence of warnings proves nothing: a mode that no start led to leaves no trace.
 
     Args:
         log_w: log-weights (p, n).

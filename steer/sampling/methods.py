@@ -42,9 +42,9 @@ class Method:
         gradient: whether it needs the reward's gradient.
         tempered: whether it samples the tilt at a temperature, with weights and log Z.
         from_noise: whether it begins with pure noise, and cannot start from a picture.
-        steers: whether it looks at the reward before the end.
+        steers: whether it evaluates the reward before the end.
         weighs: whether its particles have weights, and log Z; None: where it is tempered.
-        jumps: whether it takes jumps alone, never the velocity; None: where it is not tempered.
+        jumps: whether it uses only jumps, never the velocity; None: where it is not tempered.
         law: what it samples, in a few words.
         source: what to cite, keys of `steer.sampling.citations.CITATIONS`.
         name: what people call it.
@@ -186,7 +186,7 @@ TABLE: Mapping[str, Method] = MappingProxyType(
 
 
 def method_of(method: AnyMethod) -> Method:
-    """Return a method: one of the table by its name, or one of one's own.
+    """Return a method: a method of the table by its name, or your own.
 
     One's own is
 

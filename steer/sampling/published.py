@@ -100,11 +100,11 @@ def posterior(
     clip: float | None = 1.0,
     threshold: float | Sequence[float] = 0.5,
 ) -> Guidance:
-    """Build guidance by the value of posterior draws.
+    """Build guidance by the value of posterior samples.
 
     Fails for strong tilts with 4 draws: errors of E_q f of 2 to 20 x exact ones. `by`: "map", the
-    model's posterior map; "glass", in `inner` calls a draw; "renoise"; "own": its map where it has
-    one, else GLASS.
+    model's posterior map; "glass", with `inner` calls per sample; "renoise"; "own": its map where
+    it has one, else GLASS.
     """
     if by == "own":
         by = "glass" if flow.posterior_map is None else "map"

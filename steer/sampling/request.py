@@ -47,7 +47,7 @@ class Request:
     """One call of `steer.sample`; see there for the arguments.
 
     Raises:
-        ValueError: what `steer.sample` documents; the message says how to mend it.
+        ValueError: what `steer.sample` documents; the message says how to fix it.
     """
 
     flow: FlowMap
@@ -113,7 +113,7 @@ class Request:
 
     @property
     def asked(self) -> list[str] | None:
-        """What the reward is asked, one for each prompt."""
+        """The reward's prompts, one for each prompt."""
         given = self.reward_prompts
         if given is None:
             return self.names

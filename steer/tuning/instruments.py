@@ -1,9 +1,10 @@
 """Instruments against reward hacking: what pictures look like, apart from the reward.
 
-A reward that rises says nothing when it is the thing that was climbed. These are read beside it,
-on the base's pictures and the tuned pictures of the same prompts and the same noise, so that each
-picture has its pair: plain statistics of pixels, diversity within a prompt, kernel distance to
-the base's pictures, a judge and rewards that were held out, and how far the velocity drifted.
+An increase of the optimised reward does not show that the pictures are better. These are read
+beside it, on the base's pictures and the tuned pictures of the same prompts and the same noise, so
+that each picture has its pair: plain statistics of pixels, diversity within a prompt, kernel
+distance to the base's pictures, a judge and rewards that were held out, and how far the velocity
+drifted.
 
 >>> grey = torch.linspace(0.4, 0.6, 8)[:, None, None, None].expand(8, 3, 16, 16)
 >>> instruments = Instruments(grey, ["a cat", "a dog"])

@@ -1,8 +1,8 @@
 """Lightning tuning of a flow map's adapters by a reward: running average, counts, exact resume.
 
-Student and teacher are one network, its adapters on and off. Everything that is drawn in step k is
-a function of (seed, k, row): the draws know nothing of micro-batches, processes and restarts.
-Import it by name: `import steer` does not load Lightning.
+Student and teacher are one network, its adapters on and off. All random numbers of step k are a
+function of (seed, k, row): they do not depend on micro-batches, processes and restarts. Import it
+by name: `import steer` does not load Lightning.
 """
 
 import math
@@ -118,7 +118,7 @@ class RewardTuning(L.LightningModule):
 
     @property
     def reward_calls(self) -> int:
-        """How often the reward was asked by the objective, over all processes."""
+        """Number of reward calls by the objective, over all processes."""
         return self.counts.reward * (1 if self._trainer is None else self.trainer.world_size)
 
     @property
@@ -233,7 +233,7 @@ class RewardTuning(L.LightningModule):
         return self.trainer.strategy.reduce(noted.to(self.device), reduce_op="sum")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take a step, then move the running average towards the new adapters.
+        """Make an optimizer step, then update the running average of the adapters.
 
         Here and not at the batch's end, where checkpoints are written before it would move.
         """

@@ -1,4 +1,4 @@
-"""What a tuning run is asked to do: one frozen request, which checks itself when it is made."""
+"""The request of a tuning run: one frozen request, which checks itself when it is made."""
 
 import hashlib
 import math
@@ -130,7 +130,7 @@ class Tuning:
 
         Args:
             base: what draws one-jump samples, where the run will be; the reward is moved there.
-            known: the temperature that this run was begun with, if it was.
+            known: the temperature of the existing run, if there is one.
 
         Raises:
             ValueError: the reward has no spread.

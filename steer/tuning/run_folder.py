@@ -1,4 +1,4 @@
-"""A tuning run's folder: whose run it is, whether it is finished, where it goes on."""
+"""A tuning run's folder: which run it contains, whether it is finished, where it resumes."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where Lightning keeps what a stopped run needs to go on."""
+        """The folder of Lightning's checkpoints, from which a run resumes."""
         return self.path / "checkpoints"
 
     @property
@@ -56,7 +56,8 @@ class RunFolder:
 
         Raises:
             BlockingIOError: another process writes to the folder.
-            FileExistsError: `overwrite` is set, and the folder holds what no run of ours wrote.
+            FileExistsError: `overwrite` is set, and the folder contains files that no run of this
+                package wrote.
         """
         with locked(self.path):
             self._put_back()
@@ -68,7 +69,7 @@ class RunFolder:
                 self._put_back()
 
     def begun(self) -> dict[str, Any]:
-        """Return what the run in it was begun with, in today's names; {} if none is to go on."""
+        """Return the settings of the run in it, by current names; {} if there is none to resume."""
         file = self.path / "run.json"
         if self.overwrite or not file.exists():
             return {}
@@ -81,9 +82,10 @@ class RunFolder:
             ) from None
 
     def claim(self, identity: Mapping[str, Any]) -> str:
-        """Make the folder, or go on with the run that is in it if it is the same one.
+        """Make the folder, or resume the run in it if it is the same one.
 
-        A run may be made longer: where `steps` alone differ and grew, it goes on, finished or not.
+        A run may be made longer: if only `steps` differs and has grown, the run continues,
+        finished or not.
 
         Args:
             identity: what makes the run this one, see `Tuning.identity`.
@@ -140,7 +142,7 @@ class RunFolder:
         shutil.rmtree(self._before, ignore_errors=True)
 
     def left(self) -> str:
-        """Say what a run that was stopped leaves, and how it goes on."""
+        """Say what an interrupted run has saved, and how to resume it."""
         found = usable(self.checkpoints) if self.whole else None
         if found is None:
             return f"stopped, unfinished: {self.path} holds nothing yet to go on from"

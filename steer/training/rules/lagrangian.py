@@ -25,7 +25,7 @@ class _Lagrangian(Rule):
     family: ClassVar[Literal["Lagrangian"]] = "Lagrangian"
 
     def allow(self, field: Field) -> None:
-        """Raise where the conditional velocity is asked for: it is none at X(s,t,x)."""
+        """Raise an error for the conditional velocity: it is none at X(s,t,x)."""
         if field == "conditional":
             raise ValueError(f"velocity='conditional': {WHY}")
         super().allow(field)
@@ -35,7 +35,7 @@ class LSD(_Lagrangian):
     """`e = ∂_t X(s,t,x) - sg[v(X, t, t)]`: Lagrangian self-distillation, theory (64).
 
     Rule: Lagrangian. Target: the network's own velocity at the end. Stopped: that velocity and the
-    point that it is asked at. Boffi, Albergo, Vanden-Eijnden 2025, arXiv 2505.18825.
+        point where it is evaluated. Boffi, Albergo, Vanden-Eijnden 2025, arXiv 2505.18825.
     """
 
     target = "∂_t X on v(X,t,t)"
