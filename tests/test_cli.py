@@ -414,7 +414,7 @@ def test_options_that_the_model_cannot_use_are_refused_by_name(here, capsys, opt
         ("finetune", "rnk: 2", (), ["unknown option 'rnk'", "mean rank"]),
         ("finetune", "options: {anchr: 1}", (), ["'anchr'", "anchor"]),
         ("eval", "lora: runs/a\nbst: true", (), ["unknown option 'bst'", "mean best"]),
-        ("sample", "- prompt", (), ["c.yaml holds no settings"]),
+        ("sample", "- prompt", (), ["c.yaml has no settings"]),
         ("sample", "prompt: [", (), ["c.yaml is not a YAML file"]),
         ("sample", "prompt: " + "[" * 3000 + "]" * 3000, (), ["c.yaml is nested too deeply"]),
         ("sample", "particles: null", (), ["c.yaml: particles is null", "default (4)"]),
@@ -610,12 +610,12 @@ def test_a_file_of_json_lines_says_what_the_reward_is_asked(here, capsys):
     ]
     assert [s["reward"] for s in scores[::3]] == [1, 7]
     assert run(reward_prompt="r", out="other", **settings) == 2
-    refused(capsys, "p.jsonl says what the reward is asked, and so does reward_prompt")
+    refused(capsys, "p.jsonl has prompts for the reward, and so has reward_prompt")
 
 
 def test_a_model_of_one_s_own_has_no_reward(here, capsys):
     assert run(reward=None) == 2
-    refused(capsys, "'toy.py:Pixels' has no reward of its own", "--reward")
+    refused(capsys, "'toy.py:Pixels' has no default reward", "--reward")
 
 
 def test_unknown_command(capsys):
@@ -699,7 +699,7 @@ def test_existing_folder_is_left_alone(here, capsys):
     assert run() == 2
     refused(capsys, "exists already", "--overwrite")
     assert run("--overwrite") == 2
-    refused(capsys, "run is left as it is", "no run of flowsteer, but mine.txt", "move that away")
+    refused(capsys, "run is not changed", "no run of flowsteer, but mine.txt", "move that away")
     assert (here / "run" / "mine.txt").read_text() == "mine"
     (here / "run" / "mine.txt").unlink()
     assert run("--overwrite") == 0

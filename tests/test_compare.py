@@ -201,7 +201,7 @@ def test_methods_of_the_same_cost_share_a_row():
     texts = "best-of-n", "fmtt", "fmtt:strength=5"
     rows = equal_calls([entry(t) for t in texts], True)
     assert [r.method for r in rows] == ["fmtt", "best-of-n", "fmtt"]
-    with pytest.raises(ValueError, match="there twice"):
+    with pytest.raises(ValueError, match="given twice"):
         equal_calls([entry("fmtt"), entry("fmtt:steps=16")], True)
 
 
@@ -295,9 +295,9 @@ def test_a_model_of_one_s_own_is_compared_by_its_reward_alone(here, tmp_path, ca
     for missing, message in [
         (
             {"prompts": None, "model": "toy.py:Told"},
-            "'toy.py:Told' has no prompts of its own: give --prompts",
+            "'toy.py:Told' has no default prompts: give --prompts",
         ),
-        ({"reward": None}, "'toy.py:Pixels' has no reward of its own: give --reward"),
+        ({"reward": None}, "'toy.py:Pixels' has no default reward: give --reward"),
     ]:
         assert run(**{**settings, "out": "other", **missing}) == 2
         refused(capsys, message)

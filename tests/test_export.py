@@ -275,7 +275,7 @@ def test_what_a_file_names_is_not_loaded(root, capsys, tmp_path):
         save_adapters(adapt(flow), tmp_path / "x")
         assert main(["export", "--lora=x", "--out=out", "--format=merged"]) == 2
         err = " ".join(capsys.readouterr().err.split())
-        assert "none of the embedded models (emoji, emoji-diffusers, fashion)" in err
+        assert "not one of the embedded models (emoji, emoji-diffusers, fashion)" in err
         assert "give the base with --model" in err
         assert names(tmp_path) == ["evil.py", "x"]
 
@@ -355,7 +355,7 @@ def test_a_push_that_fails_leaves_the_folder_and_says_so(root, capsys, monkeypat
     monkeypatch.setattr(Hub, "error", OSError("Name or service not known"))
     assert export(root, "--push=me/fox") == 2
     err = capsys.readouterr().err
-    assert "could not be pushed to me/fox (Name or service not known)" in err
+    assert "could not be uploaded to me/fox (Name or service not known)" in err
     assert "hf upload me/fox out" in err
     assert "Traceback" not in err
     assert CONFIG in names(tmp_path / "out")

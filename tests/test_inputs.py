@@ -94,9 +94,9 @@ def test_what_comes_along_has_its_own_and_others_have_none():
     assert reward_of("runs/mine", "brightness") == "brightness"
     assert len(tuning_prompts("emoji", flow, None).prompts) == 200
     assert len(listed("emoji", None, own("emoji").held_out).prompts) == 50
-    with pytest.raises(ValueError, match=r"'runs/mine' has no reward of its own: give --reward"):
+    with pytest.raises(ValueError, match=r"'runs/mine' has no default reward: give --reward"):
         reward_of("runs/mine", None)
-    with pytest.raises(ValueError, match=r"'runs/mine' has no prompts of its own: give --prompts"):
+    with pytest.raises(ValueError, match=r"'runs/mine' has no default prompts: give --prompts"):
         tuning_prompts("runs/mine", flow, None)
     plain = GaussianMixture(torch.zeros(1, 2), 1.0)
     assert not takes_prompts(plain)

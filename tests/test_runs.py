@@ -468,7 +468,10 @@ def test_an_edited_reward_is_another_run(model, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(words) == 2
     refused(
-        capsys, "begun otherwise (sources.mine.py: ", " -> ", "file of the reward's was edited"
+        capsys,
+        "with other arguments (sources.mine.py: ",
+        " -> ",
+        "file of the reward's was edited",
     )
     reward.write_text(text)
     assert main(words) == 0

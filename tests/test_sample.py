@@ -164,7 +164,9 @@ def test_a_flat_reward_has_no_temperature():
     def flat(x):
         return 0 * x[:, 0] + 7
 
-    with pytest.raises(ValueError, match=r"no spread .* prompt 4 .*'a'.*temperature="):
+    with pytest.raises(
+        ValueError, match=r"standard deviation of zero .* prompt 4 .*'a'.*temperature="
+    ):
         sample(mixture(), flat, ["a"], temperature=None, position=4)
     for method in ("none", "best-of-n"):  # these need none
         assert sample(mixture(), flat, temperature=None, method=method).temperature is None
@@ -397,7 +399,7 @@ def test_a_flow_that_cannot_start_from_a_picture():
         def decode(self, x):
             return x.sigmoid()
 
-    with pytest.raises(NotImplementedError, match="OneWay has no way back"):
+    with pytest.raises(NotImplementedError, match="OneWay cannot encode a picture"):
         steer.sample(
             OneWay(), lambda x: x.sum((1, 2, 3)), None, 2, 2, "none",
             init_image=torch.rand(3, 1, 1),

@@ -269,7 +269,7 @@ def test_the_reward_that_the_adapters_name_is_taken_where_it_comes_along(here, c
         ((), {"reward": "brightnes"}, ["brightnes", "did you mean brightness"]),
         ((), {"prompts": "[]"}, ["list of prompts is empty"]),
         ((), {"prompts": "nothing.txt"}, ["nothing.txt"]),
-        ((), {"prompts": None}, ["model 'net' has no prompts of its own"]),
+        ((), {"prompts": None}, ["model 'net' has no default prompts"]),
         ((), {"particles": 0}, ["particles must be at least 1"]),
         ((), {"steps": "[0]"}, ["steps must be at least 1"]),
         ((), {"steps": "[]"}, ["list of steps is empty"]),

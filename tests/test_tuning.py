@@ -159,7 +159,7 @@ def test_a_finished_run_is_loaded_and_another_is_refused(model, tmp_path):
     again = tune(flow, tmp_path / "run", steps=3)
     assert same(first, state(again))
     assert time.perf_counter() - start < 2
-    with pytest.raises(FileExistsError, match=r"begun otherwise \(temperature"):
+    with pytest.raises(FileExistsError, match=r"with other arguments \(temperature"):
         steer.finetune(
             flow, redness, PROMPTS, "direct", 3, temperature=0.2, out=tmp_path / "run", **QUICK
         )
@@ -348,7 +348,7 @@ def test_draws_belong_to_rows():
 def test_temperature_comes_from_the_spread(flow):
     deviation = spread(flow, wrap(redness), PROMPTS)
     assert deviation == pytest.approx(2 * spread(flow, 0.5 * wrap(redness), PROMPTS))
-    with pytest.raises(ValueError, match="has no spread"):
+    with pytest.raises(ValueError, match="has a standard deviation of zero"):
         spread(flow, wrap(lambda x: x.new_ones(len(x))), PROMPTS)
 
 
@@ -587,7 +587,7 @@ def test_a_run_that_never_got_anywhere_is_replaced(model, tmp_path):
         )  # fmt: skip
     tune(load(model), tmp_path / "run", 2)
     with pytest.raises(
-        FileExistsError, match=r"begun otherwise \(steps: 2 -> 1\).*steps alone may"
+        FileExistsError, match=r"with other arguments \(steps: 2 -> 1\).*steps alone may"
     ):
         tune(load(model), tmp_path / "run", 1)
 

@@ -69,7 +69,7 @@ class RunFolder:
                 self._put_back()
 
     def begun(self) -> dict[str, Any]:
-        """Return the settings of the run in it, by current names; {} if there is none to resume."""
+        """Return the settings of the run in it; {} if there is none to resume."""
         file = self.path / "run.json"
         if self.overwrite or not file.exists():
             return {}
