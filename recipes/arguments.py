@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 CONFIGS = Path(__file__).with_name("configs")
-"""The settings that come along, for `--config NAME.yaml`."""
+"""The config files of the package, for `--config NAME.yaml`."""
 
 EARLIER = {"finetune": {"clip": "gradient_clip"}}
 """Command -> earlier names of its options -> those of today (`steer.tuning.settings.RENAMED`)."""
@@ -88,7 +88,7 @@ class Call(NamedTuple):
 
     Attributes:
         command: its name; `eval --lora` where `eval` was given adapters.
-        settings: the arguments of its function; None where help is asked for.
+        settings: the arguments of its function; None if help was requested.
     """
 
     command: str
@@ -96,7 +96,7 @@ class Call(NamedTuple):
 
 
 def parse(command: str, rest: Sequence[str]) -> Call:
-    """Return what a command and its words ask for.
+    """Return the call that a command line describes.
 
     Raises:
         ValueError: an unknown command, option or key, with the nearest names; a value of a wrong
@@ -162,7 +162,7 @@ def _flags(words: Sequence[str]) -> list[str]:
 
 
 def _config(name: str) -> str:
-    """Return the file of this name, else the one that comes along, and say that it was taken."""
+    """Return the file of this name, else the one of the package, with a message."""
     given = Path(name).expanduser()
     if given.is_file():
         return str(given)

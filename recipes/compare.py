@@ -65,8 +65,8 @@ def compare(
 
     The folder holds table.md, figures.json (each prompt and seed), plots, sheet.png,
     pictures.safetensors and config.yaml; of a model that decodes to no pictures, a mixture,
-    samples.safetensors and no sheet. It appears whole or not at all; an interrupted comparison
-    goes on where it stopped when the same command is given again.
+    samples.safetensors and no sheet. It is written atomically; an interrupted comparison resumes
+    when the same command is given again.
 
     Args:
         model: a name that `steer models` lists, a folder, a hub id, or file.py:Name; in Python

@@ -1,9 +1,10 @@
 """Several processes on one run: each does its share of the units, the first one joins them.
 
 Lightning's Fabric starts them, on one machine or under SLURM, torchrun and the others that it
-knows. What a unit draws is a function of the seed and of its prompts' places, so that the number
-of processes changes no picture. Units are files, in a folder that all processes see: who is done
-needs no collective, and a run whose process dies is resumed like any other.
+knows. The random numbers of a unit are a function of the seed and of the indices of its prompts,
+so the number of processes does not change the pictures. Units are files, in a folder that all
+processes see: who is done needs no collective, and a run whose process dies is resumed like any
+other.
 
 Where there are fewer units than processes, all of them do each unit together, its particles spread
 over them: see `steer.Ranks`.

@@ -1,7 +1,7 @@
-"""What a model's commands take where nothing is said: its own reward, judge and prompts.
+"""Defaults of a model's commands: its own reward, judge and prompts.
 
-They belong to the models that come along. A model of one's own has none: what is needed must be
-named, and what is not needed is left out, with a line that says so.
+They belong to the models of the package. Your own model has none: required arguments must then be
+given, and optional ones are skipped with a message.
 """
 
 import os
@@ -64,11 +64,11 @@ FASHION = Own(
 )
 
 OWN = {"emoji": EMOJI, "emoji-diffusers": EMOJI, "fashion": FASHION}
-"""Model that comes along -> its own."""
+"""Model of the package -> its defaults."""
 
 
 def own(model: str) -> Own:
-    """Return a model's own; nothing for one that does not come along."""
+    """Return the defaults of a model; empty for a model that is not in the package."""
     return OWN.get(model, Own())
 
 

@@ -57,7 +57,7 @@ def distill(
 
     Before training every jump is one Euler step of the model, bit for bit. The folder holds the
     adapters with the term inside; `steer.load(MODEL, lora=OUT)` jumps from any time to any other,
-    and plain diffusers reads the adapters as a LoRA of the velocity. A run that stopped goes on
+    and plain diffusers reads the adapters as a LoRA of the velocity. An interrupted run resumes
     when the same command is given again.
 
     Args:

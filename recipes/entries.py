@@ -1,6 +1,6 @@
 """What is compared, as it is written: `method:key=value,key=value`, at equal network calls.
 
-A method of one's own is `file.py:Name`, or `file.py:Name:key=value,key=value`.
+Your own method is `file.py:Name`, or `file.py:Name:key=value,key=value`.
 """
 
 import re

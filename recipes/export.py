@@ -48,7 +48,7 @@ def export(
 ) -> Path:
     """Write adapters in the formats of other programs, and optionally upload them to a hub.
 
-    The folder appears whole or not at all.
+    The folder is written atomically.
 
     Args:
         lora: a folder of adapters, as `steer finetune` or peft writes them.

@@ -22,7 +22,7 @@ LONGEST = 2000
 
 
 def explained(error: BaseException) -> str | None:
-    """Return what is to be said of an error; None for a fault of the program itself."""
+    """Return the message of an error; None for a fault of the program itself."""
     text = _explained(error)
     return None if text is None else redacted(text)
 

@@ -44,7 +44,7 @@ def module_of(
 
 
 def begun_alike(out: Path, settings: dict[str, Any], *marks: str) -> None:
-    """Refuse to go on with a run under other settings: it would not be the same run.
+    """Refuse to resume a run with other settings: it would not be the same run.
 
     Args:
         out: the run's folder.
@@ -69,7 +69,7 @@ def begun_alike(out: Path, settings: dict[str, Any], *marks: str) -> None:
 def sheet_of(
     folder: Path, prompts: Sequence[str], guidance: float | None
 ) -> Callable[[Any, int], None]:
-    """Return a function that draws the prompts with fixed noise, and writes the sheet."""
+    """Return a function that samples the prompts with fixed noise, and writes the sheet."""
     from steer.training.rules import guided_velocity
 
     @torch.no_grad()

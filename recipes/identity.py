@@ -33,12 +33,12 @@ REWARDS = {"held_out", "judge", "reward"}
 
 
 def adapter_files(lora: Path | None) -> list[str]:
-    """Name the files that say which adapters a run had."""
+    """Name the files that identify the adapters of a run."""
     return [] if lora is None else [str(lora / name) for name in (CONFIG, WEIGHTS)]
 
 
 def fingerprints(*names: str) -> dict[str, str]:
-    """Return what tells whether the code and the weights are still those of an earlier start.
+    """Return fingerprints that show whether code and weights have changed since an earlier start.
 
     Versions, and a hash of each file and folder that the names mention, and of the models and
     rewards that come along.

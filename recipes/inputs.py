@@ -61,7 +61,7 @@ def load_model(
     """Load a model by its name, folder, hub id or file.py:Name, and adapters on it.
 
     Args:
-        model: its text; in Python also a flow map or a pipeline that is there, taken as it is.
+        model: its text; in Python also a flow map or a pipeline object, which is used unchanged.
         device: where to put it.
         dtype: of its weights.
         lora: adapters.
@@ -101,7 +101,7 @@ def takes_prompts(flow: steer.FlowMap) -> bool:
 
 
 class Asked(NamedTuple):
-    """Prompts, and what a reward is asked for each where the file says so."""
+    """Prompts, and the reward's prompt for each if the file has them."""
 
     prompts: list[str]
     reward_prompts: list[str] | None
@@ -120,9 +120,9 @@ class Asked(NamedTuple):
 def read_prompts(file: Path) -> Asked:
     """Read a file of prompts, UTF-8; blank lines are passed over.
 
-    A `.jsonl` file has an object a line: "prompt" (or "text"), and "reward_prompt" if the reward
-    is asked something else; other keys are left alone. Any other file has a prompt a line. Lines
-    end with a line feed, a carriage return or both; the separators of Unicode end none.
+    A `.jsonl` file has one object per line: "prompt" (or "text"), and "reward_prompt" if the
+    reward has another prompt; other keys are ignored. Any other file has one prompt per line.
+    Lines end with a line feed, a carriage return or both; the separators of Unicode end none.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -233,7 +233,8 @@ def read_picture(file: Path, size: Sequence[int], option: str) -> Tensor:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no picture of 8 bits a channel or 16 of grey; says what to give.
+        ValueError: it is not a picture with 8 bits per channel or 16 bits of grey; says what to
+            give.
     """
     from PIL import Image, ImageOps
 

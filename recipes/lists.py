@@ -64,7 +64,7 @@ def methods(names: bool = False) -> None:
     """List the sampling methods: what each samples, what it needs, and what it costs.
 
     Calls: network calls (NFE) a step and particle, at 16 steps; a gradient through the network
-    counts as one more. Law: what the particles are drawn from, weights included.
+        counts as one more. Law: the law of the particles, including their weights.
 
     Args:
         names: one line per method, without the columns.

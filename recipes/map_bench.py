@@ -95,7 +95,7 @@ class PointsBench:
 
 
 class FashionBench:
-    """Fashion-MNIST and a small U-Net; the judge that comes along says what a picture shows.
+    """Fashion-MNIST and a small U-Net; the judge of the package classifies the pictures.
 
     The lookahead is compared with the end of the velocity's own ODE, 32 Heun steps.
 
@@ -113,7 +113,7 @@ class FashionBench:
         self.teacher: Any = None
 
     def flow(self) -> Any:
-        """Return an untrained U-Net's flow, of the size of the model that comes along."""
+        """Return an untrained U-Net's flow, of the size of the package's model."""
         from steer.models.two_time import NetworkFlow, TwoTimeUNet
 
         source = self.source

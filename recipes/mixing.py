@@ -11,7 +11,7 @@ __all__ = ["mixed", "pixels"]
 def mixed(
     flow: steer.FlowMap, cfg: float | None, negative: str | None, prompts: list[str] | None
 ) -> steer.FlowMap:
-    """Mix the flow with itself led by another prompt, where that is asked for."""
+    """Mix the flow with itself under a negative prompt, if cfg is given."""
     if cfg is None:
         if negative is not None:
             raise ValueError("negative_prompt has no effect without cfg: give cfg, for instance 2")

@@ -1,4 +1,4 @@
-"""What is finished of an unfinished run: kept beside its folder, so that it can go on."""
+"""What is finished of an unfinished run: kept next to its folder, so that it can be resumed."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -76,7 +76,8 @@ def free(out: Path, overwrite: bool) -> Path:
     Units that a run left which was killed when its folder was whole are removed.
 
     Raises:
-        FileExistsError: the folder exists, and `overwrite` is not set, or it is no run of ours.
+        FileExistsError: the folder exists, and `overwrite` is not set or no run of this package
+            wrote it.
         BlockingIOError: another process writes to it.
     """
     out = expanded(out)

@@ -1,4 +1,4 @@
-"""`steer plot`: draw the plots of a run folder again, for a dark page or as vectors."""
+"""`steer plot`: draw the plots of a run folder again, with a dark theme or as SVG."""
 
 import json
 from functools import partial

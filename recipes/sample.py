@@ -87,9 +87,9 @@ def sample(
     """Sample pictures that a reward likes, and write them to a run folder.
 
     The folder holds config.yaml, images/, grid.png (unguided beside guided, same seeds; with
-    adapters the base's as well), scores.jsonl and metrics.json. It appears whole or not at all; a
-    run that was interrupted goes on where it stopped when the same command is given again, and
-    one that is finished is left as it is.
+    adapters the base's as well), scores.jsonl and metrics.json. It is written atomically; an
+    interrupted run resumes when the same command is given again, and a finished run is not
+    changed.
 
     Args:
         model: a name that `steer models` lists, a folder, a hub id, or file.py:Name.

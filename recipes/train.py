@@ -56,8 +56,8 @@ def train(
 ) -> None:
     """Train a two-time network: its velocity, then the map of the guided velocity.
 
-    A run that stopped goes on from its last checkpoint when it is started again, and ends with
-    the weights that it would have had. The finished model is `OUT/map`, for `steer.load`.
+    An interrupted run resumes from its last checkpoint when it is started again, and gives the
+    weights of an uninterrupted run. The finished model is `OUT/map`, for `steer.load`.
 
     Args:
         out: the run's folder.

@@ -63,8 +63,8 @@ def evaluate_tuned(
     """Compare adapters with their base, and with guidance at equal network calls.
 
     Every row has the same noise for the same prompt and seed. The folder holds table.md,
-    metrics.json, front.png, sheet.png and config.yaml. It appears whole or not at all; an
-    interrupted comparison goes on where it stopped when the same command is given again.
+    metrics.json, front.png, sheet.png and config.yaml. It is written atomically; an interrupted
+    comparison resumes when the same command is given again.
 
     Args:
         lora: one or more folders of adapters, or a mapping name -> folder.

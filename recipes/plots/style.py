@@ -102,7 +102,7 @@ def save(
     look: str = "light",
     formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
-    """Draw a figure and write it, each file whole or not there.
+    """Draw a figure and write it, each file atomically.
 
     Args:
         draw: makes the figure with a theme's colours.
