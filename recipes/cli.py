@@ -77,14 +77,14 @@ def main(args: Sequence[str] | None = None) -> int:
               file=sys.stderr)  # fmt: skip
         return 128 + signal.SIGTERM
     except KeyboardInterrupt as stop:
-        text = str(stop) or "run the same command again to go on, what was finished is kept"
+        text = str(stop) or "run the same command again to resume; finished parts are kept"
         print(f"\ninterrupted: {text}", file=sys.stderr)
         return 130
     except SystemExit as stop:
         where = place(stop)
         if where is None:
             raise
-        return _fail(f"a file of yours ended the program ({where})")
+        return _fail(f"your file ended the program ({where})")
     except (UnheardError, BrokenPipeError) as error:
         _deaf()
         print(

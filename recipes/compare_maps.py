@@ -201,7 +201,7 @@ def _table(rows: Sequence[Mapping[str, Any]], bench: Any) -> str:
         value = estimate(torch.tensor([r[f"denoiser, t = {t:g}"] for r in rows])).mean
         denoiser[header.index(ERROR.format(t))] = f"{value:.3f}"
     note = (
-        "Means over seeds, and in brackets the largest less the smallest. "
+        "Means over seeds, with the range (largest minus smallest) in brackets. "
         f"{bench.note(list(rows))}\n"
     )
     return markdown(header, [*lines, denoiser]) + "\n\n" + note

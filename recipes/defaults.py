@@ -98,7 +98,7 @@ def judge_of(model: str, judge: str | None, console: Console) -> steer.Reward | 
     if judge == "own":
         judge = own(model).judge
         if judge is None:
-            console.print(f"model {model} has no judge of its own, so none is asked: see --judge")
+            console.print(f"model {model} has no default judge, so no judge is used: see --judge")
     if judge is None:
         return None
     if judge == "embedded":

@@ -116,8 +116,8 @@ def export(
     console.print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     if format in pipes and notes.get("base") in steer.MODELS:
         console.print(
-            f"{notes['base']} is no diffusers pipeline: the file fits a denoiser whose layers are "
-            "named as this model's are; steer itself reads the peft format"
+            f"{notes['base']} is not a diffusers pipeline: the file fits a denoiser with the same "
+            "layer names as this model; steer itself reads the peft format"
         )
     if push is not None:
         console.print(f"pushed to {push_folder(out, push, private)}")
@@ -167,7 +167,7 @@ def _copy_picture(lora: Path, folder: Path, name: str, console: Console) -> bool
         number = os.open(lora / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         if (lora / name).is_symlink():
-            console.print(f"{lora / name} is a link, and is left out: copy the picture itself")
+            console.print(f"{lora / name} is a link and is not copied: copy the picture itself")
         return False
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)

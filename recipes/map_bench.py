@@ -89,8 +89,8 @@ class PointsBench:
         """Return the floor of the distance."""
         floor = sum(r["floor"] for r in rows) / len(rows)
         return (
-            f"SW2 of two samples of the law itself: {floor:.3f}. Lookaheads: root mean square "
-            "distance to the true flow's end."
+            f"SW2 of two independent samples of the data: {floor:.3f}. Lookaheads: root mean "
+            "square distance to the true flow's end."
         )
 
 
@@ -179,7 +179,7 @@ class FashionBench:
     def note(self, rows: list[Mapping[str, Any]]) -> str:
         """Return what the columns are."""
         return (
-            "500 pictures a step count. Classes: the share that the judge puts in the class of "
-            "their prompt. Lookaheads: root mean square distance, in pictures of [-1, 1], to the "
-            "end of the guided velocity's ODE."
+            "500 pictures a step count. Classes: the fraction that the judge assigns to the class "
+            "of their prompt. Lookaheads: root mean square distance, in pictures of [-1, 1], to "
+            "the end of the guided velocity's ODE."
         )

@@ -202,7 +202,7 @@ class Partial:
         except FileNotFoundError:
             before = {}
         except ValueError as error:
-            self._say(f"{config} is damaged ({error}): what it stood for is done again")
+            self._say(f"{config} is damaged ({error}): its part is computed again")
             before = {}
         changed = changes(before, identity)
         finished = any(self.folder.glob("*.safetensors"))
@@ -221,7 +221,7 @@ class Partial:
                 self.read(file.stem)
             except (safetensors.SafetensorError, ValueError) as error:
                 file.unlink()
-                self._say(f"{file} is damaged ({reason(error)}): it is dropped and done again")
+                self._say(f"{file} is damaged ({reason(error)}): it is deleted and computed again")
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
@@ -293,7 +293,7 @@ class Partial:
     def done(self, units: Sequence[Unit[Row]], work: Mapping[str, int]) -> str:
         """Say how much of the work is finished; nothing, where none is."""
         calls = sum(work[unit.name] for unit in units if self.has(unit.name))
-        return f", {calls} of them done already" if calls else ""
+        return f", {calls} of them already finished" if calls else ""
 
     def gathered(self, units: Sequence[Unit[Row]]) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Put the units of one row together again: tensors (prompts, seeds, ...), mean notes."""

@@ -204,7 +204,7 @@ def sample(
         "settings": {k: v for k, v in settings.items() if k not in ("overwrite", "batch_size")},
     }
     if crew.told(lambda: not overwrite and is_finished(out, identity)):
-        screen.print(f"{out} is finished: see grid.png in it, or say --overwrite to draw it again")
+        screen.print(f"{out} is finished: see grid.png in it, or give --overwrite to run it again")
         return expanded(out)
     out = crew.told(lambda: free(out, overwrite))
     given = {

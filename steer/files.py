@@ -185,12 +185,12 @@ def refuse_existing(folder: Path, overwrite: bool, *, held: bool = False) -> Non
 def _strange(place: Path) -> str:
     """Say what keeps a folder from being replaced; nothing where all in it is a run of ours."""
     if not place.is_dir():
-        return "it is no folder"
+        return "it is not a folder"
     whole = place.resolve()
     if Path.cwd().is_relative_to(whole):
-        return "it is the folder that you are in, or holds it"
+        return "it is the current folder, or contains it"
     if Path.home().resolve().is_relative_to(whole):
-        return "it is your home folder, or holds it"
+        return "it is your home folder, or contains it"
     names = list(islice(_named(whole.iterdir()), 5))
     if not names:
         return ""
@@ -198,7 +198,7 @@ def _strange(place: Path) -> str:
         kind for kind, (marks, _) in RUNS.items() if all((whole / m).is_file() for m in marks)
     ]
     if not kinds:
-        return f"it holds no run of flowsteer, but {_few(names)}"
+        return f"it contains no run of flowsteer, but {_few(names)}"
     known = {name for kind in kinds for part in RUNS[kind] for name in part}
     others = (
         path.relative_to(whole).as_posix()
@@ -207,7 +207,7 @@ def _strange(place: Path) -> str:
         and not any(fnmatchcase(path.name, name) for name in _ANYWHERE)
     )
     found = list(islice(others, 5))
-    return f"beside {kinds[0]} it holds {_few(found)}, which no run of flowsteer wrote" * bool(
+    return f"beside {kinds[0]} it contains {_few(found)}, which no run of flowsteer wrote" * bool(
         found
     )
 

@@ -286,7 +286,7 @@ class WeightedRenoise:
     """
 
     def __init__(self, flow: FlowMap, factor: float = 3.0, candidates: int = 32) -> None:
-        above("factor - 1", factor - 1, ": it looks from a noisier time")
+        above("factor - 1", factor - 1, ": it starts from a noisier time")
         self.flow, self.factor, self.candidates = flow, factor, count("candidates", candidates)
 
     @torch.no_grad()
@@ -330,7 +330,7 @@ class WeightedRenoise:
         share = log_w.softmax(0).T.cpu()  # (m, pool)
         alone = int((share.square().sum(1) > 0.5).sum())
         if alone and len(y) > 1:
-            few = f"{alone} of {len(x)} rows rest on fewer than 2 of {len(y)} looks"
+            few = f"{alone} of {len(x)} rows have fewer than 2 effective candidates of {len(y)}"
             warnings.warn(f"{few}: give more candidates, or take steer.Glass", stacklevel=2)
         pick = torch.multinomial(share, n, replacement=True, generator=generator)
         return y[pick.T.to(y.device), torch.arange(len(x), device=y.device)]

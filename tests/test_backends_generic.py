@@ -118,7 +118,7 @@ def test_a_step_that_is_no_euler_step_is_refused(monkeypatch):
 
     made.scheduler.step = bent
     call = dict(tiny.CALLS["generic_auraflow"])
-    with pytest.raises(ValueError, match="is no Euler step of the flow"):
+    with pytest.raises(ValueError, match="is not an Euler step of the flow"):
         flow_of(made, height=call.pop("height"), width=call.pop("width"), cfg=1.0, call=call)
 
 

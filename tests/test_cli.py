@@ -577,7 +577,7 @@ def test_memory_that_is_not_there(here, capsys, monkeypatch):
     monkeypatch.syspath_prepend(here)
     (here / "broken.py").write_text(BROKEN)
     assert run(reward="broken.py:memory") == 2
-    refused(capsys, "out of memory: ask for less at once", "fewer particles")
+    refused(capsys, "out of memory: reduce the size of a call", "fewer particles")
 
 
 def test_a_fault_of_the_program_shows_where_it_is(monkeypatch):

@@ -282,7 +282,7 @@ def test_a_model_of_one_s_own_is_compared_by_its_reward_alone(here, tmp_path, ca
     file.write_text('{"prompt": "a"}\n{"text": "b", "reward_prompt": "c"}\n')
     settings = {"methods": '["none:steps=1,particles=2"]', "seeds": 1, "judge": None}
     assert run(**settings, prompts=None, prompts_file=file) == 0
-    assert "model toy.py:Pixels has no judge of its own" in capsys.readouterr().err
+    assert "model toy.py:Pixels has no default judge" in capsys.readouterr().err
     figures = json.loads((here / "run/figures.json").read_text())
     assert figures["prompts"] == [{"prompt": p, "kind": "all"} for p in "ab"]
     (row,) = figures["methods"].values()

@@ -107,7 +107,7 @@ def test_a_model_of_one_s_own_is_judged_by_none_and_is_told_so(capsys):
     assert defaults.judge_of("emoji", "own", console()) is not None
     assert capsys.readouterr().err == ""
     assert defaults.judge_of("toy[/x].py:A", "own", console()) is None
-    assert "model toy[/x].py:A has no judge of its own" in capsys.readouterr().err
+    assert "model toy[/x].py:A has no default judge" in capsys.readouterr().err
     assert defaults.judge_of("toy.py:A", None, console()) is None
     assert defaults.judge_of("toy.py:A", "brightness", console()) is not None
     assert capsys.readouterr().err == ""

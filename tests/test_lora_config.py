@@ -59,7 +59,7 @@ HANGS = "(a+)+" * 12 + "$"
         ({"exclude_modules": HANGS}, "exclude_modules must be a list"),
         ({"layers_pattern": HANGS}, "layers_pattern must be a list"),
         ({"layers_to_transform": [-1]}, "layers_to_transform must be at most"),
-        ({"lora_dropout": 2}, "lora_dropout must be a share from 0 to 1, got 2"),
+        ({"lora_dropout": 2}, "lora_dropout must be a fraction from 0 to 1, got 2"),
         ({"use_rslora": "yes"}, "use_rslora must be true or false"),
         ({"layer_replication": [[0, 2]]}, "sets layer_replication: only the plain update"),
         ({"target_parameters": ["x"]}, "sets target_parameters"),

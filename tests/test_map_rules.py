@@ -82,7 +82,9 @@ def test_the_table_is_the_catalogue_and_says_what_each_rule_is():
 
 @pytest.mark.parametrize("name", ["lsd", "lmd", "tvm", "ayf-lmd", "heun"])
 def test_lagrangian_rules_refuse_the_velocity_of_the_pair(name):
-    with pytest.raises(ValueError, match=r"no pair of noise and data is known to pass"):
+    with pytest.raises(
+        ValueError, match=r"no pair of noise and data is known whose path passes there"
+    ):
         build(name, {"velocity": "conditional"})
 
 

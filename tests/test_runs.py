@@ -140,9 +140,9 @@ def test_no_command_replaces_what_no_run_wrote(samples, monkeypatch, capsys, mod
     }[command]  # fmt: skip
     assert main([command, *words, f"--out={given}", "--overwrite"]) == 2
     reasons = {
-        ".": "the folder that you are in", "..": "the folder that you are in",
-        "~": "the folder that you are in", "note.txt": "it is no folder",
-        "runs": "it holds no run of flowsteer, but one", "thesis": "the folder that you are in",
+        ".": "it is the current folder", "..": "it is the current folder",
+        "~": "it is the current folder", "note.txt": "it is not a folder",
+        "runs": "it contains no run of flowsteer, but one", "thesis": "it is the current folder",
     }  # fmt: skip
     refused(capsys, "is not changed, although overwrite was set", reasons[out], "choose another")
     assert sorted(p.relative_to(home) for p in home.rglob("*")) == before
@@ -151,7 +151,7 @@ def test_no_command_replaces_what_no_run_wrote(samples, monkeypatch, capsys, mod
 def test_a_home_is_no_run(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
-    with pytest.raises(FileExistsError, match="it is your home folder, or holds it"):
+    with pytest.raises(FileExistsError, match="it is your home folder, or contains it"):
         refuse_existing(Path("~"), True)
     assert expanded("~/x") == tmp_path / "home" / "x"
     with pytest.raises(ValueError, match="there is no user of that name"):
@@ -363,7 +363,7 @@ def test_a_damaged_unit_is_named_and_done_again(here, monkeypatch, capsys):  # n
     assert calls[-4:] == [0, 0, 2, 2]
     said = " ".join(capsys.readouterr().err.split())
     assert "000000.safetensors is damaged" in said
-    assert "dropped and done again" in said
+    assert "deleted and computed again" in said
     a, b = ((here / name / "scores.jsonl").read_text() for name in ("run", "whole"))
     assert a == b
     assert not (here / ".run.partial").exists()
@@ -574,14 +574,14 @@ def test_a_run_is_made_longer(model, tmp_path, capsys, finished):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RewardTuning, "optimizer_step", noted)
         tune(load(model), out, steps=9)
-    assert f"{out} goes on: 4 -> 9 steps" in capsys.readouterr().out
+    assert f"{out} continues: 4 -> 9 steps" in capsys.readouterr().out
     cosine = [0.5e-3 * (1 + math.cos(math.pi * k / 9)) for k in range(begin, 9)]
     assert [k for k, _ in rates] == list(range(begin, 9))
     assert [rate for _, rate in rates] == pytest.approx(cosine)
     ended = json.loads((out / "finished.json").read_text())
     assert (ended["steps"], ended["done"]) == (9, 9)
     assert rows(out) == list(range(1, 10))
-    with pytest.raises(FileExistsError, match=r"\(steps: 9 -> 4\).*steps alone may grow"):
+    with pytest.raises(FileExistsError, match=r"\(steps: 9 -> 4\).*only steps may grow"):
         tune(load(model), out, steps=4)
 
 
@@ -626,7 +626,7 @@ def test_a_signal_ends_a_script_after_its_step(model, tmp_path, number, code):
     assert found is not None
     assert rows(tmp_path / "run")[-1] == found[1]  # the step that was taken is saved
     assert "stopped, unfinished: run the same command again to resume" in err
-    assert f"holds the state after step {found[1]}" in err
+    assert f"has the state after step {found[1]}" in err
     assert ("KeyboardInterrupt" in err) == (number == signal.SIGINT)
     assert not (tmp_path / "run" / "finished.json").exists()
 
@@ -647,18 +647,18 @@ def test_interrupts_are_python_s_own_and_lose_no_step(model, tmp_path, monkeypat
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
         interrupted(signal.SIGINT, 2, patch)
-        with pytest.raises(KeyboardInterrupt, match="holds the state after step 3"):
+        with pytest.raises(KeyboardInterrupt, match="has the state after step 3"):
             tune(load(model), tmp_path / "run", steps=5)
         interrupted(signal.SIGTERM, 3, patch)
         with pytest.raises(SystemExit) as stop:
             tune(load(model), tmp_path / "run", steps=5)
         assert stop.value.code == 143
-        assert "holds the state after step 4" in str(stop.value)
+        assert "has the state after step 4" in str(stop.value)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
     assert same(whole, state(tune(load(model), tmp_path / "run", steps=5)))
     with monkeypatch.context() as patch:
         interrupted(signal.SIGINT, 2, patch)
-        with pytest.raises(KeyboardInterrupt, match="nothing is kept without a folder"):
+        with pytest.raises(KeyboardInterrupt, match="without a folder nothing is saved"):
             tune(load(model), None, steps=5)
 
 
@@ -718,4 +718,4 @@ def test_a_reward_file_that_exits_is_an_error(
     words += ["--prompt=cat"] if command == "sample" else ["--prompts=[cat]", "--temperature=1"]
     words += WORDS * (command == "finetune")
     assert main(words) == 2
-    refused(capsys, "a file of yours ended the program (mine.py, line ", "sys.exit(0)")
+    refused(capsys, "your file ended the program (mine.py, line ", "sys.exit(0)")

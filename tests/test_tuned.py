@@ -237,7 +237,7 @@ def test_names_seeds_and_no_judge(here, capsys):
         "best": "false",
     }
     assert run("--lora", lora, reward="brightness", judge=None, seeds=2, **small) == 0
-    assert "model net has no judge of its own" in " ".join(capsys.readouterr().err.split())
+    assert "model net has no default judge" in " ".join(capsys.readouterr().err.split())
     rows = json.loads((here / "run/metrics.json").read_text())["rows"]
     assert [*rows] == ["base, 1 step", "one, 1 step", "two, 1 step"]
     assert "judge" not in rows["base, 1 step"]["summary"]

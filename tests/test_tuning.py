@@ -276,7 +276,7 @@ if __name__ == "__main__":
     command = [sys.executable, script, tmp_path / "2"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 rows a call x 2 accumulated x 1 process" in capsys.readouterr().out
+    assert "2 rows per call x 2 accumulated x 1 process" in capsys.readouterr().out
     assert "x 2 processes" in done.stdout
     for n in (1, 2):
         out = tmp_path / str(n)
@@ -587,7 +587,7 @@ def test_a_run_that_never_got_anywhere_is_replaced(model, tmp_path):
         )  # fmt: skip
     tune(load(model), tmp_path / "run", 2)
     with pytest.raises(
-        FileExistsError, match=r"with other arguments \(steps: 2 -> 1\).*steps alone may"
+        FileExistsError, match=r"with other arguments \(steps: 2 -> 1\).*only steps may"
     ):
         tune(load(model), tmp_path / "run", 1)
 

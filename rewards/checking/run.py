@@ -91,7 +91,7 @@ def _look(bench: Bench, name: str, look: Look, needs: Sequence[str]) -> Finding:
     for need in needs:
         before = bench.done[need]
         if before.verdict == "fail":
-            return Finding(name, "skip", f"it stands on {need!r}: mend that first")
+            return Finding(name, "skip", f"it depends on {need!r}: fix that first")
         if before.verdict == "skip":
             return Finding(name, "skip", before.line)
         if need == "differentiable" and not bench.reward.differentiable:

@@ -19,8 +19,8 @@ __all__ = ["BUSY", "Connection", "printable"]
 BUSY = {429, 502, 503, 504}
 """Statuses after which the client asks again."""
 
-DOWN, BROKEN = "no server is reached", "the connection ended without an answer"
-STUCK, HELD = "it does not take the request", "it has the request and is still at work"
+DOWN, BROKEN = "no server can be reached", "the connection ended without an answer"
+STUCK, HELD = "it does not take the request", "it has the request and is still working"
 LATE = {
     Stage.AWAY: (DOWN, "ConnectTimeout"),
     Stage.REACHED: (STUCK, "WriteTimeout"),
@@ -155,13 +155,15 @@ class Connection:
         """Say what the server did when time was up, and what helps against that."""
         mend = f"Start it with `steer serve-reward NAME --port {self.port}`"
         if what == HELD:
-            mend = "Its reward is slow, or hangs: ask fewer rows at once with batch=ROWS"
+            mend = (
+                "Its reward is slow, or does not respond: send fewer rows at once with batch=ROWS"
+            )
         elif what == STUCK:
-            mend = "It hangs, or the network is slow"
+            mend = "It does not respond, or the network is slow"
         elif what == BROKEN:
-            mend = "Read what it says where it runs: it may lack memory, or speak no HTTP"
+            mend = "Read its own messages: it may lack memory, or not be an HTTP server"
         elif what != DOWN:
-            mend = "It has much to do: start it with more --workers"
+            mend = "It is busy: start it with more --workers"
         count = "1 try" if tries == 1 else f"{tries} tries"
         return (
             f"the reward server {self.url} did not answer for {wait:g} s: {what} ({count}; the "

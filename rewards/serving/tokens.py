@@ -65,5 +65,5 @@ def line_for(host: str, port: int) -> str:
         return f"set the environment variable {TOKEN} to the one it was started with"
     return (
         f"write the line `machine {host}:{port} login {LOGIN} password TOKEN` into ~/.netrc "
-        f"(chmod 600); {TOKEN} goes to servers of this machine alone"
+        f"(chmod 600); {TOKEN} is sent only to servers of this machine"
     )

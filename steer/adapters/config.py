@@ -87,7 +87,7 @@ def understood(found: Mapping[str, Any], file: object) -> dict[str, Any]:
         )
         or None,
         "layers_pattern": take("layers_pattern", [], _names, names) or None,
-        "lora_dropout": take("lora_dropout", 0.0, _share, "a share from 0 to 1"),
+        "lora_dropout": take("lora_dropout", 0.0, _share, "a fraction from 0 to 1"),
         "bias": "none",
         "use_rslora": take("use_rslora", False, lambda v: isinstance(v, bool), "true or false"),
         "rank_pattern": take("rank_pattern", {}, _pattern(_rank), f"{patterns}its rank"),

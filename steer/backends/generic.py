@@ -243,7 +243,7 @@ def _difference(flow: Any, steps: list[Found], shown: Watched, noise: bool) -> s
             if i + 1 < len(steps):
                 off = error_of(x * _norms([t], x, noise), steps[i + 1].state)
                 if off > bound:
-                    return f"its step {i + 1} is no Euler step of the flow ({off:.1%} off)"
+                    return f"its step {i + 1} is not an Euler step of the flow ({off:.1%} off)"
         try:
             made = view.frames(x).clamp(0, 1)
         except (RuntimeError, ValueError) as error:
@@ -254,7 +254,7 @@ def _difference(flow: Any, steps: list[Found], shown: Watched, noise: bool) -> s
     if made.shape != wanted.shape:
         return f"its pictures are {tuple(wanted.shape)}, and decode's {tuple(made.shape)}"
     off = error_of(made, wanted.to(made))
-    return None if off <= bound else f"its pictures are {off:.1%} off from those of decode"
+    return None if off <= bound else f"its pictures are {off:.1%} different from those of decode"
 
 
 def _times(flow: Any, steps: list[Found], shown: Watched, noise: bool) -> Iterator[float]:

@@ -141,7 +141,7 @@ class FlowMapControl:
     ) -> None:
         self.flow, self.potential, self.batch_size = flow, potential, batch_size
         check_times(times)
-        not_negative("scale", scale, ": below zero it would lead downwards")
+        not_negative("scale", scale, ": a negative scale would lower the reward")
         self.times, self.scale = list(times), scale
         begun = self.times[:-1]
         wanted = begun if guided is None else guided
@@ -228,7 +228,7 @@ class NoiseAscent:
         batch_size: int | None = None,
     ) -> None:
         self.flow, self.potential, self.batch_size = flow, potential, batch_size
-        above("rate", rate, ": it is a share of the norm")
+        above("rate", rate, ": it is a fraction of the norm")
         counts = {"iterations": iterations, "jumps": jumps, "finish": finish}
         for name, number in counts.items():
             if number is not None:

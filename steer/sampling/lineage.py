@@ -59,19 +59,19 @@ def doubts(log_w: Tensor, ancestors: Tensor, prompts: Sequence[str] | None = Non
     sizes, starts = ess(log_w.double()), lineages(log_w, ancestors)
     uneven = sizes < FEW
     few = (starts < FEW) & ~uneven
-    mend = "raise the temperature, or take more particles or steps"
+    mend = "raise the temperature, or use more particles or steps"
     found = []
     if bool(uneven.any()):
         found.append(
             f"{_where(uneven, prompts)}nearly all of the weight is on "
             f"{float(sizes[uneven].min()):.1f} of {n} particles (ESS): log Z and weighted means "
-            f"rest on these, and modes may be missing; {mend}"
+            f"depend on these only, and modes may be missing; {mend}"
         )
     if bool(few.any()):
         found.append(
-            f"{_where(few, prompts)}what is left descends from {float(starts[few].min()):.1f} of "
-            f"{n} starts: a mode that holds half of the mass is missed so in more than one run "
-            f"of four; {mend}"
+            f"{_where(few, prompts)}the remaining particles descend from "
+            f"{float(starts[few].min()):.1f} of {n} starts: with so few, a mode with half of the "
+            f"mass is missed in more than a quarter of all runs; {mend}"
         )
     return found
 
@@ -97,8 +97,8 @@ def collapses(weighed: Tensor, n: int, prompts: Sequence[str] | None = None) -> 
     worst = int(low.argmin())
     return [
         f"{_where(these, prompts)}at step {int(step[worst]) + 1} of {len(weighed)} the weights "
-        f"collapsed onto {float(low[worst]):.1f} of {n} particles (ESS): all others are their "
-        "copies; raise the temperature, or take more particles or steps"
+        f"collapsed to {float(low[worst]):.1f} of {n} particles (ESS): all others are copies of "
+        "them; raise the temperature, or use more particles or steps"
     ]
 
 

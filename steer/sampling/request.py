@@ -288,7 +288,7 @@ class Request:
             warnings.warn(
                 f"method {chosen.name!r} takes the model's velocity, and "
                 f"{self.flow.lacks['velocity']}; or take one of "
-                f"{_those(lambda m: not m.asks_velocity and m.steers)}, which take jumps alone",
+                f"{_those(lambda m: not m.asks_velocity and m.steers)}, which use only jumps",
                 stacklevel=6,
             )
         if chosen.gradient and not self.reward.differentiable:

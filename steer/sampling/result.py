@@ -126,8 +126,8 @@ class Result:
             return []
         asked = round(self.costs["reward_calls"] * self.rewards.numel())
         return [
-            f"{bad} of {asked} rewards were not finite: their particles have weight zero, and "
-            "what is sampled is the tilt where the reward is finite"
+            f"{bad} of {asked} rewards were not finite: their particles have weight zero, and the "
+            "result samples the tilt restricted to finite rewards"
         ]
 
     def __repr__(self) -> str:

@@ -194,7 +194,7 @@ def _preview(tuning: Tuning) -> Preview:
 
 
 def _nothing_left() -> str:
-    return "stopped, unfinished: nothing is kept without a folder, give out=..."
+    return "stopped, unfinished: without a folder nothing is saved, give out=..."
 
 
 def _what(tuning: Tuning, tuned: Adapted, temperature: float, accumulate: int) -> str:
@@ -202,8 +202,7 @@ def _what(tuning: Tuning, tuned: Adapted, temperature: float, accumulate: int) -
     size, rows, count = tuning.settings.batch_size, tuning.settings.micro, tuning.settings.devices
     trained = sum(p.numel() for p in tuned.adapters().values())
     return (
-        f"effective batch {size} = {rows} rows a call x {accumulate} accumulated x {count} "
+        f"effective batch {size} = {rows} rows per call x {accumulate} accumulated x {count} "
         f"process{'es' if count > 1 else ''}; {tuning.steps} steps, temperature "
-        f"{temperature:.4g}, {trained:,} trained parameters, objective "
-        f"{name_of(tuning.objective)}"
+        f"{temperature:.4g}, {trained:,} trained parameters, objective {name_of(tuning.objective)}"
     )

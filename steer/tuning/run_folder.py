@@ -118,7 +118,7 @@ class RunFolder:
         if set(changed) == {"steps"} and now["steps"] > before["steps"]:
             (self.path / "finished.json").unlink(missing_ok=True)
             self._begin(identity)
-            return f"{self.path} goes on: {changed['steps']} steps"
+            return f"{self.path} continues: {changed['steps']} steps"
         if not self.whole:  # it never got anywhere
             refuse_existing(self.path, True, held=True)
             shutil.rmtree(self.path)
@@ -127,7 +127,9 @@ class RunFolder:
         was = "; ".join(f"{name}: {both}" for name, both in changed.items())
         edited = {n.partition("sources.")[0] for n in changed if ".sources." in f".{n}"}
         whose = {"": "the reward's", "watched.": "the judge's or a held-out reward's"}
-        longer = " (steps alone may grow, and nothing else change)" if "steps" in changed else ""
+        longer = (
+            " (only steps may grow, and nothing else may change)" if "steps" in changed else ""
+        )
         raise FileExistsError(
             f"{self.path} contains a run with other arguments ({was})"
             + "".join(f": a file of {whose[part]} was edited since" for part in sorted(edited))
@@ -145,11 +147,11 @@ class RunFolder:
         """Say what an interrupted run has saved, and how to resume it."""
         found = usable(self.checkpoints) if self.whole else None
         if found is None:
-            return f"stopped, unfinished: {self.path} holds nothing yet to go on from"
+            return f"stopped, unfinished: {self.path} has nothing yet to resume from"
         again = " without overwrite" if self.overwrite else ""
         return (
-            f"stopped, unfinished: run the same command again{again} to resume. {self.path} holds "
-            f"the state after step {found[1]} and the adapters that were written last"
+            f"stopped, unfinished: run the same command again{again} to resume. {self.path} has "
+            f"the state after step {found[1]} and the last saved adapters"
         )
 
     def finish(self, ended: Mapping[str, Any]) -> None:

@@ -16,8 +16,9 @@ from steer.training.rules.tangent import normalised, towards
 __all__ = ["LMD", "LSD", "TVM", "AlignLagrangian", "Heun"]
 
 WHY = (
-    "a Lagrangian rule asks for the velocity at X(s,t,x), where no pair of noise and data is "
-    "known to pass, so the pair's velocity says nothing of it: follow \"own\" or a teacher's"
+    "a Lagrangian rule needs the velocity at X(s,t,x), and no pair of noise and data is known "
+    'whose path passes there, so the velocity of a pair cannot be used: follow "own" or a '
+    "teacher's"
 )
 
 
