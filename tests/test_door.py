@@ -68,7 +68,7 @@ def test_what_changes_its_images_is_refused_and_a_callable_has_its_own():
         def forward(self, images, prompts=None, metadata=None):
             return images.mul_(2).mean((1, 2, 3))
 
-    with pytest.raises(ValueError, match=r"'InPlace' changes the images .* images.clone"):
+    with pytest.raises(ValueError, match=r"'InPlace' changes its input images .* images.clone"):
         score(InPlace(), images())
     given = images()
     score(wrap(lambda x: x.mul_(2).mean((1, 2, 3))), given)
@@ -76,7 +76,7 @@ def test_what_changes_its_images_is_refused_and_a_callable_has_its_own():
 
 
 def test_vectors_are_watched_too():
-    with pytest.raises(ValueError, match="changes the images"):
+    with pytest.raises(ValueError, match="changes its input images"):
         score(wrap(lambda x: x.add_(1).sum(1)), torch.zeros(2, 3))
 
 

@@ -163,7 +163,7 @@ def test_plain_texts_are_made(text):
         ("colour:name=strange_mod.py", "option 'name' may name"),
         ("capped(clip, at=[[1]])", "option 'at' may name"),
         ("batched(clip, size=2, url=http)", "cannot read 'url=http'"),
-        ("+".join(["clip"] * LONGEST), f"{LONGEST} are the most"),
+        ("+".join(["clip"] * LONGEST), f"more than the limit of {LONGEST}"),
         ("", "cannot read"),
     ],
 )
