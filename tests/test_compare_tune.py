@@ -52,5 +52,5 @@ def test_without_a_judge_there_is_nothing_to_tune_by():
     def run(unit):
         return {"reward": torch.zeros(1, 1)}, {}
 
-    with pytest.raises(ValueError, match="no judge"):
+    with pytest.raises(ValueError, match="needs a judge"):
         tune([entry("fmrg-j")], grid_of("scale=1,2"), "judge", run, 1, lambda line: None)
