@@ -103,4 +103,4 @@ def _who(file: Path) -> str:
         found = json.loads(file.read_text(encoding="utf-8"))
         return f"process {int(found['pid'])} on {str(found['host'])[:80]}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "which does not say its number"
+        return "of unknown number"

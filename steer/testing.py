@@ -73,7 +73,7 @@ class _Contract:
         for t in (0.0, 0.4, 1.0):
             x = self.points(flow, t)
             moved = float((flow.jump(x, t, t) - x).abs().max())
-            assert moved == 0, f"X({t},{t},x) moves x by up to {moved:.3g}: it must be x itself"
+            assert moved == 0, f"X({t},{t},x) moves x by up to {moved:.3g}: it must not change x"
 
     def test_lookahead_is_the_jump_to_one(self) -> None:
         """`lookahead(x, t) = jump(x, t, 1)`."""
@@ -94,7 +94,7 @@ class _Contract:
         self.at_most("score from the denoiser", score, 1e-3)
 
     def test_kinds_of_times(self) -> None:
-        """A float, a scalar tensor and one time a row mean the same."""
+        """A float, a scalar tensor and one time per row give the same result."""
         flow = self.create_flow()
         x = self.points(flow, 0.25)
         rows = torch.full((self.n,), 0.25, dtype=x.dtype)

@@ -33,8 +33,8 @@ def test_what_is_said_and_of_which_prompt():
     (said,) = doubts(torch.stack([flat, one, one]), torch.stack([own] * 3), ["a", "b", "c"])
     assert said.startswith("prompt 'b' and 1 more of 3: nearly all of the weight is on 1.0 of 4")
     (said,) = doubts(torch.stack([flat, flat]), torch.stack([own, all_of_two]), ["a", "b"])
-    assert said.startswith("prompt 'b': what is left descends from 1.0 of 4 starts")
-    assert "raise the temperature, or take more particles or steps" in said
+    assert said.startswith("prompt 'b': the remaining particles descend from 1.0 of 4 starts")
+    assert "raise the temperature, or use more particles or steps" in said
     assert len(doubts(torch.stack([flat, one]), torch.stack([all_of_two, own]), ["a", "b"])) == 2
     assert doubts(torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.long)) == []  # of so few
 

@@ -118,7 +118,7 @@ def test_memory_that_is_too_little_in_one_process_changes_nothing():
         )
 
     alone = run()
-    with pytest.warns(UserWarning, match="going on with 2"):
+    with pytest.warns(UserWarning, match="continuing with 2"):
         found = ran(2, run)
     for result in found:
         same(alone, result)

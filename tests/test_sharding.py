@@ -123,7 +123,7 @@ def test_a_split_base_gives_the_run_of_one_process(tmp_path, capsys):
     returned = [line for line in said.splitlines() if line.startswith("returned")]
     assert len(returned) == 2
     assert set(returned) == {capsys.readouterr().out.strip().splitlines()[-1]}  # on the whole base
-    assert said.count("effective batch 16 = 8 rows a call x 1 accumulated x 2 processes") == 1
+    assert said.count("effective batch 16 = 8 rows per call x 1 accumulated x 2 processes") == 1
 
 
 @pytest.mark.slow

@@ -146,8 +146,8 @@ def refuse_adapted(flow: FlowMap) -> None:
 
     if any(isinstance(m, BaseTunerLayer) for m in flow.modules()):
         raise ValueError(
-            "the flow has adapters already: take the flow that they were put on, or add them to "
-            "its weights first with steer.lora.merged"
+            "the flow has adapters already: use the flow without them, or add them to its weights "
+            "first with steer.lora.merged"
         )
 
 

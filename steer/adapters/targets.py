@@ -139,9 +139,9 @@ def chosen(flow: FlowMap, found: Targets, wanted: Sequence[str], rank: int) -> l
                     f"{why}: {mend}leave {target!r} out of the targets"
                 )
         raise ValueError(
-            f"no linear layer or convolution of {kind}'s denoiser is named {target!r}: there "
-            f"are {', '.join(taken[:12])}{' ...' if len(taken) > 12 else ''}; the end of a name "
-            "stands for all that end so"
+            f"no linear layer or convolution of {kind}'s denoiser is named {target!r}: there are "
+            f"{', '.join(taken[:12])}{' ...' if len(taken) > 12 else ''}; the end of a name "
+            "selects all names that end with it"
         )
     return [name for name in found.inside if name in taken and matches(name, wanted)]
 
@@ -151,8 +151,8 @@ def _parts(flow: FlowMap) -> list[nn.Module]:
     said = flow.denoiser
     if not any(m is said for m in flow.modules()):
         raise ValueError(
-            f"the denoiser of {type(flow).__name__} is no submodule of it, so adapters on it "
-            "would not be seen: assign the module to an attribute of the flow, self.network = ..."
+            f"the denoiser of {type(flow).__name__} is not a submodule of it, so its adapters "
+            "would not be found: assign the module to an attribute of the flow, self.network = ..."
         )
     if not isinstance(said, FlowMap) or all(
         getattr(type(said), name) is getattr(FlowMap, name)

@@ -170,9 +170,11 @@ class Conditioned(FlowMap):
             return self.source.lacks
         return {
             **self.source.lacks,
-            "velocity": "this one is a student that was trained for its jumps: its prediction "
-            "stands in for a velocity, so no claim of exactness holds. Give it its base's, "
-            "steer.Pair(base, student)",
+            "velocity": (
+                "this one is a student that was trained for its jumps: its prediction replaces "
+                "the velocity, so the method is not exact. Use the velocity of its base, "
+                "steer.Pair(base, student)"
+            ),
         }
 
     def __repr__(self) -> str:

@@ -103,7 +103,7 @@ def _cached(name: str) -> Path | None:
 def _of_folder(folder: Path) -> Blueprint:
     index = next((folder / f for f in (INDEX, MODULAR) if (folder / f).is_file()), None)
     if index is None:
-        raise ValueError(f"{folder} is no pipeline: it has no {INDEX} and no {MODULAR}")
+        raise ValueError(f"{folder} is not a pipeline: it has no {INDEX} and no {MODULAR}")
     listed: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
     parts = {}
     for name, said in listed.items():
@@ -272,7 +272,9 @@ def default_size(plan: Blueprint, pipe: Any) -> tuple[int, int]:
         side = pipe.unet.config.get("sample_size")
     if isinstance(side, int):
         return (side * int(pipe.vae_scale_factor),) * 2
-    raise ValueError(f"{plan.source} does not say the size of its pictures: give height and width")
+    raise ValueError(
+        f"{plan.source} does not give the size of its pictures: give height and width"
+    )
 
 
 def tiny_autoencoder(

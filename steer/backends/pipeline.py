@@ -208,8 +208,7 @@ class PipelineFlow(Conditioned):
         still = len(self.event_shape) < 4
         if not still and self.event_shape[self._frames_axis()] > 1:
             raise NotImplementedError(
-                f"{self!r} makes clips, and a start from one picture has no frames: leave the "
-                "init image out"
+                f"{self!r} makes clips, and one picture has no frames: leave the init image out"
             )
         return self.codec.encode(images, still)
 

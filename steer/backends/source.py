@@ -58,10 +58,12 @@ class Source:
         if not hooked:
             return {}
         return {
-            "gradient": f"the pipeline's {', '.join(hooked)} is offloaded, which takes weights "
-            "away before the backward pass needs them: put the whole pipeline on one device, "
-            "pipe.to('cuda'), without enable_model_cpu_offload, and save memory with "
-            "steer.load(pipe, checkpointing=True)"
+            "gradient": (
+                f"the pipeline's {', '.join(hooked)} is offloaded, which removes weights before "
+                "the backward pass needs them: put the whole pipeline on one device, "
+                "pipe.to('cuda'), without enable_model_cpu_offload, and save memory with "
+                "steer.load(pipe, checkpointing=True)"
+            )
         }
 
     def condition(self, flow: Any, prompt: str) -> Condition:
@@ -112,7 +114,7 @@ class Source:
             negative = calls[1]
         elif flow.cfg is not None:
             raise ValueError(
-                f"{type(self.pipe).__name__} asked its denoiser about no negative prompt at "
+                f"{type(self.pipe).__name__} called its denoiser without a negative prompt at "
                 f"{flow.cfg_argument} {flow.cfg:g}: this model takes no classifier-free guidance, "
                 "so leave cfg out"
             )

@@ -30,7 +30,7 @@ def unguided(
     *,
     churn: float | None = None,
 ) -> Guidance:
-    """Build composed jumps, whose reward is asked at the end.
+    """Build composed jumps, whose reward is evaluated at the end.
 
     With churn they go past each time and re-noise back; None: as the model's own sampler does.
     """

@@ -101,12 +101,11 @@ def posterior(
     clip: float | None = 1.0,
     threshold: float | Sequence[float] = 0.5,
 ) -> Guidance:
-    """Build guidance by the value of posterior draws.
+    """Build guidance by the value of posterior samples.
 
     Fails with 4 draws for all but weak tilts in few dimensions: errors of E_q f are 2 to 20 times
-    those of exact samples (docs/results.md). `by`: "map", the
-    model's posterior map; "glass", in `inner` calls a draw; "renoise"; "own": its map where it has
-    one, else GLASS.
+    those of exact samples (docs/results.md). `by`: "map", the model's posterior map; "glass", with
+    `inner` calls per sample; "renoise"; "own": its map where it has one, else GLASS.
     """
     if by == "own":
         by = "glass" if flow.posterior_map is None else "map"

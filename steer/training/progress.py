@@ -11,7 +11,7 @@ __all__ = ["Lines", "progress"]
 
 
 class Lines(L.Callback):
-    """Print a line every so many seconds, and one at the end.
+    """Print a line at intervals of some seconds, and one at the end.
 
     Args:
         every: seconds between lines; a line stands at the end of a step.

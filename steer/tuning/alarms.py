@@ -27,8 +27,8 @@ HELD_OUT = "held_out/"
 """What the names of held-out rewards begin with in a reading."""
 
 ADVICE = (
-    "the reward may be hacked; look at the pictures, go back to an earlier checkpoint, lower the "
-    "learning rate or the strength, or hold the flow nearer to its base"
+    "this may be reward hacking; look at the pictures, go back to an earlier checkpoint, lower "
+    "the learning rate or the strength, or raise the penalty on the distance to the base"
 )
 
 
@@ -114,7 +114,7 @@ def _statistic(name: str, value: Paired, limits: Thresholds) -> Alarm | None:
     return Alarm(
         name,
         f"mean {name.replace('_', ' ')} {went} from {value.base:.3g} to {value.mean:.3g}, "
-        f"{shift:+.2f} deviations of the base's pictures (limit {limit:g}): {ADVICE}",
+        f"{shift:+.2f} standard deviations of the base's pictures (limit {limit:g}): {ADVICE}",
     )
 
 
@@ -124,8 +124,8 @@ def _collapse(value: Paired, limits: Thresholds) -> Alarm | None:
     return Alarm(
         "diversity",
         f"the pictures of a prompt are {1 - value.mean / value.base:.0%} less diverse than the "
-        f"base's ({value.mean:.3g}, before {value.base:.3g}; limit "
-        f"{1 - limits.diversity:.0%}): they become one picture; {ADVICE}",
+        f"base's ({value.mean:.3g}, before {value.base:.3g}; limit {1 - limits.diversity:.0%}): "
+        f"they become the same picture; {ADVICE}",
     )
 
 
@@ -135,8 +135,8 @@ def _judged(value: Paired, limits: Thresholds) -> Alarm | None:
         return None
     return Alarm(
         "judge",
-        f"the judge, which nothing is tuned by, fell from {value.base:.3g} to {value.mean:.3g} "
-        f"(limit {limits.judge:.0%}): {ADVICE}",
+        f"the held-out judge fell from {value.base:.3g} to {value.mean:.3g} (limit "
+        f"{limits.judge:.0%}): {ADVICE}",
     )
 
 

@@ -41,7 +41,7 @@ def plan_sweep(panel: Panel, settings: Settings, nfe: float) -> tuple[list[float
     jumps = " and ".join(map(str, bought)) if bought else "no"
     left = (
         f"the adapters' scale is swept at {jumps} jumps: {costs[len(bought)]} network calls would "
-        f"be more than a tenth of the run's {nfe:.0f}; ask for more with sweep_steps={steps}"
+        f"be more than a tenth of the run's {nfe:.0f}; set more with sweep_steps={steps}"
     )
     return scales, bought, left
 

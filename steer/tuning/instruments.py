@@ -1,9 +1,10 @@
 """Instruments against reward hacking: what pictures look like, apart from the reward.
 
-A reward that rises says nothing when it is the thing that was climbed. These are read beside it,
-on the base's pictures and the tuned pictures of the same prompts and the same noise, so that each
-picture has its pair: plain statistics of pixels, diversity within a prompt, kernel distance to
-the base's pictures, a judge and rewards that were held out, and how far the velocity drifted.
+An increase of the optimised reward does not show that the pictures are better. These are read
+beside it, on the base's pictures and the tuned pictures of the same prompts and the same noise, so
+that each picture has its pair: plain statistics of pixels, diversity within a prompt, kernel
+distance to the base's pictures, a judge and rewards that were held out, and how far the velocity
+drifted.
 
 >>> grey = torch.linspace(0.4, 0.6, 8)[:, None, None, None].expand(8, 3, 16, 16)
 >>> instruments = Instruments(grey, ["a cat", "a dog"])
@@ -99,8 +100,8 @@ class Instruments:
         if not bool(torch.isfinite(scores).all()):
             row = int((~torch.isfinite(scores)).nonzero()[0])
             raise ValueError(
-                f"{name} is {float(scores[row])} for picture {row} ({self.rows[row]!r}): it "
-                "must be finite for every picture; guard its logarithms and divisions"
+                f"{name} is {float(scores[row])} for picture {row} ({self.rows[row]!r}): it must "
+                "be finite for every picture; check its logarithms and divisions"
             )
         return scores
 
@@ -127,8 +128,9 @@ class Instruments:
         """
         if images.shape != self._shape:
             raise ValueError(
-                f"pictures are {tuple(images.shape)}, the base's were {tuple(self._shape)}: draw "
-                "them of the same noise for the same prompts, or build the instruments anew"
+                f"pictures are {tuple(images.shape)}, the base's were {tuple(self._shape)}: "
+                "sample them from the same noise for the same prompts, or construct the "
+                "instruments again"
             )
         check_pictures(images)
         values, features = self._measure(images)

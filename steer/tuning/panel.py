@@ -50,7 +50,7 @@ class Panel:
         reward: what is tuned for.
         judge: what is not.
         held_out: further rewards that are not tuned for.
-        asked: what the rewards are asked, where that differs.
+        asked: the rewards' prompts, if they differ.
         seed: fixes the noise.
     """
 

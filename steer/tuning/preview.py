@@ -27,7 +27,7 @@ class Preview:
     Attributes:
         reward: what it was tuned for.
         prompts: what it was tuned on; None for a flow without prompts.
-        asked: what the reward is asked for each of them.
+        asked: the reward's prompt for each of them.
         seed: of the noise.
     """
 

@@ -1,4 +1,4 @@
-"""What a tuning run is asked to do: one frozen request, which checks itself when it is made."""
+"""The request of a tuning run: one frozen request, which checks itself when it is made."""
 
 import hashlib
 import math
@@ -43,7 +43,7 @@ class Tuning:
         strength: then it is the spread divided by this; None: by 3.
         judge: what says whether pictures became better; nothing is tuned by it.
         held_out: name -> rewards that are read at checks, and not tuned for.
-        seed: keys all that is drawn.
+        seed: seed of all random numbers.
         settings: how the run is run.
         start: adapters that are tuned further, which the base of the run has on; None: new ones.
 
@@ -130,7 +130,7 @@ class Tuning:
 
         Args:
             base: what draws one-jump samples, where the run will be; the reward is moved there.
-            known: the temperature that this run was begun with, if it was.
+            known: the temperature of the existing run, if there is one.
 
         Raises:
             ValueError: the reward has no spread.
