@@ -80,6 +80,7 @@ def sample(
     num_nodes: int = 1,
     spread: Spread | None = None,
     dtype: Dtype | None = None,
+    compile: bool | str = False,
     out: Path = Path("outputs/sample"),
     overwrite: bool = False,
     model_options: dict[str, Any] = {},  # noqa: B006
@@ -152,6 +153,8 @@ def sample(
             weighted and resampled over all of them. Default: particles, where there are fewer
             prompts than processes.
         dtype: the network's. Default: float32 on a CPU.
+        compile: whether the blocks that the network repeats are compiled (torch.compile), or the
+            name of torch's backend for it: the first step takes longer, later ones may be faster.
         out: the run folder.
         overwrite: replace the run folder if it exists, and drop an interrupted run.
         model_options: of a diffusers pipeline: height, width, cfg, guidance, negative_prompt,
@@ -212,7 +215,7 @@ def sample(
         screen, model, reward, device, rows=min(rows, batch_size or ROWS), method=chosen_method,
         method_options=options, dtype=dtype, model_options=model_options, cfg=cfg,
     )  # fmt: skip
-    loaded = load_model(model, device, dtype, lora, lora_scale, model_options)
+    loaded = load_model(model, device, dtype, lora, lora_scale, model_options, compile)
     flow = mixed(loaded, cfg, negative_prompt, prompts)
     twins: dict[str, steer.FlowMap] = {}
     if unguided and isinstance(loaded, steer.Adapted):
