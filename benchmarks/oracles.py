@@ -265,6 +265,8 @@ def gathered(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
     """Return the finished cells, of a folder or of a file that `table --write` made."""
     if folder.is_file():
         found = json.loads(folder.read_text(encoding="utf-8"))
+    elif not folder.is_dir():
+        found = []
     else:
         found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))]
     return {(c["problem"], c["method"], c["steps"]): c for c in found}
@@ -297,7 +299,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
     parser.add_argument("--only", default="", help="part of a problem's name")
     parser.add_argument("--skip", help="part of the names of problems to leave out")
-    parser.add_argument("--methods", nargs="*", help="of " + ", ".join(METHODS))
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), metavar="METHOD",
+                        help="of " + ", ".join(METHODS))  # fmt: skip
     parser.add_argument("--most", type=int, default=MOST, help="populations at most")
     parser.add_argument("--seconds", type=float, help="begin no cell after these")
     parser.add_argument("--write", type=Path, help="also gather the cells into this file")
@@ -307,6 +310,10 @@ def main() -> None:
         run(args)
         return
     done = gathered(args.out)
+    if not done:
+        parser.error(
+            f"{args.out} holds no cells: fill it by `run`, or give --out docs/oracles.json"
+        )
     if args.do == "table":
         print(table(done))
     else:

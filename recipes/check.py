@@ -22,19 +22,19 @@ def check_reward(
     seed: int = 0,
     json: bool = False,
 ) -> None:
-    """Check a reward: shape, range, gradient, copies, cost, and whether noise fools it.
+    """Check a reward: shape, range, gradient, copies, cost, and its score on noise.
 
     The exit code is 0 where nothing failed (warnings are properties to know of), 1 where a check
     failed, 2 for a mistake in the command.
 
     Args:
         name: a name that `steer rewards` lists, a weighted sum of such, or file.py:Name.
-        prompts: a text or jsonl file, or a list; asked of the pictures in turn. Default: none, or
-            a few plain ones where the reward does not go without.
-        size: side of the pictures that it is tried on.
-        device: where it is tried. Default: where it is loaded, the CPU.
-        seed: draws pictures and directions.
-        json: print the report as JSON, alone, instead of a table.
+        prompts: a text or jsonl file, or a list; the pictures get them in turn. Default: none, or
+            a few simple ones if the reward needs prompts.
+        size: side of the test pictures.
+        device: device for the test. Default: where the reward is loaded, the CPU.
+        seed: seed of pictures and directions.
+        json: print only the report, as JSON, instead of a table.
     """
     asked = file_or_list(prompts)
     reward, name = rewards.load(name), redacted(name)

@@ -27,7 +27,9 @@ def _usage() -> str:
         lines += [
             f"  {name:<{width}}  {c.line}" for name, c in COMMANDS.items() if c.group == group
         ]
-    return "\n".join([*lines, "", "steer COMMAND --help: its options, and two examples"])
+    return "\n".join(
+        [*lines, "", "steer COMMAND --help lists the options of a command and shows two examples"]
+    )
 
 
 def _help(command: str) -> str:

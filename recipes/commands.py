@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["COMMANDS", "GROUPS", "Command"]
+__all__ = ["COMMANDS", "ENTRIES", "GROUPS", "Command"]
+
+ENTRIES = ("none:steps=4", "best-of-n:steps=4", "fmrg-j:steps=16", "reno:steps=24")
+"""What `steer compare` compares where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Command:
     further: str = ""
 
 
-GROUPS = ("draw", "tune and train", "rewards", "look up")
+GROUPS = ("sample and compare", "tune and train", "rewards", "information")
 """The headings, in order."""
 
 _MODEL = "model model_options lora lora_scale device dtype"
@@ -39,7 +42,7 @@ _MODEL = "model model_options lora lora_scale device dtype"
 COMMANDS = {
     "sample": Command(
         "recipes.sample:sample",
-        "draw",
+        "sample and compare",
         "guided sampling into a run folder",
         (
             'sample --prompt "a blue apple" --method fmrg-j --steps 8 --out outputs/apple',
@@ -57,8 +60,8 @@ COMMANDS = {
     ),
     "plan": Command(
         "recipes.plan:plan",
-        "draw",
-        "the memory and the calls that a run needs, before it",
+        "sample and compare",
+        "compute the memory and the network calls of a run",
         (
             "plan --model sdxl --reward pickscore --rows 2 --card 24",
             "plan --table --models '[sd15, sana-sprint-0.6b]'",
@@ -72,8 +75,8 @@ COMMANDS = {
     ),
     "compare": Command(
         "recipes.compare:compare",
-        "draw",
-        "sampling methods against each other, equal calls",
+        "sample and compare",
+        "compare sampling methods at equal network calls",
         (
             "compare --config compare.yaml",
             "compare --prompts '[fox, bird]' --methods '[none, best-of-n, \"fmtt:steps=8\"]'",
@@ -87,14 +90,14 @@ COMMANDS = {
     ),
     "eval": Command(
         "recipes.evaluate:evaluate",
-        "draw",
-        "a model's figures on its data",
+        "sample and compare",
+        "evaluate a model on its training data",
         ("eval --model emoji", "eval --model runs/emoji/map --repeats 1 --out outputs/mine"),
     ),
     "eval --lora": Command(
         "recipes.tuned:evaluate_tuned",
-        "draw",
-        "tuned against base and guidance",
+        "sample and compare",
+        "compare tuned models with base and guidance",
         (
             "eval --lora runs/direct",
             "eval --lora runs/direct --lora runs/nft --steps '[1, 4]' --lora-scale '[0.5, 1]'",
@@ -109,7 +112,7 @@ COMMANDS = {
     "finetune": Command(
         "recipes.finetune:finetune",
         "tune and train",
-        "tune a LoRA on a model by rewards",
+        "tune a LoRA for a reward",
         (
             "finetune --config finetune.yaml",
             "finetune --reward clip --objective direct --options '{anchor: 0.5}' --steps 250",
@@ -129,14 +132,14 @@ COMMANDS = {
     ),
     "studio": Command(
         "recipes.studio.command:studio",
-        "draw",
-        "a page in the browser: steer, look, keep",
+        "sample and compare",
+        "a web page for interactive steering",
         ("studio", "studio --model fashion --root runs --port 7861"),
     ),
     "export": Command(
         "recipes.export:export",
         "tune and train",
-        "adapters for peft, for diffusers, or merged; the hub",
+        "write adapters for peft, diffusers, ComfyUI, or merged",
         (
             "export --lora runs/direct --out outputs/lora",
             "export --lora runs/direct --format merged --out outputs/whole",
@@ -154,7 +157,7 @@ COMMANDS = {
     "distill": Command(
         "recipes.distill:distill",
         "tune and train",
-        "make a map of a velocity model, by adapters",
+        "distil a velocity model into a map, with adapters",
         (
             "distill --model emoji --rule lsd --rank 64 --out runs/map",
             "distill --model DIFFUSERS_FOLDER --data samples --guidance 4 --out runs/map",
@@ -170,7 +173,7 @@ COMMANDS = {
     "compare-maps": Command(
         "recipes.compare_maps:compare_maps",
         "tune and train",
-        "training rules against each other in the plane",
+        "compare training rules of maps",
         (
             "compare-maps --data checkerboard",
             "compare-maps --rules '[lsd, imf, psd-m]' --map-steps 500 --seeds 1",
@@ -178,8 +181,8 @@ COMMANDS = {
     ),
     "plot": Command(
         "recipes.plot:plot",
-        "look up",
-        "the plots of a run folder again: dark, as SVG",
+        "information",
+        "draw the plots of a run folder again: dark, as SVG",
         (
             "plot outputs/compare --theme dark",
             "plot runs/direct --formats '[svg]' --out paper",
@@ -189,13 +192,13 @@ COMMANDS = {
     "rewards": Command(
         "recipes.lists:rewards_",
         "rewards",
-        "list the rewards that come along",
+        "list the rewards of the package",
         ("rewards", "rewards --check"),
     ),
     "check-reward": Command(
         "recipes.check:check_reward",
         "rewards",
-        "whether a reward keeps the contract",
+        "test a reward: shapes, gradients, robustness",
         (
             "check-reward clip",
             "check-reward file.py:Name --prompts '[a red apple]' --json",
@@ -211,40 +214,40 @@ COMMANDS = {
     ),
     "models": Command(
         "recipes.lists:models",
-        "look up",
-        "list the models that come along",
+        "information",
+        "list the models of the package",
         ("models", "sample --model emoji"),
     ),
     "methods": Command(
         "recipes.lists:methods",
-        "look up",
+        "information",
         "list the sampling methods",
         ("methods", "sample --method split"),
     ),
     "cite": Command(
         "recipes.lists:cite",
-        "look up",
-        "what to cite for sampling methods, as BibTeX",
+        "information",
+        "print BibTeX entries for sampling methods",
         ("cite fmtt", "cite dps tfg"),
         positional=True,
         several=True,
     ),
     "objectives": Command(
         "recipes.lists:objectives",
-        "look up",
+        "information",
         "list the tuning objectives",
         ("objectives", "finetune --objective transport"),
     ),
     "rules": Command(
         "recipes.lists:rules",
-        "look up",
+        "information",
         "list the training rules of maps",
         ("rules", "train --rule psd-m"),
     ),
     "completion": Command(
         "recipes.completion:completion",
-        "look up",
-        "a script by which a shell completes commands and options",
+        "information",
+        "print a completion script for bash or zsh",
         ("completion bash > ~/.steer_completion", "completion zsh > ~/.steer_completion"),
         positional=True,
     ),

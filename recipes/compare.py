@@ -10,6 +10,7 @@ from torch import Tensor
 
 import rewards
 import steer
+from recipes.commands import ENTRIES
 from recipes.compare_report import Measured, kind, write
 from recipes.compare_tune import grid_of, tuning_prompts_beside
 from recipes.compare_tune import tune as tune_entries
@@ -17,6 +18,7 @@ from recipes.crew import Spread, crew_of
 from recipes.data import emoji
 from recipes.defaults import compared_prompts, judge_of, listed, own, reward_of
 from recipes.entries import Entry, entry, equal_calls
+from recipes.exact_tilt import exact_tilts
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import Asked, Dtype, asked_for, load_model, model_name, weights_of
 from recipes.measure import found
@@ -24,16 +26,15 @@ from recipes.methods import check, learn, method
 from recipes.partial import Partial, Unit, free, units_of
 from recipes.terminal import console, say
 from rewards.judge import EMBEDDED, Judge
+from steer.exact import GaussianMixture
 from steer.files import whole_folder
 from steer.flow import device_of, flat_prompts
+from steer.guidance.resampler import systematic
 from steer.reward import Reward, plain, score
 from steer.secrets import redacted
 from steer.tuning.statistics import features_of, pooled_pixels
 
 __all__ = ["ENTRIES", "compare"]
-
-ENTRIES = ("none:steps=4", "best-of-n:steps=4", "fmrg-j:steps=16", "reno:steps=24")
-"""What is compared where nothing else is asked for."""
 
 BATCH = 64  # rows of a unit
 
@@ -65,46 +66,52 @@ def compare(
 
     The folder holds table.md, figures.json (each prompt and seed), plots, sheet.png,
     pictures.safetensors and config.yaml; of a model that decodes to no pictures, a mixture,
-    samples.safetensors and no sheet. It appears whole or not at all; an interrupted comparison
-    goes on where it stopped when the same command is given again.
+    samples.safetensors and no sheet; of a steer.GaussianMixture also the exact tilt's own curve.
+    The folder appears whole or not at all; an interrupted comparison resumes where it stopped when
+    the same command is given again.
 
     Args:
         model: a name that `steer models` lists, a folder, a hub id, or file.py:Name; in Python
-            also a flow map or a pipeline that is there.
+            also a flow map or a pipeline object.
         lora: a folder of adapters that were made for this model.
-        lora_scale: what their update is multiplied by (default 1): 0 is the model without them.
-        reward: a name that `steer rewards` lists, a weighted sum of such, or file.py:Name.
+        lora_scale: factor for the adapters' update (default 1); 0 is the model without them.
+        reward: a name that `steer rewards` lists, a weighted sum of names, or file.py:Name.
             Default: the model's own, clip for emoji.
-        judge: "own", the model's if it has one; "embedded", that of emoji; the folder of a judge,
-            a reward by name, or null for none. It is asked, and not climbed; its features give
-            the diversity, without it averaged pixels do.
-        prompts: what to draw. Default: the model's own; for emoji 25 prompts that name a concept,
-            25 that leave it open, and none for a model that takes none.
-        prompts_file: instead: a text file with a prompt a line, or a jsonl file.
+        judge: the held-out reward: "own", the model's if it has one;
+            "embedded", that of emoji; the folder of a judge, a reward by name, or null for none.
+            It is measured and never optimised. Its features are used for the diversity; without a
+            judge averaged pixels are used.
+        prompts: the prompts. Default: the model's own; for emoji 25 prompts that name a concept
+            and 25 broad ones; none for a model without prompts.
+        prompts_file: instead of prompts: a text file with one prompt per line, or a jsonl file.
         methods: a list of `method:key=value,...`, with steps (none, best-of-n: default 4; the
             others: 16), particles (default 4), temperature or strength, and the method's own
-            options. best-of-n without particles gets a row beside each method that steers, with
-            as many candidates as the same network calls buy. A method of one's own is
-            file.py:Name, a kernel or a builder of a sampler (docs/extend.md), with options after
-            a colon. Default: none, best-of-n, fmrg-j, reno.
-        seeds: how many pictures a prompt, from seed 0 on.
-        tune: one or two numbers of the methods, as 'scale=0.1,0.3,1; steps=8,16': each method that
-            takes them gets the values that do best on up to 12 other prompts, never on reported
-            ones. What was tried is in tuning.json.
-        by: what is best: the judge's mean, or the reward's.
-        tune_prompts: what is tuned on. Default: the model's own prompts for tuning.
-        device: where to compute. Default: where the model is loaded, the CPU; of several processes
-            the accelerators that there are, so say cpu for processes on the CPU.
-        devices: processes on each machine, one a device; each draws its share: see spread.
-        num_nodes: machines, which see one file system; SLURM or torchrun starts the processes.
-        spread: what several processes divide: prompts, or the particles of each prompt, which are
-            weighted and resampled over all of them. Default: particles, where there are fewer
-            units of prompts than processes.
-        dtype: the network's. Default: float32 on a CPU.
+                options. best-of-n without particles gets one row for each guided method, with as
+                many candidates as the same number of network calls allows. keep=all takes every
+                particle for a picture, resampled by the weights, instead of the one with the
+                highest reward: it compares the laws that methods sample from. Your own method is
+                file.py:Name, a kernel or a builder of a sampler (docs/extend.md), with options
+                after a colon. Default: none, best-of-n, fmrg-j, reno.
+        seeds: pictures per prompt, from seed 0 on.
+        tune: one or two numbers of the methods, as 'scale=0.1,0.3,1; steps=8,16': each method with
+            these options gets the values that are best on up to 12 other prompts, never on the
+            reported ones. All tried values are written to tuning.json.
+        by: how the best values are chosen: by the mean of the judge, or of the reward.
+        tune_prompts: prompts for choosing the values. Default: the model's own prompts for tuning.
+        device: device to compute on. Default: where the model is loaded, the CPU; for several
+            processes the available accelerators, so give cpu for processes on the CPU.
+        devices: processes on each machine, one per device; see spread for how they divide the
+            work.
+        num_nodes: number of machines, with a shared file system; SLURM or torchrun starts the
+            processes.
+        spread: how several processes divide the work: by prompts, or by the particles of each
+            prompt, with weights and resampling over all processes. Default: particles if there are
+            fewer units of prompts than processes, else prompts.
+        dtype: precision of the network. Default: float32 on a CPU.
         out: the folder.
-        overwrite: replace the folder if it exists, and drop an interrupted comparison.
-        model_options: of a diffusers pipeline: height, width, cfg, guidance, negative_prompt,
-            checkpointing, call and the others of `steer.load`.
+        overwrite: replace the folder if it exists, and delete an interrupted comparison.
+        model_options: options for a diffusers pipeline: height, width, cfg, guidance,
+            negative_prompt, checkpointing, call and the others of `steer.load`.
 
     Returns:
         The folder.
@@ -175,8 +182,9 @@ def compare(
         for i in range(len(rows)):
             tensors, costs = partial.gathered([u for u in units if u.index == i])
             gathered.append(Measured(tensors, **costs))
+        tilts = bench.tilts(rows)
         with whole_folder(out, overwrite) as scratch:
-            write(scratch, rows, asked.prompts, kinds, gathered, settings["reward"])
+            write(scratch, rows, asked.prompts, kinds, gathered, settings["reward"], tilts)
             (scratch / "config.yaml").write_text(config_text(settings), encoding="utf-8")
             if tried:
                 (scratch / "tuning.json").write_text(json.dumps(tried, indent=1))
@@ -189,6 +197,12 @@ def _size(row: Entry) -> int:
     """Return how many prompts a unit has: as many as fill a batch."""
     assert row.particles is not None
     return max(1, BATCH // row.particles)
+
+
+def _by_weight(log_w: Tensor, seed: int) -> Tensor:
+    """Return which particles (p, n) are kept when each prompt's are resampled by their weights."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([systematic(few, generator) for few in log_w]).to(log_w.device)
 
 
 class _Bench:
@@ -222,6 +236,29 @@ class _Bench:
         with plain(*(m for m in (self.flow, self.judge) if m is not None)), torch.no_grad():
             return self._run(unit)
 
+    def tilts(self, rows: Sequence[Entry]) -> list[dict[str, Any]]:
+        """Return the exact tilts of a mixture, of the rows' temperatures too; else nothing."""
+        if not isinstance(self.flow, GaussianMixture) or len(self.asked.prompts) != 1:
+            return []
+        with plain(*(m for m in (self.flow, self.judge) if m is not None)), torch.no_grad():
+            own = [row.options.get("temperature") for row in rows]
+            return exact_tilts(self.flow, self.reward, self._measure, [t for t in own if t])
+
+    def _measure(self, samples: Tensor) -> dict[str, Tensor]:
+        """Return the scores and features of samples of the only prompt."""
+        texts = self.asked.questions * len(samples)
+        measured = {
+            "reward": score(self.reward, samples, texts),
+            "features": self._features(samples),
+        }
+        if self.judge is not None:
+            measured["judge"] = score(self.judge, samples, texts)
+        return measured
+
+    def _features(self, samples: Tensor) -> Tensor:
+        """Return the features of samples that are no pictures, (n, f)."""
+        return samples.flatten(1) if self.features is pooled_pixels else self.features(samples)
+
     def _run(self, unit: Unit[Entry]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         row, asked = unit.row, self.asked.part(unit.start, unit.end)
         assert row.particles is not None
@@ -232,14 +269,18 @@ class _Bench:
         )  # fmt: skip
         made, scores = result.x if result.images is None else result.images, result.rewards
         n = len(asked.prompts)
-        if not row.mean:
+        if row.mean:
+            kept = _by_weight(result.log_w, unit.seed)
+            of = torch.arange(n, device=kept.device)[:, None]
+            made, scores = made[of, kept], scores[of, kept]
+        else:
             best = torch.arange(n, device=result.best.device), result.best
             made, scores = made[best][:, None], scores[best][:, None]
         k = made.shape[1]
         flat = made.flatten(0, 1)
         if result.images is None:
             flat = self.flow.decode(flat)
-            features = flat.flatten(1) if self.features is pooled_pixels else self.features(flat)
+            features = self._features(flat)
             tensors = {"samples": made.clone()}  # features may be the same tensor
         else:
             features, tensors = self.features(flat), {"images": made}
@@ -250,7 +291,8 @@ class _Bench:
         if self.words:
             tensors["top1"] = self._top1(made, asked.questions, unit.seed)
         each = 1 if row.mean else row.particles
-        nfe = each * result.nfe + result.costs["temperature_nfe_per_prompt"]
+        probed = result.costs["temperature_nfe_per_prompt"]
+        nfe = each * result.nfe + probed * each / row.particles
         seconds = result.costs["seconds"] / (n * k)
         return {name: t.float() for name, t in tensors.items()}, {"nfe": nfe, "seconds": seconds}
 

@@ -50,21 +50,22 @@ def compare_maps(
     plots. An interrupted comparison goes on where it stopped when the same command is given again.
 
     Args:
-        data: a law in the plane whose velocity is known in closed form, or fashion.
+        data: a two-dimensional distribution whose velocity has a closed form, or fashion.
         rules: names that `steer rules` lists. Default: all.
-        velocity_steps: of flow matching, shared by all rules.
-        map_steps: of each rule.
-        batch_size: points a step.
-        width: of the network's hidden layers.
-        depth: how many.
+        velocity_steps: steps of flow matching, shared by all rules.
+        map_steps: steps of each rule.
+        batch_size: points per step.
+        width: width of the network's hidden layers.
+        depth: number of hidden layers.
         muon: learning rate of the matrices.
-        adamw: learning rate of the rest.
+        adamw: learning rate of the other parameters.
         map_rate: both rates are scaled by this for the maps.
-        seeds: how often all is done.
-        pairs: one law of the times for all rules, see `steer train --help`. Default: their own.
-        guidance: scale of classifier-free guidance that the maps have built in; for fashion.
-        folder: fashion's published files. Default: the part that comes along.
-        start: of fashion: a trained velocity, a folder, instead of training one.
+        seeds: number of repetitions, each with its own seed.
+        pairs: one distribution of the times for all rules, see `steer train --help`. Default: that
+            of each rule.
+        guidance: scale of classifier-free guidance that is distilled into the maps; for fashion.
+        folder: folder with the published files of fashion. Default: the pictures in the package.
+        start: for fashion: folder of a trained velocity, used instead of training one.
         out: the folder.
 
     Returns:

@@ -14,6 +14,7 @@ from torch import Tensor
 from recipes.data import emoji
 from recipes.data.recolour import plain_label
 from recipes.entries import Entry
+from recipes.exact_tilt import tilt_table
 from recipes.figures import Estimate, estimate, markdown, pairwise_distance
 from recipes.plots.compared import plot_compared, settings_of
 from steer.files import numbers
@@ -54,9 +55,10 @@ class Measured:
         """What it was scored by."""
         return [name for name in SCORES if name in self.tensors]
 
-    def per_prompt(self, name: str) -> Tensor:
-        """Return the mean of each prompt's pictures, (p,)."""
-        return self.tensors[name].mean((1, 2))
+    def replicates(self, name: str) -> Tensor:
+        """Return the mean of each prompt's pictures, (p,); of a single prompt, each seed's."""
+        values = self.tensors[name].mean(2)
+        return values[0] if len(values) == 1 else values.mean(1)
 
     @property
     def diversity(self) -> Tensor:
@@ -70,11 +72,13 @@ def _summary(
     """Return each row's estimates over some of the prompts."""
     made = {}
     for label, row in rows.items():
-        values = {name: row.per_prompt(name) for name in row.names} | {"diversity": row.diversity}
+        values = {name: row.replicates(name) for name in row.names} | {"diversity": row.diversity}
         for name in (n for n in row.names if n != "top1"):
-            below = torch.nan if base in (None, label) else rows[base].per_prompt(name)
+            below = torch.nan if base in (None, label) else rows[base].replicates(name)
             values[f"{name} - none"] = values[name] - below
-        made[label] = {name: estimate(v[where]) for name, v in values.items()}
+        made[label] = {
+            name: estimate(v[where] if len(where) > 1 else v) for name, v in values.items()
+        }
         made[label]["nfe"] = Estimate(row.nfe, None)
     return made
 
@@ -86,6 +90,7 @@ def write(
     kinds: Sequence[str],
     gathered: Sequence[Measured],
     reward: str = "reward",
+    tilts: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write tables, figures, plots, and pictures or, of a model without, samples.
 
@@ -96,14 +101,16 @@ def write(
         kinds: of each prompt: one of `KINDS`, or "all" where that is not known.
         gathered: what each row measured.
         reward: what it was, for the axes.
+        tilts: the exact tilts, of a model that has them.
     """
     named = {entry.label: row for entry, row in zip(rows, gathered, strict=True)}
-    base = next((e.label for e in rows if e.mean), None)
+    base = next((e.label for e in rows if e.method == "none"), None)
     parts = {k: torch.tensor([k == one for one in kinds]) for k in KINDS if k in kinds}
     if len(parts) != 1:
         parts["all"] = torch.ones(len(kinds), dtype=torch.bool)
     summaries = {k: _summary(named, base, where) for k, where in parts.items()}
-    (folder / "table.md").write_text(_table(summaries, kinds, gathered), encoding="utf-8")
+    table = _table(summaries, kinds, gathered) + ("\n" + tilt_table(tilts) if tilts else "")
+    (folder / "table.md").write_text(table, encoding="utf-8")
     entries = dict(zip(named, rows, strict=True))
     figures = {
         "reward": reward,
@@ -120,6 +127,10 @@ def write(
             }
             for label, row in named.items()
         },
+        "exact_tilts": [
+            {n: v._asdict() if isinstance(v, Estimate) else v for n, v in row.items()}
+            for row in tilts
+        ],
     }  # fmt: skip
     known = numbers(figures)
     (folder / "figures.json").write_text(json.dumps(known, indent=1), encoding="utf-8")
@@ -163,10 +174,11 @@ def _table(
         title = f"## {k} prompts ({count} x {rows[0].tensors['reward'].shape[1]} seeds)"
         blocks.append(f"{title}\n\n{markdown(header, cells)}\n")
     blocks.append(
-        "Mean ± standard error over prompts, each prompt's seeds averaged first. NFE: network "
-        "calls of all particles,\nand those that set a temperature, for one final picture: the "
-        "particle with the highest reward, and with\nnone each particle. Differences are paired. "
-        "Diversity: mean distance between the pictures of one\n"
-        "prompt, by the judge's features, or by averaged pixels where it has none.\n"
+        "Mean ± standard error over prompts, each prompt's seeds averaged first, or over a single "
+        "prompt's seeds. NFE:\nnetwork calls of all particles, and those that set a "
+        "temperature, for one final picture: the particle with the\nhighest reward, and with none "
+        "or keep=all each particle. Differences are paired. Diversity: mean distance\nbetween the "
+        "pictures of one prompt, by the judge's features, or by averaged pixels where it has "
+        "none.\n"
     )
     return "\n".join(blocks)

@@ -30,7 +30,7 @@ complete -o default -F _steer steer"""
 
 
 def completion(shell: Literal["bash", "zsh"]) -> None:
-    """Print a script for a shell: write it to a file, and `source` that in ~/.bashrc or ~/.zshrc.
+    """Print a completion script for a shell; `source` it in ~/.bashrc or ~/.zshrc.
 
     Args:
         shell: bash or zsh.

@@ -62,38 +62,40 @@ def distill(
 
     Args:
         model: a name that `steer models` lists, a folder, a hub id, or file.py:Name. Of a model
-            that is a map already the velocity alone is taken.
-        rule: how the map is learned, a name that `steer rules` lists. Rules that follow a teacher
-            follow the model itself, without adapters.
-        rank: of the adapters.
+            that is already a map only the velocity is used.
+        rule: training rule of the map, a name that `steer rules` lists. The teacher of a rule is
+            the model itself, without adapters.
+        rank: rank of the adapters.
         out: the run's folder.
         data: "emoji"; a folder of pictures, their captions in metadata.jsonl (file_name, text) or
-            in text files of the same names; "samples": the model's own, drawn at the start.
-        options: the rule's own; `velocity` says which velocity it follows: conditional, own or
-            teacher.
-        guidance: scale of classifier-free guidance that is built into the map; 1 for a model that
-            has it in its weights. Default: what the pipeline mixes, else 1.
-        steps: length of the run.
-        batch_size: pictures a step.
-        learning_rate: AdamW's.
-        average: decay of the running average of what is trained; that is what is written.
+            in text files of the same names; "samples": samples of the model itself, generated at
+            the start.
+        options: options of the rule; `velocity` is the velocity that it follows: conditional, own
+            or teacher.
+        guidance: scale of classifier-free guidance that is distilled into the map; 1 for a
+            guidance-distilled model. Default: the scale of the pipeline, else 1.
+        steps: optimizer steps of the run.
+        batch_size: pictures per step.
+        learning_rate: learning rate of AdamW.
+        average: decay of the running average of the trained weights; the average is saved.
         alpha: the update is scaled by alpha / rank. Default: 2 rank.
-        targets: names of layers, or ends of such. Default: the model's own.
-        module: of the denoiser, that embeds the time. Default: where it is known.
-        pairs: law of the times (s, t). Default: the rule's own.
-        weight: of the errors: uniform, adaptive or learned. Default: the rule's own.
-        diagonal: share of a batch that is at s = t. Default: the rule's own.
-        distance: of an error: square, or huber.
-        derivative: of the network along the flow: jvp, difference or auto.
+        targets: names of layers, or the ends of names. Default: the model's own.
+        module: the module of the denoiser that embeds the time. Default: known for the supported
+            classes.
+        pairs: distribution of the times (s, t). Default: the rule's own.
+        weight: weighting of the errors: uniform, adaptive or learned. Default: the rule's own.
+        diagonal: fraction of a batch with s = t. Default: the rule's own.
+        distance: loss of an error: square or huber.
+        derivative: how the network is differentiated along the flow: jvp, difference or auto.
         own_steps: steps of the model's sampler, for data "samples".
         prompts: for data "samples". Default: the model's own, else the empty one.
-        seed: fixes everything that is drawn.
+        seed: seed of all random numbers.
         save_every: steps between checkpoints.
-        device: where the model is loaded.
-        dtype: of its weights; adapters are in float32.
-        precision: Lightning's.
-        devices: processes, one a device.
-        model_options: of `steer.load`.
+        device: device on which the model is loaded.
+        dtype: precision of its weights; adapters are in float32.
+        precision: precision of Lightning.
+        devices: number of processes, one per device.
+        model_options: options of `steer.load`.
 
     Returns:
         The folder.

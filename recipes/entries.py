@@ -25,6 +25,7 @@ from steer.names import unknown
 __all__ = ["Entry", "entry", "equal_calls"]
 
 COUNTED = ("steps", "particles")
+KEPT = ("best", "all")
 
 
 @dataclass(frozen=True)
@@ -36,29 +37,33 @@ class Entry:
         steps: of the method.
         particles: for each prompt; None: as many as the other rows' network calls buy.
         options: the method's own, and temperature or strength.
+        keep: "best", the particle with the highest reward is the picture, or "all": each is one,
+            after a resampling by the weights, so that they follow the method's law.
     """
 
     method: str
     steps: int
     particles: int | None
     options: Mapping[str, Any] = field(default_factory=dict)
+    keep: str = "best"
 
     @property
     def mean(self) -> bool:
         """Whether every particle is a final picture, and not the best one alone."""
-        return self.method == "none"
+        return self.method == "none" or self.keep == "all"
 
     @property
     def label(self) -> str:
         """What the tables call it."""
         rest = "".join(f", {name} {value}" for name, value in self.options.items())
         steps = f"{self.steps} step{'s' * (self.steps > 1)}"
-        if self.mean:
+        if self.method == "none":
             return f"none, {steps}{rest}"
         if self.method == "best-of-n":
             return f"best of {self.particles or 'n'}, {steps}{rest}"
         particles = f"{self.particles} particle{'s' * (self.particles != 1)}"
-        return f"{self.name}, {steps}, {particles}{rest}"
+        kept = ", all kept" if self.keep == "all" else ""
+        return f"{self.name}, {steps}, {particles}{rest}{kept}"
 
     @property
     def name(self) -> str:
@@ -89,7 +94,7 @@ def entry(text: str) -> Entry:
     own = re.match(r"(.*\.py:\w+)(?::|$)(.*)", text, re.DOTALL)
     name, _, written = (own[1], "", own[2]) if own else text.partition(":")
     defaults = method_options(name)
-    known = [*COUNTED, *defaults, *(TEMPERED if tempered(name) else ())]
+    known = [*COUNTED, "keep", *defaults, *(TEMPERED if tempered(name) else ())]
     pairs = re.sub(r"(?:(?<=,)|^)\s*([\w-]+)\s*=", r" \1: ", written)
     try:
         values = get_loader("yaml")(f"{{{pairs}}}")
@@ -100,15 +105,23 @@ def entry(text: str) -> Entry:
     for key, value in values.items():
         if key not in known:
             raise unknown(f"option of method {name!r},", str(key), known)
+        if key == "keep":
+            continue
         if value is None or (
             isinstance(value, str) and not isinstance(defaults.get(key, 0), str | None)
         ):
             raise ValueError(f"option {key!r} of {text!r} is no number: write {key}=...")
         if key in COUNTED and (isinstance(value, bool) or not isinstance(value, int)):
             raise ValueError(f"option {key!r} of {text!r} must be a whole number")
+    keep = values.pop("keep", "best")
+    if keep not in KEPT or (keep == "all" and name == "best-of-n"):
+        raise ValueError(
+            f"option 'keep' of {text!r}: write best, or all for each particle of a method other "
+            "than best-of-n"
+        )
     steps = values.pop("steps", 16 if steers(name) else 4)
     particles = values.pop("particles", None if name == "best-of-n" else 4)
-    return Entry(name, steps, particles, values)
+    return Entry(name, steps, particles, values, keep)
 
 
 def equal_calls(
@@ -116,7 +129,8 @@ def equal_calls(
 ) -> list[Entry]:
     """Put a best-of-n without `particles` beside each method, with as many network calls.
 
-    Methods that cost the same share a row. Counted is what the flow's own calls take.
+    Methods that cost the same share a row. Counted is what the flow's own calls take, for one
+    picture: of all particles, or of one where all are kept.
 
     Raises:
         ValueError: there is no method whose calls it could have, or a row is there twice.
@@ -128,7 +142,7 @@ def equal_calls(
             continue
         rows.append(one)
         if steers(one.method):
-            total = one.calls(differentiable, flow)
+            total = one.calls(differentiable, flow) // (one.particles if one.mean else 1)
             beside = [
                 replace(e, particles=max(1, total // e.each(differentiable, flow)))
                 for e in open_ones

@@ -217,15 +217,16 @@ def evaluate(
     Args:
         model: a name that `steer models` lists, a folder, or file.py:Name.
         out: folder for metrics.json and the sheets.
-        repeats: draws of 100 captions for the retrieval.
+        repeats: random sets of 100 captions for the retrieval.
         pictures: pictures for the distances to the training set.
         paths: paths for the errors of the map.
-        bindings: prompts that bind a colour, and as many at most that bind a style.
-        kernel: pictures for the kernel distance, for each number of steps.
-        breadth: prompts of each breadth for the diversity.
+        bindings: prompts with a colour, and at most as many with a style.
+        kernel: pictures for the kernel inception distance (KID), for each number of steps.
+        breadth: prompts of each kind (from specific to broad) for the diversity.
         samples: pictures of each.
-        devices: processes on this machine, on the CPU; each measures its share of the figures.
-        num_nodes: machines, which see one file system; SLURM or torchrun starts the processes.
+        devices: processes on this machine, on the CPU; they divide the figures among them.
+        num_nodes: number of machines, with a shared file system; SLURM or torchrun starts the
+            processes.
     """
     sizes = {
         "repeats": repeats, "pictures": pictures, "paths": paths, "bindings": bindings,

@@ -47,25 +47,26 @@ def export(
     private: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Write adapters as others read them, with a model card; and put them on a hub if asked to.
+    """Write adapters in the formats of other programs, and optionally upload them to a hub.
 
     The folder appears whole or not at all.
 
     Args:
         lora: a folder of adapters, as `steer finetune` or peft writes them.
         out: the folder to write.
-        format: peft, a clean folder for `steer --lora` and peft; diffusers, the file that
-            `pipe.load_lora_weights` reads, and comfyui, the one that ComfyUI does, for models that
-            are a diffusers pipeline's denoiser; merged, a whole model for `steer --model`.
+        format: peft: a folder for `steer --lora` and peft; diffusers: the file that
+            `pipe.load_lora_weights` reads; comfyui: the file that ComfyUI reads (both for models
+            that are the denoiser of a diffusers pipeline); merged: a whole model for `steer
+            --model`.
         scale: make this scale of the adapters the new scale 1.
-        model: the base, for merged. Default: the one that the adapters name, where it is an
-            embedded one (`steer models`): what else a file names is not loaded.
-        component: what the pipeline calls its denoiser (diffusers, comfyui): transformer or unet.
-            Default: what the adapters say, else transformer.
-        inside: the attribute of the model that is this denoiser (diffusers, comfyui). Default: the
-            first part of the layers' names, where all share it.
-        push: a hub repository, user/name, that the folder is uploaded to.
-        private: make that repository a private one.
+        model: the base, for merged. Default: the one that the adapters name, if it is an embedded
+            model (`steer models`); other names in a file are not loaded.
+        component: name of the denoiser in the pipeline (diffusers, comfyui): transformer or unet.
+            Default: as stored in the adapters, else transformer.
+        inside: attribute of the model that is this denoiser (diffusers, comfyui). Default: the
+            first part of the layers' names, if all share it.
+        push: hub repository, user/name, to upload the folder to.
+        private: make that repository private.
         overwrite: replace the folder if it exists.
 
     Returns:

@@ -2,11 +2,12 @@
 
 import io
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import steer
 from recipes.partial import Partial
-from steer.film import Film, animation, filmstrip
+from steer.film import Film, animation, filmstrip, movie
 
 __all__ = ["Reel", "files_of"]
 
@@ -52,7 +53,10 @@ class Reel:
 
 
 def files_of(partial: Partial, titles: Sequence[str]) -> dict[str, bytes]:
-    """Return film.gif and filmstrip.png, where a film was kept: the guided run is the last row."""
+    """Return the files of a film, where one was kept: the guided run is the last row.
+
+    They are film.gif and filmstrip.png, and film.mp4 where PyAV is installed.
+    """
     if not partial.has(UNIT):
         return {}
     tensors, _ = partial.read(UNIT)
@@ -60,4 +64,5 @@ def files_of(partial: Partial, titles: Sequence[str]) -> dict[str, bytes]:
     films = {t: Film.of({n: tensors[f"{t}/{n}"] for n in names}) for t in [*titles[1:], titles[0]]}
     data = io.BytesIO()
     filmstrip(films).save(data, "PNG")
-    return {"film.gif": animation(films), "filmstrip.png": data.getvalue()}
+    files = {"film.gif": animation(films), "filmstrip.png": data.getvalue()}
+    return files | ({"film.mp4": movie(films)} if find_spec("av") else {})

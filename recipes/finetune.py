@@ -48,33 +48,36 @@ def finetune(
 
     Args:
         model: a name that `steer models` lists, a folder, a hub id, or file.py:Name.
-        reward: a name that `steer rewards` lists, a weighted sum of such, or file.py:Name.
+        reward: a name that `steer rewards` lists, a weighted sum of names, or file.py:Name.
             Default: the model's own, clip for emoji.
         prompts: a text or jsonl file, or a list. Default: the model's own, 200 for emoji.
         objective: a name that `steer objectives` lists.
-        options: the objective's own, as '{name: value}'; they are listed below.
-        steps: optimizer steps; a run that is there, finished or not, goes on where only they grew.
-        temperature: what the reward is divided by, in its units; lower tunes harder.
-        strength: instead: the reward's own spread divided by this (default 3).
-        judge: "own", the model's if it has one; "embedded", that of emoji; the folder of a judge,
-            a reward by name, or null for none.
-        held_out: rewards that are read at checks and not tuned for.
+        options: options of the objective, as '{name: value}'; they are listed below.
+        steps: optimizer steps; an existing run, finished or not, is continued if only this number
+            has grown.
+        temperature: what the reward is divided by, in its units; a lower temperature tunes more
+            strongly.
+        strength: instead of a temperature: the standard deviation of the reward divided by this
+            number is the temperature (default 3).
+        judge: the held-out reward: "own", the model's if it has one; "embedded", that of emoji;
+            the folder of a judge, a reward by name, or null for none.
+        held_out: further held-out rewards, measured at checks.
         check_prompts: a file or a list of prompts for the checks. Default: 16 of the model's own
-            that are not tuned on, else the first ones that are.
-        seed: keys all randomness.
+            that are not used for tuning, else the first tuning prompts.
+        seed: seed of all random numbers.
         out: the run's folder.
-        overwrite: drop an earlier run in the folder, once this one has something to keep.
-        lora: adapters to tune further, a folder or a pipeline's LoRA file; what the run writes
-            replaces them.
-        lora_scale: at which they begin (default 1).
-        device: where the model is loaded: "cuda" loads a pipeline there at once, in bfloat16.
-            Default: the CPU, from where Lightning moves it.
-        dtype: of the model's own weights, which are not trained; adapters are float32. Default:
-            float32, bfloat16 for a pipeline off the CPU.
-        compile: whether the blocks that the network repeats are compiled (torch.compile), or the
-            name of torch's backend for it: the first step takes longer, later ones may be faster.
-        model_options: of a diffusers pipeline: height, width, cfg, guidance, negative_prompt,
-            checkpointing, call and the others of `steer.load`.
+        overwrite: delete an earlier run in the folder, as soon as this one has saved something.
+        lora: adapters to tune further, a folder or a pipeline's LoRA file; the adapters of the run
+            include and replace them.
+        lora_scale: their scale at the start (default 1).
+        device: device on which the model is loaded: "cuda" loads a pipeline directly there, in
+            bfloat16. Default: the CPU; Lightning then moves the model.
+        dtype: precision of the model's own weights, which are not trained; adapters are float32.
+            Default: float32; bfloat16 for a pipeline that is not on the CPU.
+        compile: compile the blocks that the network repeats (torch.compile), or the name of
+            torch's backend for it; the first calls take longer.
+        model_options: options for a diffusers pipeline: height, width, cfg, guidance,
+            negative_prompt, checkpointing, call and the others of `steer.load`.
         **settings: how the run is run.
     """
     chosen = Settings(**settings)

@@ -105,10 +105,11 @@ def fit(
         module: a LightningModule with `steps`, whose batches are a function of the global step.
         folder: for checkpoints and the CSV log.
         save_every: steps between checkpoints.
-        precision: Lightning's; "auto" is bf16-mixed where the hardware has bf16, else 32-true.
+        precision: precision of Lightning; "auto" is bf16-mixed if the hardware has bf16, else
+            32-true.
         sheet_every: steps between calls of `sheet`.
         sheet: called with (module.average, global step).
-        devices: processes, one a device; each takes its share of every batch.
+        devices: number of processes, one per device; they divide every batch.
     """
     import lightning as L
     from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, ProgressBar

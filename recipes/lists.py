@@ -31,10 +31,10 @@ def models() -> None:
 
 
 def rewards_(check: bool = False) -> None:
-    """List the rewards that come along, and what makes one of several.
+    """List the rewards of the package, and how to combine them.
 
     Args:
-        check: say which are ready without a network, and what the others lack.
+        check: say which are available offline, and what the others need.
     """
     import rewards
 
@@ -61,13 +61,13 @@ STEPS = 16
 
 
 def methods(names: bool = False) -> None:
-    """List the sampling methods, and of each what it samples, what it needs, and what it costs.
+    """List the sampling methods: what each samples, what it needs, and what it costs.
 
     Calls: network calls (NFE) a step and particle, at 16 steps; a gradient through the network
     counts as one more. Law: what the particles are drawn from, weights included.
 
     Args:
-        names: a line for each, without the columns.
+        names: one line per method, without the columns.
     """
     import steer
 
@@ -104,10 +104,10 @@ def _used(name: str) -> str:
 
 
 def cite(name: str) -> None:
-    """Print the BibTeX entries of what to cite for some methods.
+    """Print the BibTeX entries to cite for some methods.
 
     Args:
-        name: of a method that `steer methods` lists, or several.
+        name: one or more names that `steer methods` lists.
     """
     from steer.sampling.citations import bibtex
     from steer.sampling.methods import method_of

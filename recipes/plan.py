@@ -46,27 +46,30 @@ def plan(
     Args:
         model: a short name of a public model (sd15, sdxl, sd3-medium, sana-sprint-0.6b,
             sana-sprint-1.6b, flux3-klein, flux-schnell, flux-dev, z-image-turbo, qwen-image,
-            hunyuan-image, wan-1.3b), a pipeline's folder (its JSON files are enough), an
-            owner/name of the hub that is in the cache, or what `steer sample --model` takes.
-        reward: as for `steer sample`; weights of published ones are not fetched. Default: one
-            without weights.
-        height: of the pictures. Default: the model's own.
-        width: likewise.
-        rows: of one call of the network. Default: the particles.
-        particles: pictures of a prompt.
-        steps: from noise to picture, for the calls.
-        method: a name that `steer methods` lists. Default: what `steer sample` takes.
-        objective: of tuning: a name that `steer objectives` lists.
-        rank: of the adapters.
+            hunyuan-image, wan-1.3b), a pipeline's folder (its JSON files are enough), a hub id
+            owner/name that is in the cache, or anything that `steer sample --model` takes.
+        reward: as for `steer sample`; weights of published rewards are not downloaded. Default: a
+            reward without weights.
+        height: height of the pictures. Default: the model's own.
+        width: width of the pictures. Default: the model's own.
+        rows: pictures in one network call. Default: the number of particles.
+        particles: pictures per prompt.
+        steps: steps from noise to picture, for the number of calls.
+        method: a name that `steer methods` lists. Default: as for `steer sample`.
+        objective: tuning objective: a name that `steer objectives` lists.
+        rank: rank of the adapters.
         tuning: also plan a tuning step, which takes most of the time.
         training: also plan a step that trains all weights.
-        dtype: of the weights. Default: bfloat16 for a pipeline, else float32.
-        card: memory of a card in GiB: says whether it fits, and the exit code is 1 if not.
-        cpu: plan for the CPU, whose kernels keep more.
-        json: print the plan as JSON, alone.
-        table: instead: a line a model, what fits which card, in Markdown.
-        models: of the table. Default: all public ones.
-        model_options: of a diffusers pipeline: cfg, guidance, checkpointing, call and so on.
+        dtype: precision of the weights. Default: bfloat16 for a pipeline, else float32.
+        card: memory of a card in GiB: also say whether the run fits; the exit code is 1 if it does
+            not.
+        cpu: plan for the CPU, whose kernels keep more memory.
+        json: print only the plan, as JSON.
+        table: instead of a plan: a Markdown table of which models fit which cards, one line per
+            model.
+        models: models in the table. Default: all public ones.
+        model_options: options for a diffusers pipeline: cfg, guidance, checkpointing, call and so
+            on.
     """
     chosen: dict[str, Any] = {
         "reward": reward, "height": height, "width": width, "rows": rows,

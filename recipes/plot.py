@@ -24,10 +24,10 @@ def plot(
 
     Args:
         run: the folder of `steer compare` (figures.json) or of `steer finetune` (front.json).
-        theme: light or dark; dark plots have `_dark` behind their names.
-        formats: png for a page, svg for a paper.
-        out: the folder that they are written to. Default: the run's own; files of the same name
-            are replaced.
+        theme: light or dark; the names of dark plots end in `_dark`.
+        formats: file formats: png for a page, svg for a paper.
+        out: the folder for the plots. Default: that of the run; files of the same name are
+            replaced.
 
     Returns:
         The files.

@@ -95,70 +95,80 @@ def sample(
     Args:
         model: a name that `steer models` lists, a folder, a hub id, or file.py:Name.
         lora: a folder of adapters that were made for this model.
-        lora_scale: what their update is multiplied by (default 1): 0 is the model without them.
-        reward: a name that `steer rewards` lists, a weighted sum of such, or file.py:Name.
+        lora_scale: factor for the adapters' update (default 1); 0 is the model without them.
+        reward: a name that `steer rewards` lists, a weighted sum of names, or file.py:Name.
             Default: the model's own, clip for emoji.
-        prompt: what to draw; a list for several.
-        prompts_file: instead: a text file with a prompt a line, or a jsonl file.
-        reward_prompt: what the reward is asked, where that differs from the prompt.
-        particles: how many pictures a prompt.
+        prompt: the prompt, or a list of prompts.
+        prompts_file: instead of prompts: a text file with one prompt per line, or a jsonl file.
+        reward_prompt: prompt for the reward, if it differs from the model's prompt.
+        particles: pictures per prompt.
         steps: steps from noise to picture.
         method: a name that `steer methods` lists, or file.py:Name, a kernel or a builder of a
-            sampler (docs/extend.md). Default: fmrg-j, which climbs; best-of-n where there is no
-            gradient; renoise, which is exact, where a temperature or a strength is given.
-        temperature: in the reward's units; lower steers harder.
-        strength: instead: the temperature is the reward's own spread divided by this (default 3).
-        scale: how far the gradient shifts the proposal (fmtt, denoiser, naive; default 1), or the
-            push as a share of the velocity (fmrg-j; default 0.3).
-        threshold: resample below this share of effective particles (default 0.5).
-        moves: Langevin moves a step (split; default 1).
-        rate: length of an ascent step as a share of the noise's norm (reno; default 0.15).
-        brake: a picture is no longer pushed once its reward is seen at this (fmrg-j, reno).
-        lookahead: how many jumps the lookahead is composed of (fmtt, split, fmrg-j; default 1).
-        jumps: how many jumps make the picture that is ascended (reno; default 1).
-        finish: how many make the picture that is returned (reno; default: those).
-        window: times from when and until when the gradient counts, [0, 1] for always.
-        every: a gradient every so many steps (default 1).
-        clip: the largest norm of the potential's gradient, each row by itself.
-        normalise: the norm that every row's gradient gets.
+            sampler (docs/extend.md). Default: fmrg-j (gradient ascent); best-of-n if the reward
+            has no gradient; renoise (exact) if a temperature or a strength is given.
+        temperature: what the reward is divided by, in its units; a lower temperature means
+            stronger guidance.
+        strength: instead of a temperature: the standard deviation of the reward divided by this
+            number is the temperature (default 3).
+        scale: guidance scale: how far the gradient shifts the proposal (fmtt, denoiser, naive;
+            default 1), or the length of the gradient step relative to the velocity (fmrg-j;
+            default 0.3).
+        threshold: resample if the effective sample size is below this fraction of the particles
+            (default 0.5).
+        moves: Langevin moves per step (split; default 1).
+        rate: length of an ascent step relative to the norm of the noise (reno; default 0.15).
+        brake: stop guiding a picture when the reward of its lookahead has reached this (fmrg-j,
+            reno).
+        lookahead: number of jumps in a lookahead (fmtt, split, fmrg-j; default 1).
+        jumps: number of jumps to the picture that is optimised (reno; default 1).
+        finish: number of jumps to the picture that is returned (reno; default: as jumps).
+        window: first and last time at which the gradient is used; [0, 1] is always.
+        every: use the gradient every so many steps (default 1).
+        clip: largest norm of the potential's gradient, per row.
+        normalise: rescale the gradient of every row to this norm.
         settle: end with a jump instead of a noisy step (fmtt, denoiser, naive; default true).
-        churn: how far a jump goes past each time, to re-noise back (none, best-of-n; default: the
-            model's own).
-        noise: what the SDE's noise 1 - t is multiplied by (fmtt, denoiser, naive; default 1).
+        churn: how far a jump goes beyond the next time before it is re-noised, as a fraction of
+            the way to 1 (none, best-of-n; default: the model's own).
+        noise: factor for the noise 1 - t of the SDE (fmtt, denoiser, naive; default 1).
         options: the method's other options, as '{move: pcn, fresh: 0.2}': docs/methods.md.
-        cfg: classifier-free guidance mixed at run time, on top of what the model has built in,
-            or as a diffusers pipeline counts it; it doubles the network calls.
-        negative_prompt: what to lead away from, with cfg. Default: no prompt.
+        cfg: scale of classifier-free guidance mixed at run time, in addition to any guidance that
+            is built into the model; for a diffusers pipeline its own guidance scale. It doubles
+            the network calls.
+        negative_prompt: negative prompt for cfg. Default: the empty prompt.
         init_image: a picture file to start from.
-        init_time: where such a start is: 0 pure noise, near 1 little changes (default 0.5).
-        init_by: noise, that of init_time on the picture; inversion, back along the model's ODE, so
-            that without guidance the same picture comes out: for edits.
-        on_bad_reward: where a reward is not finite: stop, or drop the particle, whose weight is
-            zero from there on; how many is in metrics.json.
-        target: stop as soon as every prompt's best picture is seen at this reward.
+        init_time: time at which such a run starts: 0 is pure noise, near 1 little changes (default
+            0.5).
+        init_by: noise: add the noise of init_time to the picture; inversion: go back along the
+            model's ODE, so that an unguided run reproduces the picture (for edits).
+        on_bad_reward: what to do if a reward is not finite: stop, or drop the particle (its weight
+            is zero from then on); metrics.json has the number of dropped particles.
+        target: stop as soon as the best lookahead of every prompt has this reward.
         budget: stop before a particle has cost more network calls than this.
-        unguided: also draw the same seeds without guidance, and without adapters where there are
-            some, to be seen beside it; it costs `steps` network calls a picture each.
-        keep: write all pictures of a prompt, or the best.
-        film: also write what the run saw on the way, of the first prompt's first four particles:
-            filmstrip.png, the lookaheads of the best from left to right, and film.gif.
-        seed: keys all randomness.
-        batch_size: the most pictures in one call of the network; fewer take less memory, and the
-            pictures are the same (default 64).
-        device: where to compute. Default: where the model is loaded, the CPU; of several processes
-            the accelerators that there are, so say cpu for processes on the CPU.
-        devices: processes on each machine, one a device; each draws its share: see spread.
-        num_nodes: machines, which see one file system; SLURM or torchrun starts the processes.
-        spread: what several processes divide: prompts, or the particles of each prompt, which are
-            weighted and resampled over all of them. Default: particles, where there are fewer
-            prompts than processes.
-        dtype: the network's. Default: float32 on a CPU.
-        compile: whether the blocks that the network repeats are compiled (torch.compile), or the
-            name of torch's backend for it: the first step takes longer, later ones may be faster.
+        unguided: also sample the same seeds without guidance, and without adapters if there are
+            any, for comparison; each costs `steps` network calls per picture.
+        keep: write all pictures of a prompt, or only the best.
+        film: also write the lookaheads of the first four particles of the first prompt:
+            filmstrip.png (those of the best particle, from left to right), film.gif, and film.mp4
+            if PyAV is installed (the extra video).
+        seed: seed of all random numbers.
+        batch_size: maximum number of pictures in one network call; a smaller number needs less
+            memory and gives the same pictures (default 64).
+        device: device to compute on. Default: where the model is loaded, the CPU; for several
+            processes the available accelerators, so give cpu for processes on the CPU.
+        devices: processes on each machine, one per device; see spread for how they divide the
+            work.
+        num_nodes: number of machines, with a shared file system; SLURM or torchrun starts the
+            processes.
+        spread: how several processes divide the work: by prompts, or by the particles of each
+            prompt, with weights and resampling over all processes. Default: particles if there are
+            fewer prompts than processes, else prompts.
+        dtype: precision of the network. Default: float32 on a CPU.
+        compile: compile the blocks that the network repeats (torch.compile), or the name of
+            torch's backend for it; the first calls take longer.
         out: the run folder.
-        overwrite: replace the run folder if it exists, and drop an interrupted run.
-        model_options: of a diffusers pipeline: height, width, cfg, guidance, negative_prompt,
-            checkpointing, call and the others of `steer.load`.
+        overwrite: replace the run folder if it exists, and delete an interrupted run.
+        model_options: options for a diffusers pipeline: height, width, cfg, guidance,
+            negative_prompt, checkpointing, call and the others of `steer.load`.
 
     Returns:
         The run folder.

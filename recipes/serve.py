@@ -20,17 +20,17 @@ def serve_reward(
     """Serve a reward over HTTP until it is stopped; use it with `--reward http://HOST:PORT`.
 
     Args:
-        name: the reward, as `steer rewards` lists them or as any text that makes one.
-        host: the address to listen at. Default: this machine alone. Others need a token.
-        port: the port; 0 takes a free one.
-        token: what clients must show. Default: the environment variable FLOWSTEER_REWARD_TOKEN,
-            which other users of the machine do not see in the list of processes.
-        workers: processes, each with a reward of its own, that score side by side.
-        device: where to compute. Default: where the reward is loaded, the CPU.
-        max_mb: the largest request, in MiB.
-        max_rows: the most pictures in a request.
-        max_seconds: how long the scoring of a request may take; a worker in which one takes longer
-            is replaced.
+        name: the reward: a name that `steer rewards` lists, or any text that describes a reward.
+        host: the address to listen on. Default: this machine only. Other addresses need a token.
+        port: the port; 0 chooses a free one.
+        token: token that clients must send. Default: the environment variable
+            FLOWSTEER_REWARD_TOKEN, which other users of the machine cannot see in the list of
+            processes.
+        workers: number of processes that score in parallel, each with its own copy of the reward.
+        device: device to compute on. Default: where the reward is loaded, the CPU.
+        max_mb: maximum size of a request, in MiB.
+        max_rows: maximum number of pictures in a request.
+        max_seconds: time limit for scoring a request; a worker that exceeds it is replaced.
     """
     serve(
         name,

@@ -61,51 +61,54 @@ def train(
 
     Args:
         out: the run's folder.
-        data: what to draw: emoji, or fashion (Fashion-MNIST).
-        folder: the published files of fashion, as Debian's package dataset-fashion-mnist puts them
-            in /usr/share/datasets/fashion-mnist. Default: the 2,000 pictures that come along.
-        stages: which stages to run: velocity, map, posterior; each takes what the one before has
-            left in the run's folder.
+        data: training data: emoji, or fashion (Fashion-MNIST).
+        folder: folder with the published files of fashion, for example
+            /usr/share/datasets/fashion-mnist of Debian's package dataset-fashion-mnist. Default:
+            the 2,000 pictures in the package.
+        stages: which stages to run: velocity, map, posterior; each starts from the result of the
+            previous one in the run's folder.
         channels: channels of each level of the network.
         blocks: residual blocks of each level.
         width: size of the condition vector.
-        batch_size: pictures a step.
-        velocity_steps: length of the first stage.
-        map_steps: length of the second.
-        posterior_steps: length of the third, a posterior map of the map's flow: one call is one
-            draw of `p(x_1 | x_t = x)`. It lies in the map's folder, for `steer.load_posterior`.
-        posterior_rule: how the posterior map is learned.
+        batch_size: pictures per step.
+        velocity_steps: steps of the first stage.
+        map_steps: steps of the second stage.
+        posterior_steps: steps of the third stage, which trains a posterior map of the map's flow:
+            one call gives one sample of `p(x_1 | x_t = x)`. It is saved in the map's folder, for
+            `steer.load_posterior`.
+        posterior_rule: training rule of the posterior map.
         posterior_channels: channels of its levels. Default: the map's.
         muon: learning rate of the matrices.
         adamw: learning rate of the other parameters.
         average: decay of the running average of the weights.
         map_rate: both learning rates are scaled by this in the second stage.
         map_average: decay of the running average in the second stage.
-        rule: how the map is learned, a name that `steer rules` lists.
-        options: the rule's own, as '{name: value}'; `velocity` says which velocity it follows:
-            conditional, own or teacher.
-        teacher: whether the map's diagonal follows the frozen velocity of the first stage, guided;
-            else it goes on by flow matching. Rules that follow a teacher have it anyway.
-        pairs: law of the times (s, t): ends, triangle, logit-normal, gaps, dyadic, to-the-end or
-            half-to-the-end. Default: the rule's own.
-        weight: of the errors: uniform, adaptive or learned. Default: the rule's own.
-        distance: of an error: square; huber, which keeps flat places flat, where all targets come
-            from a teacher.
-        diagonal: share of a batch that is at s = t. Default: the rule's own.
-        derivative: of the network along the flow: jvp, exact; difference, central; auto: the
-            first where the network can do it.
-        guidance: scale of classifier-free guidance that the map has built in; 1 for none. Two
-            numbers, '[1, 6]': the map takes the scale as an input, within them
+        rule: training rule of the map, a name that `steer rules` lists.
+        options: options of the rule, as '{name: value}'; `velocity` is the velocity that it
+            follows: conditional, own or teacher.
+        teacher: train the map's diagonal on the frozen, guided velocity of the first stage; else
+            continue with flow matching. Rules with a teacher use it in any case.
+        pairs: distribution of the times (s, t): ends, triangle, logit-normal, gaps, dyadic,
+            to-the-end or half-to-the-end. Default: the rule's own.
+        weight: weighting of the errors: uniform, adaptive or learned. Default: the rule's own.
+        distance: loss of an error: square; or huber, which keeps uniform areas uniform, if all
+            targets come from a teacher.
+        diagonal: fraction of a batch with s = t. Default: the rule's own.
+        derivative: how the network is differentiated along the flow: jvp (exact), difference
+            (central differences), or auto (jvp if the network supports it).
+        guidance: scale of classifier-free guidance that is distilled into the map; 1 for none. Two
+            numbers, '[1, 6]': the map takes the scale as an input, in this range
             (`flow.guided(3.0)`, `steer sample --cfg 3`).
-        empty: share of empty prompts.
-        recoloured: share of pictures that are turned to another colour, which their caption names.
+        empty: fraction of empty prompts.
+        recoloured: fraction of pictures that are recoloured, with the new colour in their caption.
         shift: largest random shift of a picture, in pixels.
-        start: a trained velocity to begin with, a folder. Default: from scratch.
-        seed: fixes everything that is drawn.
+        start: folder of a trained velocity to start from. Default: from scratch.
+        seed: seed of all random numbers.
         save_every: steps between checkpoints.
         sheet_every: steps between sample sheets; 0 for none.
-        precision: Lightning's; "auto" is bf16-mixed where the hardware has bf16, else 32-true.
-        devices: processes, one a device; each takes its share of every batch.
+        precision: precision of Lightning; "auto" is bf16-mixed if the hardware has bf16, else
+            32-true.
+        devices: number of processes, one per device; they divide every batch.
     """
     settings = {
         k: os.fspath(v) if isinstance(v, Path) else v

@@ -42,9 +42,9 @@ def train_clip(
         text_layers: of the text transformer.
         embed_dim: of the joint space.
         batch_size: pairs a step.
-        steps: length of the run.
+        steps: optimizer steps of the run.
         rate: learning rate.
-        seed: fixes everything that is drawn.
+        seed: seed of all random numbers.
         save_every: steps between checkpoints.
     """
     import open_clip

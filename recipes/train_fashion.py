@@ -34,7 +34,7 @@ class ClassTraining(L.LightningModule):
         logits: pictures (n, 3, 28, 28) in [0, 1] -> (n, classes).
         images: (n, 1, 28, 28) in [0, 1].
         classes: (n,).
-        steps: length of the run.
+        steps: optimizer steps of the run.
         rate: learning rate.
         seed: with the step, it fixes the batch.
         noise: largest standard deviation of the augmentation's noise.

@@ -28,9 +28,9 @@ def train_judge(
         channels: of each level of the network.
         blocks: residual blocks of each level.
         batch_size: pairs a step.
-        steps: length of the run.
+        steps: optimizer steps of the run.
         rate: learning rate.
-        seed: fixes everything that is drawn.
+        seed: seed of all random numbers.
         save_every: steps between checkpoints.
     """
     import safetensors.torch

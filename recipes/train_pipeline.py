@@ -75,7 +75,7 @@ def train_pipeline(
         channels: of each level of the UNet.
         blocks: residual blocks of each level, on the way down.
         text_width: of the text encoder.
-        batch_size: pictures a step.
+        batch_size: pictures per step.
         autoencoder_steps: length of the first stage.
         velocity_steps: length of the second.
         map_steps: length of the third.
@@ -86,14 +86,15 @@ def train_pipeline(
         map_rate: both learning rates are scaled by this in the third stage.
         map_average: decay of the running average there.
         guidance: scale of classifier-free guidance that the map has built in; 1 for none.
-        empty: share of empty prompts.
-        recoloured: share of pictures that are turned to another colour, which their caption names.
+        empty: fraction of empty prompts.
+        recoloured: fraction of pictures that are recoloured, with the new colour in their caption.
         shift: largest random shift of a picture, in pixels.
         start: a run's folder whose velocity the second stage begins with. Default: from scratch.
-        seed: fixes everything that is drawn.
+        seed: seed of all random numbers.
         save_every: steps between checkpoints.
         workers: processes that draw batches ahead; 0: none, they are drawn when they are needed.
-        precision: Lightning's; "auto" is bf16-mixed where the hardware has bf16, else 32-true.
+        precision: precision of Lightning; "auto" is bf16-mixed if the hardware has bf16, else
+            32-true.
     """
     settings = {
         k: os.fspath(v) if isinstance(v, Path) else v
@@ -218,7 +219,7 @@ class AutoencoderTraining(L.LightningModule):
     Args:
         vae: trained in place.
         batches: step -> (pictures in [-1, 1], captions).
-        steps: length of the run.
+        steps: optimizer steps of the run.
         rate: AdamW's.
         seed: with the step, it fixes the latents' noise.
     """

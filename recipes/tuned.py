@@ -68,40 +68,42 @@ def evaluate_tuned(
     interrupted comparison goes on where it stopped when the same command is given again.
 
     Args:
-        lora: folders of adapters, given once or more often, or name -> folder.
+        lora: one or more folders of adapters, or a mapping name -> folder.
         model: a name that `steer models` lists, a folder, a hub id, or file.py:Name; in Python
-            also a flow map or a pipeline that is there.
-        lora_scale: what the adapters' update is multiplied by: 0 is the base, 1 what was tuned.
-        best: also the adapters in best/ of each folder, where there are other ones than its own.
-        reward: a name that `steer rewards` lists, a weighted sum of such, or file.py:Name.
-            Default: what the adapters were tuned for.
-        held_out: rewards that nothing was tuned for.
-        judge: "own", the model's if it has one; "embedded", that of emoji; the folder of a judge,
-            a reward by name, or null for none. Its features give diversity and KID; without it,
-            averaged pixels do.
-        prompts: a text or jsonl file, or a list. Default: the model's own that are not tuned on,
-            50 for emoji.
-        particles: pictures of a prompt and a seed.
-        seeds: how many seeds.
-        steps: composed jumps of base and tuned.
-        guidance: a list of `method:key=value,...`. The first is what tuned is subtracted from. A
+            also a flow map or a pipeline object.
+        lora_scale: factors for the adapters' update: 0 is the base, 1 the tuned model.
+        best: also evaluate the adapters in best/ of each folder, if they differ from its own.
+        reward: a name that `steer rewards` lists, a weighted sum of names, or file.py:Name.
+            Default: the reward that the adapters were tuned for.
+        held_out: further held-out rewards.
+        judge: the held-out reward: the held-out reward: "own", the model's if it has one;
+            "embedded", that of emoji; the folder of a judge, a reward by name, or null for none.
+            Its features are used for diversity and KID; without a judge averaged pixels are used.
+        prompts: a text or jsonl file, or a list. Default: the model's own prompts that are not
+            used for tuning, 50 for emoji.
+        particles: pictures per prompt and seed.
+        seeds: number of seeds.
+        steps: numbers of jumps for base and tuned models.
+        guidance: a list of `method:key=value,...`. Differences are taken to the first of them. A
             best-of-n without particles gets as many candidates as each of `steps` has network
-            calls; a method that steers without weights also gets a row with as many steps as
-            these buy. Default: fmrg-j with 16 steps and best-of-n of one jump; for a reward
+            calls; a guided method without weights also gets a row with as many steps as these
+            calls allow. Default: fmrg-j with 16 steps and best-of-n of one jump; for a reward
             without gradient the best of 16.
-        guided_tuned: also the first of them on top of the tuned flows.
+        guided_tuned: also apply the first of them to the tuned models.
         seed: the first seed.
-        device: where to compute. Default: where the model is loaded, the CPU; of several processes
-            the accelerators that there are, so say cpu for processes on the CPU.
-        devices: processes on each machine, one a device; each draws its share: see spread.
-        num_nodes: machines, which see one file system; SLURM or torchrun starts the processes.
-        spread: what several processes divide: prompts, or the particles of each prompt, which are
-            weighted and resampled over all of them. Default: particles, where there are fewer
-            units of prompts than processes.
+        device: device to compute on. Default: where the model is loaded, the CPU; for several
+            processes the available accelerators, so give cpu for processes on the CPU.
+        devices: processes on each machine, one per device; see spread for how they divide the
+            work.
+        num_nodes: number of machines, with a shared file system; SLURM or torchrun starts the
+            processes.
+        spread: how several processes divide the work: by prompts, or by the particles of each
+            prompt, with weights and resampling over all processes. Default: particles if there are
+            fewer units of prompts than processes, else prompts.
         out: the folder.
-        overwrite: replace the folder if it exists, and drop an interrupted comparison.
-        model_options: of a diffusers pipeline: height, width, cfg, guidance, negative_prompt,
-            checkpointing, call and the others of `steer.load`.
+        overwrite: replace the folder if it exists, and delete an interrupted comparison.
+        model_options: options for a diffusers pipeline: height, width, cfg, guidance,
+            negative_prompt, checkpointing, call and the others of `steer.load`.
 
     Returns:
         The folder.

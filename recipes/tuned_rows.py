@@ -76,7 +76,7 @@ def rows_of(
     Args:
         adapters: their names.
         scales: of the adapters.
-        steps: composed jumps of base and tuned.
+        steps: numbers of jumps for base and tuned models.
         entries: the guidance.
         differentiable: whether the reward has a gradient.
         guided_tuned: also guide the tuned flows, at the largest scale, by the first method.

@@ -71,6 +71,7 @@ from .exact import GaussianMixture as GaussianMixture
 from .film import Film as Film
 from .film import animation as animation
 from .film import filmstrip as filmstrip
+from .film import movie as movie
 from .flow import FlowMap as FlowMap
 from .flow import Wrapped as Wrapped
 from .guidance.ascent import FlowMapControl as FlowMapControl
@@ -209,6 +210,7 @@ __all__ = [
     "finetune",
     "load",
     "load_posterior",
+    "movie",
     "multinomial",
     "plan",
     "residual",

@@ -42,11 +42,13 @@ _LOGS = ("log/*", "tensorboard/*", "wandb/*")
 RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "samples": (
         ("metrics.json", "scores.jsonl", "grid.png"),
-        ("config.yaml", "images/[0-9]*.png", "film.gif", "filmstrip.png"),
+        ("config.yaml", "command.txt", "images/[0-9]*.png", "film.gif", "film.mp4",
+         "filmstrip.png"),
     ),
     "a comparison": (
         ("config.yaml", "table.md", "figures.json"),
-        ("pictures.safetensors", "sheet.png", "reward_nfe*.png", "reward_nfe*.svg",
+        ("pictures.safetensors", "samples.safetensors", "tuning.json", "sheet.png",
+         "reward_nfe*.png", "reward_nfe*.svg",
          "reward_diversity*.png", "reward_diversity*.svg", "judge_reward*.png",
          "judge_reward*.svg"),
     ),
@@ -265,7 +267,13 @@ def pack(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> bytes:
     for name, value in notes.items():
         own = isinstance(value, str) and _parsed(value) is value
         texts[name] = value if own else json.dumps(value, ensure_ascii=False)
-    whole = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+    whole: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        t = tensor.detach().to("cpu").contiguous()
+        storage = t.untyped_storage().data_ptr()
+        whole[name] = t.clone() if storage in seen else t  # safetensors refuses shared memory
+        seen.add(storage)
     return safetensors.torch.save(whole, texts)
 
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from steer.files import expanded, write_atomically
 from steer.flow import device_of
 from steer.pictures import captioned_grid, save_picture, side_of
 
-__all__ = ["Film", "Frame", "animation", "filmstrip"]
+__all__ = ["Film", "Frame", "animation", "filmstrip", "movie"]
 
 COLUMNS = 9
 """Pictures of a filmstrip."""
@@ -135,6 +136,22 @@ class Film:
         write_atomically(out, animation({"": self}, milliseconds))
         return out
 
+    def mp4(self, out: str | Path, milliseconds: int = 200) -> Path:
+        """Write the run as an MP4 file, whole or not: `movie` of this alone.
+
+        Args:
+            out: the file.
+            milliseconds: each step is shown.
+
+        Raises:
+            ModuleNotFoundError: PyAV is not installed.
+        """
+        out = expanded(out)
+        data = movie({"": self}, milliseconds)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, data)
+        return out
+
     def save(self, out: str | Path) -> Path:
         """Write the filmstrip as a PNG, whole or not."""
         out = expanded(out)
@@ -181,6 +198,59 @@ def animation(
     Raises:
         ValueError: a film without a frame.
     """
+    pages = _pages(films, size)
+    # one palette for all, of the last page and the first: pixels that stay do not flicker
+    both = Image.new("RGB", (pages[0].width, 2 * pages[0].height))
+    both.paste(pages[-1], (0, 0))
+    both.paste(pages[len(pages) // 2], (0, pages[0].height))
+    palette = both.quantize(128, Image.Quantize.MEDIANCUT)
+    indexed = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
+    data = io.BytesIO()
+    indexed[0].save(
+        data, "GIF", save_all=True, append_images=indexed[1:], loop=0, optimize=True,
+        duration=[milliseconds] * (len(pages) - 1) + [LAST],
+    )  # fmt: skip
+    return data.getvalue()
+
+
+def movie(films: Mapping[str, Film], milliseconds: int = 200, size: int | None = None) -> bytes:
+    """Return runs of the same seeds as an MP4 (H.264), a row each; the end stays two seconds.
+
+    Args:
+        films: title -> film.
+        milliseconds: each step is shown.
+        size: the side of a picture in pixels. Default: as in grids.
+
+    Raises:
+        ValueError: a film without a frame.
+        ModuleNotFoundError: PyAV is not installed.
+    """
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "an MP4 needs PyAV, which is not installed: pip install 'flowsteer[video]', or write "
+            "a GIF"
+        ) from error
+    pages = _pages(films, size)
+    pages += [pages[-1]] * round(LAST / milliseconds - 1)
+    data = io.BytesIO()
+    # the two sides are even numbers of pixels: colours have half of the resolution
+    sides = pages[0].width + pages[0].width % 2, pages[0].height + pages[0].height % 2
+    with av.open(data, "w", format="mp4") as file:
+        stream = file.add_stream("libx264", Fraction(1000, milliseconds))
+        stream.width, stream.height = sides
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
+        for page in pages:
+            whole = Image.new("RGB", sides, "white")
+            whole.paste(page, (0, 0))
+            file.mux(stream.encode(av.VideoFrame.from_image(whole)))
+        file.mux(stream.encode())
+    return data.getvalue()
+
+
+def _pages(films: Mapping[str, Film], size: int | None) -> list[Image.Image]:
+    """Draw a page for each step: a row for each film, all in the same layout."""
     every = {title: _frames(film) for title, film in films.items()}
     steps = max(map(len, every.values()))
     side = size or side_of(next(iter(every.values()))[0].images)
@@ -192,18 +262,7 @@ def animation(
             captions = [_caption(frame, j, False) for j in range(len(frame.rewards))]
             rows.append((title, frame.images.float() / 255, captions))
         pages.append(captioned_grid(rows, side))
-    # one palette for all, of the last page and the first: pixels that stay do not flicker
-    both = Image.new("RGB", (pages[0].width, 2 * pages[0].height))
-    both.paste(pages[-1], (0, 0))
-    both.paste(pages[len(pages) // 2], (0, pages[0].height))
-    palette = both.quantize(128, Image.Quantize.MEDIANCUT)
-    indexed = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
-    data = io.BytesIO()
-    indexed[0].save(
-        data, "GIF", save_all=True, append_images=indexed[1:], loop=0, optimize=True,
-        duration=[milliseconds] * (steps - 1) + [LAST],
-    )  # fmt: skip
-    return data.getvalue()
+    return pages
 
 
 def _frames(film: Film) -> list[Frame]:

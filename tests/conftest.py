@@ -51,6 +51,21 @@ def left_as_found():
     assert not changed, f"the test left changed: {', '.join(changed)}"
 
 
+@pytest.fixture(autouse=True)
+def replaceable(monkeypatch):
+    """Fail a test whose command wrote a folder that its own `--overwrite` would refuse."""
+    from steer import files
+
+    sync = files._sync
+
+    def checked(folder):
+        strange = files._strange(folder)
+        assert not strange, f"--overwrite would refuse what was just written: {strange}"
+        sync(folder)
+
+    monkeypatch.setattr(files, "_sync", checked)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     seed = config.getoption("randomly_seed", None)
     if seed is not None:

@@ -104,6 +104,8 @@ climb.tempered, climb.gradient = False, True
 def first(x):
     return x[:, 0]
 
+linear = steer.LinearReward(torch.tensor([1.0, 0.0]))
+
 def redness(images):
     return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
 '''
@@ -169,7 +171,7 @@ def test_an_entry_is_read():
     [
         ("fmt", ["unknown method 'fmt'", "did you mean fmtt"]),
         ("fmtt:strenth=2", ["'fmtt'", "'strenth'", "did you mean strength"]),
-        ("none:strength=2", ["'none'", "'strength'", "Known: churn, particles, steps"]),
+        ("none:strength=2", ["'none'", "'strength'", "Known: churn, keep, particles, steps"]),
         ("fmtt:steps", ["method:key=value"]),
         ("fmtt:steps=,scale=1", ["steps=..."]),
         ("fmtt:steps=many", ["is no number"]),
@@ -177,6 +179,8 @@ def test_an_entry_is_read():
         ("fmtt:steps=]", ["method:key=value"]),
         ("fmtt:steps=0", ["steps must be at least 1"]),
         ("best-of-n", ["compare a method that steers"]),
+        ("best-of-n:keep=all", ["'keep'", "other than best-of-n"]),
+        ("fmtt:keep=some", ["'keep'", "best, or all"]),
     ],
 )
 def test_a_wrong_entry_is_refused_before_any_work(text, parts, here, capsys):
@@ -365,6 +369,41 @@ def test_a_mixture_is_compared_by_kernel_and_sampler_of_one_s_own(here, capsys):
         [float(torch.pdist(plain).mean())], rel=1e-4
     )
     assert rows[stirred]["summary"]["all"]["reward - none"]["mean"] > 0.5
+
+
+@pytest.mark.parametrize("reward", ["first", "linear"])
+def test_the_exact_tilt_of_a_mixture_stands_beside_the_methods(here, reward):
+    """By importance resampling for a black box, in closed form for a linear reward: the same."""
+    texts = ["none:steps=2", "renoise:steps=4,particles=64,temperature=0.5,keep=all"]
+    settings = {**VECTORS, "reward": f"toy.py:{reward}", "judge": "toy.py:first"}
+    assert run(**settings, methods=json.dumps(texts)) == 0
+    p = steer.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.4)
+    figures = json.loads((here / "run/figures.json").read_text())
+    base, *tilts = figures["exact_tilts"]
+    assert (base["temperature"], base["strength"], base["kl"]) == (None, 0, 0)
+    temperatures = [row["temperature"] for row in tilts]
+    assert temperatures == sorted(temperatures, reverse=True)
+    assert 0.5 in temperatures
+    assert len(tilts) == 7 + (reward == "linear")  # the lowest leaves too few samples
+    deviation = tilts[0]["strength"] * tilts[0]["temperature"]
+    assert deviation == pytest.approx((1 + 0.4) ** 0.5, rel=0.02)
+    for row in tilts:
+        q, log_z = p.tilt(steer.LinearReward(torch.tensor([1.0, 0.0])), row["temperature"])
+        mean = float(q.weights @ q.means[:, 0])
+        assert abs(row["reward"]["mean"] - mean) < 5 * row["reward"]["error"] < 0.2
+        assert row["judge"] == row["reward"]
+        assert row["kl"] == pytest.approx(mean / row["temperature"] - float(log_z), abs=0.15)
+        assert (row["ess"] == 2**15) == (reward == "linear")
+    assert "## The exact tilt" in (here / "run/table.md").read_text()
+    ((label, row),) = (r for r in figures["methods"].items() if "all kept" in r[0])
+    assert torch.tensor(row["reward"]).shape == (1, 2)
+    assert len(load_file(here / "run/samples.safetensors")[label][0, 0]) == 64
+    exact = next(t for t in tilts if t["temperature"] == 0.5)["reward"]["mean"]
+    found = row["summary"]["all"]["reward"]
+    assert found["error"] < 0.2  # over the seeds, as there is one prompt
+    assert abs(found["mean"] - exact) < 0.5 < exact  # all particles, not the best of them
+    for plot in ("reward_diversity", "judge_reward"):
+        assert "exact tilt" in (here / f"run/{plot}.svg").read_text()
 
 
 def test_equal_calls_are_the_flow_s_own(here):

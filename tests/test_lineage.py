@@ -148,3 +148,18 @@ def test_a_result_says_it_in_print_and_in_its_file(tmp_path):
     calm.log_w, calm.ancestors = 0 * result.log_w, torch.arange(4).expand(2, 4)
     assert calm.warnings == ()
     assert steer.sample(flow, bright, ["cat"], 4, 2, "none").warnings == ()
+
+
+def test_uneven_weights_on_the_way_lose_nothing_where_they_are_not_resampled():
+    """They may even out again, and no particle is a copy of another."""
+
+    def said(threshold):
+        result = steer.sample(
+            mixture(), lambda x: 40 * x[:, 0], None, 16, 4, "split", temperature=1.0,
+            progress=False, threshold=threshold,
+        )  # fmt: skip
+        assert result.trace["weighed"][:-1].min() < 2
+        return [w for w in result.warnings if "collapsed onto" in w]
+
+    assert said(0.0) == []
+    assert said(0.5)

@@ -8,6 +8,7 @@ import torch
 
 import recipes.planned
 import steer
+from benchmarks import card
 from recipes.cli import main
 from steer.adapters.inject import adapt
 from steer.planning.live import Live, bytes_of, fake_mode, fused, saved_bytes
@@ -116,6 +117,19 @@ def test_a_tuning_step_is_as_measured(name):
             )  # fmt: skip
         print(f"{name}, {rows} rows: planned {plan.tuning.at(rows)}, measured {live.peak}")
         assert plan.tuning.at(rows) == pytest.approx(live.peak, rel=0.1)
+
+
+def test_the_benchmark_of_a_card_measures_what_is_planned():
+    """On a CPU: random weights from configurations, no text encoder, and the same bars."""
+    one = flow("sd3")
+    size = {"height": one.height, "width": one.width, "text_tokens": TOKENS["sd3"]}
+    row = card.measured(one.pipe, torch.device("cpu"), [1, 2], 1, **size)
+    assert "said" not in row
+    for name in ("guided, 1 rows", "guided, 2 rows", "tuning, 1 row"):
+        found, plan = row[name]
+        assert found == pytest.approx(plan, rel=0.1), name
+    assert 0.5 < row["step / hand"] < 2
+    assert next(one.parameters()).device.type == "cpu", "the model's own tensors are left alone"
 
 
 def test_an_embedded_model_is_as_measured():

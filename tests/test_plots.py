@@ -2,11 +2,12 @@
 
 import io
 import json
+import sys
 from functools import partial
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 import steer
 from recipes.cli import main
@@ -245,6 +246,8 @@ def test_a_strip_and_an_animation(flow, tmp_path):
     assert moving.info["duration"] == 2000
     end = (films["fmrg-j"].frames[-1].images[0].float()).mean()
     assert Image.open(films["fmrg-j"].gif(tmp_path / "new/x.gif")).n_frames == 5
+    pytest.importorskip("av")
+    assert films["fmrg-j"].mp4(tmp_path / "new/x.mp4").read_bytes()[4:8] == b"ftyp"
     assert Image.open(films["fmrg-j"].save(tmp_path / "new/x.png")).width > 400
     assert end > films["none"].frames[-1].images[0].float().mean()  # it was asked to be bright
     kept = steer.Film.of(films["none"].tensors())
@@ -272,3 +275,20 @@ def test_a_run_folder_has_its_film(tmp_path, capsys):
         assert strip.width > 3 * 96
     assert main([*command, "--overwrite", "true"]) == 0  # it is known as a run's own
     assert (out / "film.gif").exists()
+    av = pytest.importorskip("av")
+    with av.open(str(out / "film.mp4")) as film, Image.open(out / "film.gif") as gif:
+        pages = [frame.to_image() for frame in film.decode(video=0)]
+        assert len(pages) == 3 + 9  # the last of three stays two seconds, 200 ms a page
+        assert pages[0].size == (gif.width + gif.width % 2, gif.height + gif.height % 2)
+        first = pages[0].crop((0, 0, *gif.size))
+        apart = ImageChops.difference(first, gif.convert("RGB"))
+        assert ImageStat.Stat(apart).mean < [6.0] * 3  # it is the same page, less what is lost
+
+
+def test_a_film_without_pyav_says_what_to_install(flow, tmp_path, monkeypatch):
+    film = steer.Film(flow, "fox", particles=1)
+    steer.sample(flow, "brightness", "fox", 1, 1, "none", callback=film)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ModuleNotFoundError, match=r"flowsteer\[video\]"):
+        film.mp4(tmp_path / "x.mp4")
+    assert not (tmp_path / "x.mp4").exists()

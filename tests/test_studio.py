@@ -2,6 +2,8 @@
 
 import asyncio
 import shlex
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -11,18 +13,28 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import rewards
 import steer
-from recipes.studio.ask import Ask
+from recipes.arguments import parse
+from recipes.studio import session
+from recipes.studio.ask import Ask, options_text
+from recipes.studio.completing import completions
+from recipes.studio.fronts import scales_of
 from recipes.studio.guard import COOKIE, Guard
+from recipes.studio.loading import Loading
 from recipes.studio.looking import looked_at, report_of
 from recipes.studio.places import inside, plain_reward, runs_in
+from recipes.studio.restoring import restored, shown_of
 from recipes.studio.session import Studio
+from steer.adapters.inject import adapt
+from steer.adapters.store import save_adapters
 
 REWARD = "0.7*colour:name=red + 0.3*brightness"
 
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory):
-    return Studio("fashion", tmp_path_factory.mktemp("studio"))
+    made = Studio("fashion", tmp_path_factory.mktemp("studio"))
+    made.loading.get()
+    return made
 
 
 def ask(**changed):
@@ -60,7 +72,13 @@ def test_a_run_is_shown_step_by_step_and_its_command_makes_the_same_pictures(stu
     told = {}
     exec(code, told)
     assert torch.equal(told["result"].images, seen[-1][1].images)
-    assert runs_in(studio.root) == []  # no config.yaml: not a run of `steer sample`
+    assert "watched" in runs_in(studio.root)
+    given, read = (
+        parse("sample", words[1:]),
+        parse("sample", ["--config", str(place / "config.yaml")]),
+    )
+    assert read.settings["out"] == studio.root / "watched-again"
+    assert {**given.settings, "out": read.settings["out"]} == read.settings
     with pytest.raises(FileExistsError):
         studio.save("a", "watched")
 
@@ -75,7 +93,9 @@ def test_a_run_is_stopped_half_way(studio):
     assert 3 <= kinds.count("step") < 32
     with pytest.raises(ValueError, match="press Steer to start another"):
         studio.job("b").stop()
-    assert "no command makes these" in (studio.save("b", "stopped") / "command.txt").read_text()
+    place = studio.save("b", "stopped")
+    assert "no command makes these" in (place / "command.txt").read_text()
+    assert restored(studio.root, place, "fashion").touched
 
 
 def test_particles_are_kept_and_the_others_gone(studio):
@@ -126,6 +146,7 @@ def test_the_bill_is_said_before(studio):
         ({"reward": "blarg"}, "blarg"),
         ({"options": "{scle: 0.2}"}, "scale"),
         ({"options": "scale"}, "write them as"),
+        ({"options": "{seed: 3}"}, "seed has a field of its own"),
         ({"prompts": " \n"}, "write a prompt"),
         ({"reward": " "}, "say which reward"),
     ):
@@ -225,3 +246,169 @@ def test_every_method_but_none_can_be_chosen(studio):
         if name != "none":
             more = "{temperature: 0.1}" if name in ("renoise", "split") else ""
             assert "network calls" in studio.cost(ask(method=name, options=more))
+
+
+def test_what_the_studio_saved_is_read_back_as_it_was_asked(studio):
+    asked = ask(options="{scale: 0.2, target: 5.0, window: [0.0, 0.5]}", steps=2)
+    list(studio.run("r", asked))
+    place = studio.save("r", "read-back")
+    found = restored(studio.root, place, "fashion")
+    assert found.ask == asked
+    assert not found.lost
+    assert "Steer makes these pictures again" in found.note
+    assert options_text(found.ask.options) == "{scale: 0.2, window: [0.0, 0.5], target: 5.0}" or (
+        found.ask.options == asked.options
+    )
+    assert len(shown_of(studio.root, place)) == 4
+    with pytest.raises(ValueError, match="start `steer studio --model fashion`"):
+        restored(studio.root, place, "emoji")
+
+
+CONFIG = """model: fashion
+reward: brightness
+prompt: [bag, boot]
+method: fmrg-j
+steps: 3
+scale: 0.2
+options: {brake: 0.9}
+init_by: noise
+on_bad_reward: stop
+out: x
+"""
+
+
+def test_a_run_of_steer_sample_is_read_back(tmp_path):
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "config.yaml").write_text(CONFIG)
+    found = restored(tmp_path, place, "fashion")
+    assert found.ask == Ask(
+        ("bag", "boot"), "brightness", "fmrg-j", 4, 3, 0, {"scale": 0.2, "brake": 0.9}
+    )
+    (place / "config.yaml").write_text(CONFIG + "cfg: 3.0\n")
+    assert restored(tmp_path, place, "fashion").lost == {"cfg": 3.0}
+    assert "cfg: 3.0" in restored(tmp_path, place, "fashion").note
+    lines = CONFIG.replace("prompt: [bag, boot]", "prompts_file: /etc/passwd")
+    (place / "config.yaml").write_text(lines)
+    with pytest.raises(ValueError, match=r"no scores\.jsonl"):
+        restored(tmp_path, place, "fashion")  # the file itself is outside, and is not read
+    (place / "scores.jsonl").write_text(
+        '{"prompt": "bag", "reward_prompt": "bag", "particle": 0}\n'
+        '{"prompt": "bag", "reward_prompt": "bag", "particle": 1}\n'
+        '{"prompt": "boot", "reward_prompt": "boot", "particle": 0}\n'
+    )
+    assert restored(tmp_path, place, "fashion").ask.prompts == ("bag", "boot")
+    for text in ("- a", "a: [", "model: fashion", CONFIG.replace("steps: 3", "steps: many")):
+        (place / "config.yaml").write_text(text)
+        with pytest.raises(ValueError, match="config"):
+            restored(tmp_path, place, "fashion")
+    (place / "config.yaml").unlink()
+    (tmp_path.parent / "outside.yaml").write_text(CONFIG)
+    (place / "config.yaml").symlink_to(tmp_path.parent / "outside.yaml")
+    with pytest.raises(ValueError, match=r"no config\.yaml"):
+        restored(tmp_path, place, "fashion")
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [("cli", "clip"), ("0.7*clip + 0.3*col", "0.7*clip + 0.3*colour"),
+     ("-.5*br", "-.5*brightness"), ("min(clip, sh", "min(clip, sharpness"),
+     ("clip +", "clip + aesthetic"), ("mi", "min(")],
+)  # fmt: skip
+def test_a_reward_s_name_is_completed_and_what_stands_before_it_kept(text, first):
+    assert completions(text)[0] == first
+
+
+@pytest.mark.parametrize("text", ["colour:name=re", "0.3*", "clip + zzz", "0.5"])
+def test_nothing_is_made_up(text):
+    assert completions(text) == [] or text == "0.3*"
+    assert all(found.startswith("0.3*") for found in completions("0.3*"))
+
+
+def test_a_model_is_loaded_once_and_its_error_reaches_who_waits():
+    made = []
+    loading = Loading(lambda: made.append(1) or 3)
+    assert not loading.ready
+    loading.start()
+    assert (loading.get(), loading.get(), made) == (3, 3, [1])
+    told = threading.Event()
+    loading.when_done(told.set)
+    assert told.is_set()
+
+    def fails():
+        raise ValueError("no such model")
+
+    broken = Loading(fails)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no such model"):
+            broken.get()
+    assert isinstance(broken.error, ValueError)
+
+
+def test_a_run_that_is_started_before_the_model_is_there_waits_and_says_so(studio, tmp_path):
+    early = Studio("fashion", tmp_path)
+    early.loading = Loading(lambda: (studio.flow, studio.judge))
+    seen = list(early.run("early", ask(steps=1)))
+    assert seen[0] == ("waiting", session.LOADING)
+    assert seen[-1][0] == "done"
+
+
+@pytest.mark.slow
+def test_the_page_does_not_wait_for_torch():
+    code = (
+        "import sys; from pathlib import Path\n"
+        "import recipes.cli, recipes.studio.command\n"
+        "from recipes.studio.pages import pages\n"
+        "from recipes.studio.session import Studio\n"
+        "pages(Studio('emoji', Path('.')))\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_there_ends_the_command(tmp_path):
+    words = ["studio", "--model", "emoij", "--root", str(tmp_path), "--port", "0"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "recipes.cli", *words], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 2
+    assert "no model named 'emoij'" in ended.stderr
+
+
+def test_the_front_shows_the_same_seeds_at_every_scale(studio):
+    place = studio.root / "tuned"
+    tuned = adapt(studio.flow, rank=2)
+    for weights in tuned.adapters().values():
+        torch.nn.init.normal_(weights, std=0.05)
+    save_adapters(tuned, place)
+    (place / "run.json").write_text('{"prompts": ["bag", "boot"], "settings": {}}')
+    reward = studio.reward("brightness")
+
+    def front(**changed):
+        given = {"flow": studio.flow, "judge": studio.judge, "reward": reward,
+                 "root": studio.root, "folder": place, "prompt": "bag"}  # fmt: skip
+        return list(scales_of(**(given | changed)))
+
+    found = front()
+    assert [one.scale for one in found] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    base = steer.sample(studio.flow, reward, ["bag"], 4, 4, "none", seed=0)
+    assert found[0].rewards == base.rewards.flatten().tolist()
+    assert found[0].entry["kid"] <= found[-1].entry["kid"]
+    assert found[0].rewards != found[-1].rewards
+    assert {"reward", "judge", "alarms"} <= found[0].entry.keys()
+    (place / "front.json").write_text(
+        '[{"scale": 0.0, "steps": 1, "alarms": [], "reward": 7.0, "kid": 0.0},'
+        ' {"scale": 0.5, "steps": 1, "alarms": ["x"], "reward": 8.0, "kid": 1.0},'
+        ' {"scale": 0.5, "steps": 2, "alarms": [], "reward": 9.0, "kid": 1.0}]'
+    )
+    own = [one.entry for one in front()]
+    assert [entry["reward"] for entry in own] == [7.0, 8.0]  # the run's own, at its fewest jumps
+    from recipes.studio.figures import compared, curves, front_of
+
+    axes = front_of(own, 0.5).axes[0]
+    assert list(axes.lines[0].get_xdata()) == [0.0, 1.0]
+    assert len(curves([{"step": 1, "reward": 1, "diversity": 2}]).axes) == 2
+    assert len(compared([["a", 1, 2.0], ["b", 2, 3.0]]).axes[0].lines) == 2
+    with pytest.raises(ValueError, match="no adapters yet"):
+        front(folder=studio.root / "nothing")

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Steer in five minutes
 #
-# A model draws, a reward scores, and guidance moves the drawing towards a higher score. Everything
-# here runs on a CPU, offline.
+# A model makes a picture, a reward scores it, and guidance changes the sampling so that the score
+# rises. Everything here runs on a CPU, offline.
 
 # %%
 import steer
@@ -25,7 +25,7 @@ flow
 # %% [markdown]
 # ## Without guidance
 #
-# `none` jumps from noise to a picture. The number under a picture is what the reward gives it.
+# `none` jumps from noise to a picture. The number under a picture is its reward.
 
 # %%
 reward = "clip + 0.5*colour:name=red"
@@ -36,21 +36,21 @@ plain
 # %% [markdown]
 # ## With guidance
 #
-# The same noise. At every step the model says which clean picture it is heading to (the
-# *lookahead*), the reward scores that, and its gradient moves the state a little.
+# The same noise. At every step the model computes the clean picture at which the current state
+# would end (the *lookahead*). The reward scores it, and its gradient moves the state a little.
 
 # %%
 guided = steer.sample(flow, reward, method="fmrg-j", **run)
 guided
 
 # %%
-print(f"unguided {plain.rewards.mean():.3f} at {plain.nfe:g} network calls a picture")
+print(f"unguided {plain.rewards.mean():.3f} at {plain.nfe:g} network calls per picture")
 print(f"guided   {guided.rewards.mean():.3f} at {guided.nfe:g}")
 
 # %% [markdown]
-# ## What it saw on the way
+# ## The lookaheads
 #
-# A film keeps the lookaheads. Time goes from left to right.
+# A `Film` records the lookaheads. Time goes from left to right.
 
 # %%
 films = {"unguided": steer.Film(flow, "a bird"), "guided": steer.Film(flow, "a bird")}
@@ -59,10 +59,10 @@ for film, method in zip(films.values(), ("none", "fmrg-j"), strict=True):
 steer.filmstrip(films)
 
 # %% [markdown]
-# ## Was it worth it?
+# ## Comparison at equal cost
 #
-# Best-of-n is the baseline that needs no gradient: draw many, keep the best. Here it gets as many
-# network calls as guidance used.
+# Best-of-n is the baseline that needs no gradient: generate many pictures, keep the best. Here it
+# gets as many network calls as guidance used.
 
 # %%
 calls = guided.nfe * guided.rewards.numel()

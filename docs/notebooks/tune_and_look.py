@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Tune and look
 #
-# Guidance pays for the reward with every picture. Tuning pays once: a low-rank adapter (LoRA)
-# moves the model's own samples. Then one network call is enough.
+# Guidance costs extra network calls for every picture. Tuning costs them once: it trains a
+# low-rank adapter (LoRA) that changes the model's own samples. Then one network call is enough.
 
 # %%
 import steer
@@ -29,22 +29,23 @@ tuned = steer.finetune(
 tuned  # the same noise: base above, tuned below
 
 # %% [markdown]
-# Twelve steps show that it works; a real run has some hundreds.
+# Twelve steps show that it works; a real run has several hundred.
 #
-# ## The scale is a dial
+# ## The scale of the adapter
 #
-# At scale 0 the model is its base bit for bit. At 1 it is what was tuned.
+# At scale 0 the model equals its base bit for bit. At 1 it is the tuned model. Values in between
+# interpolate.
 
 # %%
 tuned.at(0.5)
 
 # %% [markdown]
-# ## What it cost
+# ## What the reward costs in diversity
 #
 # `front.png` in the run folder shows reward against diversity and distance to the base, at several
-# scales of the adapters. A number in the plot is a scale. A ring marks an alarm: a statistic of
-# the pictures, such as their brightness, has moved too far from the base's. The recommended scale
-# is one without an alarm.
+# scales of the adapters. The numbers in the plot are the scales. A ring marks an alarm: a
+# statistic of the pictures, such as their brightness, has moved too far from that of the base. The
+# recommended scale has no alarm.
 
 # %%
 from PIL import Image  # noqa: E402
@@ -54,7 +55,8 @@ Image.open("runs/blue/front.png")
 # %% [markdown]
 # ## Use it
 #
-# The adapters are a folder. `steer.load` puts them on the base again, and guidance works on top.
+# The adapters are saved in a folder. `steer.load` adds them to the base again. Guidance can be
+# used with them.
 
 # %%
 again = steer.load("emoji", lora="runs/blue", lora_scale=0.8)

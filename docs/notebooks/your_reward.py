@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Your reward
 #
-# A reward is a function of images `(n, 3, h, w)` in [0, 1]. It returns one number a picture,
-# higher for better.
+# A reward is a function of images `(n, 3, h, w)` in [0, 1]. It returns one number per picture;
+# higher is better.
 
 # %%
 import torch
@@ -24,7 +24,7 @@ import steer
 
 
 def framed(images):
-    """Like a dark middle on a light border."""
+    """High for a dark middle on a light border."""
     middle = images[..., 8:24, 8:24].mean((1, 2, 3))
     border = torch.cat([images[..., :4, :].flatten(1), images[..., -4:, :].flatten(1)], 1).mean(1)
     return border - middle
@@ -35,11 +35,11 @@ result = steer.sample(flow, framed, "animal", particles=6, steps=6)
 result
 
 # %% [markdown]
-# ## Is it sound?
+# ## Check the reward
 #
-# Two mistakes are common: a gradient that does not reach the picture, and a reward that noise can
-# fool. The first is checked against finite differences. `steer check-reward file.py:Name` does
-# this and more for a reward in a file.
+# Two mistakes are common: a gradient that does not reach the picture, and a reward that is high
+# for noise. For the first, compare the gradient with finite differences. `steer check-reward
+# file.py:Name` does this and more for a reward in a file.
 
 # %%
 images = torch.rand(2, 3, 32, 32, dtype=torch.float64, requires_grad=True)
@@ -51,7 +51,7 @@ print(f"by finite differences {difference.item():.6f}, by the gradient {(slope *
 # %% [markdown]
 # ## A reward without gradient
 #
-# A black box works as well, with a method that asks for no gradient.
+# A black box works as well, with a method that needs no gradient.
 
 # %%
 
@@ -70,9 +70,9 @@ simple = steer.sample(
 simple
 
 # %% [markdown]
-# ## Two at once
+# ## Two rewards at once
 #
-# Rewards add up. `normalised` puts them on one scale first.
+# Rewards can be added. `normalised` first brings them to the same scale.
 
 # %%
 both = rewards.load("normalised(clip) + normalised(saturation)")

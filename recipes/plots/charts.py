@@ -81,6 +81,7 @@ def methods(
     labels: tuple[str, str],
     look: Theme,
     log_x: bool = False,
+    reference: Sequence[Point] = (),
 ) -> "Figure":
     """Plot points with error bars: a colour, a shape and a line a method, panels side by side.
 
@@ -92,6 +93,7 @@ def methods(
         labels: of the axes, with their units.
         look: the colours.
         log_x: whether x is logarithmic.
+        reference: points of a dashed line, in this order, in every panel.
     """
     from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
@@ -107,7 +109,10 @@ def methods(
     for i, group in enumerate(g for g in every if g[0] in BASELINES):
         shape = {"none": "x", "base": "*"}.get(group[0], "ph<>"[i % 4])
         styles[group] = {"color": look.faint, "marker": shape, "linestyle": ":"}
-    figure = Figure(figsize=(4.0 * len(panels) + 0.4, 4.6), layout="constrained")
+    columns = min(2, len(panels))
+    lines = (len(styles) + bool(reference) + 1) / columns
+    size = 4.0 * len(panels) + 0.4, 3.4 + 0.2 * lines
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     handles: dict[str, Any] = {}
     for axis, (title, points) in zip(axes, panels.items(), strict=True):
@@ -133,10 +138,15 @@ def methods(
                     color=style["color"],
                 )  # fmt: skip
                 number.set_path_effects([withStroke(linewidth=2.5, foreground=look.paper)])
+        if reference:
+            (handles[legend_of(reference)[0]],) = axis.plot(
+                [p.x.mean for p in reference], [p.y.mean for p in reference],  # type: ignore[arg-type]
+                color=look.ink, linestyle="--", marker=".", linewidth=1, zorder=1,
+            )  # fmt: skip
         axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
         if log_x:
             logarithmic(axis, [p.x.mean for p in points if p.x.mean])
-    below(figure, handles, columns=min(2, len(panels)), note=ERRORS)
+    below(figure, handles, columns=columns, note=ERRORS)
     return figure
 
 

@@ -1,5 +1,6 @@
 """The plots of a comparison, of the numbers in its figures.json."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ def settings_of(entry: Entry) -> dict[str, Any]:
         "method": entry.method,
         "steps": entry.steps,
         "particles": entry.particles,
-        "options": dict(entry.options),
+        "options": dict(entry.options) | ({"keep": "all"} if entry.keep == "all" else {}),
     }
 
 
@@ -49,7 +50,8 @@ def plot_compared(
         suffix: what stands behind the files' names.
 
     Returns:
-        The files: reward against calls and against diversity, and judge against reward.
+        The files: reward against calls and against diversity, and judge against reward. The last
+        two have the exact tilts as a dashed line where the figures hold them.
     """
     rows = figures["methods"]
     first = next(iter(rows.values()))["summary"]
@@ -68,7 +70,14 @@ def plot_compared(
             TITLES[k]: [_point(label, row, row["summary"][k], x, y) for label, row in rows.items()]
             for k in kinds
         }
-        draw = partial(methods, panels, (labels[x], labels[y]), log_x=x == "nfe")
+        exact = [
+            Point(
+                "exact tilt", Estimate(**row[x]), Estimate(**row[y]), {"strength": row["strength"]}
+            )
+            for row in figures.get("exact_tilts", ())
+            if x in row and y in row
+        ]
+        draw = partial(methods, panels, (labels[x], labels[y]), log_x=x == "nfe", reference=exact)
         made += save(draw, folder / f"{name}{suffix}.png", look, formats)
     return made
 
@@ -89,4 +98,7 @@ def _point(label: str, row: Mapping[str, Any], summary: Any, x: str, y: str) -> 
 
 
 def _short(text: str) -> str:
+    """Return a reward's name for an axis: of `file.py:Name` the Name."""
+    own = re.fullmatch(r".*\.py:(\w+)", text)
+    text = own[1] if own else text
     return text if len(text) <= 40 else f"{text[:37]}..."

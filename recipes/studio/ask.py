@@ -7,7 +7,12 @@ from typing import Any
 
 import yaml
 
-__all__ = ["Ask"]
+__all__ = ["Ask", "options_text"]
+
+BESIDE = ("temperature", "strength", "target", "budget", "on_bad_reward")
+"""Options of `steer sample` that are not the method's, and stand with them on the page."""
+
+CONTROLS = ("prompts", "reward", "method", "particles", "steps", "seed")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ class Ask:
             read = None
         if not isinstance(read, dict):
             raise ValueError(f"options {options!r}: write them as {{scale: 0.3, brake: 0.8}}")
+        for name in CONTROLS:
+            if name in read:
+                raise ValueError(f"options: {name} has a field of its own, set it there")
         return cls(lines, reward, method, int(particles), int(steps), int(seed), read)
 
     @property
@@ -61,24 +69,31 @@ class Ask:
             "seed": self.seed, **self.options,
         }  # fmt: skip
 
-    def command(self, model: str, out: str) -> str:
-        """Return the command line that samples the same pictures."""
-        told = {k: v for k, v in self.options.items() if k in ("temperature", "strength")}
-        own = {k: v for k, v in self.options.items() if k not in told}
+    @property
+    def own(self) -> dict[str, Any]:
+        """The method's own options."""
+        return {k: v for k, v in self.options.items() if k not in BESIDE}
+
+    def settings(self, model: str, out: str) -> dict[str, Any]:
+        """Return the options of `steer sample` that make the same pictures."""
+        beside = {k: v for k, v in self.options.items() if k in BESIDE}
         prompt = self.prompts[0] if len(self.prompts) == 1 else list(self.prompts)
-        asked = {
+        return {
             "model": model, "reward": self.reward, "prompt": prompt, "method": self.method,
-            "particles": self.particles, "steps": self.steps, "seed": self.seed, **told,
-            **({"options": own} if own else {}), "out": out,
+            "particles": self.particles, "steps": self.steps, "seed": self.seed, **beside,
+            **({"options": self.own} if self.own else {}), "out": out,
         }  # fmt: skip
+
+    def command(self, model: str, out: str) -> str:
+        """Return the command line that makes the same pictures."""
         parts = [
             f"--{name} {shlex.quote(value if isinstance(value, str) else _flow(value))}"
-            for name, value in asked.items()
+            for name, value in self.settings(model, out).items()
         ]
         return "steer sample " + " ".join(parts)
 
     def python(self, model: str) -> str:
-        """Return the Python that samples the same pictures."""
+        """Return the Python that makes the same pictures."""
         told = "".join(f", {name}={value!r}" for name, value in self.keywords.items())
         return (
             "import steer\n\n"
@@ -91,3 +106,12 @@ def _flow(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=math.inf).strip().removesuffix(
         "\n..."
     )  # fmt: skip
+
+
+def options_text(options: dict[str, Any]) -> str:
+    """Return options as the page's field shows them, empty where there are none.
+
+    >>> options_text({"scale": 0.3, "window": [0.0, 0.5]})
+    '{scale: 0.3, window: [0.0, 0.5]}'
+    """
+    return _flow(options) if options else ""

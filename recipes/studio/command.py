@@ -2,17 +2,22 @@
 
 import os
 import secrets
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from recipes.studio.guard import Guard
+from recipes.studio.session import Studio
 from recipes.terminal import console
 from rewards.serving.tokens import is_loopback
 
 __all__ = ["application", "studio"]
 
 TOKEN = "FLOWSTEER_STUDIO_TOKEN"
+
+ALONE = 5.0
+"""Seconds after which the model is loaded though nobody has opened the page."""
 
 
 def studio(
@@ -42,21 +47,33 @@ def studio(
     token = None
     if not is_loopback(host):
         token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
-    app = application(model, root, host, token, allow_files, device)
+    state = Studio(model, Path(root), allow_files, device)
+    app = application(state, host, token)
     address = f"http://{host}:{port}/" + (f"?token={token}" if token else "")
     console().print(f"open {address} in a browser; Ctrl-C ends it", soft_wrap=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
+
+    def ended() -> None:
+        server.should_exit = server.should_exit or state.loading.error is not None
+
+    state.loading.when_done(ended)
+    server.run()
+    if state.loading.error is not None:
+        raise state.loading.error
+    if not server.started:  # the address is in use: uvicorn has said so
+        raise SystemExit(1)
 
 
-def application(
-    model: str,
-    root: Path,
-    host: str = "127.0.0.1",
-    token: str | None = None,
-    allow_files: bool = False,
-    device: str | None = None,
-) -> Any:
+def application(state: Studio, host: str = "127.0.0.1", token: str | None = None) -> Any:
     """Return the page as an ASGI application, behind its guard.
+
+    The model begins to load when the page is there, or after some seconds without a visitor: its
+    imports would hold up the page.
+
+    Args:
+        state: what is behind the page.
+        host: the address that is bound.
+        token: needed by all, or None.
 
     Raises:
         ModuleNotFoundError: gradio is not installed.
@@ -73,13 +90,14 @@ def application(
     from fastapi import FastAPI
 
     from recipes.studio.pages import CSS, pages, theme
-    from recipes.studio.session import Studio
-
-    state = Studio(model, Path(root), allow_files, device)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        late = threading.Timer(ALONE, state.loading.start)
+        late.daemon = True
+        late.start()
         yield
+        late.cancel()
         state.close()
 
     page = pages(state)

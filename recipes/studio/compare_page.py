@@ -4,21 +4,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
-import pandas as pd
-import torch
 
 import steer
-from recipes.compare import ENTRIES
-from recipes.entries import entry, equal_calls
-from recipes.methods import method
+from recipes.commands import ENTRIES
+from recipes.studio.figures import compared
+from recipes.studio.reward_field import reward_field
 from recipes.studio.session import Studio
-from recipes.studio.showing import FAULTS, crisp, said
-from steer.pictures import to_pil
-from steer.reward import score
+from recipes.studio.showing import FAULTS, crisp, gallery, said, title
 
 __all__ = ["page"]
 
-COLUMNS = ["method", "network calls a prompt", "reward", "judge", "seconds"]
+COLUMNS = ["method", "calls", "reward", "judge", "seconds"]
+WIDTHS = ["36%", "15%", "17%", "16%", "16%"]
 
 
 def page(studio: Studio) -> None:
@@ -26,7 +23,7 @@ def page(studio: Studio) -> None:
     with gr.Row():
         with gr.Column(min_width=300):
             prompts = gr.Textbox(label="Prompts, one a line", value="fox\nbird", lines=2)
-            reward = gr.Textbox(label="Reward", value="clip", elem_id="compare-reward")
+            reward = reward_field(studio, "clip", "Reward", "compare-reward")
             methods = gr.Textbox(label="Methods, one a line", value="\n".join(ENTRIES), lines=4,
                                  elem_id="compare-methods")  # fmt: skip
             seed = gr.Number(label="Seed", value=0, precision=0)
@@ -35,15 +32,18 @@ def page(studio: Studio) -> None:
                 stop = gr.Button("Stop", variant="stop")
             error = gr.Markdown(elem_id="compare-error")
         with gr.Column(scale=2, min_width=320):
-            table = gr.Dataframe(headers=COLUMNS, elem_id="compare-table", wrap=True)
-            plot = gr.ScatterPlot(
-                pd.DataFrame(columns=COLUMNS), x=COLUMNS[1], y="reward", color="method",
-                label="Reward against network calls", height=280,
-            )  # fmt: skip
-            sheet = gr.Gallery(
-                label="The best of each method", columns=4, height="auto", object_fit="contain",
-                elem_id="compare-sheet",
-            )  # fmt: skip
+            table = gr.Dataframe(
+                headers=COLUMNS,
+                elem_id="compare-table",
+                column_widths=WIDTHS,
+                interactive=False,
+                wrap=True,
+            )
+            title("Reward against network calls a prompt")
+            plot = gr.Plot(
+                show_label=False, elem_id="compare-plot", elem_classes="drawn", format="png"
+            )
+            sheet = gallery("The best of each method", "compare-sheet")
 
     def run(
         asked: str, wanted: str, lines: str, number: float, request: gr.Request
@@ -54,6 +54,13 @@ def page(studio: Studio) -> None:
         try:
             names = [line.strip() for line in asked.splitlines() if line.strip()]
             scorer = studio.reward(wanted)
+            import torch  # what loads it comes after the page is there
+
+            from recipes.entries import entry, equal_calls
+            from recipes.methods import method
+            from steer.pictures import to_pil
+            from steer.reward import score
+
             chosen = [entry(line.strip()) for line in lines.splitlines() if line.strip()]
             if not studio.allow_files and any("." in one.method for one in chosen):
                 raise ValueError(
@@ -83,9 +90,9 @@ def page(studio: Studio) -> None:
                          round(result.costs["seconds"], 2)]
                     )  # fmt: skip
                     shown += [(crisp(to_pil(x)), one.label) for x in made]
-                    yield rows, pd.DataFrame(rows, columns=COLUMNS), shown, ""
+                    yield rows, compared(rows), shown, ""
         except FAULTS as problem:
-            yield rows, pd.DataFrame(rows, columns=COLUMNS), shown, said(problem)
+            yield gr.skip(), gr.skip(), gr.skip(), said(problem)
 
     def halt(request: gr.Request) -> None:
         studio.halt(str(request.session_hash))

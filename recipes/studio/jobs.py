@@ -30,6 +30,7 @@ class Seen(NamedTuple):
         reward: of each particle.
         step: how many steps were made.
         calls: network calls a particle so far.
+        positions: of its prompts in the list; with a target they are sampled one by one.
     """
 
     x: Tensor
@@ -37,6 +38,7 @@ class Seen(NamedTuple):
     reward: Tensor
     step: int
     calls: float
+    positions: tuple[int, ...]
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Job:
         self._free.set()
         self._keep: list[int] | None = None
         self._stop = False
-        self._unjudged: list[tuple[float, Tensor]] = []
+        self._unjudged: list[tuple[float, Tensor, list[str]]] = []
         self.touched = False
         self.finished = False
         self.result: steer.Result | None = None
@@ -185,7 +187,7 @@ class Job:
     def _choose(self, population: steer.Population) -> None:
         """Keep the chosen particles of each prompt; all of a prompt with none that is chosen."""
         assert self._keep is not None
-        n, p = self.ask.particles, len(self.ask.prompts)
+        n, p = self.ask.particles, len(population.positions)
         rows = [[i % n for i in self._keep if i // n == j] or list(range(n)) for j in range(p)]
         most = max(len(row) for row in rows)
         population.keep([[row[i % len(row)] for i in range(most)] for row in rows])
@@ -196,7 +198,8 @@ class Job:
         """Return what the page shows of a step."""
         images = seen.x if seen.decoded else self.bound.decode(seen.x.flatten(0, 1))
         flat = images.reshape(-1, *images.shape[-3:]).clamp(0, 1)
-        self._unjudged.append((seen.calls, flat))
+        texts = [self.ask.prompts[i] for i in seen.positions for _ in range(self.ask.particles)]
+        self._unjudged.append((seen.calls, flat, texts))
         reward = seen.reward.flatten()
         captions = ["" if r.isnan() else f"{float(r):.4g}" for r in reward]
         known = reward[~reward.isnan()]
@@ -209,8 +212,7 @@ class Job:
         waiting, self._unjudged = self._unjudged, []
         if self.judge is None:
             return []
-        texts = [p for p in self.ask.prompts for _ in range(self.ask.particles)]
-        return [(calls, float(score(self.judge, x, texts).mean())) for calls, x in waiting]
+        return [(calls, float(score(self.judge, x, t).mean())) for calls, x, t in waiting]
 
 
 def _seen(population: steer.Population, k: int) -> Seen:
@@ -220,5 +222,5 @@ def _seen(population: steer.Population, k: int) -> Seen:
         x = population.x if population.clean is None else population.clean
     return Seen(
         x.detach().clone(), images is not None, population.reward.detach().clone(), k,
-        population.nfe,
+        population.nfe, tuple(population.positions),
     )  # fmt: skip

@@ -41,8 +41,12 @@ def plain_reward(text: str, allow_files: bool) -> str:
 
 
 def runs_in(root: Path) -> list[str]:
-    """Return the run folders below a folder, newest first, as names in it."""
-    found = [f.parent for f in root.glob("**/config.yaml") if inside_quietly(root, f)]
+    """Return the run folders below a folder, newest first, as names in it.
+
+    Those of `steer sample` and the like have a config.yaml, those of `steer finetune` a run.json.
+    """
+    files = [f for name in ("config.yaml", "run.json") for f in root.glob(f"**/{name}")]
+    found = list(dict.fromkeys(f.parent for f in files if inside_quietly(root, f)))
     found.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
     return [str(folder.relative_to(root)) for folder in found if folder != root]
 

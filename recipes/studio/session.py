@@ -4,25 +4,30 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import rewards
-import steer
-from recipes.defaults import judge_of
-from recipes.inputs import load_model
 from recipes.studio.ask import Ask
-from recipes.studio.jobs import Job
+from recipes.studio.loading import Loading
 from recipes.studio.places import inside, plain_reward
 from recipes.terminal import console
-from steer.reward import Reward
-from steer.sampling.forecast import plan
-from steer.sampling.result import save_result
 
-__all__ = ["Studio"]
+if TYPE_CHECKING:  # they load torch, which the page does not wait for
+    from recipes.studio.jobs import Job
+    from steer.flow import FlowMap
+    from steer.reward import Reward
+
+__all__ = ["LOADING", "Studio"]
+
+TOUCHED = "# particles were kept or the run was stopped by hand: no command makes these pictures\n"
+
+LOADING = "The model is still loading. What you start now waits for it."
 
 
 class Studio:
     """The state behind all tabs.
+
+    The model is loaded by a thread, from `loading.start()` or its first use on. What needs it
+    waits.
 
     Args:
         model: what is steered, as `steer.load` takes it.
@@ -36,21 +41,41 @@ class Studio:
     ) -> None:
         self.model, self.root, self.allow_files = model, root.resolve(), allow_files
         self.root.mkdir(parents=True, exist_ok=True)
-        self.flow = load_model(model, device)
-        self.judge = judge_of(model, "own", console())
+        self.device = device
+        self.loading = Loading(self._load)
         self.jobs: dict[str, Job] = {}
         self._turn = threading.Lock()
         self._halts: dict[str, threading.Event] = {}
         self._rewards: dict[str, Reward] = {}
 
-    def reward(self, text: str) -> Reward:
+    def _load(self) -> "tuple[FlowMap, Reward | None]":
+        from recipes.defaults import judge_of
+        from recipes.inputs import load_model
+        from recipes.studio import jobs, looking  # noqa: F401  their imports take a while too
+
+        return load_model(self.model, self.device), judge_of(self.model, "own", console())
+
+    @property
+    def flow(self) -> "FlowMap":
+        """The model, as soon as it is loaded."""
+        return self.loading.get()[0]
+
+    @property
+    def judge(self) -> "Reward | None":
+        """Its held-out reward, if it has one."""
+        return self.loading.get()[1]
+
+    def reward(self, text: str) -> "Reward":
         """Return a reward by its text, loaded once.
 
         Raises:
             ValueError: one that cannot be read, or that this page may not load.
         """
         text = plain_reward(text, self.allow_files)
+        self.loading.get()  # two threads that import torch at once may see half of it
         if text not in self._rewards:
+            import rewards
+
             self._rewards[text] = rewards.load(text)
         return self._rewards[text]
 
@@ -61,8 +86,11 @@ class Studio:
             ValueError: anything that the run itself would refuse.
         """
         reward = self.reward(ask.reward)
+        import steer
+        from steer.sampling.forecast import plan
+
         steer.stream(self.flow, reward, list(ask.prompts), **ask.keywords)  # checks itself
-        cost = plan(ask.method, ask.steps, reward.differentiable, flow=self.flow, **_own(ask))
+        cost = plan(ask.method, ask.steps, reward.differentiable, flow=self.flow, **ask.own)
         count = len(ask.prompts) * ask.particles
         return (
             f"{count} pictures x {cost['nfe']} network calls = {count * cost['nfe']}, and "
@@ -77,6 +105,11 @@ class Studio:
         A second job of the same tab ends the first; other tabs' jobs are waited for.
         """
         self.end(tab)
+        if not self.loading.ready:
+            yield "waiting", LOADING
+        self.loading.get()
+        from recipes.studio.jobs import Job
+
         job = Job(self.flow, self.reward(ask.reward), ask, self.judge)
         self.jobs[tab] = job
         try:
@@ -90,13 +123,13 @@ class Studio:
         finally:
             job.end()
 
-    def _work(self, job: Job) -> None:
+    def _work(self, job: "Job") -> None:
         try:
             job.work()
         finally:
             self._turn.release()
 
-    def _told(self, job: Job) -> Iterator[tuple[str, Any]]:
+    def _told(self, job: "Job") -> Iterator[tuple[str, Any]]:
         while True:
             kind, value = job.events.get()
             if kind == "over" or job.ended.is_set():
@@ -123,7 +156,7 @@ class Studio:
         if tab in self._halts:
             self._halts[tab].set()
 
-    def job(self, tab: str) -> Job:
+    def job(self, tab: str) -> "Job":
         """Return a tab's job.
 
         Raises:
@@ -150,6 +183,9 @@ class Studio:
     def save(self, tab: str, name: str) -> Path:
         """Write a tab's finished pictures as a run folder, and return it.
 
+        `steer sample --config FOLDER/config.yaml` makes the same pictures again, in a folder
+        beside it.
+
         Raises:
             ValueError: there are none yet, or a place outside of the folder.
             FileExistsError: a folder of that name is there.
@@ -159,14 +195,15 @@ class Studio:
             raise ValueError(
                 "the pictures are not finished: wait for the last step, or press Stop"
             )
+        from recipes.identity import config_text, settings_of
+        from steer.sampling.result import save_result
+
         place = inside(self.root, name)
-        ask = self.job(tab).ask
-        touched = self.job(tab).touched
-        note = "kept or stopped by hand: no command makes these pictures again\n" * touched
-        text = ask.command(self.model, str(place)) + "\n" + note
-        return save_result(result, place, files={"command.txt": text})
-
-
-def _own(ask: Ask) -> dict[str, Any]:
-    known = {"temperature", "strength", "target", "budget"}
-    return {k: v for k, v in ask.options.items() if k not in known}
+        job = self.job(tab)
+        settings = job.ask.settings(self.model, f"{place}-again")
+        note = TOUCHED * job.touched
+        files = {
+            "config.yaml": note + config_text(settings_of(settings)),
+            "command.txt": job.ask.command(self.model, f"{place}-again") + "\n" + note,
+        }
+        return save_result(result, place, files=files)

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-__all__ = ["FAULTS", "crisp", "heard", "said"]
+__all__ = ["FAULTS", "crisp", "gallery", "heard", "said", "title"]
 
 FAULTS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
 """What the library refuses with a sentence."""
@@ -23,6 +23,26 @@ def crisp(image: Image.Image) -> Image.Image:
     times = max(1, math.ceil(SIDE / max(image.size)))
     size = image.width * times, image.height * times
     return image if times == 1 else image.resize(size, Image.Resampling.NEAREST)
+
+
+def title(text: str) -> gr.Markdown:
+    """Put a title above what follows; gradio's own labels would cover the pictures."""
+    return gr.Markdown(f"**{text}**", elem_classes="title")
+
+
+def gallery(text: str, name: str, **more: Any) -> gr.Gallery:
+    """Return a titled gallery of small pictures, four in a row.
+
+    Args:
+        text: the title.
+        name: its id on the page.
+        more: further arguments of `gr.Gallery`.
+    """
+    title(text)
+    return gr.Gallery(
+        columns=4, height="auto", object_fit="contain", format="png", show_label=False,
+        elem_id=name, elem_classes="pictures", buttons=["download_all"], interactive=False, **more,
+    )  # fmt: skip
 
 
 def said(error: Exception | str) -> str:

@@ -2,30 +2,31 @@
 
 import atexit
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
 import steer
-from recipes.inputs import load_model
+from recipes.studio.figures import curves, front_of
 from recipes.studio.places import inside
+from recipes.studio.reward_field import reward_field
 from recipes.studio.session import Studio
-from recipes.studio.showing import FAULTS, crisp, said
-from recipes.studio.tuning import Tunings, curves, readings
-from steer.pictures import to_pil
+from recipes.studio.showing import FAULTS, crisp, gallery, said, title
+from recipes.studio.tuning import Tunings, readings
 
 __all__ = ["page"]
 
 
-def page(studio: Studio) -> None:
-    """Lay the page out."""
+def page(studio: Studio) -> gr.Textbox:
+    """Lay the page out, and return the field for the run folder."""
     tunings = Tunings()
     atexit.register(tunings.close)
     with gr.Row():
         with gr.Column(min_width=300):
             folder = gr.Textbox(label="Run folder", value="tuned", elem_id="tune-folder")
-            reward = gr.Textbox(label="Reward", value="clip", elem_id="tune-reward")
+            reward = reward_field(studio, "clip", "Reward", "tune-reward")
             prompts = gr.Textbox(label="Prompts, one a line (empty: the model's own)", lines=2,
                                  elem_id="tune-prompts")  # fmt: skip
             objective = gr.Dropdown(label="Objective", choices=list(steer.OBJECTIVES),
@@ -41,18 +42,33 @@ def page(studio: Studio) -> None:
             error = gr.Markdown(elem_id="tune-error")
         with gr.Column(scale=2, min_width=320):
             state = gr.Markdown("No run.", elem_id="tune-state")
-            plot = gr.Plot(label="Checks; a coloured band is an alarm", elem_id="tune-plot")
+            title("Checks of the run; a coloured band is an alarm")
+            plot = gr.Plot(
+                show_label=False, elem_id="tune-plot", elem_classes="drawn", format="png"
+            )
             alarms = gr.Markdown(elem_id="tune-alarms")
-            sheet = gr.Image(label="Last sheet", elem_id="tune-sheet", height=320)
+            title("The last sheet: without adapters, then with them")
+            sheet = gr.Image(
+                show_label=False, elem_id="tune-sheet", height=320, format="png",
+                interactive=False, buttons=["fullscreen", "download"],
+            )  # fmt: skip
     with gr.Row():
-        scale = gr.Slider(0, 1.5, 1, step=0.25, label="LoRA scale, same seeds",
-                          elem_id="lora-scale")  # fmt: skip
-        text = gr.Textbox(label="Prompt", value="a bird")
-    scaled = gr.Gallery(
-        label="The same seeds at this scale", columns=4, height=240, object_fit="contain",
-        elem_id="scaled",
-    )  # fmt: skip
-    refused = gr.Markdown(elem_id="scaled-error")
+        with gr.Column(min_width=300):
+            text = gr.Textbox(label="Prompt", value="a bird", elem_id="front-prompt")
+            front = gr.Button("Show the front", elem_id="front-go")
+            refused = gr.Markdown(elem_id="front-error")
+            scale = gr.Slider(
+                0, 1, 1, step=0.25, label="Scale of the adapters: 0 is the model without them",
+                elem_id="lora-scale",
+            )  # fmt: skip
+            at_scale = gr.Markdown(elem_id="at-scale")
+        with gr.Column(scale=2, min_width=320):
+            scaled = gallery("The same seeds at this scale", "scaled")
+            title("Reward against the distance to the model without adapters")
+            chart = gr.Plot(
+                show_label=False, elem_id="front-plot", elem_classes="drawn", format="png"
+            )
+    kept = gr.State({})
     timer = gr.Timer(2)
 
     def begin(name: str, wanted: str, asked: str, how: str, n: int, k: int, lr: float) -> str:
@@ -104,23 +120,55 @@ def page(studio: Studio) -> None:
             said(failed) if failed else said_before or "",
         )  # fmt: skip
 
-    def draw(name: str, factor: float, wanted: str, prompt: str) -> tuple[Any, str]:
+    def measured(
+        name: str, factor: float, wanted: str, prompt: str, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        tab = str(request.session_hash)
+        found: dict[float, Any] = {}
         try:
             path = inside(studio.root, name)
-            with studio.turn("scale"):
-                flow = load_model(studio.model, None, None, path, float(factor), {})
-                made = steer.sample(
-                    flow, studio.reward(wanted), [prompt], 4, 4, "none", seed=0, progress=False
-                )
+            if tunings.running(path):
+                raise ValueError("this run is at work: stop it first, or wait for its end")
+            scorer = studio.reward(wanted)
+            from recipes.studio.fronts import scales_of
+
+            yield {}, *[gr.skip()] * 4, "waiting for a turn"
+            with studio.turn(tab) as ended:
+                for one in scales_of(studio.flow, studio.judge, scorer, studio.root, path, prompt):
+                    found[one.scale] = one
+                    yield found, *shown(found, factor), gr.skip(), f"scale {one.scale:g} is drawn"
+                    if ended.is_set():
+                        break
+            most = max(found)
+            nearest = min(found, key=lambda s: abs(s - factor))
+            slider = gr.Slider(maximum=max(1.0, most), value=nearest)
+            yield found, *shown(found, nearest), slider, ""
         except FAULTS as problem:
-            return gr.skip(), said(problem)
-        assert made.images is not None
-        rows = zip(made.images.flatten(0, 1), made.rewards.flatten(), strict=True)
-        return [(crisp(to_pil(image)), f"{float(r):.3g}") for image, r in rows], ""
+            yield found, *[gr.skip()] * 4, said(problem)
+
+    def shown(found: dict[float, Any], factor: float) -> tuple[Any, Any, str]:
+        if not found:
+            return gr.skip(), gr.skip(), "press *Show the front* first"
+        one = found[min(found, key=lambda s: abs(s - factor))]
+        pictures = [
+            (crisp(image), f"{r:.3g}") for image, r in zip(one.images, one.rewards, strict=True)
+        ]
+        entries = [found[s].entry for s in sorted(found)]
+        told = ", ".join(
+            f"{key} {one.entry[key]:.3g}"
+            for key in ("reward", "judge", "diversity", "kid") if key in one.entry
+        )  # fmt: skip
+        alarms = "".join(f"; {said(name)}" for name in one.entry["alarms"])
+        return pictures, front_of(entries, one.scale), f"At scale {one.scale:g}: {told}{alarms}"
 
     asked = [folder, reward, prompts, objective, steps, every, rate]
     start.click(begin, asked, error)
     stop.click(halt, folder, error)
     timer.tick(watch, [folder, error], [state, plot, alarms, sheet, error],
                show_progress="hidden")  # fmt: skip
-    scale.release(draw, [folder, scale, reward, text], [scaled, refused])
+    outputs = [kept, scaled, chart, at_scale, scale, refused]
+    front.click(measured, [folder, scale, reward, text], outputs, show_progress="hidden")
+    scale.input(shown, [kept, scale], [scaled, chart, at_scale], show_progress="hidden",
+                trigger_mode="always_last")  # fmt: skip
+    folder.change(lambda: ({}, [], None, ""), None, [kept, scaled, chart, at_scale])
+    return folder

@@ -1,4 +1,4 @@
-"""A `steer finetune` run as the Tune page sees it: its process, its readings and its curves."""
+"""A `steer finetune` run as the Tune page sees it: its process and its readings."""
 
 import json
 import os
@@ -8,11 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Tunings", "curves", "readings"]
-
-COLOURS = {"reward": "#0072b2", "judge": "#e69f00", "diversity": "#009e73"}
-ALARM = "#d55e00"
-GREY = "#8a8a8a"  # readable on light and on dark
+__all__ = ["Tunings", "readings"]
 
 
 class Tunings:
@@ -79,37 +75,3 @@ def readings(folder: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-
-
-def curves(checks: list[dict[str, Any]]) -> Any:
-    """Return a figure of the readings, with a band where an alarm was raised."""
-    figure, axes = _axes("optimizer step", "mean over the check's pictures")
-    steps = [check["step"] for check in checks]
-    for name, colour in COLOURS.items():
-        values = [check.get(name) for check in checks]
-        if all(isinstance(v, int | float) for v in values) and values:
-            axes.plot(steps, values, marker="o", label=name, color=colour)
-    before = 0
-    for check in checks:
-        if check.get("alarms"):
-            axes.axvspan(before, check["step"], color=ALARM, alpha=0.2, lw=0)
-        before = check["step"]
-    if axes.lines:
-        axes.legend(frameon=False, labelcolor=GREY)
-    return figure
-
-
-def _axes(x: str, y: str) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    axes.set(xlabel=x, ylabel=y)
-    axes.tick_params(colors=GREY)
-    axes.xaxis.label.set_color(GREY)
-    axes.yaxis.label.set_color(GREY)
-    for spine in axes.spines.values():
-        spine.set_color(GREY)
-    return figure, axes

@@ -28,13 +28,12 @@ import json
 
 from torch import Tensor
 
+from rewards.serving.tokens import TOKEN
+
 __all__ = ["HEADER", "PROTOCOL", "TENSORS", "TOKEN", "pack", "unpack"]
 
 PROTOCOL = 1
 """The version of the protocol that client and server speak."""
-
-TOKEN = "FLOWSTEER_REWARD_TOKEN"
-"""The environment variable that holds the token, for clients and servers."""
 
 HEADER = 4 * 2**20
 """The most bytes of a file's header, which holds prompts and metadata."""

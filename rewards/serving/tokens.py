@@ -5,9 +5,10 @@ import netrc
 import os
 from pathlib import Path
 
-from rewards.serving.protocol import TOKEN
+__all__ = ["LOGIN", "TOKEN", "is_loopback", "line_for", "token_for"]
 
-__all__ = ["LOGIN", "is_loopback", "line_for", "token_for"]
+TOKEN = "FLOWSTEER_REWARD_TOKEN"
+"""The environment variable that holds the token, for clients and servers."""
 
 LOGIN = "flowsteer"
 """The login under which ~/.netrc holds the tokens of reward servers."""

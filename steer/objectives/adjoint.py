@@ -52,8 +52,8 @@ class Adjoint(Objective):
     self-distillation, at the interpolant of noise and the rollout's ends.
 
     Args:
-        steps: of a rollout, at least 2. Their times move from batch to batch.
-        subset: how many of them the loss sees, spread over all.
+        steps: steps of a rollout, at least 2. Their times change from batch to batch.
+        subset: how many of them are in the loss, spread over all.
         distil: weight of the self-distillation; 0 tunes no jumps.
         step: shortest and longest Heun step of it.
 

@@ -41,14 +41,14 @@ class Amortise(Objective):
 
     Args:
         method: one of `steer.METHODS`.
-        particles: draws of each prompt in a round.
+        particles: samples per prompt in a round.
         guide_steps: steps of the method.
-        visits: a prompt's batches between two rounds, or steps without prompts; None: one round
-            for the whole run.
+        visits: batches of a prompt between two rounds, or steps if there are no prompts; None: one
+            round for the whole run.
         distil: weight of the self-distillation, for weighted populations.
         group: rows of each prompt in a batch.
         step: shortest and longest Heun step of the self-distillation.
-        options: the method's own, see `steer.methods.method_options`.
+        options: options of the method, see `steer.methods.method_options`.
 
     Raises:
         ValueError: an unknown method or option, or fewer particles than rows of a prompt.

@@ -46,18 +46,19 @@ class Direct(Objective):
     anchor 1 it maximises `E[R] - ½ E|X_θ - X_b|²`, a transport cost of straight lines.
 
     Args:
-        jumps: how many jumps a batch is drawn by: one of these, at random.
+        jumps: number of jumps for a batch: one of these, at random.
         anchor: weight of the control energy of each jump, `(t-s)/2 |v_θ - v_b|²`; at one jump it
             is `½ |X_θ - X_b|²`.
         data_anchor: weight of `½ |x_1 - x_1'|²`, with x_1' the reference's picture of the same
             noise.
-        noise_anchor: weight of `½ |z - z'|²`, with z and z' the noise that the base's flow leads
-            to x_1 and x_1'.
-        consistency: weight of the map's consistency, theory (7), between random times, so that
-            what one jump learns reaches the jumps that compose it.
-        normalise: give each row's reward gradient this norm; None: as it is. Then R is no longer
-            what is maximised, and the temperature has no effect.
-        reference: what the anchors hold to: the base, or the running average of the adapters.
+        noise_anchor: weight of `½ |z - z'|²`, with z and z' the noise that the base's flow maps to
+            x_1 and x_1'.
+        consistency: weight of the map's consistency, theory (7), between random times. It
+            transfers what one jump learns to the jumps that compose it.
+        normalise: rescale each row's reward gradient to this norm; None: no rescaling. With it R
+            is no longer maximised exactly, and the temperature has no effect.
+        reference: what the anchors measure the distance from: the base, or the running average of
+            the adapters.
     """
 
     def __init__(

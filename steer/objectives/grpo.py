@@ -48,8 +48,8 @@ class GRPO(Objective):
 
     Args:
         steps: jumps of a rollout, at least 2.
-        churn: how far beyond t the anchor is, 1 all the way to the data: for each jump one of
-            these, at random.
+        churn: how far beyond t a jump goes before it is re-noised, 1 is to the data: for each jump
+            one of these, at random.
         kl: strength of the penalty, in units of the temperature.
         trained: how many transitions have a gradient, chosen at random; None: all.
         consistency: weight of the map's consistency, theory (7), between random times.

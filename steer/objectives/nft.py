@@ -60,9 +60,9 @@ class NFT(Objective):
     Args:
         beta: β, how far V^± mix the tuned policy in.
         kl: strength of the penalty, in units of the temperature.
-        max_advantage: m, the advantage, in deviations, that counts as best.
-        jumps: how many jumps draw x_1: one of these, at random.
-        diagonal: share of the steps on s = t.
+        max_advantage: m, the advantage, in standard deviations, at which the optimality is 1.
+        jumps: number of jumps to x_1: one of these, at random.
+        diagonal: fraction of the steps with s = t.
         distil: weight of the self-distillation of the map from its diagonal.
         group: rows of each prompt in a batch.
     """

@@ -25,7 +25,8 @@ class Transport(Objective):
     Args:
         distil: weight of the self-distillation.
         step: shortest and longest Heun step of it.
-        normalise: give `∇V` at most this multiple of the base velocity's norm; None: as it is.
+        normalise: bound the norm of `∇V` by this multiple of the base velocity's norm; None: no
+            bound.
     """
 
     def __init__(

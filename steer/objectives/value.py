@@ -70,15 +70,15 @@ class Value(Objective):
 
     Args:
         gradient: whether to use the reward's gradient.
-        draws: posterior draws for each x_t. More of them lower the variance, at `steps` calls of
-            the base each (and as many gradients in x, with `gradient`).
-        steps: denoiser calls of one draw, see `glass`.
-        policy: whose jumps x_t is made of. The student's are where it will be, and make weights
-            even for a strong tilt; all draws are then `glass`'s.
+        draws: posterior samples for each x_t. More of them lower the variance, and each costs
+            `steps` calls of the base (and as many gradients in x, with `gradient`).
+        steps: denoiser calls per posterior sample, see `glass`.
+        policy: whose jumps x_t is made of. With the student's, x_t follows the tuned model, and
+            the weights are even for a strong tilt; all posterior samples are then made by `glass`.
         max_log_w: the largest log w, a bias towards the base; None: unbounded.
         distil: weight of the self-distillation; 0 tunes no jumps.
         step: shortest and longest Heun step of it.
-        ends: how near t comes to 0 and 1.
+        ends: smallest distance of t from 0 and from 1.
 
     Raises:
         ValueError: an option out of its range; the message says what it may be.

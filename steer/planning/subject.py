@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from steer.doors import is_pipeline
 from steer.flow import FlowMap
 from steer.planning.live import bytes_of, fake_mode
 
-__all__ = ["Subject", "faked", "subject"]
+__all__ = ["Subject", "faked", "outlined_flow", "subject"]
 
 
 @dataclass(frozen=True)
@@ -139,19 +140,7 @@ def _of_pipeline(
     mode: FakeTensorMode,
     options: Mapping[str, Any],
 ) -> Subject:
-    from steer.backends.outline import blueprint, default_size, outlined
-    from steer.backends.stand_ins import stand_in
-    from steer.backends.table import flow_of
-
-    plan, (height, width) = blueprint(model), size
-    pipe, texts = outlined(plan, mode, dtype)
-    if height is None or width is None:
-        usual = default_size(plan, pipe)
-        height, width = height or usual[0], width or usual[1]
-    call = {**plan.call, **dict(options.get("call") or {})}
-    given = {**plan.options, **options, "call": call, "height": height, "width": width}
-    flow: Any = flow_of(pipe, **given)
-    condition = stand_in(flow, tokens)
+    flow, condition, texts, plan = outlined_flow(model, size, dtype, tokens, mode, options)
     flow = flow.bound_to(
         [
             dataclasses.replace(
@@ -168,6 +157,43 @@ def _of_pipeline(
         {key: _weight(part) for key, part in parts.items()},
         sum(_weight(part) for part in texts.values()), cuda,
     )  # fmt: skip
+
+
+def outlined_flow(
+    model: Any,
+    size: tuple[int | None, int | None],
+    dtype: torch.dtype,
+    tokens: int | None,
+    mode: AbstractContextManager[Any],
+    options: Mapping[str, Any],
+) -> tuple[Any, Any, dict[str, nn.Module], Any]:
+    """Return a pipeline's flow, made from configurations, and a prompt's condition for it.
+
+    Args:
+        model: the pipeline: a folder, a hub id, a short name or a live one.
+        size: height and width; None: the model's own.
+        dtype: of the weights.
+        tokens: of text. Default: the pipeline's own number.
+        mode: in which weights are made: a `FakeTensorMode`, or a `torch.device` for random ones.
+        options: of the pipeline.
+
+    Returns:
+        The flow, the condition (on the CPU), the text encoders (on the meta device) and the
+        blueprint.
+    """
+    from steer.backends.outline import blueprint, default_size, outlined
+    from steer.backends.stand_ins import stand_in
+    from steer.backends.table import flow_of
+
+    plan, (height, width) = blueprint(model), size
+    pipe, texts = outlined(plan, mode, dtype)
+    if height is None or width is None:
+        usual = default_size(plan, pipe)
+        height, width = height or usual[0], width or usual[1]
+    call = {**plan.call, **dict(options.get("call") or {})}
+    given = {**plan.options, **options, "call": call, "height": height, "width": width}
+    flow: Any = flow_of(pipe, **given)
+    return flow, stand_in(flow, tokens), texts, plan
 
 
 def _of_flow(

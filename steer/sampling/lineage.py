@@ -76,18 +76,22 @@ def doubts(log_w: Tensor, ancestors: Tensor, prompts: Sequence[str] | None = Non
     return found
 
 
-def collapses(weighed: Tensor, n: int, prompts: Sequence[str] | None = None) -> list[str]:
-    """Return a sentence where nearly all of the weight came to be on one particle on the way.
+def collapses(
+    weighed: Tensor, left: Tensor, n: int, prompts: Sequence[str] | None = None
+) -> list[str]:
+    """Return a sentence where a step resampled weights that were nearly all on one particle.
 
     Resampling hides it: the particles that follow are copies, and have equal weights again.
+    Weights that are uneven on the way and are not resampled lose nothing.
 
     Args:
         weighed: the effective sample size before each step's resampling, (steps, p); the last
             step's is `doubts`'.
+        left: the effective sample size after it, (steps, p).
         n: how many particles a population has.
         prompts: what to call the populations.
     """
-    on_the_way = weighed[:-1]
+    on_the_way = weighed[:-1].where(left[:-1] > weighed[:-1] + 0.5, float(n))
     if n < MANY or not len(on_the_way):
         return []
     low, step = on_the_way.min(0)

@@ -114,8 +114,9 @@ class Result:
         names = list(self.prompts) if lead and self.prompts else None
         found = doubts(log_w, ancestors, names)
         if "weighed" in self.trace:
-            weighed = self.trace["weighed"] if lead else self.trace["weighed"][:, None]
-            found += collapses(weighed, log_w.shape[1], names)
+            sizes = [self.trace[name] for name in ("weighed", "ess")]
+            weighed, left = (v if lead else v[:, None] for v in sizes)
+            found += collapses(weighed, left, log_w.shape[1], names)
         return (*self._dropped, *found)
 
     @property

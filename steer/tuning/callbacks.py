@@ -75,7 +75,7 @@ class Watch(L.Callback):
         panel: what is drawn, and by what it is measured.
         out: the run's folder: readings.jsonl, sheets/ and best/ go there; None: nothing is kept.
         every: steps between checks.
-        steps: composed jumps of a check's pictures.
+        steps: number of jumps for the pictures of a check.
         early_stop: end the run when so many checks in a row raised an alarm; 0: never.
         metadata: what best/ is told of the run.
         together: whether all processes draw, since none can call the network alone; the first one

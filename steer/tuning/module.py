@@ -42,7 +42,7 @@ class RewardTuning(L.LightningModule):
         objective: what the reward does to them.
         reward: in its own units.
         prompts: the prompts of each step.
-        steps: length of the run.
+        steps: optimizer steps of the run.
         batch_size: rows of an optimizer step, over all processes and micro-batches.
         micro_batch: rows of one call on one process.
         temperature: what the reward is divided by.

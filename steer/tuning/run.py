@@ -64,7 +64,8 @@ def finetune(
         prompts: what to tune on, or None for a flow without prompts.
         objective: a name of `steer.OBJECTIVES`, or an objective.
         steps: optimizer steps.
-        temperature: what the reward is divided by, in its units; lower tunes harder.
+        temperature: what the reward is divided by, in its units; a lower temperature tunes more
+            strongly.
         strength: instead: the temperature is the reward's standard deviation over one-jump samples
             of the same prompt, divided by this. Default: 3.
         judge: what says whether the pictures became better: it is never tuned for. The best
@@ -78,7 +79,7 @@ def finetune(
         options: the objective's own, where it is given by name.
         held_out: name -> rewards that are not tuned for, read at checks.
         reward_prompts: what the reward is asked for each prompt, where that differs.
-        overwrite: drop an earlier run in the folder, once this one has something to keep.
+        overwrite: delete an earlier run in the folder, as soon as this one has saved something.
         **settings: those of `Settings`.
 
     Returns:

@@ -28,33 +28,34 @@ class Settings:
         alpha: their update is scaled by alpha / rank. Default: 2 rank.
         targets: names of the adapted layers, or the ends of their names. Default: all linear
             layers and convolutions.
-        learning_rate: of AdamW; after the warm-up it follows a cosine to zero.
+        learning_rate: learning rate of AdamW; after the warm-up it follows a cosine to zero.
         warm: steps of linear warm-up.
         batch_size: rows of an optimizer step, over all processes and micro-batches.
-        micro_batch: rows of one call on one process. Default: a process's whole share, and 64 for
-            the one-jump samples that a run begins with.
+        micro_batch: rows of one call on one process. Default: all rows of the process, and 64 for
+            the one-jump samples at the start of a run.
         average: decay of the running average of the adapters.
         gradient_clip: largest norm of the adapters' gradient.
         check_prompts: prompts that are drawn at checks; give some that are not tuned on. Default:
             the first 16 tuned ones.
-        check_samples: pictures of each.
-        check_steps: composed jumps of a check's pictures.
-        check_every: steps between checks; 0: no instruments.
-        early_stop: end the run after so many checks in a row with an alarm; 0: never.
+        check_samples: pictures per prompt.
+        check_steps: number of jumps for the pictures of a check.
+        check_every: steps between checks; 0: no checks.
+        early_stop: end the run after this many consecutive checks with an alarm; 0: never.
         save_every: steps between checkpoints.
-        sweep: scales of the adapters that are read at the end of the run; empty: no sweep.
-        sweep_steps: at each of these numbers of jumps. Where both are left out, it is 0, .25, .5,
-            .75 and 1 at 1, 2, 4 and 8 jumps, as far as that costs a tenth of the run's own network
-            calls at most, fewest jumps first: a run of some steps has no sweep. Where one is
-            given, it is read in full.
-        precision: Lightning's; "auto" is bf16-mixed where the hardware has bf16, else 32-true.
-        devices: processes.
-        strategy: Lightning's auto or ddp, where each process holds the base; or fsdp, where the
-            denoiser's weights are split over the processes.
-        accelerator: Lightning's: auto, cpu, gpu.
+        sweep: scales of the adapters that are evaluated at the end of the run; empty: no sweep.
+        sweep_steps: numbers of jumps for the sweep. If neither is given, the scales are 0, .25,
+            .5, .75 and 1 and the numbers of jumps 1, 2, 4 and 8, fewest first, as long as the
+            sweep costs at most a tenth of the run's own network calls; a very short run has no
+            sweep. If one of them is given, the sweep is done in full.
+        precision: precision of Lightning; "auto" is bf16-mixed if the hardware has bf16, else
+            32-true.
+        devices: number of processes.
+        strategy: strategy of Lightning: auto or ddp (each process holds the base), or fsdp (the
+            denoiser's weights are sharded over the processes).
+        accelerator: accelerator of Lightning: auto, cpu, gpu.
         checkpointing: recompute activations in the backward pass instead of keeping them.
         wandb: also log to Weights & Biases, in this project.
-        progress: whether to say how far the run is: a bar on a screen, else a line now and then.
+        progress: show the progress: a bar in a terminal, else a line from time to time.
     """
 
     rank: int = 16

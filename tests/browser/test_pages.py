@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
     pytest.mark.skipif(bool(LACKS), reason=f"not installed: {LACKS}"),
 ]
-WAIT = 60_000
+WAIT = 120_000
 
 
 def started(root, port, *more):
@@ -105,18 +105,66 @@ def test_a_picture_is_steered_saved_and_made_again_by_its_command(page, place, t
     page.fill("#name textarea, #name input", "mine")
     page.click("#save")
     says(page, "#saved", "saved: mine")
-    words = shlex.split((place[0] / "mine" / "command.txt").read_text())[1:]
-    words[words.index("--out") + 1] = str(tmp_path / "again")
+    config = ["sample", "--config", str(place[0] / "mine" / "config.yaml")]
     subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "recipes.cli", *words], check=True,
+        [sys.executable, "-W", "ignore", "-m", "recipes.cli", *config], check=True,
         capture_output=True,
     )  # fmt: skip
     ours, theirs = (
         [pil_to_tensor(Image.open(f)) for f in sorted((folder / "images").iterdir())]
-        for folder in (place[0] / "mine", tmp_path / "again")
+        for folder in (place[0] / "mine", place[0] / "mine-again")
     )
     assert len(ours) == 4
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    words = shlex.split(page.inner_text("#command .cm-content"))
+    assert words[1:] == [*shlex.split((place[0] / "mine" / "command.txt").read_text())[1:-1],
+                         words[-1]]  # fmt: skip
+
+
+def test_a_run_of_the_command_line_is_opened_where_it_was_left(page, place):
+    told = ["--reward", "brightness", "--prompt", "[fox, bird]", "--steps", "3", "--scale", "0.2",
+            "--particles", "2", "--unguided", "false"]  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "recipes.cli", "sample", *told, "--out",
+         str(place[0] / "told")], check=True, capture_output=True,
+    )  # fmt: skip
+    page.get_by_role("tab", name="Runs").click()
+    page.click("#again")
+    page.click("#folder input")
+    page.get_by_role("option", name="told").click()
+    page.wait_for_selector("#grid img")
+    page.click("#restore")
+    says(page, "#message", "opened told")
+    assert page.input_value("#prompts textarea") == "fox\nbird"
+    assert page.input_value("#reward input") == "brightness"
+    assert page.input_value("#steps input[type=number]") == "3"
+    assert page.input_value("#options textarea, #options input") == "{scale: 0.2}"
+    page.wait_for_selector("#strip img")
+    page.click("#start")
+    says(page, "#message", "done")
+    page.fill("#name textarea, #name input", "told-by-hand")
+    page.click("#save")
+    says(page, "#saved", "saved: told-by-hand")
+    ours, theirs = (
+        [pil_to_tensor(Image.open(f)) for f in sorted((folder / "images").iterdir())]
+        for folder in (place[0] / "told", place[0] / "told-by-hand")
+    )
+    assert len(ours) == 4
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_reward_is_completed_while_it_is_typed_and_refused_beside_its_field(page):
+    page.fill("#reward input", "")
+    page.locator("#reward input").press_sequentially("0.7*clip + 0.3*sat", delay=30)
+    option = page.get_by_role("option", name="0.7*clip + 0.3*saturation")
+    option.wait_for()
+    assert page.input_value("#reward input") == "0.7*clip + 0.3*sat"
+    option.click()
+    says(page, "#cost", "network calls")
+    assert page.input_value("#reward input") == "0.7*clip + 0.3*saturation"
+    page.fill("#reward input", "0.7*clop")
+    page.keyboard.press("Tab")
+    says(page, "#reward-error", "did you mean clip")
 
 
 def test_a_run_is_paused_a_particle_kept_and_the_run_stopped(page):
@@ -204,8 +252,22 @@ def test_a_tuning_run_is_started_alarmed_stopped_and_resumed(page, place):
     assert page.inner_text("#tune-error").strip() == ""
     assert len(file.read_text().splitlines()) >= before
     if page.inner_text("#tune-state").startswith("Running"):
+        page.click("#front-go")
+        says(page, "#front-error", "stop it first")
         page.click("#tune-stop")
         says(page, "#tune-state", "Stopped")
+    page.click("#front-go")
+    page.wait_for_function(
+        "document.querySelector('#at-scale')?.innerText.includes('At scale 1:')"
+        " && document.querySelector('#front-error')?.innerText.trim() === ''"
+    )
+    page.wait_for_selector("#front-plot img")
+    assert page.locator("#scaled img").count() == 4
+    at_one = page.locator("#scaled img").first.get_attribute("src")
+    page.fill("#lora-scale input[type=number]", "0")
+    page.keyboard.press("Tab")
+    says(page, "#at-scale", "At scale 0:")
+    assert page.locator("#scaled img").first.get_attribute("src") != at_one
 
 
 def test_a_server_that_was_killed_keeps_the_folders(browser, tmp_path):

@@ -53,7 +53,7 @@ class EMD(_Eulerian):
     target = "∂_s X + ∇X·b on zero"
     stopped = "nothing"
     source = "Boffi et al. 2024, 2406.07507"
-    fails = "the gradient passes through ∇X: slow, and rough on images"
+    fails = "the gradient passes through ∇X: slow, and noisy on images"
     cost = 7
     field: Field = "teacher"
 
@@ -74,7 +74,7 @@ class MeanFlow(_Eulerian):
     target = "v on x' + (t-s) d"
     stopped = "the target"
     source = "Geng et al. 2025, 2505.13447"
-    fails = "noisy: the pair's velocity stands in the derivative"
+    fails = "noisy: the derivative is taken along the velocity of one (noise, data) pair"
     cost = 4
     field: Field = "conditional"
     weight = "adaptive"
@@ -122,7 +122,7 @@ class AnyFlow(ImprovedMeanFlow):
 
     target = "v - (t-s) d on x', d by differences"
     source = "AnyFlow 2026; SimpleTuner's documentation"
-    fails = "differences drown in bfloat16 weights"
+    fails = "finite differences lose their precision with bfloat16 weights"
     cost = 6
     pairs = "half-to-the-end"
     differenced = True
@@ -179,7 +179,9 @@ class AlphaFlow(MeanFlow):
 
     target = "v on a x' + (1-a) v(x + a (t-s) x', s + a (t-s), t)"
     source = "alpha-Flow 2025, 2510.20771"
-    fails = "its curriculum spends steps where a is large and the target is not yet the map's"
+    fails = (
+        "its schedule spends many steps at large a, where the target is not yet that of the map"
+    )
 
     def __init__(self, begin: float = 0.0, end: float = 0.7, steepness: float = 25.0) -> None:
         self.begin, self.end, self.steepness = begin, end, steepness

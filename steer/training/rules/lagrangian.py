@@ -41,7 +41,7 @@ class LSD(_Lagrangian):
     target = "∂_t X on v(X,t,t)"
     stopped = "the velocity"
     source = "Boffi et al. 2025, 2505.18825"
-    fails = "high time frequencies in the network make ∂_t v rough"
+    fails = "high frequencies in the network's time embedding make ∂_t v noisy"
     cost = 10
 
     def error(self, look: Look) -> Tensor:
@@ -82,7 +82,10 @@ class TVM(_Lagrangian):
     target = "∂_t X on the average's v̄(X,t,t)"
     stopped = "the velocity"
     source = "terminal velocity matching 2025, 2511.19797"
-    fails = "as lsd; transformers want RMS norms and an attention with forward derivatives"
+    fails = (
+        "as lsd; transformers need RMS norms and an attention that supports "
+        "forward-mode derivatives"
+    )
     cost = 10
     asks = False
     pairs = "gaps"
@@ -133,7 +136,10 @@ class Heun(_Lagrangian):
     target = "X on a Heun step of b from X̄(s,t-h,x)"
     stopped = "the target"
     source = "discrete form of Boffi et al. 2024, 2406.07507"
-    fails = "its target carries the average's own error along: slow at t = 1, where grain is left"
+    fails = (
+        "its target contains the error of the averaged network: it converges slowly at t = 1, "
+        "and pixel noise is left there"
+    )
     cost = 8
     derives = False
     field: Field = "teacher"

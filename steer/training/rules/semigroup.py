@@ -65,7 +65,7 @@ class Shortcut(PSD):
     """
 
     source = "Frans et al. 2024, 2410.12557"
-    fails = "knows dyadic times alone; errors of short jumps add up in long ones"
+    fails = "is trained at dyadic times only; errors of short jumps add up in long ones"
     pairs = "dyadic"
     diagonal = 0.75
 
@@ -99,7 +99,7 @@ class Progressive(PSD):
 
     target = "v on the mean of two jumps, gap by gap"
     source = "Salimans, Ho 2022, 2202.00512"
-    fails = "late to the long jumps, on what earlier ones left"
+    fails = "long jumps are trained last, and on top of the errors of the shorter ones"
     cost = 8
     asks: ClassVar[bool] = True
     field: Field = "teacher"

@@ -1,0 +1,225 @@
+"""Plans against a device: peak memory and time of guided and tuning steps of real sizes.
+
+Models are made from their configurations with random weights, so nothing is downloaded; text
+encoders are left out, of the plan too. A row of the table is a model, checkpointed or not:
+
+- the peak of a guided step (velocity of `Sde`, lookahead, decoder, reward, gradient) at each
+  number of rows, over `steer.plan`'s: `torch.cuda.max_memory_allocated` on CUDA, that of live
+  tensors on a CPU. The bar: within 15 %.
+- the time of a guided step over that of its calls by hand: the median of interleaved pairs. The
+  bar: 1.05.
+- the peak of a tuning step (`direct` of one jump, rank 16) at one row, over the plan's.
+
+A model that does not fit is said, and the next one begins.
+
+    python -m benchmarks.card --models sd15 sdxl --rows 1 2
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+import steer
+from recipes.figures import markdown
+from steer.adapters.inject import adapt
+from steer.noise import Draws, Noise, noise_dtype
+from steer.objectives.batch import Batch
+from steer.objectives.table import build
+from steer.planning.live import Live
+from steer.planning.report import gib
+from steer.planning.subject import outlined_flow
+from steer.reward import Reward, wrap
+
+__all__ = ["bound", "guided", "measured", "ratio", "tuned"]
+
+MODELS = ("sd15", "sdxl", "sd3-medium", "flux3-klein", "sana-sprint-0.6b")
+RANK = 16
+JUMP = {"jumps": [1]}
+
+
+def red(images: Tensor) -> Tensor:
+    """Return how red pictures (n, 3, h, w) are, (n,)."""
+    return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+
+
+def bound(model: Any, device: torch.device, dtype: torch.dtype, **options: Any) -> Any:
+    """Return a model with random weights on a device, a prompt of the usual length bound.
+
+    Args:
+        model: what `steer.plan` takes of pipelines.
+        device: where to.
+        dtype: of the weights.
+        **options: of `steer.load`; and height, width and text_tokens.
+    """
+    size = options.pop("height", None), options.pop("width", None)
+    tokens = options.pop("text_tokens", None)
+    flow, condition, _, _ = outlined_flow(model, size, dtype, tokens, device, options)
+    prompt, negative = (
+        tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, part)
+        for part in (condition.prompt, condition.negative)
+    )
+    return flow.bound_to([dataclasses.replace(condition, prompt=prompt, negative=negative)])
+
+
+@contextlib.contextmanager
+def peak(flow: Any, *held: torch.nn.Module) -> Iterator[Callable[[], int]]:
+    """Measure the peak of bytes within; those of the flow and of what is held are among them."""
+    device = next(flow.parameters()).device
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device)
+    else:
+        with Live().hold(flow.network, flow.vae, *held) as live:
+            yield lambda: live.peak
+
+
+def _guide(flow: Any, reward: Reward) -> steer.Guidance:
+    potential = steer.Lookahead(flow, reward, temperature=0.05)
+    return steer.Guidance(potential, steer.Sde(flow), steer.Continuous(), scale=1.0)
+
+
+def guided(flow: Any, reward: Reward, rows: int) -> int:
+    """Return the peak of two guided steps of `rows` rows in one call, in bytes."""
+    with peak(flow) as found:
+        run = _guide(flow, reward).steps(_start(flow, rows), 0)
+        next(run), next(run)
+        run.close()
+        return found()
+
+
+def _start(flow: Any, rows: int) -> Tensor:
+    device = next(flow.parameters()).device
+    return Noise(0, particles=rows).normal(flow.event_shape).to(device)
+
+
+def ratio(flow: Any, reward: Reward, repeats: int) -> float:
+    """Return the median of the time of a guided step over that of the calls it needs by hand."""
+    device = next(flow.parameters()).device
+
+    def clock() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    found = []
+    guide = _guide(flow, reward)
+    for seed in range(repeats):
+        run = guide.steps(_start(flow, 1), seed)
+        next(run)
+        for t in guide.times[2:4]:
+            begun = clock()
+            population = next(run)
+            middle = clock()
+            _by_hand(flow, reward, population.x, float(t))
+            found.append((middle - begun) / (clock() - middle))
+        run.close()
+    return statistics.median(found[1:])  # the first compiles kernels
+
+
+def _by_hand(flow: Any, reward: Reward, x: Tensor, t: float) -> None:
+    with torch.no_grad():
+        flow.velocity(x, t)
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        scores = reward(flow.decode(flow.lookahead(x, t)).float())
+        torch.autograd.grad(scores.sum(), x)
+
+
+def tuned(flow: Any, reward: Reward, rows: int = 1) -> int:
+    """Return the peak of two optimizer steps of `direct` with adapters of rank 16, in bytes."""
+    student = adapt(flow, rank=RANK)
+    student.add("average")
+    parameters = list(student.adapters().values())
+    for p in parameters:
+        p.requires_grad_(True)
+    objective = build("direct", JUMP)
+    optimizer = torch.optim.AdamW(parameters, 1e-4)
+    with peak(flow, student) as found:
+        for step in range(2):
+            draws = Draws(0, step, (0, rows), dtype=noise_dtype(flow))
+            batch = Batch(
+                student, student.base, student.at(1.0, "average"), reward, 1.0, draws, None, None,
+                student.base,
+            )  # fmt: skip
+            with torch.enable_grad(), _mixed(flow):
+                loss = objective(batch)["loss"]
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return found()
+
+
+def _mixed(flow: Any) -> AbstractContextManager[Any]:
+    """Return the precision of a tuning run: bfloat16 beside float32, where weights have it."""
+    p = next(flow.parameters())
+    half = p.dtype == torch.bfloat16
+    return torch.autocast(p.device.type, p.dtype) if half else contextlib.nullcontext()
+
+
+def measured(
+    model: Any, device: torch.device, rows: list[int], repeats: int, **options: Any
+) -> dict[str, Any]:
+    """Return a row of the table: figures by name; "said" where the model does not fit."""
+    cuda = device.type == "cuda"
+    dtype = torch.bfloat16 if cuda else torch.float32
+    reward = wrap(red)
+    plan = steer.plan(
+        model, reward, dtype=dtype, cuda=cuda, levers=False, method="fmtt",
+        objective=build("direct", JUMP), rank=RANK, **options,
+    )  # fmt: skip
+    texts = sum(w for name, w in plan.weights.items() if name.startswith("text_encoder"))
+    made: dict[str, Any] = {"model": plan.model, "checkpointing": options.get("checkpointing")}
+    try:
+        flow = bound(model, device, dtype, **options)
+        for n in rows:
+            made[f"guided, {n} rows"] = [guided(flow, reward, n), plan.guided.at(n) - texts]
+        made["step / hand"] = ratio(flow, reward, repeats)
+        if plan.tuning is not None:
+            made["tuning, 1 row"] = [tuned(flow, reward), plan.tuning.at(1) - texts]
+    except torch.OutOfMemoryError as trouble:
+        made["said"] = str(trouble).splitlines()[0]
+    return made
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        found, planned = value
+        return f"{gib(found)} / {gib(planned)} ({found / planned - 1:+.1%})"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Measure, and print a table; a line of JSON a model as it is done."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--checkpointing", action="store_true", help="measure with it as well")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    device, table = torch.device(args.device), []
+    for model in args.models:
+        for checkpointing in (False, True) if args.checkpointing else (False,):
+            found = measured(model, device, args.rows, args.repeats, checkpointing=checkpointing)
+            print(json.dumps(found), flush=True)
+            table.append(found)
+            gc.collect()
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    print(markdown(columns, [[_cell(row.get(c, "")) for c in columns] for row in table]))
+
+
+if __name__ == "__main__":
+    main()

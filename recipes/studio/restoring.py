@@ -1,0 +1,129 @@
+"""A run folder's settings, read back as what the Steer page asks for. It loads no network."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from recipes.studio.ask import Ask
+from recipes.studio.places import inside_quietly
+
+__all__ = ["Restored", "restored", "shown_of"]
+
+DEFAULTS = {"particles": 4, "steps": 16, "seed": 0}
+"""What `steer sample` takes where its config does not say."""
+
+ELSEWHERE = {
+    "out", "overwrite", "unguided", "keep", "film", "batch_size", "device", "devices",
+    "num_nodes", "spread",
+}  # fmt: skip
+"""Settings that change no picture."""
+
+WITHOUT = {
+    "lora", "lora_scale", "reward_prompt", "cfg", "negative_prompt", "init_image", "init_time",
+    "dtype", "model_options",
+}  # fmt: skip
+"""Settings that change the pictures and have no field on the page."""
+
+PLAIN = {"init_by": "noise", "on_bad_reward": "stop", "model_options": {}}
+"""Settings that change nothing at these values."""
+
+
+class Restored(NamedTuple):
+    """What a run folder was made with.
+
+    Attributes:
+        ask: for the page's fields.
+        lost: settings of the run that have no field: its pictures will not be these.
+        touched: whether a person kept particles or stopped the run.
+    """
+
+    ask: Ask
+    lost: dict[str, Any]
+    touched: bool
+
+    @property
+    def note(self) -> str:
+        """Say whether Steer makes the run's own pictures again."""
+        if self.lost:
+            named = ", ".join(f"{name}: {value}" for name, value in self.lost.items())
+            return f"this run also had {named}, which has no field here: Steer makes others"
+        if self.touched:
+            return "particles were kept or the run was stopped by hand: Steer makes others"
+        return "Steer makes these pictures again"
+
+
+def restored(root: Path, folder: Path, model: str) -> Restored:
+    """Read the config.yaml of a run of `steer sample`, or of one that the studio saved.
+
+    Args:
+        root: nothing outside of it is read.
+        folder: the run's.
+        model: the page's own.
+
+    Raises:
+        ValueError: there is none that can be read, or it was made with another model.
+    """
+    text = _text(root, folder / "config.yaml")
+    try:
+        read = yaml.safe_load(text)
+    except yaml.YAMLError:
+        read = None
+    if not isinstance(read, dict) or "reward" not in read or "method" not in read:
+        raise ValueError(
+            f"{folder.name}/config.yaml is not of `steer sample`: open a folder that it or the "
+            "Steer page has written"
+        )
+    if read.get("model", "emoji") != model:
+        raise ValueError(
+            f"{folder.name} was made with the model {read.get('model')!r}, and this page has "
+            f"{model!r}: start `steer studio --model {read.get('model')}`"
+        )
+    found = {k: v for k, v in read.items() if k not in ELSEWHERE and PLAIN.get(k, ...) != v}
+    lost = {k: found.pop(k) for k in sorted(WITHOUT & found.keys())}
+    own = found.pop("options", {})
+    found.pop("model", None)
+    file = found.pop("prompts_file", None)
+    prompt = found.pop("prompt", None)
+    if prompt is None and file is not None:
+        prompt, asked = _scored(root, folder)
+        if asked != prompt:
+            lost["reward_prompt"] = asked
+    lines = [prompt] if isinstance(prompt, str) else prompt
+    named = {k: found.pop(k, default) for k, default in DEFAULTS.items()}
+    reward, method = str(found.pop("reward")), str(found.pop("method"))
+    try:
+        if not lines or not all(isinstance(line, str) for line in lines):
+            raise ValueError
+        options = {**{k: v for k, v in found.items() if v is not None}, **own}
+        ask = Ask(tuple(lines), reward, method, options=options,
+                  **{k: int(v) for k, v in named.items()})  # fmt: skip
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder.name}/config.yaml holds a prompt or a number that cannot be read"
+        ) from error
+    return Restored(ask, lost, text.startswith("# particles were kept"))
+
+
+def _scored(root: Path, folder: Path) -> tuple[list[str], list[str]]:
+    """Return the prompts of a run, and what its reward was asked, of its scores.jsonl."""
+    rows = [json.loads(line) for line in _text(root, folder / "scores.jsonl").splitlines()]
+    first = [row for row in rows if row.get("particle") == 0]
+    return [row["prompt"] for row in first], [row["reward_prompt"] for row in first]
+
+
+def _text(root: Path, file: Path) -> str:
+    if not (file.is_file() and inside_quietly(root, file)):
+        raise ValueError(f"{file.parent.name} has no {file.name}: it is no run of `steer sample`")
+    return file.read_text(encoding="utf-8")
+
+
+def shown_of(root: Path, folder: Path) -> list[tuple[Path, str]]:
+    """Return the pictures of a run folder with their rewards, as scores.jsonl names them."""
+    try:
+        rows = [json.loads(line) for line in _text(root, folder / "scores.jsonl").splitlines()]
+        named = [(folder / row["image"], f"{row['reward']:.4g}") for row in rows if row["image"]]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [(f, caption) for f, caption in named if f.is_file() and inside_quietly(root, f)]

@@ -1,0 +1,218 @@
+"""The Steer page: the unguided pictures, the live strip, the curve, and what was asked for."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gradio as gr
+import pandas
+from PIL import Image
+
+import steer
+from recipes.studio.ask import Ask
+from recipes.studio.reward_field import reward_field
+from recipes.studio.session import Studio
+from recipes.studio.showing import FAULTS, crisp, gallery, heard, said, title
+
+if TYPE_CHECKING:
+    from recipes.studio.jobs import Shown
+
+__all__ = ["Steering", "page"]
+
+CURVE = ["network calls a picture", "mean", "scale"]
+REWARD = "0.7*clip + 0.3*colour:name=red"
+
+
+class Steering(NamedTuple):
+    """What of this page others fill in.
+
+    Attributes:
+        controls: prompts, reward, method, pictures a prompt, steps, seed, options.
+        strip: the pictures.
+        message: the line below the buttons.
+        name: of the folder to save as.
+    """
+
+    controls: list[Any]
+    strip: gr.Gallery
+    message: gr.Markdown
+    name: gr.Textbox
+
+
+def page(studio: Studio, whole: gr.Blocks) -> Steering:
+    """Lay the page out, and return what other pages fill in."""
+    methods = [name for name in steer.METHODS if name != "none"]
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            prompts = gr.Textbox(
+                "a fruit", label="Prompts, one a line", lines=2, elem_id="prompts"
+            )
+            reward = reward_field(
+                studio, REWARD, "Reward: a name, or a sum with weights", "reward"
+            )
+            method = gr.Dropdown(methods, value="fmrg-j", label="Method", elem_id="method")
+            options = gr.Textbox(
+                "", label="Options, as {scale: 0.3, brake: 0.8}", elem_id="options"
+            )
+            with gr.Row():
+                particles = gr.Slider(1, 16, 4, step=1, label="Pictures",
+                                      elem_id="particles", min_width=120)  # fmt: skip
+                steps = gr.Slider(1, 32, 8, step=1, label="Steps", elem_id="steps",
+                                  min_width=120)  # fmt: skip
+                seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", min_width=80)
+            cost = gr.Markdown(elem_id="cost")
+            with gr.Row():
+                start = gr.Button("Steer", variant="primary", elem_id="start")
+                pause = gr.Button("Pause", elem_id="pause")
+                go_on = gr.Button("Go on", elem_id="go-on")
+                stop = gr.Button("Stop", variant="stop", elem_id="stop")
+            message = gr.Markdown(elem_id="message")
+            with gr.Group():
+                name = gr.Textbox("steered", label="Save as a run folder named", elem_id="name")
+                save = gr.Button("Save", elem_id="save")
+            kept = gr.Markdown(elem_id="saved")
+        with gr.Column(scale=2, min_width=300):
+            before = gallery("Unguided, the same noise", "before")
+            strip = gallery(
+                "What the reward sees now. Pause, click those to keep, then Go on", "strip",
+                allow_preview=False,
+            )  # fmt: skip
+            chosen = gr.State([])
+            marked = gr.Markdown(elem_id="marked")
+            with gr.Row():
+                with gr.Column(min_width=260):
+                    title("The same seed before and after")
+                    slider = gr.ImageSlider(
+                        type="pil", format="png", show_label=False, elem_id="twin",
+                        buttons=[],
+                    )  # fmt: skip
+                with gr.Column(min_width=260):
+                    title("Reward, and at a pause and the end the held-out reward")
+                    plot = gr.LinePlot(
+                        x=CURVE[0], y=CURVE[1], color=CURVE[2], height=300, show_label=False,
+                        elem_id="plot", color_title=" ",
+                        color_map={"reward": "#0072b2", "held-out": "#e69f00"},
+                    )  # fmt: skip
+    with gr.Row():
+        command = gr.Code(
+            label="As a command", language="shell", elem_id="command", wrap_lines=True,
+            lines=3, max_lines=8, interactive=False,
+        )  # fmt: skip
+        python = gr.Code(
+            label="As Python", language="python", elem_id="python", wrap_lines=True, lines=3,
+            max_lines=8, interactive=False,
+        )  # fmt: skip
+    controls = [prompts, reward, method, particles, steps, seed, options]
+
+    def told(*given: Any) -> str:
+        ask = Ask.of(*given)
+        try:
+            studio.reward(ask.reward)
+        except FAULTS:
+            return ""  # it is said beside the reward
+        return f"This will cost {studio.cost(ask)}."
+
+    gr.on(
+        [whole.load, *(control.change for control in controls)], heard(told, 0), controls, cost,
+        show_progress="hidden", trigger_mode="always_last",
+    )  # fmt: skip
+
+    def run(request: gr.Request, *given: Any) -> Iterator[tuple[Any, ...]]:
+        keep_as_they_are = [gr.skip()] * 8
+        try:
+            ask = Ask.of(*given)
+            out = f"{studio.root.name}/steered"
+            texts = ask.command(studio.model, out), ask.python(studio.model)
+            first: list[Image.Image] = []
+            curve: list[dict[str, Any]] = []
+            tab = str(request.session_hash)
+            for kind, value in studio.run(tab, ask):
+                if kind == "waiting":
+                    yield *keep_as_they_are, value
+                elif kind == "unguided":
+                    first = [crisp(image) for image in value]
+                    # a plot knows the colours of its first points alone: both are among them
+                    curve = [_point(0, math.nan, "reward"), _point(0, math.nan, "held-out")]
+                    yield first, [], None, None, *texts, [], "", "steering"
+                elif kind == "message":
+                    yield *keep_as_they_are, value
+                elif kind == "paused":
+                    yield (
+                        *keep_as_they_are,
+                        "paused: click the pictures to keep, then press Go on",
+                    )
+                elif kind == "judged":
+                    curve += [_point(calls, mean, "held-out") for calls, mean in value]
+                    yield (
+                        *[gr.skip()] * 3, pandas.DataFrame(curve, columns=CURVE),
+                        *[gr.skip()] * 5,
+                    )  # fmt: skip
+                elif kind == "step":
+                    if not math.isnan(value.reward):
+                        curve.append(_point(value.calls, value.reward, "reward"))
+                    yield (
+                        gr.skip(), _strip(value), gr.skip(),
+                        pandas.DataFrame(curve, columns=CURVE), gr.skip(), gr.skip(), [], "",
+                        f"step {value.step} of {ask.steps}",
+                    )  # fmt: skip
+                else:
+                    best = int(value.rewards.flatten().argmax())
+                    pair = (
+                        first[best],
+                        crisp(steer.pictures.to_pil(value.images.flatten(0, 1)[best])),
+                    )
+                    calls = ask.particles * len(ask.prompts) * value.nfe
+                    bill = f"done: {calls:.0f} network calls in {value.costs['seconds']:.1f} s"
+                    notes = "".join(f"\n\n{text}" for text in value.warnings)
+                    yield (
+                        gr.skip(), gr.skip(), pair, gr.skip(), gr.skip(), gr.skip(), [], "",
+                        bill + notes,
+                    )  # fmt: skip
+        except FAULTS as error:
+            yield *keep_as_they_are, said(error)
+
+    outputs = [before, strip, slider, plot, command, python, chosen, marked, message]
+    start.click(run, controls, outputs, concurrency_limit=4, show_progress="hidden")
+
+    def mark(now: list[int], event: gr.SelectData) -> tuple[list[int], str]:
+        new = sorted(set(now) ^ {int(event.index)})  # type: ignore[arg-type]
+        return new, f"keeping {', '.join(str(i + 1) for i in new)}" if new else ""
+
+    strip.select(mark, chosen, [chosen, marked], queue=False)
+
+    def wish(act: Callable[[Any, list[int]], None]) -> Callable[..., Any]:
+        def handler(picked: list[int], request: gr.Request) -> Any:
+            try:
+                act(studio.job(str(request.session_hash)), picked)
+            except ValueError as error:
+                return said(error)
+            return gr.skip()  # the run itself says what it does
+
+        return handler
+
+    acts: dict[Any, Callable[[Any, list[int]], None]] = {
+        pause: lambda job, _: job.pause(),
+        go_on: lambda job, picked: job.go_on(picked),
+        stop: lambda job, _: job.stop(),
+    }
+    for button, act in acts.items():
+        button.click(wish(act), chosen, message, queue=False)
+
+    def write(name: str, request: gr.Request) -> str:
+        try:
+            place = studio.save(str(request.session_hash), name)
+        except (ValueError, OSError) as error:
+            return said(error)
+        return f"saved: `{place.relative_to(studio.root)}`"
+
+    save.click(write, name, kept, queue=False)
+    return Steering(controls, strip, message, name)
+
+
+def _strip(shown: "Shown") -> list[tuple[Image.Image, str]]:
+    pairs = zip(shown.images, shown.captions, strict=True)
+    return [(crisp(image), caption) for image, caption in pairs]
+
+
+def _point(calls: float, mean: float, scale: str) -> dict[str, Any]:
+    return dict(zip(CURVE, (calls, mean, scale), strict=True))
