@@ -124,7 +124,8 @@ COMMANDS = {
             "average gradient_clip seed",
             "checks during the run": "judge held_out check_prompts check_samples check_steps "
             "check_every early_stop sweep sweep_steps",
-            "hardware": "device dtype accelerator devices strategy precision checkpointing",
+            "hardware": "device dtype compile accelerator devices strategy precision "
+            "checkpointing",
             "output": "out overwrite save_every wandb progress",
         },
         further="recipes.finetune:options_help",

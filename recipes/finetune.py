@@ -36,6 +36,7 @@ def finetune(
     lora_scale: float | None = None,
     device: str | None = None,
     dtype: Dtype | None = None,
+    compile: bool | str = False,
     model_options: dict[str, Any] = {},  # noqa: B006
     **settings: Any,
 ) -> steer.Adapted:
@@ -73,6 +74,8 @@ def finetune(
             bfloat16. Default: the CPU; Lightning then moves the model.
         dtype: precision of the model's own weights, which are not trained; adapters are float32.
             Default: float32; bfloat16 for a pipeline that is not on the CPU.
+        compile: compile the blocks that the network repeats (torch.compile), or the name of
+            torch's backend for it; the first calls take longer.
         model_options: options for a diffusers pipeline: height, width, cfg, guidance,
             negative_prompt, checkpointing, call and the others of `steer.load`.
         **settings: how the run is run.
@@ -86,7 +89,7 @@ def finetune(
             model_options={"checkpointing": chosen.checkpointing, **model_options},
         )  # fmt: skip
     scorer = named(text)
-    flow = load_model(model, device, dtype, lora, lora_scale, model_options)
+    flow = load_model(model, device, dtype, lora, lora_scale, model_options, compile)
     asked = tuning_prompts(model, flow, file_or_list(prompts))
     checked = file_or_list(check_prompts)
     checks = None if checked is None else checked.prompts

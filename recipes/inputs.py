@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 import steer
+from steer.adapters.compiling import compile_blocks
 from steer.adapters.fingerprint import fingerprint
 from steer.adapters.store import load_adapters
 from steer.hub import lora_path
@@ -58,6 +59,7 @@ def load_model(
     lora: Path | None = None,
     lora_scale: float | None = None,
     options: Mapping[str, Any] | None = None,
+    compile: bool | str = False,
 ) -> steer.FlowMap:
     """Load a model by its name, folder, hub id or file.py:Name, and adapters on it.
 
@@ -68,6 +70,7 @@ def load_model(
         lora: adapters.
         lora_scale: factor for their update.
         options: of a pipeline, see `steer.load`.
+        compile: likewise.
 
     Raises:
         ValueError: a scale without adapters, a device or a name that is not there.
@@ -89,8 +92,10 @@ def load_model(
     options = dict(options or {})
     if isinstance(model, steer.FlowMap) and not options:
         flow = model if device is None and kind is None else model.to(device=device, dtype=kind)
+        if compile:
+            compile_blocks(flow, compile)
         return flow if lora is None else load_adapters(flow, lora_path(lora), scale)
-    return steer.load(model, lora, scale, device=device, dtype=kind, **options)
+    return steer.load(model, lora, scale, device, kind, compile=compile, **options)
 
 
 def takes_prompts(flow: steer.FlowMap) -> bool:

@@ -80,6 +80,7 @@ def sample(
     num_nodes: int = 1,
     spread: Spread | None = None,
     dtype: Dtype | None = None,
+    compile: bool | str = False,
     out: Path = Path("outputs/sample"),
     overwrite: bool = False,
     model_options: dict[str, Any] = {},  # noqa: B006
@@ -162,6 +163,8 @@ def sample(
             prompt, with weights and resampling over all processes. Default: particles if there are
             fewer prompts than processes, else prompts.
         dtype: precision of the network. Default: float32 on a CPU.
+        compile: compile the blocks that the network repeats (torch.compile), or the name of
+            torch's backend for it; the first calls take longer.
         out: the run folder.
         overwrite: replace the run folder if it exists, and delete an interrupted run.
         model_options: options for a diffusers pipeline: height, width, cfg, guidance,
@@ -222,7 +225,7 @@ def sample(
         screen, model, reward, device, rows=min(rows, batch_size or ROWS), method=chosen_method,
         method_options=options, dtype=dtype, model_options=model_options, cfg=cfg,
     )  # fmt: skip
-    loaded = load_model(model, device, dtype, lora, lora_scale, model_options)
+    loaded = load_model(model, device, dtype, lora, lora_scale, model_options, compile)
     flow = mixed(loaded, cfg, negative_prompt, prompts)
     twins: dict[str, steer.FlowMap] = {}
     if unguided and isinstance(loaded, steer.Adapted):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steer.adapters.compiling import compile_again
 from steer.adapters.lora import DEFAULT, Adapted, at_least_single
 from steer.adapters.switch import Switch
 from steer.adapters.targets import Targets, chosen, matches, plain_name
@@ -121,6 +122,7 @@ def inject(
         p.requires_grad_(asks.get(p, False))
     others = [n for n in modes if matches(n, config.target_modules) and n not in names]
     config.exclude_modules = others or None  # for peft, where it reads what we write
+    compile_again(copied)
     layers = [m for m in copied.modules() if isinstance(m, BaseTunerLayer)]
     if any(isinstance(m.get_base_layer(), nn.MultiheadAttention) for m in layers):
         raise ValueError(

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from steer.flow import FlowMap
 
@@ -55,6 +56,9 @@ class Switch:
         self.flow, self.layers, self.shared = flow, tuple(layers), tuple(shared)
         self.trained: tuple[nn.Module, ...] = ()
         """Which of the shared modules are trained with the adapters: they ask for gradients."""
+        self.traced = any("compiled_by" in vars(m) for m in flow.modules())
+        """Whether layers are compiled: scales are tensors then, so that none is a new graph."""
+        self._scales: dict[float, Tensor] = {}
         self._blocks = [m for m in flow.modules() if isinstance(m, nn.TransformerEncoderLayer)]
         self._lock = threading.RLock()
 
@@ -88,6 +92,8 @@ class Switch:
                     _set(layer, scale == 0, [adapter])
                     if scale:
                         layer.set_scale(adapter, scale)  # times alpha / r, whatever it was before
+                        if self.traced:
+                            layer.scaling[adapter] = self._tensor(layer.scaling[adapter])
                 for block in self._blocks if scale else ():  # its kernel reads the weights alone
                     block.activation_relu_or_gelu = 0
                 for p in asking:
@@ -101,6 +107,12 @@ class Switch:
                     block.activation_relu_or_gelu = kind
                 for p in asking:
                     p.requires_grad_(True)
+
+    def _tensor(self, scale: float) -> Tensor:
+        """Return a scale as a tensor on the host, which is no constant of a graph."""
+        if scale not in self._scales:
+            self._scales[scale] = torch.tensor(scale, dtype=torch.float64)
+        return self._scales[scale]
 
 
 def as_now(module: nn.Module) -> AbstractContextManager[None]:

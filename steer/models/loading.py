@@ -12,6 +12,7 @@ import torch
 
 from steer import hub
 from steer.adapters.attach import Layers, attach
+from steer.adapters.compiling import compile_blocks
 from steer.adapters.lora import Adapted
 from steer.adapters.store import CONFIG, WEIGHTS, check_base, load_adapters, read_metadata
 from steer.backends.community import lora_file, pipe_of, read_lora
@@ -41,6 +42,8 @@ def load(
     lora_scale: float = 1.0,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    *,
+    compile: bool | str = False,
     **options: Any,
 ) -> FlowMap:
     """Load a flow map in evaluation mode, or wrap a diffusers pipeline as one.
@@ -59,6 +62,9 @@ def load(
             file is not moved.
         dtype: dtype of its parameters. Default: float32; bfloat16 for a pipeline that is not on
             the CPU; a pipeline object or a model from a Python file is not converted.
+        compile: whether the blocks that the denoiser repeats are compiled (`torch.compile`), see
+            `steer.adapters.compiling`; a name is that of torch's backend. The first calls take
+            longer.
         **options: for pipelines, those of `steer.backends.pipeline.PipelineFlow` (height, width,
             cfg, guidance, negative_prompt, kind, frame, checkpointing, call) and of
             `steer.backends.loading.open_pipeline` (config, pipeline, variant, revision).
@@ -92,6 +98,8 @@ def load(
                 f"{', '.join(options)}: these options are for diffusers pipelines, and "
                 f"{flow.name or type(flow).__name__!r} is none: leave them out"
             )
+    if compile:
+        compile_blocks(flow, compile)
     if lora is None:
         return flow
     place = hub.lora_path(lora)

@@ -36,7 +36,7 @@ def derivative(
         v: the direction, (n, *event).
         step: half the span of the difference, in time.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False), torch.compiler.set_stance("force_eager"):
         if not _coarse(flow):
             return _difference(flow, x, s, t, v, step)
         try:

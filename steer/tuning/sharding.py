@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from steer.adapters.compiling import is_compiled
 from steer.adapters.lora import Adapted
 from steer.flow import FlowMap
 
@@ -103,6 +104,11 @@ def refuse_unshardable(flow: FlowMap) -> None:
             f"strategy 'fsdp' gathers weights where a module is called, and {type(flow).__name__} "
             "does not say which module its velocity and jump call: name it in its `denoiser`, or "
             "use ddp, where each process holds the base"
+        )
+    if is_compiled(flow):
+        raise ValueError(
+            "strategy 'fsdp' gathers the weights of each block as it is called, which blocks that "
+            "are compiled were not tried with: leave compile out, or use ddp"
         )
     if kinds:
         raise ValueError(
