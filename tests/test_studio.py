@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ import steer
 from recipes.arguments import parse
 from recipes.studio import session
 from recipes.studio.ask import Ask, options_text
-from recipes.studio.completing import completions
 from recipes.studio.fronts import scales_of
 from recipes.studio.guard import COOKIE, Guard
 from recipes.studio.loading import Loading
@@ -309,20 +309,12 @@ def test_a_run_of_steer_sample_is_read_back(tmp_path):
         restored(tmp_path, place, "fashion")
 
 
-@pytest.mark.parametrize(
-    ("text", "first"),
-    [("cli", "clip"), ("0.7*clip + 0.3*col", "0.7*clip + 0.3*colour"),
-     ("-.5*br", "-.5*brightness"), ("min(clip, sh", "min(clip, sharpness"),
-     ("clip +", "clip + aesthetic"), ("mi", "min(")],
-)  # fmt: skip
-def test_a_reward_s_name_is_completed_and_what_stands_before_it_kept(text, first):
-    assert completions(text)[0] == first
-
-
-@pytest.mark.parametrize("text", ["colour:name=re", "0.3*", "clip + zzz", "0.5"])
-def test_nothing_is_made_up(text):
-    assert completions(text) == [] or text == "0.3*"
-    assert all(found.startswith("0.3*") for found in completions("0.3*"))
+def test_the_picture_beside_a_steered_one_is_that_of_its_own_noise():
+    page = pytest.importorskip("recipes.studio.steer_page", exc_type=ImportError)
+    result = SimpleNamespace(rewards=torch.zeros(2, 2), ancestors=torch.tensor([[3, 1], [0, 2]]))
+    assert [page._start(result, i, 4) for i in range(4)] == [3, 1, 4, 6]
+    result.ancestors = None
+    assert [page._start(result, i, 2) for i in range(4)] == [0, 1, 2, 3]
 
 
 def test_a_model_is_loaded_once_and_its_error_reaches_who_waits():

@@ -51,6 +51,7 @@ class Shown:
         step: how many steps were made.
         calls: network calls a particle so far.
         reward: its mean over the particles.
+        late: whether further steps were made since.
     """
 
     images: list[Image.Image]
@@ -58,6 +59,7 @@ class Shown:
     step: int
     calls: float
     reward: float
+    late: bool
 
 
 class Job:
@@ -204,7 +206,8 @@ class Job:
         captions = ["" if r.isnan() else f"{float(r):.4g}" for r in reward]
         known = reward[~reward.isnan()]
         mean = float(known.mean()) if len(known) else math.nan
-        return Shown([to_pil(x) for x in flat], captions, seen.step, seen.calls, mean)
+        late = seen.step < len(self.seconds)
+        return Shown([to_pil(x) for x in flat], captions, seen.step, seen.calls, mean, late)
 
     @torch.no_grad()
     def judged(self) -> list[tuple[float, float]]:

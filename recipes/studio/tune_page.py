@@ -162,8 +162,8 @@ def page(studio: Studio) -> gr.Textbox:
         return pictures, front_of(entries, one.scale), f"At scale {one.scale:g}: {told}{alarms}"
 
     asked = [folder, reward, prompts, objective, steps, every, rate]
-    start.click(begin, asked, error)
-    stop.click(halt, folder, error)
+    start.click(begin, asked, error, show_progress="hidden")
+    stop.click(halt, folder, error, show_progress="hidden")
     timer.tick(watch, [folder, error], [state, plot, alarms, sheet, error],
                show_progress="hidden")  # fmt: skip
     outputs = [kept, scaled, chart, at_scale, scale, refused]
