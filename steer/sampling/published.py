@@ -102,9 +102,9 @@ def posterior(
 ) -> Guidance:
     """Build guidance by the value of posterior samples.
 
-    Fails for strong tilts with 4 draws: errors of E_q f of 2 to 20 x exact ones. `by`: "map", the
-    model's posterior map; "glass", with `inner` calls per sample; "renoise"; "own": its map where
-    it has one, else GLASS.
+    Fails for strong tilts with 4 samples: errors of E_q f of 2 to 20 x exact ones. `by`: "map",
+    the model's posterior map; "glass", with `inner` calls per sample; "renoise"; "own": its map
+    where it has one, else GLASS.
     """
     if by == "own":
         by = "glass" if flow.posterior_map is None else "map"
