@@ -246,7 +246,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what writes left in a folder that were killed: nobody must be writing there."""
+    """Remove files of killed writes from a folder; no other process may be writing there."""
     for file in folder.rglob(_SCRATCH):
         file.unlink(missing_ok=True)
 

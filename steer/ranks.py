@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Fabric(Protocol):
-    """What is asked of a `lightning.fabric.Fabric` that was launched."""
+    """The interface that is needed of a launched `lightning.fabric.Fabric`."""
 
     @property
     def global_rank(self) -> int:

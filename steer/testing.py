@@ -204,8 +204,8 @@ class VelocityContract(_Contract):
 class Corrected(FlowMap):
     """A closed-form flow and a network's correction: `v = v_b(x,s,t) + network([x, s, t])`.
 
-    A tiny model whose base is exact where the network's last layer is zero, as it is at first: for
-    proofs about training. Time features are s, t and t - s as they are.
+    A tiny model whose base is exact while the network's last layer is zero, as it is initially:
+    for proofs about training. Time features are s, t and t - s as they are.
 
     Args:
         base: a flow on vectors (d,).

@@ -102,7 +102,7 @@ def _state(tuned: Adapted) -> dict[str, Tensor]:
 
 
 def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what a folder of adapters says of itself: little where peft alone wrote it.
+    """Return what a folder of adapters says of itself: only a few entries if peft wrote it.
 
     Raises:
         FileNotFoundError: it has no file of adapters.

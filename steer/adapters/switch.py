@@ -47,7 +47,7 @@ class Switch:
         flow: the flow whose layers have adapters, without bound prompts.
         layers: those layers, peft's.
         shared: the modules of the flow that are not its denoiser's, and belong to the base too:
-            while a view is called, their parameters ask for no gradients, see `trained`.
+            while a view is called, their parameters require no gradients, see `trained`.
     """
 
     def __init__(

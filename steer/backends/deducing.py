@@ -27,7 +27,7 @@ __all__ = [
 class Levels:
     """How a denoiser's times follow the noise level s: `start + scale s / (s + shift (1 - s))`.
 
-    Some pipelines shift the levels of the state and not the times that they tell the denoiser.
+    Some pipelines shift the levels of the state but not the times that they pass to the denoiser.
     """
 
     start: float
@@ -44,7 +44,7 @@ def levels_of(levels: Tensor, times: list[float]) -> Levels:
 
     Args:
         levels: of the steps, decreasing.
-        times: what the denoiser was told.
+        times: the denoiser's inputs.
 
     Raises:
         ValueError: in no way that is known here.

@@ -1,4 +1,4 @@
-"""A pipeline of a class that no family names, seen as a flow where its own call says how.
+"""A pipeline of an unknown class, as a flow that is derived from its own call.
 
 Two short runs of the pipeline show what changes from step to step (state and time), how the
 denoiser's times follow the scheduler's noise levels, how a step follows from a prediction and how
@@ -63,11 +63,11 @@ class Generic(PipelineFlow):
         return at_norm(mixed, c) if self.rescaled else mixed
 
     def sized(self, height: int, width: int) -> Self:
-        """Return the flow of another resolution, found out anew: times may depend on it."""
+        """Return the flow at another resolution, analysed again: times may depend on it."""
         return self._anew(height=height, width=width)
 
     def guided(self, scale: float, negative: str | None = None) -> Self:
-        """Return the flow with guidance, found out anew."""
+        """Return the flow with guidance, analysed again."""
         return self._anew(cfg=scale, negative_prompt=negative)
 
     def _anew(self, **changed: Any) -> Any:

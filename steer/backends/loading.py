@@ -30,7 +30,7 @@ def open_pipeline(
     variant: str | None = None,
     revision: str | None = None,
 ) -> Any:
-    """Return a pipeline, its weights read from safetensors alone; no code of the hub's is run.
+    """Return a pipeline, with weights read only from safetensors; no code of the hub's is run.
 
     Args:
         name: a folder that `save_pretrained` wrote, a .safetensors file, or a hub's owner/name,

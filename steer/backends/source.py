@@ -52,7 +52,7 @@ class Source:
 
     @property
     def lacks(self) -> dict[str, str]:
-        """What cannot be done with the pipeline as it is -> why."""
+        """What cannot be done with the pipeline in its current state -> why."""
         parts = modules_of(self.pipe).items()
         hooked = [name for name, part in parts if any(map(_offloads, part.modules()))]
         if not hooked:
@@ -67,7 +67,7 @@ class Source:
         }
 
     def condition(self, flow: Any, prompt: str) -> Condition:
-        """Return a prompt's condition, recorded the first time that it is asked for."""
+        """Return a prompt's condition, recorded on first use."""
         key = repr(sorted(flow.arguments_of_call(prompt, 0).items(), key=str))
         if key not in self._conditions:
             found, grid = self._record(flow, prompt, STEPS)

@@ -38,7 +38,7 @@ class Found:
 
     Attributes:
         state: for one row.
-        time: as the denoiser is told it.
+        time: as the denoiser gets it.
         predictions: for one row each: two where guidance is mixed, in the pipeline's order.
     """
 

@@ -1,4 +1,4 @@
-"""Guidance, paid once: draw a guided population, and regress the map on it."""
+"""Guidance, paid once: generate a guided population, and regress the map on it."""
 
 import hashlib
 from collections.abc import Mapping

@@ -123,8 +123,8 @@ class Objective(nn.Module):
     Attributes:
         differentiable: whether it needs the reward's gradient.
         group: rows of each prompt in a batch.
-        uneven: whether processes make different numbers of network calls, as their own prompts
-            ask for: then the base cannot be split over them.
+        uneven: whether processes make different numbers of network calls, depending on their
+            prompts: then the base cannot be split over them.
         per_call: whether the loss depends, a little, on which rows are in one call.
     """
 

@@ -44,7 +44,7 @@ class GRPO(Objective):
     and the churn are sampled again for each batch, so that jumps between all times are trained.
     With only churn 1, only jumps to the data are trained, and several composed jumps gain less.
     The part `consistency` carries what was learned to the other jumps. (Self-distillation would
-    undo it: its teacher is the velocity, which learns nothing here.)
+    undo it: its teacher is the velocity, which is not trained here.)
 
     Args:
         steps: jumps of a rollout, at least 2.

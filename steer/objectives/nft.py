@@ -21,9 +21,9 @@ LATEST = 0.98
 class NFT(Objective):
     """DiffusionNFT (Zheng et al. 2025, arXiv 2509.16117) on a two-time map, MeanFlowNFT.
 
-    The average policy ("old") draws x_1, and `A` is its advantage, `r = ½ + ½ clamp(A/m, -1,
-    1)` its optimality, m being `max_advantage`. In the forward process `x_s = alpha x_0' +
-    beta x_1`, with fresh noise, `v = alpha' x_0' + beta' x_1`, and
+    The average policy ("old") samples x_1, and `A` is its advantage, `r = ½ + ½ clamp(A/m, -1, 1)`
+    its optimality, m being `max_advantage`. In the forward process `x_s = alpha x_0' + beta x_1`,
+    with fresh noise, `v = alpha' x_0' + beta' x_1`, and
 
         loss = r |V⁺ - v|² + (1-r) |V⁻ - v|² + penalty |V_θ - v_b|²,
         V^± = (1 ∓ β) v_old ± β V_θ,
@@ -48,7 +48,7 @@ class NFT(Objective):
     A)`, `eps = 1 / (β m)`. A small β is thus a large step, 2 deviations of the reward at the
     published β = .1 and m = 5. The average follows, so tuning continues until the penalty balances
     the advantage. The penalty is `kl β / (m sigma)`, with sigma the deviation of R in the batch
-    (at least .1): the advantage's scale cancels, and at rest
+    (at least .1): the advantage's scale cancels, and at the fixed point
 
         v_θ - v_b = Cov_θ(R, v | x_s) / kl,
 

@@ -23,13 +23,13 @@ def levers_of(
     options: Mapping[str, Any],
     alone: bool = True,
 ) -> tuple[list[Lever], list[Lever]]:
-    """Return each lever alone, and the stack in which cards try them, one on top of the other.
+    """Return each memory option alone, and the order in which they are added for a card.
 
     Args:
         made: the model with further options.
         peak: of a guided step of so many rows.
-        guided: what the step needs as it was asked for.
-        options: of the model, as it was asked for.
+        guided: what the step needs without further options.
+        options: of the model, as given.
         alone: whether those are tried too that no card tries.
     """
     one = made()

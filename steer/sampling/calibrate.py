@@ -31,12 +31,12 @@ def one_jump_scores(
     """Score one-jump samples: 8 of each of at most `most` prompts, or 128 without prompts.
 
     Args:
-        flow: what draws them, where it is; no prompts bound.
+        flow: the flow that is sampled; no prompts bound.
         reward: where the flow is.
         prompts: what is drawn; None for a flow without prompts.
         asked: the reward's prompt for each, if it differs.
         seed: keys the noise.
-        most: how many of the prompts are drawn.
+        most: how many of the prompts are sampled.
         batch_size: maximum number of rows per call.
 
     Returns:
@@ -114,7 +114,7 @@ def learn(
     They see one-jump samples, and are left in evaluation mode: the reward then stands still.
 
     Args:
-        flow: what draws the samples, no prompts bound.
+        flow: the flow that is sampled, no prompts bound.
         reward: the reward; see `steer.reward.learners`.
         prompts: what is drawn; None for a flow without prompts.
         asked: the reward's prompt for each, if it differs.
@@ -122,7 +122,7 @@ def learn(
         batch_size: maximum number of rows per call.
 
     Returns:
-        How many samples were drawn: 0 where there was nothing to learn.
+        Number of samples: 0 where there was nothing to learn.
 
     Raises:
         ValueError: the scores have no spread, so there is no scale.

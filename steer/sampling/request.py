@@ -165,7 +165,7 @@ class Request:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What noise is drawn in."""
+        """The dtype of the noise."""
         return noise_dtype(self.flow)
 
     @cached_property

@@ -30,7 +30,7 @@ def temperatures(
     Args:
         flow: bound to p prompts.
         reward: what is probed.
-        asked: what it is asked, one for each prompt.
+        asked: its prompts, one for each prompt.
         probes: starts of the samples, (p, n, *event).
         request: the run's.
         position: index of the first prompt in the caller's whole list.

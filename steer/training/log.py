@@ -1,4 +1,4 @@
-"""A run's curves as one CSV file: each row is there when its step is, none twice."""
+"""A run's curves as one CSV file: each row is written with its step, none twice."""
 
 import csv
 import io
@@ -40,7 +40,7 @@ class RowLog(Logger):
         return 0
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's folder says how it was made."""
+        """Nothing: the run's folder records how it was made."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -96,7 +96,7 @@ class KeepRows(L.Callback):
 
     Args:
         log: the log.
-        step: of the checkpoint that the run goes on from, if it does.
+        step: of the checkpoint from which the run resumes, if it does.
         every: steps between rows of what the module logs, written before a checkpoint is, where
             Lightning would write them after it; 0: the module writes its rows itself.
     """

@@ -68,11 +68,11 @@ class Thresholds:
       and `entropy` -1.1.
     - `clip` with nothing that holds it, 2 seeds, 70 steps: the judge never fell (+6.3 %). One
       alarms at step 40 with `high_frequency` +1.25, the other at step 50 with diversity .75.
-    - `clip` climbed in the pixels alone, 1 seed: the judge never fell (+5.7 %), `high_frequency`
+    - `clip` optimised by the pixels only, 1 seed: the judge never fell (+5.7 %), `high_frequency`
       alarms from +1.06 on, the sixth step of length 1.
 
     Pictures of 16 jumps beside those of one have another grain (`entropy` -.7, `edge_density` +.4,
-    `high_frequency` +.7): compare what was drawn by the same number of steps.
+    `high_frequency` +.7): compare samples with the same number of steps.
 
     Args:
         shift: a change of `brightness` or `saturation` either way, or a rise of `clipped`, in

@@ -22,7 +22,7 @@ SHARE = 0.1
 def plan_sweep(panel: Panel, settings: Settings, nfe: float) -> tuple[list[float], list[int], str]:
     """Return the scales and the numbers of jumps to read, and a line on what was left out.
 
-    What the settings ask for is read in full; else as many of `STEPS`, fewest first, as cost at
+    What the settings give is evaluated in full; else as many of `STEPS`, fewest first, as cost at
     most `SHARE` of the run.
 
     Args:
@@ -54,7 +54,7 @@ def sweep(
     Writes front.json, and front.png: the reward against diversity and drift.
 
     Args:
-        panel: what is drawn and read.
+        panel: what is sampled and measured.
         scales: of the adapters; 0 is the base.
         steps: composed jumps.
         out: the folder; None: nothing is written.
@@ -84,7 +84,7 @@ def recommended(front: Sequence[Mapping[str, Any]]) -> float:
 
 
 def figures(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return what a model card tells of a reading: name -> base and tuned."""
+    """Return the figures of a reading for a model card: name -> base and tuned."""
     names = [k.removesuffix("/base") for k in entry if k.endswith("/base")]
     return {n: {"base": entry[f"{n}/base"], "tuned": entry[n]} for n in names}
 

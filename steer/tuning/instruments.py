@@ -37,14 +37,14 @@ __all__ = ["Instruments"]
 class Instruments:
     """Compare tuned pictures with the base's own of the same prompts and the same noise.
 
-    It is built once, on the base's pictures, and keeps their numbers, not the pictures. How either
-    were drawn is the caller's; only the pairs matter: row i of both came of the same noise, by the
-    same number of steps. A reward that learns its scale over a run gives other numbers later:
-    `rescore` asks it again of the base's pictures.
+    It is built once, on the base's pictures, and keeps their numbers, not the pictures. How they
+    are sampled is up to the caller; only the pairs matter: row i of both came of the same noise,
+    by the same number of steps. A reward that adapts its scale during a run gives other numbers
+    later: `rescore` scores the base's pictures again.
 
     Args:
         images: the base's, (p * n, 3, h, w), prompt-major, not clamped.
-        prompts: p, what the reward, the judge and the held-out rewards are asked.
+        prompts: p prompts of the reward, the judge and the held-out rewards.
         reward: what is being tuned for. Without it no held-out reward raises an alarm.
         judge: what says whether the pictures became better; nothing is tuned by it. Its
             `features(images)`, where it has them, serve diversity and kernel distance.

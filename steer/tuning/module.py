@@ -49,7 +49,7 @@ class RewardTuning(L.LightningModule):
         learning_rate: of AdamW.
         warm: steps of linear warm-up; the rate then follows a cosine to zero.
         average: decay of the running average (shorter at the start).
-        seed: with the step and the row, it fixes all that is drawn.
+        seed: with the step and the row, it determines all random numbers.
 
     Raises:
         ValueError: sizes that do not divide, or an objective that needs a gradient that the reward

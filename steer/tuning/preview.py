@@ -20,7 +20,7 @@ PROMPTS = 4
 
 @dataclass(frozen=True)
 class Preview:
-    """What is drawn of a tuned flow when a notebook shows it.
+    """The samples of a tuned flow that a notebook shows.
 
     It keeps the reward: `tuned.preview = None` lets it go.
 

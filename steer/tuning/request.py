@@ -129,7 +129,8 @@ class Tuning:
         """Let the reward learn what scales it has, and return the run's temperature.
 
         Args:
-            base: what draws one-jump samples, where the run will be; the reward is moved there.
+            base: the flow for one-jump samples, on the device of the run; the reward is moved
+                there.
             known: the temperature of the existing run, if there is one.
 
         Raises:

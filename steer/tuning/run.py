@@ -116,7 +116,7 @@ def tune(tuning: Tuning, folder: RunFolder | None = None) -> Adapted:
     """Run a request, resume it, or load its result; see `finetune`.
 
     Args:
-        tuning: what is asked for.
+        tuning: the request.
         folder: the run's folder; None: no files.
     """
     from steer.training.processes import is_first

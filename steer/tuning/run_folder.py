@@ -91,7 +91,7 @@ class RunFolder:
             identity: what makes the run this one, see `Tuning.identity`.
 
         Returns:
-            What is to be said of it; nothing for a new run or the same one.
+            A message about it; nothing for a new run or the same one.
 
         Raises:
             FileExistsError: it holds another run, or something else.

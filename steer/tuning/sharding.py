@@ -8,7 +8,7 @@ precision, and DDP averages their gradients as it does without splitting. So fil
 norms and averages are those of any other run, and a run may resume with another number of
 processes.
 
-Every process must make every call of the network: whoever calls alone waits for the others.
+Every process must make every call of the network: a process that calls alone waits for the others.
 """
 
 from collections.abc import Iterator

@@ -116,15 +116,15 @@ def precision(settings: Settings) -> str:
 
 
 def loggers(out: Path, wandb: str | None = None, step: int | None = None) -> list[Any]:
-    """Return CSV always, TensorBoard where it is installed, Weights & Biases where asked for.
+    """Return CSV always, TensorBoard where it is installed, Weights & Biases on request.
 
     Args:
         out: the run's folder.
         wandb: the project of Weights & Biases, if any.
-        step: from which the run goes on: what it had logged after it counts no more.
+        step: from which the run resumes: what it had logged after it counts no more.
 
     Raises:
-        ImportError: Weights & Biases is asked for and not installed.
+        ImportError: Weights & Biases is requested but not installed.
     """
     found: list[Any] = [RowLog(out)]
     if importlib.util.find_spec("tensorboard") or importlib.util.find_spec("tensorboardX"):
