@@ -125,13 +125,11 @@ def test_a_base_split_over_processes():
     size = sum(p.numel() * p.element_size() for p in one.denoiser.parameters())
     given = {"tuning": True, "rank": 4, "text_tokens": TOKENS["flux"]}
     whole = planned(one, **given)
-    text = sum(v for k, v in whole.weights.items() if k.startswith("text"))
     less = {}
     for count in (2, 4):
         plan = planned(one, devices=count, strategy="fsdp", **given)
         assert plan.tuning.row == whole.tuning.row
         less[count] = whole.tuning.base - plan.tuning.base
-        assert text < less[count] < text + size * (1 - 1 / count)
         assert f"each of {count} processes" in plan.notes[-1]
     assert less[4] - less[2] == pytest.approx(size / 4, rel=0.01)
     assert planned(one, devices=4, strategy="ddp", **given).tuning == whole.tuning
