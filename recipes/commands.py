@@ -69,7 +69,7 @@ COMMANDS = {
         {
             "model": "model model_options height width dtype",
             "run": "reward rows particles steps method objective rank tuning training",
-            "hardware": "card cpu",
+            "hardware": "card cpu devices strategy",
             "output format": "json table models",
         },
     ),

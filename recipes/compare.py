@@ -12,7 +12,7 @@ import rewards
 import steer
 from recipes.commands import ENTRIES
 from recipes.compare_report import Measured, kind, write
-from recipes.compare_tune import grid_of, tuning_prompts_beside
+from recipes.compare_tune import grid_of, kept_in, tuning_prompts_beside
 from recipes.compare_tune import tune as tune_entries
 from recipes.crew import Spread, crew_of
 from recipes.data import emoji
@@ -140,19 +140,8 @@ def compare(
         )  # fmt: skip
     scale = judge_of(model, judge, screen)
     learn(flow, scorer, asked.prompts, asked.reward_prompts)
+    differentiable = scorer.differentiable
     tried: list[dict[str, Any]] = []
-    if tune is not None:
-        pool = tune_prompts or (listed(model, None, own(model).tuned).prompts or [])
-        beside = tuning_prompts_beside(asked.prompts or [], pool)
-        entries, tried = crew.told(
-            lambda: tune_entries(
-                entries, grid_of(tune), by, _Bench(flow, scorer, scale, beside).run,
-                len(beside.prompts), screen.print,
-            )
-        )  # fmt: skip
-    rows = equal_calls(entries, scorer.differentiable, flow)
-    bench = _Bench(flow, scorer, scale, asked)
-
     identity = {
         "prompts": asked._asdict(),
         "files": fingerprints(
@@ -166,11 +155,24 @@ def compare(
         | weights_of(live, flow),
         "settings": {k: v for k, v in settings.items() if k != "overwrite"},
     }
-    units = units_of(rows, len(asked.prompts), range(seeds), _size)
-    crew.spread(spread, len(units), max(row.particles or 1 for row in rows))
-    work = {u.name: (u.end - u.start) * u.row.calls(scorer.differentiable, flow) for u in units}
-    kinds = [kind(p) if bench.words else "all" for p in asked.prompts]
     with Partial(out, identity, overwrite, screen, crew) as partial:
+        if tune is not None:
+            pool = tune_prompts or (listed(model, None, own(model).tuned).prompts or [])
+            beside = tuning_prompts_beside(asked.prompts or [], pool)
+            measure = kept_in(partial, _Bench(flow, scorer, scale, beside).run)
+            entries, tried = crew.told(
+                lambda: tune_entries(
+                    entries, grid_of(tune), by, measure, len(beside.prompts), screen.print
+                )
+            )
+        rows, bench = (
+            equal_calls(entries, differentiable, flow),
+            _Bench(flow, scorer, scale, asked),
+        )
+        units = units_of(rows, len(asked.prompts), range(seeds), _size)
+        crew.spread(spread, len(units), max(row.particles or 1 for row in rows))
+        work = {u.name: (u.end - u.start) * u.row.calls(differentiable, flow) for u in units}
+        kinds = [kind(p) if bench.words else "all" for p in asked.prompts]
         screen.print(
             f"{len(rows)} methods x {len(asked.prompts)} prompts x {seeds} seeds: "
             f"{sum(work.values())} network calls{partial.done(units, work)}"

@@ -13,9 +13,12 @@ from torch import Tensor
 from recipes.entries import Entry
 from recipes.inputs import Asked
 from recipes.methods import method_options, tempered
-from recipes.partial import Unit
+from recipes.partial import Partial, Unit
 
-__all__ = ["grid_of", "tune", "tuning_prompts_beside"]
+__all__ = ["grid_of", "kept_in", "tune", "tuning_prompts_beside"]
+
+Measure = Callable[[Unit[Entry]], tuple[dict[str, Tensor], dict[str, Any]]]
+"""Draws and scores a unit: tensors, and what they cost."""
 
 MOST = 12
 """Prompts that are tuned on."""
@@ -60,11 +63,34 @@ def tuning_prompts_beside(reported: Sequence[str | None], pool: Sequence[str]) -
     return Asked(left, None)
 
 
+def kept_in(partial: Partial, run: Measure) -> Measure:
+    """Return `run` that keeps what it measured beside a run's finished units, and reads it there.
+
+    What is tuned comes in the same order when an interrupted run is started again, so that each
+    measurement is known by its number.
+
+    Args:
+        partial: of the run.
+        run: draws and scores a unit.
+    """
+    numbers = itertools.count()
+
+    def measured(unit: Unit[Entry]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        name = f"tune_{next(numbers):03d}"
+        if not partial.has(name):
+            tensors, notes = run(unit)
+            scores = {k: tensors[k] for k in ("reward", "judge") if k in tensors}
+            partial.add(name, scores, {"entry": unit.row.label, **notes})
+        return partial.read(name)
+
+    return measured
+
+
 def tune(
     entries: Sequence[Entry],
     grid: Mapping[str, Sequence[Any]],
     by: str,
-    run: Callable[[Unit[Entry]], tuple[dict[str, Tensor], dict[str, Any]]],
+    run: Measure,
     prompts: int,
     say: Callable[[str], None],
 ) -> tuple[list[Entry], list[dict[str, Any]]]:

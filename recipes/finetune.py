@@ -86,6 +86,7 @@ def finetune(
         say_memory(
             console(), model, text, device or "cuda", rows=chosen.micro, objective=objective,
             tuning=True, rank=chosen.rank, targets=chosen.targets, dtype=dtype,
+            devices=chosen.devices, strategy=chosen.strategy,
             model_options={"checkpointing": chosen.checkpointing, **model_options},
         )  # fmt: skip
     scorer = named(text)

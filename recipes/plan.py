@@ -30,6 +30,8 @@ def plan(
     rank: int = 16,
     tuning: bool = True,
     training: bool = False,
+    devices: int = 1,
+    strategy: str = "auto",
     dtype: Dtype | None = None,
     card: float | None = None,
     cpu: bool = False,
@@ -60,6 +62,9 @@ def plan(
         rank: rank of the adapters.
         tuning: also plan a tuning step, which takes most of the time.
         training: also plan a step that trains all weights.
+        devices: processes of a tuning run.
+        strategy: of a tuning run; with fsdp each process holds one part in `devices` of the
+            denoiser's weights.
         dtype: precision of the weights. Default: bfloat16 for a pipeline, else float32.
         card: memory of a card in GiB: also say whether the run fits; the exit code is 1 if it does
             not.
@@ -75,6 +80,7 @@ def plan(
         "reward": reward, "height": height, "width": width, "rows": rows,
         "particles": particles, "steps": steps, "method": method, "objective": objective,
         "rank": rank, "tuning": tuning, "training": training, "cuda": not cpu,
+        "devices": devices, "strategy": strategy,
         "dtype": None if dtype is None else getattr(torch, dtype),
     }  # fmt: skip
     if table:

@@ -4,8 +4,9 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
-__all__ = ["children", "said_when_killed"]
+__all__ = ["children", "gone", "said_when_killed"]
 
 
 def children(process):
@@ -14,8 +15,17 @@ def children(process):
     return [int(number) for number in listed.stdout.split()]
 
 
+def gone(number):
+    """Whether a process has ended."""
+    try:
+        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state == "Z"
+
+
 def said_when_killed(process, child):
-    """Kill a child of a run: it must fail inside a minute. What it writes to stderr."""
+    """Kill a process of a run: all of it must end inside a minute. What it writes to stderr."""
     os.kill(child, signal.SIGKILL)
     begun = time.monotonic()
     _, said = process.communicate(timeout=60)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from recipes.compare_tune import grid_of, tune, tuning_prompts_beside
+from recipes import compare as compare_module
+from recipes.compare_tune import grid_of, kept_in, tune, tuning_prompts_beside
 from recipes.entries import entry
+from recipes.partial import Partial
 
 
 def test_a_grid_is_read():
@@ -54,3 +56,57 @@ def test_without_a_judge_there_is_nothing_to_tune_by():
 
     with pytest.raises(ValueError, match="needs a judge"):
         tune([entry("fmrg-j")], grid_of("scale=1,2"), "judge", run, 1, lambda line: None)
+
+
+def test_what_was_measured_is_read(tmp_path):
+    asked = []
+
+    def run(unit):
+        asked.append(unit.row.label)
+        score = torch.tensor([[0.1 + len(asked)]])
+        return {"reward": score, "judge": -score, "images": torch.zeros(1, 1, 3, 8, 8)}, {"nfe": 2}
+
+    entries, grid = [entry("fmrg-j:steps=4")], grid_of("scale=0.1,0.3,1")
+    found = []
+    for _ in range(2):
+        with Partial(tmp_path / "out", {"made": "so"}) as partial:
+            found.append(tune(entries, grid, "judge", kept_in(partial, run), 1, lambda line: None))
+            assert len(asked) == 3
+            assert "images" not in partial.read("tune_002")[0]
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_where_its_tuning_was(tmp_path, monkeypatch):
+    """What was measured is not measured again, and the tables are those of a run at once."""
+    drawn, stop = [], [None]
+    run = compare_module._Bench._run
+
+    def counted(bench, unit):
+        drawn.append(unit.row.label)
+        if len(drawn) == stop[0]:
+            raise KeyboardInterrupt
+        return run(bench, unit)
+
+    monkeypatch.setattr(compare_module._Bench, "_run", counted)
+    options = {
+        "model": "emoji", "reward": "colour:name=red", "prompts": ["a fox"],
+        "methods": ["fmrg-j:steps=1,particles=1"], "tune": "scale=0.1,0.3", "by": "reward",
+        "tune_prompts": ["a bird"], "seeds": 1, "judge": None,
+    }  # fmt: skip
+    compare_module.compare(**options, out=tmp_path / "whole")
+    whole = list(drawn)
+    assert len(whole) == 3  # two values, and the one that is reported
+    for at in (2, 3):  # in the tuning, and after it
+        drawn.clear()
+        stop[0] = at
+        out = tmp_path / f"cut{at}"
+        with pytest.raises(KeyboardInterrupt):
+            compare_module.compare(**options, out=out)
+        drawn.clear()
+        stop[0] = None
+        compare_module.compare(**options, out=out)
+        assert drawn == whole[at - 1 :]
+        names = "tuning.json", "pictures.safetensors"
+        assert all((out / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
+        assert not list(tmp_path.glob(".*.partial"))

@@ -119,6 +119,22 @@ def test_a_tuning_step_is_as_measured(name):
         assert plan.tuning.at(rows) == pytest.approx(live.peak, rel=0.1)
 
 
+def test_a_base_split_over_processes():
+    """Weights fall as 1 / N, down to what is gathered; rows, adapters and reward stay."""
+    one = flow("flux")
+    size = sum(p.numel() * p.element_size() for p in one.denoiser.parameters())
+    given = {"tuning": True, "rank": 4, "text_tokens": TOKENS["flux"]}
+    whole = planned(one, **given)
+    less = {}
+    for count in (2, 4):
+        plan = planned(one, devices=count, strategy="fsdp", **given)
+        assert plan.tuning.row == whole.tuning.row
+        less[count] = whole.tuning.base - plan.tuning.base
+        assert f"each of {count} processes" in plan.notes[-1]
+    assert less[4] - less[2] == pytest.approx(size / 4, rel=0.01)
+    assert planned(one, devices=4, strategy="ddp", **given).tuning == whole.tuning
+
+
 def test_the_benchmark_of_a_card_measures_what_is_planned():
     """On a CPU: random weights from configurations, no text encoder, and the same bars."""
     one = flow("sd3")

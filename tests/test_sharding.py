@@ -20,7 +20,7 @@ from steer.tuning.settings import Settings
 from steer.tuning.sharding import ShardedBase, refuse_unshardable, shards, units
 from steer.tuning.trainer import _of_another
 from tests import test_tuning, tiny_pipelines
-from tests.children import children, said_when_killed
+from tests.children import children, gone, said_when_killed
 
 SCRIPT = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
@@ -157,6 +157,34 @@ def test_a_pipeline_s_adapters_load_in_plain_diffusers(tmp_path):
     ]  # fmt: skip
     assert torch.allclose(drawn[0], drawn[1], atol=1e-4)
     assert not torch.equal(drawn[1], drawn[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_first_process_killed_ends_the_run_and_it_goes_on_to_the_same_result(
+    tmp_path, strategy
+):
+    """The one that writes and that the others are started by: none of them is left behind."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run = "tiny", 2, strategy, 40, "direct", "save_every=4"
+    ran(tmp_path, run[0], whole, *run[1:])
+    process = started(tmp_path, run[0], cut, *run[1:])
+    checkpoint = cut / "direct" / "checkpoints" / "last.ckpt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.02)
+    others = children(process)
+    assert others, process.communicate()[1][-2000:]
+    begun = time.monotonic()
+    wrong = said_when_killed(process, process.pid)  # to the end of all that write to its pipe
+    assert all(map(gone, others))
+    assert time.monotonic() - begun < 60
+    assert process.returncode == -9
+    assert "waited for another one that has ended" in wrong, wrong[-2000:]
+    assert not (cut / "direct" / "finished.json").exists()
+    ran(tmp_path, run[0], cut, *run[1:])
+    a, b = adapters(whole / "direct"), adapters(cut / "direct")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert readings(whole / "direct") == readings(cut / "direct")
 
 
 @pytest.mark.slow

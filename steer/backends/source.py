@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from steer.backends.checks import dtype_of
 from steer.backends.conditions import Condition, dtypes_of, halves
+from steer.backends.quantised import unsound
 from steer.backends.recording import Recorder, modules_of
 
 __all__ = ["Source", "at_one_time"]
@@ -56,7 +58,7 @@ class Source:
         parts = modules_of(self.pipe).items()
         hooked = [name for name, part in parts if any(map(_offloads, part.modules()))]
         if not hooked:
-            return {}
+            return {"gradient": self._unsound} if self._unsound else {}
         return {
             "gradient": (
                 f"the pipeline's {', '.join(hooked)} is offloaded, which removes weights before "
@@ -65,6 +67,10 @@ class Source:
                 "steer.load(pipe, checkpointing=True)"
             )
         }
+
+    @cached_property
+    def _unsound(self) -> str:
+        return unsound(self.recorder.network)
 
     def condition(self, flow: Any, prompt: str) -> Condition:
         """Return a prompt's condition, recorded on first use."""

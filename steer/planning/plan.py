@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from steer.adapters.units import split_bytes
 from steer.objectives.table import build
 from steer.objectives.table import name_of as objective_name
 from steer.planning.levers import levers_of
@@ -49,6 +50,8 @@ def plan(
     text_tokens: int | None = None,
     tuning: bool = True,
     training: bool = False,
+    devices: int = 1,
+    strategy: str = "auto",
     levers: bool | Literal["stack"] = True,
     method_options: Mapping[str, Any] | None = None,
     **options: Any,
@@ -80,6 +83,9 @@ def plan(
         text_tokens: how many tokens of text the denoiser sees. Default: the pipeline's own.
         tuning: whether a tuning step is planned too.
         training: whether a step that trains all weights is.
+        devices: processes of a tuning run.
+        strategy: of a tuning run: with fsdp the denoiser is split over the processes, and the
+            tuning step is that of each of them.
         levers: whether it is tried what saves memory; "stack": those alone that cards try.
         method_options: of the method.
         **options: of a pipeline, those of `steer.load`: cfg, guidance, checkpointing, call and so
@@ -116,6 +122,10 @@ def plan(
             if tuning and _tunes(judge, rule)
             else None
         )
+        split = tuned is not None and strategy == "fsdp" and devices > 1
+        if tuned is not None and split:
+            whole, own = split_bytes(one.flow, devices)
+            tuned = tuned.more(own - whole - one.beside)
         trained = need(lambda n: training_step(one, n)) if training else None
         tried: tuple[list[Lever], list[Lever]] = ([], [])
         if levers:
@@ -130,7 +140,7 @@ def plan(
             guided, tuned, trained, *tried,
             {"nfe": found.nfe * getattr(one.flow, "evaluations", 1),
              "reward_calls": found.reward},
-            _notes(one, judge),
+            [*_notes(one, judge), *([_split_note(devices)] if split else [])],
         )  # fmt: skip
 
 
@@ -150,6 +160,13 @@ def _tunes(reward: Reward, objective: Any) -> bool:
 def _weights(reward: Reward) -> dict[str, int]:
     size = sum(t.numel() * t.element_size() for t in [*reward.parameters(), *reward.buffers()])
     return {"reward": size} if size else {}
+
+
+def _split_note(devices: int) -> str:
+    return (
+        f"the tuning step is that of each of {devices} processes: one part in {devices} of the "
+        "denoiser, its two largest blocks whole, and no text encoders (fsdp)"
+    )
 
 
 def _notes(one: Subject, reward: Reward) -> list[str]:

@@ -90,6 +90,10 @@ class Tuning:
                 "that has it, and a base that is split needs all processes for each call: use "
                 "ddp, where each holds the base, or another objective"
             )
+        if "gradient" in self.flow.lacks:
+            raise ValueError(
+                "tuning takes gradients through the model, and " + self.flow.lacks["gradient"]
+            )
         refuse_inference("model", self.flow)
         if self.objective.differentiable:
             refuse_inference("reward", self.reward)

@@ -11,7 +11,6 @@ processes.
 Every process must make every call of the network: a process that calls alone waits for the others.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,14 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from steer.adapters.compiling import is_compiled
 from steer.adapters.lora import Adapted
+from steer.adapters.units import units
 from steer.flow import FlowMap
 
 __all__ = ["ShardedBase", "refuse_unshardable", "shard", "shards", "units", "whole"]
-
-LISTS = nn.ModuleList, nn.ModuleDict
-
-LARGE = 0.1
-"""A unit with more than this share of the denoiser's values is split into its own blocks."""
 
 
 class ShardedBase(DDPStrategy):
@@ -57,37 +52,6 @@ class ShardedBase(DDPStrategy):
         ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
         ignore(model, base)
         return super()._setup_model(model)
-
-
-def units(flow: FlowMap) -> list[nn.Module]:
-    """Return the modules whose weights are gathered together, the inner ones first.
-
-    They are blocks, the members of a list of modules, one that holds more than a tenth of the
-    values being split into blocks of its own as well, and the denoiser of a pipeline for what is
-    left. A denoiser of another kind may have its parts called from outside: there its parts are
-    units, and what it holds beside them stays whole.
-
-    Args:
-        flow: its denoiser is called by `forward`, or its parts are.
-    """
-    denoiser = flow.denoiser
-    most = LARGE * sum(p.numel() for p in denoiser.parameters())
-    if flow.component:
-        return [*_blocks(denoiser, most), denoiser]
-    parts = [c for c in denoiser.children() if not isinstance(c, LISTS)]
-    return [*_blocks(denoiser, most), *(c for c in parts if any(True for _ in c.parameters()))]
-
-
-def _blocks(module: nn.Module, most: float) -> Iterator[nn.Module]:
-    """Give blocks, the inner ones first, as `fully_shard` wants them."""
-    listed = isinstance(module, LISTS)
-    for child in module.children():
-        size = sum(p.numel() for p in child.parameters())
-        block = listed and not isinstance(child, LISTS)
-        if not block or size > most:
-            yield from _blocks(child, most)
-        if block and size:
-            yield child
 
 
 def refuse_unshardable(flow: FlowMap) -> None:
