@@ -17,7 +17,7 @@ import steer
 from recipes.arguments import parse
 from recipes.studio import session
 from recipes.studio.ask import Ask, options_text
-from recipes.studio.fronts import scales_of
+from recipes.studio.fronts import adapters_of, scales_of
 from recipes.studio.guard import COOKIE, Guard
 from recipes.studio.jobs import start_of
 from recipes.studio.loading import Loading
@@ -403,5 +403,9 @@ def test_the_front_shows_the_same_seeds_at_every_scale(studio):
     assert list(axes.lines[0].get_xdata()) == [0.0, 1.0]
     assert len(curves([{"step": 1, "reward": 1, "diversity": 2}]).axes) == 2
     assert len(compared([["a", 1, 2.0], ["b", 2, 3.0]]).axes[0].lines) == 2
+    (place / "best").mkdir()
+    for file in place.glob("adapter_*"):
+        file.rename(place / "best" / file.name)
+    assert adapters_of(studio.root, place) == place / "best"  # of a run that was stopped early
     with pytest.raises(ValueError, match="no adapters yet"):
         front(folder=studio.root / "nothing")
