@@ -17,8 +17,9 @@ import steer
 from recipes.arguments import parse
 from recipes.studio import session
 from recipes.studio.ask import Ask, options_text
-from recipes.studio.fronts import scales_of
+from recipes.studio.fronts import adapters_of, scales_of
 from recipes.studio.guard import COOKIE, Guard
+from recipes.studio.jobs import start_of
 from recipes.studio.loading import Loading
 from recipes.studio.looking import looked_at, report_of
 from recipes.studio.places import inside, plain_reward, runs_in
@@ -310,11 +311,10 @@ def test_a_run_of_steer_sample_is_read_back(tmp_path):
 
 
 def test_the_picture_beside_a_steered_one_is_that_of_its_own_noise():
-    page = pytest.importorskip("recipes.studio.steer_page", exc_type=ImportError)
     result = SimpleNamespace(rewards=torch.zeros(2, 2), ancestors=torch.tensor([[3, 1], [0, 2]]))
-    assert [page._start(result, i, 4) for i in range(4)] == [3, 1, 4, 6]
+    assert [start_of(result, i, 4) for i in range(4)] == [3, 1, 4, 6]
     result.ancestors = None
-    assert [page._start(result, i, 2) for i in range(4)] == [0, 1, 2, 3]
+    assert [start_of(result, i, 2) for i in range(4)] == [0, 1, 2, 3]
 
 
 def test_a_model_is_loaded_once_and_its_error_reaches_who_waits():
@@ -368,6 +368,7 @@ def test_a_model_that_is_not_there_ends_the_command(tmp_path):
     assert "no model named 'emoij'" in ended.stderr
 
 
+@pytest.mark.slow
 def test_the_front_shows_the_same_seeds_at_every_scale(studio):
     place = studio.root / "tuned"
     tuned = adapt(studio.flow, rank=2)
@@ -402,5 +403,9 @@ def test_the_front_shows_the_same_seeds_at_every_scale(studio):
     assert list(axes.lines[0].get_xdata()) == [0.0, 1.0]
     assert len(curves([{"step": 1, "reward": 1, "diversity": 2}]).axes) == 2
     assert len(compared([["a", 1, 2.0], ["b", 2, 3.0]]).axes[0].lines) == 2
+    (place / "best").mkdir()
+    for file in place.glob("adapter_*"):
+        file.rename(place / "best" / file.name)
+    assert adapters_of(studio.root, place) == place / "best"  # of a run that was stopped early
     with pytest.raises(ValueError, match="no adapters yet"):
         front(folder=studio.root / "nothing")

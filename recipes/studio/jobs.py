@@ -18,7 +18,7 @@ from steer.flow import FlowMap
 from steer.pictures import to_pil
 from steer.reward import Reward, score
 
-__all__ = ["Job", "Shown"]
+__all__ = ["Job", "Shown", "start_of"]
 
 
 class Seen(NamedTuple):
@@ -216,6 +216,19 @@ class Job:
         if self.judge is None:
             return []
         return [(calls, float(score(self.judge, x, t).mean())) for calls, x, t in waiting]
+
+
+def start_of(result: steer.Result, i: int, particles: int) -> int:
+    """Return the number of the noise that a picture of a result began from.
+
+    Args:
+        result: of several prompts.
+        i: the picture's number over all prompts, which may have fewer particles by now.
+        particles: of each prompt at the start.
+    """
+    n = result.rewards.shape[1]
+    of_prompt = i % n if result.ancestors is None else int(result.ancestors.flatten()[i])
+    return i // n * particles + of_prompt
 
 
 def _seen(population: steer.Population, k: int) -> Seen:

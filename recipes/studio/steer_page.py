@@ -164,9 +164,11 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
                         gr.skip(), gr.skip(), [], "", f"step {value.step} of {ask.steps}",
                     )  # fmt: skip
                 else:
+                    from recipes.studio.jobs import start_of  # it loads torch: not at the start
+
                     best = int(value.rewards.flatten().argmax())
                     pair = (
-                        first[_start(value, best, ask.particles)],
+                        first[start_of(value, best, ask.particles)],
                         crisp(steer.pictures.to_pil(value.images.flatten(0, 1)[best])),
                     )  # fmt: skip
                     calls = ask.particles * len(ask.prompts) * value.nfe
@@ -215,13 +217,6 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
 
     save.click(write, name, kept, queue=False)
     return Steering(controls, strip, message, name)
-
-
-def _start(result: Any, i: int, particles: int) -> int:
-    """Return the number of the noise that a picture of the result began from, over all prompts."""
-    n = result.rewards.shape[1]
-    of_prompt = i % n if result.ancestors is None else int(result.ancestors.flatten()[i])
-    return i // n * particles + of_prompt
 
 
 def _strip(shown: "Shown") -> list[tuple[Image.Image, str]]:

@@ -130,7 +130,10 @@ def page(studio: Studio) -> gr.Textbox:
             if tunings.running(path):
                 raise ValueError("this run is at work: stop it first, or wait for its end")
             scorer = studio.reward(wanted)
-            from recipes.studio.fronts import scales_of
+            from recipes.studio.fronts import adapters_of, scales_of
+
+            best = adapters_of(studio.root, path).name == "best"
+            note = "the adapters of `best`: the run was stopped before it wrote its last" * best
 
             yield {}, *[gr.skip()] * 4, "waiting for a turn"
             with studio.turn(tab) as ended:
@@ -142,7 +145,7 @@ def page(studio: Studio) -> gr.Textbox:
             most = max(found)
             nearest = min(found, key=lambda s: abs(s - factor))
             slider = gr.Slider(maximum=max(1.0, most), value=nearest)
-            yield found, *shown(found, nearest), slider, ""
+            yield found, *shown(found, nearest), slider, note
         except FAULTS as problem:
             yield found, *[gr.skip()] * 4, said(problem)
 
