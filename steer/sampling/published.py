@@ -104,8 +104,8 @@ def posterior(
     """Build guidance by the value of posterior samples.
 
     Fails with 4 samples for all but weak tilts in few dimensions: errors of E_q f are 2 to 20
-    times those of exact samples (docs/results.md). `by`: "map", the model's posterior map; "glass", with
-    `inner` calls per sample; "renoise"; "own": its map where it has one, else GLASS.
+    times those of exact samples (docs/results.md). `by`: "map", the model's posterior map;
+    "glass", with `inner` calls per sample; "renoise"; "own": its map where it has one, else GLASS.
     """
     if by == "own":
         by = "glass" if flow.posterior_map is None else "map"
