@@ -104,7 +104,7 @@ def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("thesis.txt", "beside samples it holds thesis.txt, which no run of flowsteer wrote"),
+        ("thesis.txt", "beside samples it contains thesis.txt, which no run of flowsteer wrote"),
         ("images/holiday.png", "images/holiday.png"),
         ("old/deep/thesis.txt", "old/deep/thesis.txt"),
     ],
