@@ -104,7 +104,7 @@ def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("thesis.txt", "beside samples it holds thesis.txt, which no run of flowsteer wrote"),
+        ("thesis.txt", "beside samples it contains thesis.txt, which no run of flowsteer wrote"),
         ("images/holiday.png", "images/holiday.png"),
         ("old/deep/thesis.txt", "old/deep/thesis.txt"),
     ],
@@ -165,7 +165,7 @@ def test_a_result_saves_over_results_alone(samples, monkeypatch):
     result.save("~/samples", overwrite=True)
     assert (samples / "grid.png").read_bytes()[:4] == b"\x89PNG"
     (samples / "thesis.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match=r"holds thesis\.txt"):
+    with pytest.raises(FileExistsError, match=r"contains thesis\.txt"):
         result.save(samples, overwrite=True)
     assert (samples / "thesis.txt").read_text() == "precious"
 
@@ -194,7 +194,7 @@ def test_a_new_run_that_fails_leaves_the_old_adapters(model, tmp_path, capsys):
     assert same(first, state(steer.load(model, lora=tmp_path / "run")))
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     (tmp_path / "run" / "thesis.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match=r"holds thesis\.txt"):
+    with pytest.raises(FileExistsError, match=r"contains thesis\.txt"):
         tune(load(model), tmp_path / "run", steps=2, overwrite=True)
     (tmp_path / "run" / "thesis.txt").unlink()
     tune(load(model), tmp_path / "run", steps=3, overwrite=True)

@@ -348,7 +348,7 @@ def test_draws_belong_to_rows():
 def test_temperature_comes_from_the_spread(flow):
     deviation = spread(flow, wrap(redness), PROMPTS)
     assert deviation == pytest.approx(2 * spread(flow, 0.5 * wrap(redness), PROMPTS))
-    with pytest.raises(ValueError, match="has a standard deviation of zero"):
+    with pytest.raises(ValueError, match="from a standard deviation of zero"):
         spread(flow, wrap(lambda x: x.new_ones(len(x))), PROMPTS)
 
 

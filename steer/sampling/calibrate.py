@@ -125,7 +125,7 @@ def learn(
         Number of samples: 0 where there was nothing to learn.
 
     Raises:
-        ValueError: the scores have no spread, so there is no scale.
+        ValueError: the scores have a standard deviation of zero, so there is no scale.
         FloatingPointError: a score is not finite.
     """
     parts = learners(reward)

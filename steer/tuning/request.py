@@ -138,7 +138,7 @@ class Tuning:
             known: the temperature of the existing run, if there is one.
 
         Raises:
-            ValueError: the reward has no spread.
+            ValueError: the reward has a standard deviation of zero.
         """
         asked = self.prompts.prompts, self.prompts.asked, self.seed
         size = self.settings.micro_batch or ROWS
