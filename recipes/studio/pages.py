@@ -19,7 +19,7 @@ CSS = """
 .drawn img {max-width: min(100%, 640px); margin: auto}
 @media (max-width: 500px) {
   .pictures .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}
-  #compare-table th, #compare-table td {font-size: .68rem; padding: 2px; word-break: normal}
+  #compare-table th *, #compare-table td * {font-size: .66rem !important; padding: 1px}
 }
 .pictures .caption-label {white-space: normal; max-width: 96%; font-size: .75rem; padding: 1px 5px}
 .beside:not(:has(p)), #loading:not(:has(p)) {display: none}
