@@ -4,8 +4,9 @@ python -m benchmarks.oracles run --out outputs/oracles
 python -m benchmarks.oracles table --out outputs/oracles
 
 A cell is a problem, a method and a number of steps. It is a file of its own in the folder, written
-whole or not at all, so a run that was cut goes on where it stopped, and several processes may fill
-one folder. Its figures, over 32 to 128 populations of 256 particles:
+whole or not at all, so a run that was cut goes on where it stopped. Several processes may fill one
+folder: a cell is locked while it is computed, and the others skip it. Its figures, over 32 to 128
+populations of 256 particles:
 
 - `Z_hat / Z`, its mean and standard error. The bar: within 4 standard errors of 1, and the error
   at most 3 %; populations are added, 32 at a time, while that can still be reached.
@@ -30,6 +31,7 @@ from torch import Tensor
 import steer
 from recipes.figures import markdown
 from steer.files import slug, write_atomically
+from steer.lock import locked
 from steer.path import step_times
 from steer.reward import wrap
 from steer.sampling.methods import TABLE
@@ -246,13 +248,23 @@ def run(args: argparse.Namespace) -> None:
             continue
         if title not in ready:
             ready[title] = problems()[title]()
-        cell = {"problem": title, "method": name, "steps": steps}
         try:
-            cell |= measured(name, ready[title], steps, args.most)
-        except FloatingPointError as trouble:  # a run that ended with words is a result
-            cell |= {"z": math.nan, "z_error": math.nan, "error": math.nan, "said": str(trouble)}
-        write_atomically(path, json.dumps(cell).encode())
+            with locked(path, path.with_suffix(".lock")):
+                if path.exists():
+                    continue
+                cell = _cell(title, name, steps, ready[title], args.most)
+                write_atomically(path, json.dumps(cell).encode())
+        except BlockingIOError:  # another process computes it
+            continue
         print(_line(cell), flush=True)
+
+
+def _cell(title: str, name: str, steps: int, problem: Problem, most: int) -> dict[str, Any]:
+    cell: dict[str, Any] = {"problem": title, "method": name, "steps": steps, "most": most}
+    try:
+        return cell | measured(name, problem, steps, most)
+    except FloatingPointError as trouble:  # a run that ended with words is a result
+        return cell | dict.fromkeys(("z", "z_error", "error"), math.nan) | {"said": str(trouble)}
 
 
 def _line(cell: dict[str, Any]) -> str:
@@ -291,6 +303,15 @@ def table(done: dict[tuple[str, str, int], dict[str, Any]]) -> str:
     return markdown(["problem", "ESS", *METHODS], rows)
 
 
+def passing(done: dict[tuple[str, str, int], dict[str, Any]]) -> str:
+    """Return how many cells of each method pass: "noise-smc 41 of 50, ..."."""
+    parts = []
+    for name in METHODS:
+        cells = [c for (_, method, _), c in done.items() if method == name]
+        parts.append(f"`{name}` {sum(not misses(c) for c in cells)} of {len(cells)}")
+    return ", ".join(parts)
+
+
 def main() -> None:
     """Run cells, or print what is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -316,6 +337,7 @@ def main() -> None:
         )
     if args.do == "table":
         print(table(done))
+        print(f"Cells that pass: {passing(done)}")
     else:
         print("\n".join(_line(c) for c in done.values() if misses(c)))
     if args.write is not None:

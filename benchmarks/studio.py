@@ -26,7 +26,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -198,6 +198,19 @@ def live(browser: Any, root: Path, runs: int, steps: int) -> tuple[list[float], 
     return found, statistics.median(watched), statistics.median(plain)
 
 
+def _print_starts(times: Sequence[tuple[Moment, Moment, Moment]]) -> None:
+    names = "the page's answer", "the page in chromium", "the first steered lookahead"
+    print("| from `steer studio` to | median | least | processor time, least |")
+    print("|---|---|---|---|")
+    for name, row in zip(names, zip(*times, strict=True), strict=True):
+        clock, work = zip(*row, strict=True)
+        print(
+            f"| {name} | {statistics.median(clock):.1f} s | {min(clock):.1f} s "
+            f"| {min(work):.1f} s |",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -207,21 +220,9 @@ def main() -> None:
     args = parser.parse_args()
     with chromium() as browser, tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        times = [started(browser, root) for _ in range(args.starts)]
-        print(
-            "| from `steer studio` to | median | least | processor time, least |\n"
-            "|---|---|---|---|"
-        )
-        for name, row in zip(
-            ("the page's answer", "the page in chromium", "the first steered lookahead"),
-            zip(*times, strict=True), strict=True,
-        ):  # fmt: skip
-            clock, work = zip(*row, strict=True)
-            print(
-                f"| {name} | {statistics.median(clock):.1f} s | {min(clock):.1f} s "
-                f"| {min(work):.1f} s |",
-                flush=True,
-            )
+        if args.starts:
+            times = [started(browser, root) for _ in range(args.starts)]
+            _print_starts(times)
         if args.runs:
             found, watched, plain = live(browser, root, args.runs, args.steps)
             low, _, high = statistics.quantiles(found, n=4)

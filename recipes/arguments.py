@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 CONFIGS = Path(__file__).with_name("configs")
-"""The settings that come along, for `--config NAME.yaml`."""
+"""The config files of the package, for `--config NAME.yaml`."""
 
 EARLIER = {"finetune": {"clip": "gradient_clip"}}
 """Command -> earlier names of its options -> those of today (`steer.tuning.settings.RENAMED`)."""
@@ -88,7 +88,7 @@ class Call(NamedTuple):
 
     Attributes:
         command: its name; `eval --lora` where `eval` was given adapters.
-        settings: the arguments of its function; None where help is asked for.
+        settings: the arguments of its function; None if help was requested.
     """
 
     command: str
@@ -96,7 +96,7 @@ class Call(NamedTuple):
 
 
 def parse(command: str, rest: Sequence[str]) -> Call:
-    """Return what a command and its words ask for.
+    """Return the call that a command line describes.
 
     Raises:
         ValueError: an unknown command, option or key, with the nearest names; a value of a wrong
@@ -162,18 +162,18 @@ def _flags(words: Sequence[str]) -> list[str]:
 
 
 def _config(name: str) -> str:
-    """Return the file of this name, else the one that comes along, and say that it was taken."""
+    """Return the file of this name, else the one of the package, with a message."""
     given = Path(name).expanduser()
     if given.is_file():
         return str(given)
     ours = {p.relative_to(CONFIGS).as_posix(): p for p in sorted(CONFIGS.rglob("*.yaml"))}
     asked = given.as_posix().removeprefix("recipes/configs/")
     if asked in ours:
-        print(f"config: {ours[asked]}, which comes along", file=sys.stderr)
+        print(f"config: {ours[asked]}, from the package", file=sys.stderr)
         return str(ours[asked])
     near = difflib.get_close_matches(asked, ours, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ValueError(f"no config file {name}: {hint}Those that come along: {', '.join(ours)}")
+    raise ValueError(f"no config file {name}: {hint}Known config files: {', '.join(ours)}")
 
 
 class Given(NamedTuple):
@@ -208,11 +208,13 @@ def _settings(words: Sequence[str]) -> Iterator[Given]:
             content = yaml.safe_load(text)
             _refuse_size(content)
         except (yaml.YAMLError, ValueError) as error:
-            raise ValueError(f"{file} is no YAML file: {' '.join(str(error).split())}") from None
+            raise ValueError(
+                f"{file} is not a YAML file: {' '.join(str(error).split())}"
+            ) from None
         except RecursionError:
-            raise ValueError(f"{file} is nested too deeply: write a key a line") from None
+            raise ValueError(f"{file} is nested too deeply: write one key per line") from None
         if not isinstance(content, dict):
-            raise ValueError(f"{file} holds no settings: write a line `key: value` for each")
+            raise ValueError(f"{file} has no settings: write one line `key: value` for each")
         if "config" in content:
             raise ValueError(f"{file} names another config: give that one with --config as well")
         _say_code(file, content)
@@ -255,7 +257,7 @@ def _say_code(file: str, content: Mapping[Any, Any]) -> None:
             if isinstance(text, str) and _CODE.search(text):
                 shown = repr(redacted(text))
                 shown = shown if len(shown) <= 200 else f"{shown[:200]} ..."
-                print(f"config: {file} brings in {key}: {shown}", file=sys.stderr)
+                print(f"config: {file} loads {key}: {shown}", file=sys.stderr)
 
 
 def _keys(content: Mapping[Any, Any], head: str = "") -> Iterator[tuple[str, Any]]:

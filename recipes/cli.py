@@ -73,23 +73,23 @@ def main(args: Sequence[str] | None = None) -> int:
         with nullcontext() if argv[0] == "serve-reward" else _terminable():
             _run(argv[0], argv[1:])
     except _Terminated:
-        print("\nterminated: run the same command again to go on, what was finished is kept",
+        print("\nterminated: run the same command again to resume; finished parts are kept",
               file=sys.stderr)  # fmt: skip
         return 128 + signal.SIGTERM
     except KeyboardInterrupt as stop:
-        text = str(stop) or "run the same command again to go on, what was finished is kept"
+        text = str(stop) or "run the same command again to resume; finished parts are kept"
         print(f"\ninterrupted: {text}", file=sys.stderr)
         return 130
     except SystemExit as stop:
         where = place(stop)
         if where is None:
             raise
-        return _fail(f"a file of yours ended the program ({where})")
+        return _fail(f"your file ended the program ({where})")
     except (UnheardError, BrokenPipeError) as error:
         _deaf()
         print(
-            f"error: standard output was closed or is full ({reason(error)}): what the command "
-            "wrote to files is whole, what it had to say is lost",
+            f"error: standard output was closed or is full ({reason(error)}): files are written "
+            "completely, but the printed output is lost",
             file=sys.stderr,
         )
         return 141

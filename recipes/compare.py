@@ -67,8 +67,8 @@ def compare(
     The folder holds table.md, figures.json (each prompt and seed), plots, sheet.png,
     pictures.safetensors and config.yaml; of a model that decodes to no pictures, a mixture,
     samples.safetensors and no sheet; of a steer.GaussianMixture also the exact tilt's own curve.
-    The folder appears whole or not at all; an interrupted comparison resumes where it stopped when
-    the same command is given again.
+    It is written atomically; an interrupted comparison resumes when the same command is given
+    again.
 
     Args:
         model: a name that `steer models` lists, a folder, a hub id, or file.py:Name; in Python

@@ -46,8 +46,8 @@ def compare_maps(
     """Train a map by each rule from the same velocity, and measure it against the true map.
 
     For each seed a velocity is fitted first; every rule starts from it, and it is the teacher of
-    those that follow one. The folder holds rows.jsonl (a line a rule and seed), table.md and
-    plots. An interrupted comparison goes on where it stopped when the same command is given again.
+    those that follow one. The folder contains rows.jsonl (one line per rule and seed), table.md
+    and plots. An interrupted comparison resumes when the same command is given again.
 
     Args:
         data: a two-dimensional distribution whose velocity has a closed form, or fashion.
@@ -201,7 +201,7 @@ def _table(rows: Sequence[Mapping[str, Any]], bench: Any) -> str:
         value = estimate(torch.tensor([r[f"denoiser, t = {t:g}"] for r in rows])).mean
         denoiser[header.index(ERROR.format(t))] = f"{value:.3f}"
     note = (
-        "Means over seeds, and in brackets the largest less the smallest. "
+        "Means over seeds, with the range (largest minus smallest) in brackets. "
         f"{bench.note(list(rows))}\n"
     )
     return markdown(header, [*lines, denoiser]) + "\n\n" + note

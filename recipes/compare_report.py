@@ -44,7 +44,7 @@ def kind(prompt: str) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a row measured: tensors (prompts, seeds, k, ...), and what a picture cost."""
+    """The measurements of a row: tensors (prompts, seeds, k, ...), and what a picture cost."""
 
     tensors: dict[str, Tensor]
     nfe: float

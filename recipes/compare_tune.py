@@ -45,7 +45,7 @@ def grid_of(text: str) -> dict[str, list[Any]]:
         except yaml.YAMLError:
             raise ValueError(f"cannot read the values {values!r} of {name.strip()}") from None
     if not 1 <= len(found) <= 2:
-        raise ValueError(f"tune takes one or two numbers of a method, got {len(found)}")
+        raise ValueError(f"tune takes one or two numeric options of a method, got {len(found)}")
     return found
 
 
@@ -58,7 +58,7 @@ def tuning_prompts_beside(reported: Sequence[str | None], pool: Sequence[str]) -
     left = [p for p in dict.fromkeys(pool) if p not in set(reported)][:MOST]
     if not left:
         raise ValueError(
-            "every prompt to tune on is one that is reported: give --tune-prompts others, a list"
+            "all tuning prompts are also reported: give --tune-prompts a list of other prompts"
         )
     return Asked(left, None)
 
@@ -123,7 +123,7 @@ def tune(
             tried = replace(one, steps=steps, options={**one.options, **given})
             tensors, _ = run(Unit(place, tried, 0, prompts, 1000))
             if by not in tensors:
-                raise ValueError("there is no judge to tune by: give --judge, or --by reward")
+                raise ValueError("tuning by the judge needs a judge: give --judge, or --by reward")
             found = {k: float(tensors[k].mean()) for k in ("reward", "judge") if k in tensors}
             rows.append({"entry": tried.label, **found})
             say(f"tuning {tried.label}: {', '.join(f'{k} {v:.4f}' for k, v in found.items())}")

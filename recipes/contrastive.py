@@ -188,7 +188,7 @@ def contrast(similarity: Tensor, truth: Tensor, own: Tensor | None = None) -> Te
 
 
 class ContrastiveTraining(L.LightningModule):
-    """Train two towers; everything drawn in step k is a function of (seed, k).
+    """Train two towers; all random numbers of step k are a function of (seed, k).
 
     Args:
         network: what is trained.

@@ -1,9 +1,10 @@
 """Several processes on one run: each does its share of the units, the first one joins them.
 
 Lightning's Fabric starts them, on one machine or under SLURM, torchrun and the others that it
-knows. What a unit draws is a function of the seed and of its prompts' places, so that the number
-of processes changes no picture. Units are files, in a folder that all processes see: who is done
-needs no collective, and a run whose process dies is resumed like any other.
+knows. The random numbers of a unit are a function of the seed and of the indices of its prompts,
+so the number of processes does not change the pictures. Units are files, in a folder that all
+processes see: who is done needs no collective, and a run whose process dies is resumed like any
+other.
 
 Where there are fewer units than processes, all of them do each unit together, its particles spread
 over them: see `steer.Ranks`.
@@ -69,8 +70,8 @@ class Crew:
         """
         if by is not None and self.count == 1:
             raise ValueError(
-                f"spread={by!r} says what several processes divide, and there is one: give "
-                "devices or num_nodes as well, or leave spread out"
+                f"spread={by!r} says how several processes divide the work, but there is only one "
+                "process: give devices or num_nodes as well, or leave spread out"
             )
         if by == "particles" and particles < 2:
             raise ValueError(
@@ -108,10 +109,16 @@ class _Several(Crew):
         found = value() if self.first else None
         try:
             return self.fabric.broadcast(found)  # type: ignore[no-any-return]
-        except RuntimeError:
+        except RuntimeError as error:
             if self.first:
                 raise
-            sys.exit(1)  # the first process has ended, and said why
+            if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+                print(
+                    f"process {self.rank} of {self.count} waited for the first one, which did "
+                    f"not answer in time: {error}",
+                    file=sys.stderr,
+                )
+            sys.exit(1)  # else the first process has ended, and said why
 
     def joint(self) -> AbstractContextManager[Any]:
         return Ranks(self.fabric) if self.together else nullcontext()
@@ -142,8 +149,8 @@ def crew_of(devices: int, num_nodes: int = 1, device: str | None = None) -> Crew
         return Crew()
     if device is not None and ":" in device:
         raise ValueError(
-            f"device={device!r} is one device, and {devices * num_nodes} processes have one each: "
-            f"give its kind alone, {device.partition(':')[0]!r}, or devices=1"
+            f"device={device!r} is one device, and {devices * num_nodes} processes need one each: "
+            f"give only its kind, {device.partition(':')[0]!r}, or devices=1"
         )
     from lightning.fabric import Fabric
 
@@ -163,5 +170,9 @@ def _follow(parent: int) -> None:
     """End with the process that started this one."""
     while os.getppid() == parent:
         time.sleep(1.0)
-    print("the first process of this run has ended: so does this one", file=sys.stderr, flush=True)
+    print(
+        "the first process of this run has ended, so this process ends, too",
+        file=sys.stderr,
+        flush=True,
+    )
     os._exit(1)

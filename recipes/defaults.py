@@ -1,7 +1,7 @@
-"""What a model's commands take where nothing is said: its own reward, judge and prompts.
+"""Defaults of a model's commands: its own reward, judge and prompts.
 
-They belong to the models that come along. A model of one's own has none: what is needed must be
-named, and what is not needed is left out, with a line that says so.
+They belong to the models of the package. Your own model has none: required arguments must then be
+given, and optional ones are skipped with a message.
 """
 
 import os
@@ -65,11 +65,11 @@ FASHION = Own(
 )
 
 OWN = {"emoji": EMOJI, "emoji-diffusers": EMOJI, "fashion": FASHION}
-"""Model that comes along -> its own."""
+"""Model of the package -> its defaults."""
 
 
 def own(model: str) -> Own:
-    """Return a model's own; nothing for one that does not come along."""
+    """Return the defaults of a model; empty for a model that is not in the package."""
     return OWN.get(model, Own())
 
 
@@ -82,8 +82,8 @@ def reward_of(model: str, reward: str | None) -> str:
     found = reward or own(model).reward
     if found is None:
         raise ValueError(
-            f"model {model!r} has no reward of its own: give --reward, a name that `steer "
-            "rewards` lists, or file.py:Name"
+            f"model {model!r} has no default reward: give --reward, a name that `steer rewards` "
+            "lists, or file.py:Name"
         )
     return found
 
@@ -99,7 +99,7 @@ def judge_of(model: str, judge: str | None, console: Console) -> steer.Reward | 
     if judge == "own":
         judge = own(model).judge
         if judge is None:
-            console.print(f"model {model} has no judge of its own, so none is asked: see --judge")
+            console.print(f"model {model} has no default judge, so no judge is used: see --judge")
     if judge is None:
         return None
     if judge == "embedded":
@@ -131,8 +131,8 @@ def listed(model: str, asked: Asked | None, file: Path | None) -> Asked:
         return asked
     if file is None:
         raise ValueError(
-            f"model {model!r} has no prompts of its own: give --prompts, a list or a file with a "
-            "prompt a line"
+            f"model {model!r} has no default prompts: give --prompts, a list or a file with one "
+            "prompt per line"
         )
     return read_prompts(file)
 

@@ -57,7 +57,7 @@ def distill(
 
     Before training every jump is one Euler step of the model, bit for bit. The folder holds the
     adapters with the term inside; `steer.load(MODEL, lora=OUT)` jumps from any time to any other,
-    and plain diffusers reads the adapters as a LoRA of the velocity. A run that stopped goes on
+    and plain diffusers reads the adapters as a LoRA of the velocity. An interrupted run resumes
     when the same command is given again.
 
     Args:
@@ -242,7 +242,7 @@ def _folder(folder: Path, base: FlowMap) -> tuple[int, Callable[..., tuple[Tenso
     table = folder / "metadata.jsonl"
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no folder of pictures at {folder}: data is emoji, samples, or such a folder"
+            f"no folder of pictures at {folder}: data is emoji, samples, or a folder of pictures"
         )
     if table.is_file():
         rows = [json.loads(line) for line in table.read_text().splitlines() if line.strip()]
@@ -251,7 +251,7 @@ def _folder(folder: Path, base: FlowMap) -> tuple[int, Callable[..., tuple[Tenso
         files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
         pairs = [(p, _beside(p)) for p in files]
     if not pairs:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(PICTURES))})")
+        raise ValueError(f"{folder} contains no pictures ({', '.join(sorted(PICTURES))})")
     height, width = base.decode(torch.zeros(1, *base.event_shape).to(device_of(base))).shape[-2:]
 
     def draw(i: int, generator: torch.Generator) -> tuple[Tensor, str]:

@@ -212,7 +212,7 @@ class PipelineTraining(FlowMap):
 
     def _predict(self, x: Tensor, s: Time, t: Time) -> Tensor:
         if self._bound is None:
-            raise ValueError("no prompts are bound: flow.given([...]) first")
+            raise ValueError("no prompts are bound: call flow.given([...]) first")
         states = per_row(self._bound, len(x))
         now, target = 1 - rows_time(s, x), 1 - rows_time(t, x)
         with self.second_time.told(self.network, now, target):

@@ -1,6 +1,6 @@
 """What is compared, as it is written: `method:key=value,key=value`, at equal network calls.
 
-A method of one's own is `file.py:Name`, or `file.py:Name:key=value,key=value`.
+Your own method is `file.py:Name`, or `file.py:Name:key=value,key=value`.
 """
 
 import re
@@ -110,7 +110,7 @@ def entry(text: str) -> Entry:
         if value is None or (
             isinstance(value, str) and not isinstance(defaults.get(key, 0), str | None)
         ):
-            raise ValueError(f"option {key!r} of {text!r} is no number: write {key}=...")
+            raise ValueError(f"option {key!r} of {text!r} is not a number: write {key}=...")
         if key in COUNTED and (isinstance(value, bool) or not isinstance(value, int)):
             raise ValueError(f"option {key!r} of {text!r} must be a whole number")
     keep = values.pop("keep", "best")
@@ -150,11 +150,11 @@ def equal_calls(
             rows += [e for e in beside if e not in rows and e not in entries]
     if open_ones and not any(steers(e.method) for e in rows):
         raise ValueError(
-            "best-of-n without particles gets as many candidates as another method's network "
-            "calls buy: give it particles, or compare a method that steers"
+            "best-of-n without particles gets as many candidates as the network calls of another "
+            "method allow: give it particles, or add a guided method"
         )
     labels = [row.label for row in rows]
     for label in labels:
         if labels.count(label) > 1:
-            raise ValueError(f"{label!r} is there twice: leave one out")
+            raise ValueError(f"{label!r} is given twice: leave one out")
     return rows

@@ -288,26 +288,23 @@ def _metrics(
 ) -> dict[str, Any]:
     """Measure part by part, and write all of it to metrics.json.
 
-    Of several processes each measures its share, and the first one joins the figures; the others
-    return what is known without them.
+    Parts that an interrupted evaluation of the same settings has finished are read. Of several
+    processes each measures its share, and the first one joins the figures; the others return what
+    is known without them.
     """
     began = time.perf_counter()
-    if crew.count == 1:
-        for measure in track(parts, "measuring", console=console()):
-            metrics |= measure()
-    else:
-        names = [f"{i:03d}" for i in range(len(parts))]
-        identity = {**metrics, "files": fingerprints(metrics["model"])}
-        with Partial(out, identity, True, console(), crew) as partial:
-            left = crew.told(lambda: [name for name in names if not partial.has(name)])
-            for name in track(crew.share(left), "measuring", console=console()):
-                partial.add(name, {}, numbers(parts[int(name)]()))
-            if not crew.first:
-                return metrics
-            crew.wait(lambda: all(partial.has(name) for name in names))
-            for name in names:
-                metrics |= partial.read(name)[1]
-            partial.drop()
+    names = [f"{i:03d}" for i in range(len(parts))]
+    identity = {**metrics, "files": fingerprints(metrics["model"])}
+    with Partial(out, identity, True, console(), crew) as partial:
+        left = crew.told(lambda: [name for name in names if not partial.has(name)])
+        for name in track(crew.share(left), "measuring", console=console()):
+            partial.add(name, {}, numbers(parts[int(name)]()))
+        if not crew.first:
+            return metrics
+        crew.wait(lambda: all(partial.has(name) for name in names))
+        for name in names:
+            metrics |= partial.read(name)[1]
+        partial.drop()
     metrics["seconds"] = time.perf_counter() - began
     write_atomically(out / "metrics.json", json.dumps(numbers(metrics), indent=1).encode())
     return metrics

@@ -49,7 +49,7 @@ def export(
 ) -> Path:
     """Write adapters in the formats of other programs, and optionally upload them to a hub.
 
-    The folder appears whole or not at all.
+    The folder is written atomically.
 
     Args:
         lora: a folder of adapters, as `steer finetune` or peft writes them.
@@ -84,9 +84,9 @@ def export(
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale must be above zero and finite, got {scale}: 0 is the base itself")
     if private and push is None:
-        raise ValueError("private is for push: give --push user/name, or leave it out")
+        raise ValueError("private needs push: give --push user/name, or leave private out")
     if push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
-        raise ValueError(f"push takes a hub repository, user/name, and got {push!r}")
+        raise ValueError(f"push takes a hub repository, user/name, got {push!r}")
     factor, lora = 1.0 if scale is None else scale, lora_path(lora)
     notes, config = known_notes(read_metadata(lora)), read_config(lora)
     if notes.get("scale"):
@@ -117,8 +117,8 @@ def export(
     console.print(f"{out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     if format in pipes and notes.get("base") in steer.MODELS:
         console.print(
-            f"{notes['base']} is no diffusers pipeline: the file fits a denoiser whose layers are "
-            "named as this model's are; steer itself reads the peft format"
+            f"{notes['base']} is not a diffusers pipeline: the file fits a denoiser with the same "
+            "layer names as this model; steer itself reads the peft format"
         )
     if push is not None:
         console.print(f"pushed to {push_folder(out, push, private)}")
@@ -153,8 +153,8 @@ def _named_base(lora: Path, notes: Mapping[str, Any]) -> str:
     if not base:
         raise ValueError(f"{lora} does not name its base: give it with --model")
     raise ValueError(
-        f"{lora} names {base!r} as its base, which is none of the embedded models "
-        f"({', '.join(steer.MODELS)}), and nothing else is loaded because a file names it: give "
+        f"{lora} names {base!r} as its base, which is not one of the embedded models "
+        f"({', '.join(steer.MODELS)}), and no other model is loaded because a file names it: give "
         "the base with --model"
     )
 
@@ -168,7 +168,7 @@ def _copy_picture(lora: Path, folder: Path, name: str, console: Console) -> bool
         number = os.open(lora / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         if (lora / name).is_symlink():
-            console.print(f"{lora / name} is a link, and is left out: copy the picture itself")
+            console.print(f"{lora / name} is a link and is not copied: copy the picture itself")
         return False
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
@@ -234,7 +234,7 @@ def push_folder(folder: Path, repository: str, private: bool = False) -> str:
         hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Add adapters")
     except Exception as error:  # the hub's own, its connection's, and no login: one mend
         raise ConnectionError(
-            f"{folder} is whole, but could not be pushed to {repository} "
+            f"{folder} is complete, but could not be uploaded to {repository} "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}): log in with "
             f"`hf auth login`, be online, and give `hf upload {repository} {folder}`"
         ) from error

@@ -22,7 +22,7 @@ LONGEST = 2000
 
 
 def explained(error: BaseException) -> str | None:
-    """Return what is to be said of an error; None for a fault of the program itself."""
+    """Return the message of an error; None for a fault of the program itself."""
     text = _explained(error)
     return None if text is None else redacted(text)
 
@@ -31,11 +31,11 @@ def _explained(error: BaseException) -> str | None:
     where = place(error)
     if _no_memory(error):
         return (
-            "out of memory: ask for less at once (fewer particles or prompts; for finetune a "
-            "smaller micro_batch), or take a device with more; what was finished is kept"
+            "out of memory: reduce the size of a call (fewer particles or prompts; for finetune a "
+            "smaller micro_batch), or use a device with more memory; finished parts are kept"
         )
     if isinstance(error, RecursionError) and where is None:
-        return "something is nested too deeply: a hundred levels of brackets are the most"
+        return "an expression is nested too deeply: the limit is a hundred levels of brackets"
     if isinstance(error, EXPECTED):
         text = _of_the_system(error) if isinstance(error, OSError) else str(error)
         text = text.strip() or type(error).__name__
@@ -105,9 +105,9 @@ def _no_memory(error: BaseException) -> bool:
 def _of_the_system(error: OSError) -> str:
     if error.errno in {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}:
         return (
-            f"the disk is full ({error.strerror}: {error.filename or 'while writing'}): nothing "
-            "half-written is left; make room and run the same command again, what was finished is "
-            "kept"
+            f"the disk is full ({error.strerror}: {error.filename or 'while writing'}): no "
+            "incomplete file is left; free some space and run the same command again: finished "
+            "parts are kept"
         )
     if error.errno is None or error.strerror is None:
         return str(error)

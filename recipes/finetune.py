@@ -42,9 +42,9 @@ def finetune(
 ) -> steer.Adapted:
     """Tune adapters so that the model's plain samples follow rewards.
 
-    The run's folder holds the adapters (peft reads it), best/ (those that the judge liked best),
-    sheets/, readings.jsonl, front.png and front.json (a sweep of the adapters' scale), logs, a
-    model card, and what a stopped run needs to go on: give the same command again.
+    The run's folder holds the adapters (peft reads it), best/ (those with the judge's highest
+    score), sheets/, readings.jsonl, front.png and front.json (a sweep of the adapters' scale),
+    logs, a model card, and what a stopped run needs to go on: give the same command again.
 
     Args:
         model: a name that `steer models` lists, a folder, a hub id, or file.py:Name.

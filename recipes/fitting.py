@@ -44,7 +44,7 @@ def module_of(
 
 
 def begun_alike(out: Path, settings: dict[str, Any], *marks: str) -> None:
-    """Refuse to go on with a run under other settings: it would not be the same run.
+    """Refuse to resume a run with other settings: it would not be the same run.
 
     Args:
         out: the run's folder.
@@ -61,15 +61,15 @@ def begun_alike(out: Path, settings: dict[str, Any], *marks: str) -> None:
     if changed:
         was = "; ".join(f"{name}: {both}" for name, both in changed.items())
         raise ValueError(
-            f"{out} was begun with other settings ({was}): give another `out`, the same settings, "
-            f"or delete {file} to go on with the new ones"
+            f"{out} was started with other settings ({was}): give another `out`, the same "
+            f"settings, or delete {file} to continue with the new ones"
         )
 
 
 def sheet_of(
     folder: Path, prompts: Sequence[str], guidance: float | None
 ) -> Callable[[Any, int], None]:
-    """Return a function that draws the prompts with fixed noise, and writes the sheet."""
+    """Return a function that samples the prompts with fixed noise, and writes the sheet."""
     from steer.training.rules import guided_velocity
 
     @torch.no_grad()

@@ -107,7 +107,7 @@ def _costs(notes: Sequence[Mapping[str, Any]], sizes: list[int], kind: str) -> d
 def terms_of(
     reward: steer.Reward, result: Result, prompts: list[str] | None, asked: str | list[str] | None
 ) -> dict[str, Tensor]:
-    """Score each term of a composed reward by itself, and take its share of the gradient.
+    """Score each term of a composed reward separately, and compute its share of the gradient.
 
     `terms/NAME` is in the term's own units, `gradients/NAME` a norm a picture.
     """

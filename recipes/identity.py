@@ -36,7 +36,7 @@ REWARDS = {"held_out", "judge", "reward"}
 
 
 def adapter_files(lora: Path | None) -> list[str]:
-    """Name the files that say which adapters a run had."""
+    """Name the files that identify the adapters of a run."""
     if lora is None:
         return []
     place = hub.lora_path(lora)
@@ -48,7 +48,7 @@ def adapter_files(lora: Path | None) -> list[str]:
 
 
 def fingerprints(model: str, *names: str) -> dict[str, str]:
-    """Return what tells whether the code and the weights are still those of an earlier start.
+    """Return fingerprints that show whether code and weights have changed since an earlier start.
 
     Versions, and a hash of each file and folder that the names mention (of large weights see
     `steer.identity.file_hash`), and of the models and rewards that come along. Of a repository of

@@ -64,11 +64,11 @@ def load_model(
     """Load a model by its name, folder, hub id or file.py:Name, and adapters on it.
 
     Args:
-        model: its text; in Python also a flow map or a pipeline that is there, taken as it is.
+        model: its text; in Python also a flow map or a pipeline object, which is used unchanged.
         device: where to put it.
         dtype: of its weights.
         lora: adapters.
-        lora_scale: what their update is multiplied by.
+        lora_scale: factor for their update.
         options: of a pipeline, see `steer.load`.
         compile: likewise.
 
@@ -79,7 +79,7 @@ def load_model(
     kind = None if dtype is None else getattr(torch, dtype)
     if lora is None and lora_scale is not None:
         raise ValueError(
-            "lora_scale has nothing to scale: give --lora FOLDER, or leave --lora-scale out"
+            "lora_scale needs adapters: give --lora FOLDER, or leave --lora-scale out"
         )
     try:
         torch.empty(0, device=device)
@@ -107,7 +107,7 @@ def takes_prompts(flow: steer.FlowMap) -> bool:
 
 
 class Asked(NamedTuple):
-    """Prompts, and what a reward is asked for each where the file says so."""
+    """Prompts, and the reward's prompt for each if the file has them."""
 
     prompts: list[str]
     reward_prompts: list[str] | None
@@ -126,9 +126,9 @@ class Asked(NamedTuple):
 def read_prompts(file: Path) -> Asked:
     """Read a file of prompts, UTF-8; blank lines are passed over.
 
-    A `.jsonl` file has an object a line: "prompt" (or "text"), and "reward_prompt" if the reward
-    is asked something else; other keys are left alone. Any other file has a prompt a line. Lines
-    end with a line feed, a carriage return or both; the separators of Unicode end none.
+    A `.jsonl` file has one object per line: "prompt" (or "text"), and "reward_prompt" if the
+    reward has another prompt; other keys are ignored. Any other file has one prompt per line.
+    Lines end with a line feed, a carriage return or both; the separators of Unicode end none.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -143,12 +143,12 @@ def read_prompts(file: Path) -> Asked:
         raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it as UTF-8") from None
     found = [(f"{file}, line {i + 1}", line) for i, line in enumerate(lines) if line.strip()]
     if not found:
-        raise ValueError(f"{file} holds no prompts: put one on each line")
+        raise ValueError(f"{file} has no prompts: write one per line")
     if file.suffix.lower() != ".jsonl":
         if re.match(r"\s*\{\s*\"", found[0][1]):
             raise ValueError(
                 f"{found[0][0]}: {found[0][1].strip()[:60]!r} looks like JSON: name the file "
-                "something.jsonl, with an object a line, or put plain prompts in it"
+                "something.jsonl, with one object per line, or put plain prompts in it"
             )
         return Asked([_plain(line, where).strip() for where, line in found], None)
     entries = [_entry(line, where) for where, line in found]
@@ -166,7 +166,7 @@ def _entry(line: str, where: str) -> tuple[str, str]:
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(
-            f'{where}: {line.strip()[:60]!r} is no object with a "prompt": write '
+            f'{where}: {line.strip()[:60]!r} is not an object with a "prompt": write '
             '{"prompt": "a red apple"} on each line'
         ) from None
     return _plain(prompt, where), _plain(question, where)
@@ -218,7 +218,7 @@ def _plain(text: str, where: str) -> str:
         if unicodedata.category(letter) in {"Cc", "Cs"} or letter in _TURNS:
             raise ValueError(
                 f"{where} holds the control character U+{ord(letter):04X}, which terminals and "
-                "pages would act on: take it out"
+                "web pages would interpret: remove it"
             )
     return text
 
@@ -239,7 +239,8 @@ def read_picture(file: Path, size: Sequence[int], option: str) -> Tensor:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no picture of 8 bits a channel or 16 of grey; says what to give.
+        ValueError: it is not a picture with 8 bits per channel or 16 bits of grey; says what to
+            give.
     """
     from PIL import Image, ImageOps
 

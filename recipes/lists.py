@@ -1,4 +1,4 @@
-"""`steer models | rewards | methods | objectives | rules | cite`: what there is."""
+"""`steer models | rewards | methods | objectives | rules | cite`: lists of names."""
 
 from collections.abc import Mapping
 
@@ -23,11 +23,11 @@ READY = "ready"
 
 
 def models() -> None:
-    """List the models that come along."""
+    """List the models of the package."""
     import steer
 
     _print(steer.MODELS)
-    print("or any text-to-image pipeline of diffusers, by its folder or hub id: docs/models.md")
+    print("also any text-to-image pipeline of diffusers, by its folder or hub id: docs/models.md")
 
 
 def rewards_(check: bool = False) -> None:
@@ -42,12 +42,12 @@ def rewards_(check: bool = False) -> None:
         _print({name: _readiness(name) for name in rewards.NAMES})
         return
     _print(rewards.NAMES)
-    say("\nof rewards, as in 'min(clip, brightness)':")
+    say("\ncombinations of rewards, as in 'min(clip, brightness)':")
     _print(rewards.FUNCTIONS)
 
 
 def _readiness(name: str) -> str:
-    """Say whether a reward's weights are here."""
+    """Say whether a reward's weights are available."""
     from rewards.loading import missing
 
     if name == "remote":
@@ -57,14 +57,14 @@ def _readiness(name: str) -> str:
 
 
 STEPS = 16
-"""At which the calls of a step are counted."""
+"""The number of steps for which the calls of a step are counted."""
 
 
 def methods(names: bool = False) -> None:
     """List the sampling methods: what each samples, what it needs, and what it costs.
 
     Calls: network calls (NFE) a step and particle, at 16 steps; a gradient through the network
-    counts as one more. Law: what the particles are drawn from, weights included.
+        counts as one more. Law: the law of the particles, including their weights.
 
     Args:
         names: one line per method, without the columns.
@@ -96,7 +96,7 @@ def methods(names: bool = False) -> None:
 
 
 def _used(name: str) -> str:
-    """Say whether a method that does without a gradient takes one where there is one."""
+    """Say whether a method that needs no gradient uses one if there is one."""
     from steer.sampling.forecast import plan
 
     with_one, without = (plan(name, STEPS, differentiable=d)["nfe"] for d in (True, False))
@@ -116,7 +116,7 @@ def cite(name: str) -> None:
     print(bibtex(key for keys in chosen.values() for key in keys))
     ours = [one for one, keys in chosen.items() if not keys]
     if ours:
-        print(f"% nothing to cite for {', '.join(ours)}")
+        print(f"% no citation for {', '.join(ours)}")
 
 
 def objectives() -> None:

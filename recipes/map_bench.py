@@ -89,13 +89,13 @@ class PointsBench:
         """Return the floor of the distance."""
         floor = sum(r["floor"] for r in rows) / len(rows)
         return (
-            f"SW2 of two samples of the law itself: {floor:.3f}. Lookaheads: root mean square "
-            "distance to the true flow's end."
+            f"SW2 of two independent samples of the data: {floor:.3f}. Lookaheads: root mean "
+            "square distance to the true flow's end."
         )
 
 
 class FashionBench:
-    """Fashion-MNIST and a small U-Net; the judge that comes along says what a picture shows.
+    """Fashion-MNIST and a small U-Net; the judge of the package classifies the pictures.
 
     The lookahead is compared with the end of the velocity's own ODE, 32 Heun steps.
 
@@ -113,7 +113,7 @@ class FashionBench:
         self.teacher: Any = None
 
     def flow(self) -> Any:
-        """Return an untrained U-Net's flow, of the size of the model that comes along."""
+        """Return an untrained U-Net's flow, of the size of the package's model."""
         from steer.models.two_time import NetworkFlow, TwoTimeUNet
 
         source = self.source
@@ -179,7 +179,7 @@ class FashionBench:
     def note(self, rows: list[Mapping[str, Any]]) -> str:
         """Return what the columns are."""
         return (
-            "500 pictures a step count. Classes: the share that the judge puts in the class of "
-            "their prompt. Lookaheads: root mean square distance, in pictures of [-1, 1], to the "
-            "end of the guided velocity's ODE."
+            "500 pictures a step count. Classes: the fraction that the judge assigns to the class "
+            "of their prompt. Lookaheads: root mean square distance, in pictures of [-1, 1], to "
+            "the end of the guided velocity's ODE."
         )

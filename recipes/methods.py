@@ -35,7 +35,7 @@ TEMPERED = ("temperature", "strength")
 
 
 def method(name: str) -> Method:
-    """Return a method by its name, or one of one's own by `file.py:Name`.
+    """Return a method by its name, or your own by `file.py:Name`.
 
     Raises:
         ValueError: an unknown name, with the nearest ones; a file that has no such name, or
@@ -67,7 +67,7 @@ def tempered(name: str) -> bool:
 
 
 def steers(name: str) -> bool:
-    """Return whether a method looks at the reward before the end."""
+    """Return whether a method evaluates the reward before the end."""
     return method(name).steers
 
 

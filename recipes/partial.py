@@ -1,4 +1,4 @@
-"""What is finished of an unfinished run: kept beside its folder, so that it can go on."""
+"""What is finished of an unfinished run: kept next to its folder, so that it can be resumed."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -76,7 +76,8 @@ def free(out: Path, overwrite: bool) -> Path:
     Units that a run left which was killed when its folder was whole are removed.
 
     Raises:
-        FileExistsError: the folder exists, and `overwrite` is not set, or it is no run of ours.
+        FileExistsError: the folder exists, and `overwrite` is not set or no run of this package
+            wrote it.
         BlockingIOError: another process writes to it.
     """
     out = expanded(out)
@@ -201,7 +202,7 @@ class Partial:
         except FileNotFoundError:
             before = {}
         except ValueError as error:
-            self._say(f"{config} is damaged ({error}): what it stood for is done again")
+            self._say(f"{config} is damaged ({error}): its part is computed again")
             before = {}
         changed = changes(before, identity)
         finished = any(self.folder.glob("*.safetensors"))
@@ -210,7 +211,7 @@ class Partial:
             raise FileExistsError(
                 f"an interrupted run with other settings, prompts or files ({was}) is kept in "
                 f"{self.folder}: give its command again to finish it, choose another folder, or "
-                "say --overwrite to drop it"
+                "give --overwrite to delete it"
             )
         if changed:
             _clear(self.folder)
@@ -220,7 +221,7 @@ class Partial:
                 self.read(file.stem)
             except (safetensors.SafetensorError, ValueError) as error:
                 file.unlink()
-                self._say(f"{file} is damaged ({reason(error)}): it is dropped and done again")
+                self._say(f"{file} is damaged ({reason(error)}): it is deleted and computed again")
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
@@ -292,7 +293,7 @@ class Partial:
     def done(self, units: Sequence[Unit[Row]], work: Mapping[str, int]) -> str:
         """Say how much of the work is finished; nothing, where none is."""
         calls = sum(work[unit.name] for unit in units if self.has(unit.name))
-        return f", {calls} of them done already" if calls else ""
+        return f", {calls} of them already finished" if calls else ""
 
     def gathered(self, units: Sequence[Unit[Row]]) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Put the units of one row together again: tensors (prompts, seeds, ...), mean notes."""

@@ -1,4 +1,4 @@
-"""`steer plot`: draw the plots of a run folder again, for a dark page or as vectors."""
+"""`steer plot`: draw the plots of a run folder again, with a dark theme or as SVG."""
 
 import json
 from functools import partial
@@ -39,13 +39,13 @@ def plot(
     found = next((file for file in (figures, entries) if file.is_file()), None)
     if found is None:
         raise FileNotFoundError(
-            f"{run} holds neither figures.json nor front.json: give the folder of steer compare, "
-            "or of steer finetune with a sweep"
+            f"{run} contains neither figures.json nor front.json: give the folder of steer "
+            "compare, or of steer finetune with a sweep"
         )
     try:
         numbers = json.loads(found.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{found} is no JSON ({error}): run its command again") from error
+        raise ValueError(f"{found} is not JSON ({error}): run its command again") from error
     folder.mkdir(parents=True, exist_ok=True)
     if found == figures:
         made = plot_compared(numbers, folder, theme, formats, suffix)

@@ -88,9 +88,9 @@ def sample(
     """Sample pictures that a reward likes, and write them to a run folder.
 
     The folder holds config.yaml, images/, grid.png (unguided beside guided, same seeds; with
-    adapters the base's as well), scores.jsonl and metrics.json. It appears whole or not at all; a
-    run that was interrupted goes on where it stopped when the same command is given again, and
-    one that is finished is left as it is.
+    adapters the base's as well), scores.jsonl and metrics.json. It is written atomically; an
+    interrupted run resumes when the same command is given again, and a finished run is not
+    changed.
 
     Args:
         model: a name that `steer models` lists, a folder, a hub id, or file.py:Name.
@@ -194,8 +194,8 @@ def sample(
     if listed is not None and listed.reward_prompts is not None:
         if reward_prompt is not None:
             raise ValueError(
-                f"{prompts_file} says what the reward is asked, and so does reward_prompt: leave "
-                "one of them out"
+                f"{prompts_file} has prompts for the reward, and so has reward_prompt: leave one "
+                "of them out"
             )
         asked = listed.reward_prompts
     reward = reward_of(model, reward)
@@ -208,7 +208,7 @@ def sample(
         "settings": {k: v for k, v in settings.items() if k not in ("overwrite", "batch_size")},
     }
     if crew.told(lambda: not overwrite and is_finished(out, identity)):
-        screen.print(f"{out} is finished: see grid.png in it, or say --overwrite to draw it again")
+        screen.print(f"{out} is finished: see grid.png in it, or give --overwrite to run it again")
         return expanded(out)
     out = crew.told(lambda: free(out, overwrite))
     given = {

@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Name", "Source", "source_of"]
 
 Name = Literal["emoji", "fashion"]
-"""Data sets that come along."""
+"""Data sets of the package."""
 
 EMOJI = """blue apple|purple fox|green cat|red frog|blue pizza|red apple|green apple|fox|cat|
 panda|tiger|elephant|penguin|frog|octopus|butterfly|strawberry|watermelon|banana|carrot|hamburger|
@@ -43,13 +43,13 @@ class Source:
 def source_of(
     name: str, recoloured: float = 0.3, shift: int = 2, folder: Path | None = None
 ) -> Source:
-    """Return a data set that comes along.
+    """Return a data set of the package.
 
     Args:
         name: "emoji" or "fashion".
         recoloured: share of emoji that are turned to another colour, which their caption names.
         shift: largest random shift of an emoji, in pixels.
-        folder: fashion's published files; None: the part that comes along.
+        folder: fashion's published files; None: the pictures of the package.
     """
     return _fashion(folder) if name == "fashion" else _emoji(recoloured, shift)
 

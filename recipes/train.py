@@ -56,8 +56,8 @@ def train(
 ) -> None:
     """Train a two-time network: its velocity, then the map of the guided velocity.
 
-    A run that stopped goes on from its last checkpoint when it is started again, and ends with
-    the weights that it would have had. The finished model is `OUT/map`, for `steer.load`.
+    An interrupted run resumes from its last checkpoint when it is started again, and gives the
+    weights of an uninterrupted run. The finished model is `OUT/map`, for `steer.load`.
 
     Args:
         out: the run's folder.
@@ -179,9 +179,8 @@ def _velocity(source: Source, settings: dict[str, Any]) -> tuple[Any, Any]:
         begun: Any = load(settings["start"]).train().requires_grad_(True)
         if begun.network.config != flow.network.config:
             raise ValueError(
-                f"the velocity in {settings['start']} has another network or other words "
-                "than this run's settings: give the channels, blocks and width that it was "
-                "made with"
+                f"the velocity in {settings['start']} has another network or vocabulary than this "
+                "run's settings: give the channels, blocks and width that it was trained with"
             )
         flow = begun
     return flow, FlowMatching()

@@ -30,8 +30,8 @@ def train_clip(
     """Train a small open_clip model on the emoji captions, held-out pairs left out.
 
     Random crops, turns, flips, colour jitter, blur and noise, or its gradient would be adversarial
-    noise. A run that stopped goes on from its last checkpoint. The finished model is a folder
-    that `rewards.load("clip:model=OUT")` reads, as it reads any open_clip checkpoint.
+    noise. An interrupted run resumes from its last checkpoint. The finished model is a folder that
+    `rewards.load("clip:model=OUT")` reads, as it reads any open_clip checkpoint.
 
     Args:
         out: the run's folder.

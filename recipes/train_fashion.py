@@ -76,7 +76,7 @@ def train_fashion(
 
     Args:
         out: the run's folder: `reward` and `judge` in it.
-        folder: the published files. Default: the 2,000 training pictures that come along.
+        folder: the published files. Default: the 2,000 training pictures of the package.
         steps: length of each run.
         rate: learning rate.
         save_every: steps between checkpoints.

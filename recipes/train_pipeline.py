@@ -3,7 +3,7 @@
     python -m recipes.train_pipeline --config recipes/configs/train_emoji_diffusers.yaml
 
 The result is an ordinary diffusers folder, OUT/pipeline, with the second time beside it: for
-`steer.load`, and for diffusers' own `from_pretrained`. A run that stopped goes on when the same
+`steer.load`, and for diffusers' own `from_pretrained`. An interrupted run resumes when the same
 command is given again.
 """
 

@@ -64,8 +64,8 @@ def evaluate_tuned(
     """Compare adapters with their base, and with guidance at equal network calls.
 
     Every row has the same noise for the same prompt and seed. The folder holds table.md,
-    metrics.json, front.png, sheet.png and config.yaml. It appears whole or not at all; an
-    interrupted comparison goes on where it stopped when the same command is given again.
+    metrics.json, front.png, sheet.png and config.yaml. It is written atomically; an interrupted
+    comparison resumes when the same command is given again.
 
     Args:
         lora: one or more folders of adapters, or a mapping name -> folder.
@@ -241,14 +241,16 @@ def _tuned_for(folders: Mapping[str, Path]) -> tuple[str, steer.Reward]:
     said = {name: read_metadata(folder).get("reward") for name, folder in folders.items()}
     if len({json.dumps(text) for text in said.values()}) > 1 or None in said.values():
         texts = ", ".join(f"{name}: {_short(r)}" for name, r in said.items())
-        raise ValueError(f"which reward? The adapters name no single one ({texts}): give --reward")
+        raise ValueError(
+            f"which reward? The adapters do not name a single one ({texts}): give --reward"
+        )
     name, text = next(iter(said.items()))
     try:
         return str(text), load_plain(str(text))
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{folders[name]} says that it was tuned for {_short(text)}, and {reason(error)}: "
-            "what a file names is not imported, run or fetched; if you want it, say --reward"
+            "names in a file are not imported, run or downloaded; if you want it, give --reward"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""How `steer eval --lora` draws and measures: the same noise for all rows."""
+"""How `steer eval --lora` samples and measures: the same noise for all rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,7 +51,7 @@ class Bench:
         return self.adapters[row.adapter].at(row.scale) if row.adapter else self.flow
 
     def drawn(self, row: Row) -> int:
-        """Return how many particles of a prompt are drawn at once."""
+        """Return how many particles of a prompt are sampled at once."""
         return row.count * (1 if tempered(row.method) else self.particles)
 
     def size(self, row: Row) -> int:
@@ -73,7 +73,10 @@ class Bench:
             progress=False, **row.options,
         )  # fmt: skip
         if result.images is None:
-            raise ValueError("this model decodes to no pictures (n, 3, h, w): nothing to compare")
+            raise ValueError(
+                "this model does not decode to pictures (n, 3, h, w), so there is nothing to "
+                "compare"
+            )
         images = result.images
         if row.count > 1:
             kept = drawn // row.count

@@ -27,7 +27,7 @@ SHOWN = 8  # columns of the sheet
 
 @dataclass(frozen=True)
 class Measured:
-    """What a row measured: tensors (prompts, seeds * k, ...), and what a picture cost."""
+    """The measurements of a row: tensors (prompts, seeds * k, ...), and what a picture cost."""
 
     tensors: dict[str, Tensor]
     nfe: float

@@ -1,4 +1,4 @@
-"""What `steer eval --lora` draws: base, tuned and guided, beside what costs as many calls."""
+"""The rows of `steer eval --lora`: base, tuned and guided, beside what costs as many calls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -62,7 +62,7 @@ def rows_of(
     guided_tuned: bool = False,
     flow: FlowMap | None = None,
 ) -> list[Row]:
-    """Return what is to be drawn, and the base by as many steps as each of it.
+    """Return the rows to sample, and the base with the number of steps of each.
 
     A best-of-n without `particles` has as many candidates as each number of steps has network
     calls. A method that steers without weights stands beside each number of steps as well, with
@@ -107,7 +107,7 @@ def rows_of(
             continue
         if one.particles != 4:
             raise ValueError(
-                f"every particle of {one.method!r} is a picture of its own: say how many with "
+                f"each particle of {one.method!r} is a separate picture: set their number with "
                 "particles, not in the list of guidance"
             )
         rows.append(made)

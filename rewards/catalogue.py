@@ -1,4 +1,4 @@
-"""What rewards there are: a line each, and where they live. Needs no torch."""
+"""Every reward with one line and its place in the code. Needs no torch."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,7 +10,7 @@ PLACES = {
         "models.clip:Clip",
         "cosine similarity of picture and prompt, by an open_clip model",
     ),
-    "colour": ("pixels.colour:Colour", "how near the drawing is to a named colour (name=red)"),
+    "colour": ("pixels.colour:Colour", "closeness of the drawing to a named colour (name=red)"),
     "brightness": ("pixels.colour:Brightness", "mean luma, from 0 (black) to 1 (white)"),
     "contrast": ("pixels.tone:Contrast", "standard deviation of luma, from 0 to 0.5"),
     "saturation": ("pixels.tone:Saturation", "mean chroma of the drawing, from 0 to 1"),
@@ -18,15 +18,15 @@ PLACES = {
     "smoothness": ("pixels.tone:Smoothness", "minus the total variation, from -1 to 0"),
     "symmetry": (
         "pixels.form:Symmetry",
-        "how alike the halves are, from -1 to 0 (axis=vertical or horizontal)",
+        "similarity of the two halves, from -1 to 0 (axis=vertical or horizontal)",
     ),
     "antisymmetry": (
         "pixels.form:Antisymmetry",
-        "how far the halves are negatives, from 0 to 1 (axis=vertical or horizontal)",
+        "how far each half is the other's negative, from 0 to 1 (axis=vertical or horizontal)",
     ),
     "layout": (
         "pixels.form:Layout",
-        "share of the ink inside region=left, right, top, bottom, centre, or inside mask=FILE",
+        "fraction of the ink inside region=left, right, top, bottom, centre, or inside mask=FILE",
     ),
     "similarity": (
         "pixels.reference:Similarity",
@@ -48,23 +48,23 @@ PLACES = {
     "siglip": ("models.siglip:Siglip", "cosine of picture and prompt by SigLIP 1 or 2"),
     "pickscore": (
         "models.pickscore:PickScore",
-        "which picture people pick for a prompt, about 16 to 26",
+        "human preference for a picture, given a prompt; about 16 to 26",
     ),
     "hpsv2": (
         "models.hpsv2:HPSv2",
-        "which picture people prefer for a prompt, about .2 to .35 (version=2.1 or 2.0)",
+        "human preference for a picture, given a prompt; about .2 to .35 (version=2.1 or 2.0)",
     ),
     "imagereward": (
         "models.imagereward:ImageReward",
-        "how well people find a picture and its fit to the prompt, about -2.5 to 2.5",
+        "human rating of a picture and its fit to the prompt; about -2.5 to 2.5",
     ),
     "mps": (
         "models.mps:MPS",
-        "how people prefer a picture for a prompt under a condition",
+        "human preference for a picture, given a prompt and a criterion",
     ),
     "aesthetic": (
         "models.aesthetic:Aesthetic",
-        "LAION's mark for beauty, about 1 to 10; asks for no prompt",
+        "LAION's aesthetic score, about 1 to 10; needs no prompt",
     ),
     "vqa": (
         "models.vqa:VQA",
@@ -80,7 +80,7 @@ PLACES = {
     ),
     "lpips": ("models.lpips:Lpips", "minus the perceptual distance to image=FILE"),
     "dino": ("models.dino:Dino", "cosine of self-supervised features with those of image=FILE"),
-    "remote": ("serving.remote:Remote", "what a server of rewards says (url=http://HOST:PORT)"),
+    "remote": ("serving.remote:Remote", "score of a reward server (url=http://HOST:PORT)"),
 }
 """Name -> module:class below this package, and one line."""
 
@@ -91,19 +91,31 @@ GROUP = "flowsteer.rewards"
 """The entry-point group in which other packages offer rewards."""
 
 FUNCTION_PLACES = {
-    "min": ("combine.algebra:Minimum", "the least of some rewards (smooth=WIDTH)"),
-    "product": ("combine.algebra:Product", "log of the chance that all accept (at=, width=)"),
-    "capped": ("combine.algebra:Capped", "a reward that is content with a target (at=, soft=)"),
-    "ensemble": ("combine.algebra:Ensemble", "the mean less the disagreement (penalty=)"),
-    "placed": ("combine.placed:Placed", "on a device of its own (device=cuda:1)"),
-    "normalised": ("combine.normalised:Normalised", "scaled by what the run has seen (decay=)"),
+    "min": ("combine.algebra:Minimum", "the smallest of several rewards (smooth=WIDTH)"),
+    "product": (
+        "combine.algebra:Product",
+        "log-probability that all rewards accept (at=, width=)",
+    ),
+    "capped": (
+        "combine.algebra:Capped",
+        "a reward that does not grow beyond a target (at=, soft=)",
+    ),
+    "ensemble": (
+        "combine.algebra:Ensemble",
+        "the mean minus a penalty on the disagreement (penalty=)",
+    ),
+    "placed": ("combine.placed:Placed", "on its own device (device=cuda:1)"),
+    "normalised": (
+        "combine.normalised:Normalised",
+        "standardised by the scores of the run (decay=)",
+    ),
     "augmented": (
         "combine.augment:Augmented",
         "the mean over random crops, flips and noise (views=, crop=, flip=, noise=, seed=)",
     ),
-    "batched": ("combine.algebra:Batched", "in micro-batches, for memory (size=)"),
+    "batched": ("combine.algebra:Batched", "in micro-batches, to save memory (size=)"),
 }
-"""Likewise for what makes a reward of rewards."""
+"""The same for rewards that combine rewards."""
 
 FUNCTIONS: Mapping[str, str] = MappingProxyType(
     {name: line for name, (_, line) in FUNCTION_PLACES.items()}

@@ -111,8 +111,8 @@ def written_options(written: str | None, name: str) -> dict[str, Any]:
             out[key.strip()] = value if value.startswith("#") else yaml.safe_load(value)
         except yaml.YAMLError:
             raise ValueError(
-                f"option {pair!r} of reward {name!r}: {value!r} is no plain value, as 3, red or "
-                "'in quotes' are"
+                f"option {pair!r} of reward {name!r}: {value!r} is not a plain value, such as 3, "
+                "red or 'in quotes'"
             ) from None
     return out
 

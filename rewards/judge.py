@@ -1,8 +1,8 @@
-"""The held-out judge: what says "better" when the reward has been optimised.
+"""The held-out judge: it measures picture quality independently of the optimised reward.
 
 It shares nothing with the reward `clip`: a convolutional network with hashed character n-grams for
 its text, another seed, other augmentations, and the pairs that all other training leaves out. It
-has no gradient on purpose and stands in no list of rewards: nothing is guided or tuned by it.
+deliberately has no gradient and is in no list of rewards: it is never used for guidance or tuning.
 """
 
 import json
@@ -114,12 +114,12 @@ class Judge(Reward):
     """`cos(image, text)` by the judge's network, in [-1, 1]. No gradient.
 
     Args:
-        folder: where its config.json and model.safetensors are, or hf://owner/name@revision.
-            Default: the ones that come along.
+        folder: the folder with its config.json and model.safetensors, or hf://owner/name@revision.
+            Default: that of the package.
 
     Raises:
         FileNotFoundError: the folder lacks one of them.
-        ValueError: the weights are not whole, or not this network's.
+        ValueError: the weights are incomplete, or belong to another network.
     """
 
     differentiable = False
@@ -147,8 +147,8 @@ class Judge(Reward):
             self.network.load_state_dict({k: v.float() for k, v in state.items()})
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(
-                f"{folder / 'model.safetensors'} is not whole, or not this judge's: {error}. "
-                "Reinstall the package, or train the judge again"
+                f"{folder / 'model.safetensors'} is incomplete, or belongs to another judge: "
+                f"{error}. Reinstall the package, or train the judge again"
             ) from error
         self.network.requires_grad_(False).eval()
 

@@ -1,4 +1,4 @@
-"""From a text to a reward: our names, functions of rewards, files, dotted paths, servers."""
+"""Rewards from text: names, functions of rewards, files, dotted paths, servers."""
 
 import importlib
 import inspect
@@ -31,7 +31,7 @@ _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)(?::(?P<options>.*))?")
 
 
 def load(spec: str, **options: Any) -> Reward:
-    """Make a reward of a text.
+    """Make a reward from a text.
 
     Args:
         spec: a name of `NAMES` ("clip"), with options after a colon ("colour:name=red"), a
@@ -42,9 +42,9 @@ def load(spec: str, **options: Any) -> Reward:
         options: more options, for a single reward.
 
     Raises:
-        ValueError: an unknown name or option; the message has the nearest ones.
+        ValueError: an unknown name or option; the message has similar ones.
         FileNotFoundError: no such file.
-        TypeError: what was found is not callable.
+        TypeError: the object is not callable.
     """
     try:
         return _sum(spec, options)()
@@ -56,10 +56,10 @@ def load(spec: str, **options: Any) -> Reward:
 
 
 def load_plain(spec: str) -> Reward:
-    """Make a reward of a text that stands in a file: of those that come along, nothing else.
+    """Make a reward from a text in a data file: only rewards of the package are allowed.
 
-    Nothing is imported, run, opened or fetched because the text names it: one that comes along
-    without its weights is made where these are on this machine already.
+    Nothing is imported, run, opened or downloaded because the text names it. A reward with
+    published weights is made only if they are already on this machine.
 
     Args:
         spec: names of `NAMES` but `remote`, in sums and functions, with options that are numbers
@@ -209,7 +209,7 @@ def _find(name: str) -> Any:
         return _find(name.lower())
     if name in FUNCTION_PLACES:
         raise ValueError(
-            f"{name!r} makes a reward of rewards: write {name}(clip), or {name}(clip, brightness)"
+            f"{name!r} combines rewards: write {name}(clip), or {name}(clip, brightness)"
         )
     raise ValueError(
         f"unknown reward {name!r}: {hint(name, known)}Known: {', '.join(sorted(known))}; or give "
@@ -232,5 +232,5 @@ def _make(found: Any, name: str, options: dict[str, Any]) -> Reward:
             )
         found = _called(found, name, **options)
     elif options:
-        raise ValueError(f"reward {name!r} is no class, so it takes no options: leave them out")
+        raise ValueError(f"reward {name!r} is not a class, so it takes no options: leave them out")
     return wrap(found)

@@ -1,4 +1,4 @@
-"""A contract that every reward should keep: inherit it in your tests.
+"""Tests that every reward should pass: inherit them in your tests.
 
 from rewards.testing import RewardContract
 
@@ -19,7 +19,7 @@ __all__ = ["RewardContract"]
 
 
 class RewardContract:
-    """The tests: subclass, give `create_reward`, and `prompts` where the reward wants some."""
+    """The tests: subclass it, define `create_reward`, and `prompts` if the reward needs them."""
 
     n = 5
     tolerance = 1e-5

@@ -50,13 +50,13 @@ IMAGES = {"batch", "image", "images", "img", "imgs", "pictures", "pixels", "x"}
 def refuse_size(text: str) -> None:
     """Raise a ValueError for a text that no one would write."""
     if len(text) > LONGEST:
-        raise ValueError(f"it has {len(text)} letters, and {LONGEST} are the most")
+        raise ValueError(f"it has {len(text)} letters, more than the limit of {LONGEST}")
 
 
 def refuse_unknown(name: str) -> None:
-    """Raise a ValueError for what is no name of a reward that comes along."""
+    """Raise a ValueError for a name that is not a reward of the package."""
     if name not in NAMES or name == "remote":
-        raise ValueError(f"{name[:60]!r} is no reward that comes along")
+        raise ValueError(f"{name[:60]!r} is not a reward of the package")
 
 
 def refuse_options(options: Mapping[str, Any]) -> None:
@@ -119,9 +119,9 @@ def refuse_shape(found: Any, name: str) -> None:
         return
     kind = "class" if isinstance(found, type) else type(found).__name__
     raise ValueError(
-        f"{name!r} is no reward but a {kind} that takes no images, so it was not called: a dotted "
-        "path gives a steer.Reward, or a function f(images) or f(images, prompts) whose first "
-        "parameter is called images; put one around it into a file of yours, file.py:Name"
+        f"{name!r} is not a reward but a {kind} that takes no images, so it was not called: a "
+        "dotted path gives a steer.Reward, or a function f(images) or f(images, prompts) whose "
+        "first parameter is called images; wrap it in a file of your own, file.py:Name"
     )
 
 

@@ -46,9 +46,9 @@ class Ceiling:
             return
         self._told = True
         warnings.warn(
-            f"out of memory at {before} rows a call: going on with {self.rows}, which changes no "
-            f"picture. To begin so, give batch_size={self.rows} (--batch-size); `steer plan` says "
-            "what else saves memory",
+            f"out of memory at {before} rows a call: continuing with {self.rows}, which does not "
+            f"change the pictures. To start with this number, give batch_size={self.rows} "
+            "(--batch-size); `steer plan` shows other ways to save memory",
             stacklevel=2,
         )
 

@@ -1,8 +1,8 @@
-"""The doors out of the library's ground, opened at run time by what a user gives or asks for.
+"""Entry points to optional packages, which are imported when a user's arguments need them.
 
-A live diffusers pipeline opens the one to `steer.backends`, a reward's text the one to `rewards`,
-a comparison or a plot the one to `recipes`. Nothing else in here imports them, and nothing that
-a file names comes this way.
+A diffusers pipeline needs `steer.backends`, a reward given as text needs `rewards`, a comparison
+or a plot needs `recipes`. Nothing else in this package imports them, and names in data files are
+never resolved here.
 """
 
 import importlib
@@ -30,10 +30,10 @@ def is_pipeline(model: Any) -> bool:
 
 
 def as_flow(model: Any) -> FlowMap:
-    """Return a flow map of whatever a user steers: a flow as it is, a live pipeline seen as one.
+    """Return the model as a flow map: a flow unchanged, a diffusers pipeline wrapped as a flow.
 
     Raises:
-        TypeError: it is neither; says how to make it one.
+        TypeError: it is neither; the message says how to make it one.
     """
     if isinstance(model, FlowMap):
         return model
@@ -48,11 +48,11 @@ def as_flow(model: Any) -> FlowMap:
 
 
 def as_reward(reward: Any, device: Any = None) -> Reward:
-    """Return a reward of whatever a user gives: a reward, a callable, or a reward's text.
+    """Return a reward from a reward, a callable, or a reward's text.
 
     Args:
         reward: "0.5*clip + colour:name=red" and the like go through `rewards.load`.
-        device: where a reward that is made here goes.
+        device: device for a reward that is created here.
     """
     if not isinstance(reward, str):
         return wrap(reward)
@@ -66,15 +66,15 @@ def plot_front(front: Sequence[Mapping[str, Any]], out: Path) -> None:
 
 
 def compare(model: Any, reward: Any, **options: Any) -> "Report":
-    """Compare sampling methods at equal network calls: `steer compare`, on a model that is there.
+    """Compare sampling methods at equal network calls: `steer compare`, with a model object.
 
     Args:
-        model: a flow map, a live pipeline, or whatever `steer compare --model` takes.
+        model: a flow map, a diffusers pipeline, or anything that `steer compare --model` takes.
         reward: its text, see `rewards.load`.
-        **options: those of the command, by their names: judge, prompts, methods, seeds, out.
+        **options: options of the command, by name: judge, prompts, methods, seeds, out.
 
     Returns:
-        The folder with the table, the figures, the plots and the pictures; a notebook shows it.
+        The folder with the table, the figures, the plots and the pictures; a notebook displays it.
     """
     from steer.shown import Report
 
@@ -86,12 +86,12 @@ def evaluate(model: Any, lora: Any, **options: Any) -> "Report":
     """Compare adapters with their base and with guidance: `steer eval --lora`, on a model.
 
     Args:
-        model: a flow map, a live pipeline, or whatever `steer eval --model` takes.
+        model: a flow map, a diffusers pipeline, or anything that `steer eval --model` takes.
         lora: folders of adapters that were made for it: one, several, or name -> folder.
-        **options: those of the command, by their names: reward, prompts, particles, steps, out.
+        **options: options of the command, by name: reward, prompts, particles, steps, out.
 
     Returns:
-        The folder with the table, the figures, the plots and the pictures; a notebook shows it.
+        The folder with the table, the figures, the plots and the pictures; a notebook displays it.
     """
     from steer.shown import Report
 

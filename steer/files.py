@@ -1,4 +1,4 @@
-"""Files and run folders: whole or absent, never over what no run of ours wrote."""
+"""Files and run folders: written atomically, never over files of other programs."""
 
 import json
 import math
@@ -84,12 +84,14 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     """Return a path with the home folder for `~`: the one place where that is done.
 
     Raises:
-        ValueError: the home of somebody who is not known here.
+        ValueError: the home of a user who does not exist on this machine.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise ValueError(f"{os.fspath(path)}: nobody of that name has a home here") from None
+        raise ValueError(
+            f"{os.fspath(path)}: there is no user of that name on this machine"
+        ) from None
 
 
 @contextmanager
@@ -102,7 +104,8 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     process left half done is put in order first.
 
     Raises:
-        FileExistsError: the folder exists, and `overwrite` is not set, or it is no run of ours.
+        FileExistsError: the folder exists, and `overwrite` is not set or no run of this package
+            wrote it.
         BlockingIOError: another process writes to it.
     """
     refuse_existing(folder, overwrite)
@@ -146,7 +149,7 @@ def _recover(place: Path, old: Path) -> None:
 
 
 def refuse_existing(folder: Path, overwrite: bool, *, held: bool = False) -> None:
-    """Raise if there is something that would be overwritten unasked, or that no run of ours wrote.
+    """Raise if something would be overwritten without `overwrite`, or is not a run's.
 
     The one place where that is decided. A folder that is empty may be replaced.
 
@@ -170,13 +173,13 @@ def refuse_existing(folder: Path, overwrite: bool, *, held: bool = False) -> Non
         return
     if not overwrite:
         raise FileExistsError(
-            f"{folder} exists already, and is left as it is: choose another folder, or say "
-            "overwrite (--overwrite on the command line)"
+            f"{folder} exists already and is not changed: choose another folder, or set overwrite "
+            "(--overwrite on the command line)"
         )
     found = _strange(place)
     if found:
         raise FileExistsError(
-            f"{folder} is left as it is, though overwrite was said: {found}; choose another "
+            f"{folder} is not changed, although overwrite was set: {found}; choose another "
             "folder, or move that away yourself"
         )
 
@@ -184,12 +187,12 @@ def refuse_existing(folder: Path, overwrite: bool, *, held: bool = False) -> Non
 def _strange(place: Path) -> str:
     """Say what keeps a folder from being replaced; nothing where all in it is a run of ours."""
     if not place.is_dir():
-        return "it is no folder"
+        return "it is not a folder"
     whole = place.resolve()
     if Path.cwd().is_relative_to(whole):
-        return "it is the folder that you are in, or holds it"
+        return "it is the current folder, or contains it"
     if Path.home().resolve().is_relative_to(whole):
-        return "it is your home folder, or holds it"
+        return "it is your home folder, or contains it"
     names = list(islice(_named(whole.iterdir()), 5))
     if not names:
         return ""
@@ -197,7 +200,7 @@ def _strange(place: Path) -> str:
         kind for kind, (marks, _) in RUNS.items() if all((whole / m).is_file() for m in marks)
     ]
     if not kinds:
-        return f"it holds no run of flowsteer, but {_few(names)}"
+        return f"it contains no run of flowsteer, but {_few(names)}"
     known = {name for kind in kinds for part in RUNS[kind] for name in part}
     others = (
         path.relative_to(whole).as_posix()
@@ -206,7 +209,7 @@ def _strange(place: Path) -> str:
         and not any(fnmatchcase(path.name, name) for name in _ANYWHERE)
     )
     found = list(islice(others, 5))
-    return f"beside {kinds[0]} it holds {_few(found)}, which no run of flowsteer wrote" * bool(
+    return f"beside {kinds[0]} it contains {_few(found)}, which no run of flowsteer wrote" * bool(
         found
     )
 
@@ -229,7 +232,7 @@ def _leaves(folder: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all, whatever happens."""
+    """Write a file atomically, also if the process is killed."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with scratch.open("wb") as file:
@@ -243,7 +246,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what writes left in a folder that were killed: nobody must be writing there."""
+    """Remove files of killed writes from a folder; no other process may be writing there."""
     for file in folder.rglob(_SCRATCH):
         file.unlink(missing_ok=True)
 

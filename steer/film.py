@@ -1,4 +1,4 @@
-"""`Film`: what a sampling run saw on the way, as a filmstrip and as an animation."""
+"""`Film`: the lookaheads of a sampling run, as a filmstrip and as an animation."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,8 @@ class Frame(NamedTuple):
 
     Attributes:
         time: where the particles are; 0 is noise, 1 data.
-        images: the clean pictures they are heading to, (k, 3, h, w) as bytes.
-        rewards: of the particles, (k,); NaN where nothing is seen yet.
+        images: their lookaheads, (k, 3, h, w) as bytes.
+        rewards: of the particles, (k,); NaN before the first evaluation.
     """
 
     time: float
@@ -38,11 +38,11 @@ class Frame(NamedTuple):
 
 
 class Film:
-    """Keep the lookaheads `X(t,1,x_t)` of a run, of one prompt's first particles: a callback.
+    """A callback that records the lookaheads `X(t,1,x_t)` of the first particles of one prompt.
 
-    A method that looks ahead has seen them already, and a frame costs one decoding. One that
-    does not (`none`, `best-of-n`, `reno`, `noise-smc`) costs a network call a frame as well,
-    which no count of the run includes.
+    If the method computes lookaheads itself, a frame costs one decoding. If it does not (`none`,
+    `best-of-n`, `reno`, `noise-smc`), a frame also costs a network call, which is not included in
+    the counts of the run.
 
     >>> import steer
     >>> flow = steer.load("emoji")
@@ -53,7 +53,7 @@ class Film:
 
     Args:
         flow: the flow map or pipeline that is sampled.
-        prompts: those given to `steer.sample`; the first is filmed.
+        prompts: those given to `steer.sample`; the first is recorded.
         particles: how many of its particles.
 
     Attributes:
@@ -99,7 +99,7 @@ class Film:
         reward = first(population.reward, 0)
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
-                f"a film wants pictures (n, 3, h, w), and this flow decodes to "
+                "a film needs pictures (n, 3, h, w), and this flow decodes to "
                 f"{tuple(images.shape)}: leave the film out"
             )
         pixels = images.float().clamp(0, 1).mul(255).round().byte().cpu()
@@ -121,15 +121,15 @@ class Film:
         return film
 
     def strip(self, particle: int | None = None, columns: int = COLUMNS) -> Image.Image:
-        """Return the lookaheads of one particle from left to right: `filmstrip` of this alone."""
+        """Return the lookaheads of one particle from left to right: `filmstrip` of this film."""
         return filmstrip({"": self}, particle, columns)
 
     def gif(self, out: str | Path, milliseconds: int = 200) -> Path:
-        """Write the run as an animated GIF, whole or not: `animation` of this alone.
+        """Write the run as an animated GIF, atomically: `animation` of this film.
 
         Args:
             out: the file.
-            milliseconds: each step is shown.
+            milliseconds: how long each step is shown.
         """
         out = expanded(out)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ class Film:
         return out
 
     def save(self, out: str | Path) -> Path:
-        """Write the filmstrip as a PNG, whole or not."""
+        """Write the filmstrip as a PNG, atomically."""
         out = expanded(out)
         save_picture(self.strip(), out)
         return out
@@ -162,12 +162,13 @@ class Film:
 def filmstrip(
     films: Mapping[str, Film], particle: int | None = None, columns: int = COLUMNS
 ) -> Image.Image:
-    """Draw what runs of the same seed saw on the way, a row each, time from left to right.
+    """Draw the lookaheads of runs with the same seed, one row per run, time from left to right.
 
     Args:
-        films: title -> film. With one film an empty title leaves no line for it.
-        particle: which; the default is the one with the highest reward in the last film's end.
-        columns: pictures a row: evenly spaced steps, the last always.
+        films: title -> film. If the only title is empty, there is no line for it.
+        particle: index of the particle. Default: the one with the highest final reward in the last
+            film.
+        columns: pictures per row: evenly spaced steps, including the last.
 
     Raises:
         ValueError: a film without a frame, or no such particle.
@@ -188,11 +189,11 @@ def filmstrip(
 def animation(
     films: Mapping[str, Film], milliseconds: int = 200, size: int | None = None
 ) -> bytes:
-    """Return an animated GIF of runs of the same seeds, a row each; the end stays two seconds.
+    """Return an animated GIF of runs with the same seeds, one row per run.
 
     Args:
         films: title -> film.
-        milliseconds: each step is shown.
+        milliseconds: how long each step is shown.
         size: the side of a picture in pixels. Default: as in grids.
 
     Raises:
@@ -268,7 +269,7 @@ def _pages(films: Mapping[str, Film], size: int | None) -> list[Image.Image]:
 def _frames(film: Film) -> list[Frame]:
     if not film.frames:
         raise ValueError(
-            "this film has no frame yet: give it to steer.sample(..., callback=film) first"
+            "this film has no frames yet: pass it to steer.sample(..., callback=film) first"
         )
     return film.frames
 

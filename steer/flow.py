@@ -1,8 +1,8 @@
-"""The flow map: one object that is velocity, denoiser, score and jump.
+"""The flow map: one object for velocity, denoiser, score and jump.
 
 Along `x_t = alpha_t x_0 + beta_t x_1` the probability flow is `dx/dt = b_t(x)`, and the flow map
-`X(s,t,x)` carries a point of it from time s to time t (Boffi et al. 2024, arXiv 2406.07507).
-The rules that it obeys are theory (6, 7, 8) of docs/theory.md.
+`X(s,t,x)` carries a point of it from time s to time t (Boffi et al. 2024, arXiv 2406.07507). It
+satisfies theory (6, 7, 8) of docs/theory.md.
 """
 
 import copy
@@ -22,24 +22,25 @@ __all__ = ["FlowMap", "Wrapped", "composed", "device_of", "flat_prompts", "log_d
 class FlowMap(nn.Module):
     """A flow map on events of shape `event_shape`.
 
-    A subclass sets `path` and `event_shape` in its `__init__` and gives `velocity` and `jump`;
-    `given`, `decode`, `encode` and `log_prob` where it has them; `denoiser` where it holds more
+    A subclass sets `path` and `event_shape` in its `__init__` and defines `velocity` and `jump`;
+    optionally `given`, `decode`, `encode` and `log_prob`; and `denoiser` if it contains more
     modules than the one that velocity and jump call. Times are floats or tensors () or (n,).
 
     Attributes:
         path: the coefficients of the interpolation.
         event_shape: the shape of one x, without the batch axis.
-        evaluations: network evaluations of one velocity or jump: 1, or 2 where it mixes two. A
-            flow whose jumps take several overrides `calls`.
+        evaluations: network evaluations of one velocity or jump: 1, or 2 if it mixes two. A flow
+            whose jumps need several overrides `calls`.
         kind: "two-time" for a map between any two times, "one-jump" for a student whose jumps all
             lead through its one-call picture, "velocity" for a velocity whose jumps integrate it.
-        churn: how far its own sampler jumps past each time and re-noises back, see `steer.Jump`.
-        name: what people call it; adapters note it as their base.
-        adapter_targets: ends of the names of the layers that adapters go on where nothing else is
-            said; none: every layer that can have them.
-        posterior_map: its posterior map, `steer.PosteriorMap`, prompts bound, where it has one.
-        component: what a diffusers pipeline calls this flow's denoiser, where it is one's: its
-            adapters are written for the pipeline's own loader too.
+        churn: how far its own sampler jumps beyond the next time before it re-noises, see
+            `steer.Jump`.
+        name: its name; adapters record it as their base.
+        adapter_targets: ends of the names of the layers that get adapters by default; empty: every
+            layer that can have them.
+        posterior_map: its posterior map, `steer.PosteriorMap`, with prompts bound, if it has one.
+        component: the name of this flow's denoiser in its diffusers pipeline, if it has one: its
+            adapters are then also written for the pipeline's own loader.
     """
 
     path: Path
@@ -54,14 +55,14 @@ class FlowMap(nn.Module):
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What a file of adapters says of the model that they are for, beside its name: JSON."""
+        """What a file of adapters stores about its base, in addition to the name: JSON."""
         return {}
 
     @property
     def lacks(self) -> Mapping[str, str]:
-        """What this flow cannot do -> why, and how to mend it: "gradient", say. Default: nothing.
+        """What this flow cannot do (for example "gradient") -> why, and how to change that.
 
-        A method that needs it is refused before it begins.
+        A method that needs it raises an error before it starts.
         """
         return {}
 
@@ -69,10 +70,10 @@ class FlowMap(nn.Module):
     def denoiser(self) -> nn.Module:
         """The module, within this flow, that velocity and jump call: adapters go nowhere else.
 
-        What is beside it (a decoder, a text encoder) is what it is with and without adapters.
-        Default: the submodule named `denoiser`, else the flow itself, which says nothing; such a
-        flow, where it decodes, encodes or binds prompts in its own way, is asked by one call of
-        velocity and jump which of its submodules they reach (`steer.adapters.targets`).
+        Other modules (a decoder, a text encoder) never get adapters. Default: the submodule named
+        `denoiser`, else the flow itself. If such a flow has its own `decode`, `encode` or `given`,
+        one call of velocity and jump determines which of its submodules they use
+        (`steer.adapters.targets`).
         """
         return self._modules.get("denoiser") or self
 
@@ -85,7 +86,7 @@ class FlowMap(nn.Module):
         """Return `X(s,t,x)` for s <= t, theory (6), (n, *event)."""
 
     def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Return `v(x,s,t) = (X(s,t,x) - x) / (t-s)`, theory (10), and `b_s(x)` where s = t.
+        """Return `v(x,s,t) = (X(s,t,x) - x) / (t-s)`, theory (10), and `b_s(x)` for s = t.
 
         Default: from `jump` and `velocity`. A flow of a two-time network returns the network's.
 
@@ -105,7 +106,7 @@ class FlowMap(nn.Module):
 
     @final
     def lookahead(self, x: Tensor, t: Time) -> Tensor:
-        """Return `X(t,1,x)`, theory (9): the clean sample that this state is heading to."""
+        """Return `X(t,1,x)`, theory (9): the clean end of the flow from this state."""
         return self.jump(x, t, 1.0)
 
     def denoise(self, x: Tensor, t: Time) -> Tensor:
@@ -139,18 +140,18 @@ class FlowMap(nn.Module):
         return step_times(steps, start)
 
     def along(self, times: Sequence[float]) -> "FlowMap":
-        """Return this flow for a run on these times, where its own sampler depends on them.
+        """Return this flow for a run on these times, if its own sampler depends on them.
 
         Default: itself.
         """
         return self
 
     def calls(self, name: str, *times: Time) -> int:
-        """Return how many network evaluations a row of this call takes: what NFE counts.
+        """Return how many network evaluations a row of this call takes, for the NFE count.
 
         Args:
             name: velocity, jump, denoise or score.
-            *times: of the call.
+            *times: the times of the call.
         """
         return self.evaluations
 
@@ -159,7 +160,7 @@ class FlowMap(nn.Module):
         return getattr(type(self), name) is getattr(FlowMap, name)
 
     def log_prob(self, x: Tensor, t: Time = 1.0) -> Tensor | None:
-        """Return `log rho_t(x)`, (n,), where the model knows it; None where it does not."""
+        """Return `log rho_t(x)`, (n,), or None if the model does not know it."""
         return None
 
     def given(self, prompts: Sequence[str]) -> "FlowMap":
@@ -171,27 +172,27 @@ class FlowMap(nn.Module):
         return x
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return the x that decodes to these images (n, 3, h, w) in [0, 1]: for starts from one.
+        """Return the x that decodes to these images (n, 3, h, w) in [0, 1].
 
         Default: the images themselves, as `decode` does by default.
 
         Raises:
-            NotImplementedError: the flow decodes in its own way, and has no way back.
+            NotImplementedError: the flow has its own `decode`, but no inverse of it.
         """
         if type(self).decode is not FlowMap.decode:
             raise NotImplementedError(
-                f"{type(self).__name__} has no way back from a picture: give it encode(images), "
-                "the inverse of its decode, to start from one"
+                f"{type(self).__name__} cannot encode a picture: define encode(images), the "
+                "inverse of its decode, to start from one"
             )
         return images
 
 
 class Wrapped(FlowMap):
-    """A flow seen through a wrapper: all calls go to the flow inside, each through `call`.
+    """A wrapper around a flow: all calls go to the inner flow, each through `call`.
 
-    A wrapper overrides `call`, or what it means to change, and nothing else; denoiser and score
-    follow from the wrapper's own velocity where they follow from the inner flow's. `given` binds
-    the flow inside and wraps it again.
+    A subclass overrides `call`, or the methods that it changes, and nothing else. Denoiser and
+    score are computed from the wrapper's own velocity if the inner flow computes them from its
+    velocity. `given` binds the prompts of the inner flow and wraps it again.
 
     Args:
         flow: the flow inside.
@@ -240,7 +241,7 @@ class Wrapped(FlowMap):
         return self.around(self.flow.along(times))
 
     def around(self, flow: FlowMap) -> Self:
-        """Return this wrapper around another flow; itself, where it is around that one already."""
+        """Return this wrapper around another flow; itself, if it already wraps that one."""
         if flow is self.flow:
             return self
         view = copy.copy(self)
@@ -270,11 +271,11 @@ class Wrapped(FlowMap):
         return self.call("mean_velocity", x, s, t)
 
     def denoise(self, x: Tensor, t: Time) -> Tensor:
-        """Return the flow's own denoiser where it has a closed form, else from the velocity."""
+        """Return the flow's own denoiser if it has a closed form, else that of the velocity."""
         return super().denoise(x, t) if self.derives("denoise") else self.call("denoise", x, t)
 
     def score(self, x: Tensor, t: Time) -> Tensor:
-        """Return the flow's own score where it has a closed form, else from the denoiser."""
+        """Return the flow's own score if it has a closed form, else that of the denoiser."""
         return super().score(x, t) if self.derives("score") else self.call("score", x, t)
 
     def derives(self, name: str) -> bool:
@@ -286,7 +287,7 @@ class Wrapped(FlowMap):
         return self.flow.log_prob(x, t)
 
     def given(self, prompts: Sequence[str]) -> Self:
-        """Bind prompts; itself, where the flow takes none."""
+        """Bind prompts; returns itself if the flow takes none."""
         return self.around(self.flow.given(prompts))
 
     def decode(self, x: Tensor) -> Tensor:
@@ -332,8 +333,8 @@ def device_of(flow: nn.Module) -> torch.device:
 
 
 def log_dtype(device: torch.device) -> torch.dtype:
-    """Return what log-weights are kept in: float64 where the device has it.
+    """Return the dtype of log-weights: float64 if the device has it.
 
-    A reward with a large offset costs float32 its digits: at 1e6 they end at .06.
+    With float32 a reward with a large offset loses precision: at 1e6 the resolution is .06.
     """
     return torch.float32 if device.type == "mps" else torch.float64

@@ -47,7 +47,7 @@ def locked(folder: Path, file: Path | None = None) -> Iterator[None]:
 
 
 def holder(file: Path) -> str | None:
-    """Say who holds a lock, "process 12 on HOST"; None where nobody does: then the file goes."""
+    """Say who holds a lock, "process 12 on HOST"; None if no process does: then the file goes."""
     try:
         descriptor = os.open(file, os.O_RDWR)
     except OSError:
@@ -103,4 +103,4 @@ def _who(file: Path) -> str:
         found = json.loads(file.read_text(encoding="utf-8"))
         return f"process {int(found['pid'])} on {str(found['host'])[:80]}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "which does not say its number"
+        return "of unknown number"

@@ -1,7 +1,7 @@
 """Keyed randomness: a particle's noise is a function of (seed, prompt, particle, step, draw).
 
-Generators are seeded by a hash of the key, on the CPU, so neither micro-batches, nor the number of
-particles, nor the other prompts, nor the device change what a particle receives.
+Generators are seeded by a hash of the key, on the CPU. So micro-batches, the number of particles,
+the other prompts and the device do not change the noise of a particle.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ __all__ = ["Draws", "Noise", "generator", "noise_dtype", "whole"]
 
 
 def whole(seed: Any) -> int:
-    """Return a seed as the whole number that it is: of numpy, a tensor, True or 1.0 as well.
+    """Return a seed as an int; numpy numbers, tensors, True and 1.0 are accepted.
 
     >>> whole(1.0), whole(torch.tensor(1)), whole(True)
     (1, 1, 1)
 
     Raises:
-        ValueError: it is no whole number.
+        ValueError: it is not a whole number.
     """
     try:
         found = seed.item() if hasattr(seed, "item") else seed
@@ -51,15 +51,15 @@ def generator(*key: int | str) -> torch.Generator:
 class Noise:
     """Normals and uniforms for p * n prompt-major rows.
 
-    Particles share a generator in blocks whose size depends on the event alone, and a block is
-    always drawn whole: one more particle leaves the others' noise as it was.
+    Particles share a generator in blocks whose size depends only on the event, and a block is
+    always generated completely: an additional particle does not change the noise of the others.
 
     Args:
         seed: the run's seed.
         prompts: the positions of the prompts in the caller's whole list.
         particles: n, the particles of each prompt.
-        step: what these draws are for; `at` gives the same rows at another step.
-        device: where the draws are moved to.
+        step: the step of these random numbers; `at` gives the same rows at another step.
+        device: device of the random numbers.
         dtype: their dtype. Default: torch's default.
     """
 
@@ -79,7 +79,7 @@ class Noise:
         self._draws = 0
 
     def at(self, step: int | str) -> "Noise":
-        """Return the noise of the same rows at another step, with its draws counted anew."""
+        """Return the noise of the same rows at another step, with a new count of draws."""
         return Noise(
             self.seed,
             self.prompts,
@@ -90,15 +90,15 @@ class Noise:
         )
 
     def normal(self, event_shape: Sequence[int]) -> Tensor:
-        """Draw standard normals, (p * n, *event)."""
+        """Sample standard normals, (p * n, *event)."""
         return self._draw(torch.randn, tuple(event_shape))
 
     def uniform(self) -> Tensor:
-        """Draw uniforms on [0, 1), (p * n,)."""
+        """Sample uniform numbers in [0, 1), (p * n,)."""
         return self._draw(torch.rand, ())
 
     def generator(self, prompt: int) -> torch.Generator:
-        """Return a generator for what concerns all particles of a prompt (resampling).
+        """Return a generator for operations on all particles of a prompt (resampling).
 
         Args:
             prompt: an index into `prompts`.
@@ -117,7 +117,7 @@ class Noise:
 
 
 def noise_dtype(flow: nn.Module) -> torch.dtype:
-    """Return what noise is drawn in, whatever torch's default is where a network says.
+    """Return the dtype of the noise: that of the network, else torch's default.
 
     float64 for a network of doubles, float32 for any other; torch's default without parameters.
     """
@@ -130,14 +130,14 @@ def noise_dtype(flow: nn.Module) -> torch.dtype:
 class Draws:
     """Normals and uniforms for some rows of a training step's batch.
 
-    A row's draws are a function of (seed, step, row, draw), whatever the other rows of this call
-    are: micro-batches and processes never change them.
+    The random numbers of a row are a function of (seed, step, row, draw). They do not depend on
+    the other rows of the call, so micro-batches and processes never change them.
 
     Args:
         seed: the run's seed.
         step: the optimizer step.
         rows: the first of these rows in the step's whole batch, and one past the last.
-        device: where the draws are moved to.
+        device: device of the random numbers.
         dtype: their dtype. Default: torch's default.
     """
 
@@ -158,15 +158,15 @@ class Draws:
         return self.rows[1] - self.rows[0]
 
     def normal(self, event_shape: Sequence[int]) -> Tensor:
-        """Draw standard normals, (n, *event)."""
+        """Sample standard normals, (n, *event)."""
         return self._draw(torch.randn, tuple(event_shape))
 
     def uniform(self, shape: Sequence[int] = (), host: bool = False) -> Tensor:
-        """Draw uniforms on [0, 1), (n, *shape); on the host, for what is chosen there."""
+        """Sample uniform numbers in [0, 1), (n, *shape), on the host."""
         return self._draw(torch.rand, tuple(shape), host)
 
     def choice(self, count: int) -> int:
-        """Draw one of `count` numbers, the same for all rows of the step."""
+        """Sample one of `count` numbers, the same for all rows of the step."""
         self._draws += 1
         source = generator(self.seed, self.step, self._draws, "choice")
         return int(torch.randint(count, (), generator=source))

@@ -19,10 +19,10 @@ Prediction = Literal["eps", "x0", "v", "velocity"]
 
 
 class OneTime(FlowMap):
-    """The flow of a network `f(x, t)` that knows one time alone.
+    """The flow of a network `f(x, t)` with one time input.
 
-    What the network predicts becomes the denoiser, with `x = alpha eps + beta x_1` and x_1 what
-    others call x0:
+    What the network predicts becomes the denoiser, with `x = alpha eps + beta x_1`, where x_1 is
+    often called x0 elsewhere:
 
         "eps":       `D = (x - alpha f) / beta`             (Ho et al. 2020, 2006.11239)
         "x0":        `D = f`
@@ -31,23 +31,23 @@ class OneTime(FlowMap):
 
     A jump is made of steps that hold the denoiser, `x_t = (alpha_t / alpha_s) (x - beta_s D) +
     beta_t D`: DDIM's (Song et al. 2021, 2010.02502). A velocity model takes `steps` of them for a
-    jump from 0 to 1, and fewer for a shorter one; the network calls are counted. A one-jump
-    student (a consistency model, a turbo model) takes one, whatever the distance.
+    jump from 0 to 1, and fewer for a shorter jump; the network calls are counted. A one-jump
+    student (a consistency model, a turbo model) takes one step for any jump.
 
     Args:
         network: `network(x, t)`, or `network(x, t, condition)` with `encode_prompts`, -> its
-            prediction (n, *event), for x (n, *event) and t (n,) as this library has it: 0 noise, 1
-            data. Where yours has steps of its own, translate them there. Make it a module, so
-            that it is moved, copied and adapted with the flow.
+            prediction (n, *event), for x (n, *event) and t (n,) with this library's times: 0 is
+            noise, 1 is data. If your network uses its own steps or times, convert them in this
+            function. Make it a module, so that it is moved, copied and adapted with the flow.
         path: the interpolation that it was trained on.
         event_shape: the shape of one x.
         predicts: what the network predicts.
-        steps: of a jump from 0 to 1; None: a one-jump student.
-        first: for "eps" alone: times below this are shown to the network as this one, since the
-            noise says nothing of the data at t = 0.
+        steps: steps of a jump from 0 to 1; None: a one-jump student.
+        first: for "eps" only: smaller times are passed to the network as this one, because at t =
+            0 the noise contains no information about the data.
         churn: how far its own sampler re-noises, see `steer.Jump`; 1 for consistency models.
-        encode_prompts: prompts (p of them) -> their condition, a tensor (p, ...), asked once when
-            prompts are bound; its rows are repeated for the particles. None: no prompts.
+        encode_prompts: p prompts -> their condition, a tensor (p, ...), called once when prompts
+            are bound; its rows are repeated for the particles. None: no prompts.
 
     Raises:
         ValueError: another prediction, or numbers out of range.
@@ -84,11 +84,11 @@ class OneTime(FlowMap):
 
     @property
     def denoiser(self) -> nn.Module:
-        """The module that holds the network's weights; the flow itself, where it has none."""
+        """The module that contains the network's weights; the flow itself, if there is none."""
         return self if self.network is None else self.network
 
     def given(self, prompts: Sequence[str]) -> "OneTime":
-        """Bind prompts, encoding them once; itself, where the model takes none."""
+        """Bind prompts, encoding them once; returns itself if the model takes none."""
         if self._encode is None:
             return self
         bound = copy.copy(self)
@@ -139,7 +139,7 @@ class OneTime(FlowMap):
         return like(alpha_dot / alpha, x) * (x - like(beta, x) * d) + like(beta_dot, x) * d
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Return `X(s,t,x)` by steps that hold the denoiser: exactly x where s = t."""
+        """Return `X(s,t,x)` by steps with a constant denoiser: exactly x for s = t."""
         count = self.calls("jump", s, t)
         s, t = as_time(s), as_time(t)
         for k in range(count):

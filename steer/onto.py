@@ -1,8 +1,8 @@
 """Numbers of the host on a device, and times for the rows of a batch, without waiting for it.
 
 A copy from ordinary memory, a scalar that is read, or a mask that picks rows makes the host wait
-until the device has done all that was asked of it; then it stands idle until the host has caught
-up. A step of a sampler does so once, where it must decide (`steer.guidance.checks`).
+until the device has finished all queued work; then it stands idle until the host has caught up. A
+step of a sampler does so once, where it must decide (`steer.guidance.checks`).
 """
 
 import torch

@@ -151,14 +151,14 @@ class VariancePreserving(Path):
     With `B(t) = exp(-rate_min (1-t) / 2 - (rate_max - rate_min) (1-t)² / 4)` (Song et al. 2021,
     2011.13456, time reversed), `beta_t = (B(t) - B(0)) / (1 - B(0))`, so that no signal is left at
     t = 0 (the rescaling of Lin et al. 2023, 2305.08891), and `alpha_t = sqrt(1 - beta_t²)`.
-    `alpha'` is infinite at t = 1: never ask for a velocity there. See theory (2).
+    `alpha'` is infinite at t = 1, so there is no velocity at t = 1. See theory (2).
 
     Args:
         rate_min: noise rate at the data end, > 0.
         rate_max: noise rate at the noise end, >= rate_min.
 
     Raises:
-        ValueError: rates that are not so.
+        ValueError: rates that violate these bounds.
     """
 
     def __init__(self, rate_min: float = 0.1, rate_max: float = 20.0) -> None:

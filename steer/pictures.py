@@ -27,7 +27,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a picture as a PNG that is there whole or not at all; its folder is made."""
+    """Write a picture as a PNG, atomically; its folder is made."""
     data = io.BytesIO()
     image.save(data, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def contact_sheet(
 
     Args:
         images: nominally in [0, 1].
-        captions: one a picture; an empty one says that there was no prompt.
+        captions: one a picture; an empty one means that there was no prompt.
         columns: pictures in a row.
         size: the side of a picture in pixels.
     """

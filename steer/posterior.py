@@ -1,4 +1,4 @@
-"""Draws of the clean posterior `p(x_1 | x_t = x)`: by a trained map, or from the flow alone.
+"""Samples of the clean posterior `p(x_1 | x_t = x)`: by a trained map, or from the flow only.
 
 `PosteriorMap`, `Glass` and `WeightedRenoise` have one method, `sample(x, t, n, generator)`: its
 arguments and shape are those of `GaussianMixture.posterior_sample`.
@@ -33,29 +33,29 @@ def time_at(path: Path, angle: Tensor) -> Tensor:
 
 
 def glass(flow: FlowMap, x: Tensor, t: Time, noise: Tensor, steps: int = 6) -> Tensor:
-    """Draw `x_1` from `p(x_1 | x_t = x)` with the denoiser alone, (n, *event).
+    """Sample `x_1` from `p(x_1 | x_t = x)` using only the denoiser, (n, *event).
 
-    An inner flow carries noise z to `x_1 - m`, along `U = c cos(φ) z + sin(φ) (x_1 - m)`, φ from
-    0 to π/2, with `m = D_t(x)` and `c = α/r`, `r² = α² + β²`: the posterior's deviation, were the
-    data N(0, I). `x_t` and U are two independent Gaussian views of `x_1`, so their precisions
-    add, to `p = (β_t/α_t)² + tan²(φ)/c²`, and together they are one view:
+    An inner flow carries noise z to `x_1 - m`, along `U = c cos(φ) z + sin(φ) (x_1 - m)`, φ from 0
+    to π/2, with `m = D_t(x)` and `c = α/r`, `r² = α² + β²`, the posterior's standard deviation for
+    N(0, I) data. `x_t` and U are two independent Gaussian observations of `x_1`, so their
+    precisions add up to `p = (β_t/α_t)² + tan²(φ)/c²`, and together they are one observation:
 
         E[x_1 | x_t, U] = D_t*(β_t* S),   (β/α)²(t*) = p,
         S = (cos² β x / r² + sin² m + sin U) / (cos² β² / r² + sin²)
 
     The inner flow is `d(U / cos φ) = (E[x_1 | x_t, U] - m) d tan φ`. It is solved with the mean
     linear in sin φ over a step, predicted from the step before and then corrected: second order,
-    finite at both ends, and exact where the data are N(0, I). Differentiable in x and noise. Few
-    steps draw too little of the spread in directions in which the data are far narrower than 1:
-    at deviation .1, six steps at t = .5 give 28 % of the variance, 32 steps 93 %.
+    finite at both ends, and exact for N(0, I) data. Differentiable in x and noise. With few steps
+    the variance is too small in directions in which the standard deviation of the data is much
+    smaller than 1: at .1, six steps at t = .5 give 28 % of the variance, 32 steps 93 %.
 
     GLASS flows, from the denoiser to transitions without training (2025, arXiv 2509.25170); the
-    centre, the scale and the solver are ours.
+    centre, the scale and the solver are from this library.
 
     Args:
-        flow: its path and its denoiser; at t = 1 the draw is x itself.
+        flow: its path and its denoiser are used; at t = 1 the sample is x itself.
         x: states at t, (n, *event).
-        t: a time, or one a row.
+        t: a time, or one per row.
         noise: standard normals, (n, *event).
         steps: calls of the denoiser, at least 2.
 
@@ -100,8 +100,8 @@ def glass(flow: FlowMap, x: Tensor, t: Time, noise: Tensor, steps: int = 6) -> T
 def glass_velocity(flow: FlowMap, u: Tensor, r: Time, x: Tensor, t: Time) -> Tensor:
     """Return the velocity of the flow from N(0, I) to `p(x_1 | x_t = x)`, (n, *event).
 
-    The inner state is `u = (1-r) z + r x_1`, z apart from all else. `x_t` and u are two
-    independent Gaussian views of x_1, whose precisions add to one view at a later time t*:
+    The inner state is `u = (1-r) z + r x_1`, with independent z. `x_t` and u are two independent
+    Gaussian observations of x_1, whose precisions add up to one observation at a later time t*:
 
         b_r(u | x, t) = E[x_1 - z | u, x_t] = (D_t*(β_t* S) - u) / (1 - r)
         (β/α)²(t*) = p = (β_t/α_t)² + (r/(1-r))²,   S = ((β_t/α_t²) x + (r/(1-r)²) u) / p
@@ -158,20 +158,21 @@ def _copies(
 
 
 class PosteriorMap(nn.Module):
-    """A posterior map `X(r,s,u; t,x)`: one jump 0 -> 1 of noise is one draw of `p(x_1 | x_t = x)`.
+    """A posterior map `X(r,s,u; t,x)`: a jump 0 -> 1 from noise samples `p(x_1 | x_t = x)`.
 
     At each (x, t) there is an inner flow, on the linear path, from N(0, I) at inner time 0 to the
     posterior at 1, with the velocity of `glass_velocity`; this is its map, for all (x, t) at once:
 
         X(r,s,u; t,x) = u + (s-r) v(u, r, s, x, t),   x_1 = X(0,1,z; t,x),   z ~ N(0, I)
 
-    What the network has not learned is a bias that no weight mends; more jumps a draw may. Meta
-    flow maps (2026, arXiv 2601.14430), posterior diamond maps (2602.05993); `steer.training`.
+    The error of the network is a bias that weights do not correct; more jumps per sample may
+    reduce it. Meta flow maps (2026, arXiv 2601.14430), posterior diamond maps (2602.05993);
+    `steer.training`.
 
     Args:
         network: `network(u, r, s, x, t)` returns v, (n, *event), of states (n, *event) and times
-            (n,), in the dtype of x and at least float32. Where it has `given(prompts)`, which
-            returns it with prompts bound, so has the map.
+            (n,), in the dtype of x and at least float32. If it has `given(prompts)`, which returns
+            it with prompts bound, the map has it, too.
     """
 
     def __init__(self, network: Callable[..., Tensor]) -> None:
@@ -196,7 +197,7 @@ class PosteriorMap(nn.Module):
         return u + like(as_time(s) - as_time(r), u) * self.mean_velocity(u, r, s, x, t)
 
     def given(self, prompts: Sequence[str]) -> Self:
-        """Return the map with p prompts bound; itself, where its network takes none."""
+        """Return the map with p prompts bound; itself, if its network takes none."""
         given = getattr(self.network, "given", None)
         return self if given is None else type(self)(given(prompts))
 
@@ -209,16 +210,16 @@ class PosteriorMap(nn.Module):
         steps: int = 1,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Draw n samples for each row of x, (n, *x.shape), with gradient to x and the network.
+        """Sample n times for each row of x, (n, *x.shape), with gradient to x and the network.
 
         Args:
             x: states at t, (m, *event).
-            t: a float or a tensor () or (m,), in [0, 1]. At t = 1 a draw is x itself.
-            n: samples a row; all n m rows are one network call.
+            t: a float or a tensor () or (m,), in [0, 1]. At t = 1 a sample is x itself.
+            n: samples per row; all n m rows are one network call.
             generator: a generator on the CPU.
-            steps: jumps of a draw, of equal length.
-            noise: the normals that are carried, (n, *event), the same for all rows; instead of the
-                generator's, which are each row's own.
+            steps: jumps per sample, of equal length.
+            noise: standard normals to start from, (n, *event), the same for all rows; instead of
+                those of the generator, which differ between rows.
 
         Raises:
             ValueError: shapes that do not fit, a time outside [0, 1], a number below one.
@@ -230,9 +231,10 @@ class PosteriorMap(nn.Module):
 
 
 class Glass:
-    """Posterior draws of any flow by `glass`: no training, `steps` calls of the denoiser a draw.
+    """Posterior samples of any flow by `glass`: no training, `steps` denoiser calls per sample.
 
-    Exact as steps grow, at second order; see `glass` for what few steps get wrong.
+    The error falls with the number of steps, at second order; see `glass` for the error of few
+    steps.
 
     Args:
         flow: its path and its denoiser, prompts bound.
@@ -251,38 +253,40 @@ class Glass:
         *,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Draw n samples for each row of x, (n, *x.shape): as `PosteriorMap.sample`."""
+        """Sample n times for each row of x, (n, *x.shape): as `PosteriorMap.sample`."""
         rows, time, z = _copies(x, t, n, generator, noise)
         return glass(self.flow, rows, time, z, self.steps).unflatten(0, (-1, n)).transpose(0, 1)
 
 
 class WeightedRenoise:
-    """Posterior draws of any flow map by weighted re-noising: no training, importance weights.
+    """Posterior samples of any flow map by weighted re-noising: no training, importance weights.
 
     From x at t back to the noisier t', whose signal-to-noise ratio `(β/α)²` is 1/f of that at t,
-    and ahead by the map:
+    and forward by the map:
 
         x' = k x + τ z,   k = β_t'/β_t,   τ² = α_t'² - k² α_t² = (1 - 1/f) α_t'²,   y = X(t',1,x')
         w  = ρ_t'(x') N(x; β_t y, α_t² I) / N(x'; k x, τ² I)
 
-    For x' ~ ρ_t' the law of y is p; so these weights make of y a draw of p(y) N(x; β_t y, α_t² I),
-    the posterior but for a constant. Of a pool of n * candidates looks a row, n are picked with
-    probabilities proportional to w. *Exact* for a true map of the velocity (3) as the pool grows;
-    a finite pool's means are off by O(1/pool), and its draws share it: they are not independent.
-    `log ρ_t'` is the flow's `log_prob`; where there is none, Simpson's rule on the score from k x
-    to x', theory (33), whose error no pool mends. *Degenerate* in high dimension: Gaussian data of
-    a deviation far from α/β keep at most .87^d of the pool at f = 3. Far below α/β, w has a finite
-    variance for f > 2 only, and the share is `(sqrt(f (f-2)) / (f-1))^d`. A warning says how many
-    rows rest on fewer than two looks. Weighted diamond maps (2026, arXiv 2602.05993; trapezoids).
+    For x' ~ ρ_t' the law of y is p; so y with these weights is a sample of p(y) N(x; β_t y, α_t²
+    I), the posterior up to a constant. From a pool of n * candidates per row, n are selected with
+    probabilities proportional to w. *Exact* for a true map of the velocity (3) as the pool grows.
+    The means of a finite pool have an error of O(1/pool), and its samples are not independent.
+    `log ρ_t'` is the flow's `log_prob`, or else Simpson's rule on the score from k x to x', theory
+    (33), whose error does not fall with the pool. *Degenerate* in high dimension: for Gaussian
+    data with a standard deviation far from α/β the effective size is at most .87^d of the pool at
+    f = 3. Far below α/β, w has a finite variance for f > 2 only, and the fraction is `(sqrt(f
+    (f-2)) / (f-1))^d`. A warning says how many rows have fewer than two effective candidates.
+    Weighted diamond maps (2026, arXiv 2602.05993; trapezoids).
 
     Args:
-        flow: its path, its map, and its density or score, prompts bound.
+        flow: its path, its map, and its density or score are used; prompts bound.
         factor: f, above 1, else a ValueError.
-        candidates: looks a draw; each is a jump, and three scores where there is no density.
+        candidates: candidates per sample; each costs a jump, and three scores if there is no
+            density.
     """
 
     def __init__(self, flow: FlowMap, factor: float = 3.0, candidates: int = 32) -> None:
-        above("factor - 1", factor - 1, ": it looks from a noisier time")
+        above("factor - 1", factor - 1, ": it starts from a noisier time")
         self.flow, self.factor, self.candidates = flow, factor, count("candidates", candidates)
 
     @torch.no_grad()
@@ -295,10 +299,10 @@ class WeightedRenoise:
         *,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return n looks y a row, (n, *x.shape), and log w, (n, m), up to a constant a row.
+        """Return n candidates y per row, (n, *x.shape), and log w, (n, m), up to constants.
 
-        Means of y under these weights vary less than means of picked draws. `noise`, (n, *event):
-        the same normals for all rows, instead of the generator's.
+        Weighted means of y have a smaller variance than means of selected samples. `noise`, (n,
+        *event): the same normals for all rows, instead of the generator's.
         """
         rows, time, z = _copies(x, t, n, generator, noise)
         end, kind = time == 1, log_dtype(x.device)
@@ -320,13 +324,13 @@ class WeightedRenoise:
         return y.unflatten(0, (-1, n)).transpose(0, 1), log_w.unflatten(0, (-1, n)).T
 
     def sample(self, x: Tensor, t: Time, n: int, generator: Generator) -> Tensor:
-        """Draw n samples a row of x, (n, *x.shape): as `PosteriorMap.sample`, no gradient."""
+        """Sample n times for each row of x: as `PosteriorMap.sample`, no gradient."""
         parts = [self.propose(x, t, n, generator) for _ in range(self.candidates)]
         y, log_w = (torch.cat(part) for part in zip(*parts, strict=True))
         share = log_w.softmax(0).T.cpu()  # (m, pool)
         alone = int((share.square().sum(1) > 0.5).sum())
         if alone and len(y) > 1:
-            few = f"{alone} of {len(x)} rows rest on fewer than 2 of {len(y)} looks"
+            few = f"{alone} of {len(x)} rows have fewer than 2 effective candidates of {len(y)}"
             warnings.warn(f"{few}: give more candidates, or take steer.Glass", stacklevel=2)
         pick = torch.multinomial(share, n, replacement=True, generator=generator)
         return y[pick.T.to(y.device), torch.arange(len(x), device=y.device)]

@@ -1,9 +1,9 @@
 """Several processes on one population: each calls the network for its share of the particles.
 
-All processes hold the whole population, draw the same keyed noise and make the same run. Where
-the run calls the network or the reward, a process does so for its own particles, and all of them
-gather what the others found. So weights are normalised, and particles resampled, over all of them
-by whatever sampler there is, and what one process returns all return.
+All processes hold the whole population, use the same keyed noise and make the same run. For
+network and reward calls each process computes only its own particles, and the results are
+gathered. So every sampler normalises weights and resamples over all particles, and all processes
+return the same result.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Fabric(Protocol):
-    """What is asked of a `lightning.fabric.Fabric` that was launched."""
+    """The interface that is needed of a launched `lightning.fabric.Fabric`."""
 
     @property
     def global_rank(self) -> int:
@@ -41,28 +41,28 @@ class Fabric(Protocol):
 class Ranks:
     """The processes that a population is spread over.
 
-    Inside `with Ranks(fabric):` the network and the reward are called, by all of the methods of
-    `steer.METHODS`, for this process's particles alone: `n` particles of a prompt over `k`
-    processes are `n / k` rows a call, one more for some where k does not divide n. Everything else
-    is done by all of them alike, which is little: arithmetic on states. A process holds the states
-    and pictures of all particles, and the graph of its own ones. What a method calls outside of
-    micro-batches (an inversion) each does whole.
+    Inside `with Ranks(fabric):` all methods of `steer.METHODS` call the network and the reward
+    only for this process's particles: `n` particles of a prompt over `k` processes are `n / k`
+    rows per call, and one more for some processes if k does not divide n. All processes repeat
+    everything else, which is only arithmetic on states. A process holds the states and pictures of
+    all particles, and the graph of its own ones. Calls outside of micro-batches (an inversion) are
+    repeated by every process.
 
         fabric = lightning.Fabric(devices=4)
         fabric.launch()
         with steer.Ranks(fabric):
             result = steer.sample(flow.to(fabric.device), reward, "a fox", particles=32)
 
-    All processes must make the same calls, with the same arguments; whoever steers by hand
-    (`population.keep`) does so in each of them. A call of fewer rows may round otherwise, as
-    micro-batches may; calls of the same rows are the same bit for bit.
+    All processes must make the same calls with the same arguments; call `population.keep` in each
+    of them. As with micro-batches, a call with fewer rows may round differently; calls with the
+    same rows are equal bit for bit.
 
     Args:
         fabric: launched, on devices of one kind.
 
     Raises:
         ConnectionError: another process has ended.
-        RuntimeError: the processes did not make the same run, which is looked at when a result is
+        RuntimeError: the processes did not make the same run; this is checked when a result is
             collected.
     """
 
@@ -164,8 +164,8 @@ class Ranks:
         except RuntimeError as error:
             raise ConnectionError(
                 f"another of the {self.count} processes of this run has ended, or cannot be "
-                f"reached, so this one ends too: see what that one said. What is finished of the "
-                f"run is kept: the same command goes on from there ({_first(error)})"
+                "reached, so this one ends too: see its messages. Finished parts of the run are "
+                f"kept: the same command resumes from there ({_first(error)})"
             ) from error
 
     def total(self, value: Tensor) -> Tensor:
@@ -182,8 +182,8 @@ class Ranks:
         every = self._all(sums)
         if bool((every != every[:1]).any()):
             raise RuntimeError(
-                f"{self.count} processes did not make the same run, so their pictures cannot be "
-                "trusted: all must be called with the same arguments, by the same versions, on "
+                f"{self.count} processes did not make the same run, so their pictures are not "
+                "reliable: all must be called with the same arguments, by the same versions, on "
                 "devices of one kind; or spread prompts over them instead (--spread prompts)"
             )
 
@@ -194,7 +194,7 @@ def _first(error: BaseException) -> str:
 
 def _sum(values: Tensor) -> Tensor:
     """Return a checksum of a tensor's bytes, which does not depend on the order of summation."""
-    data = values.detach().contiguous().view(torch.uint8).flatten().long()
+    data = values.detach().reshape(-1).contiguous().view(torch.uint8).long()
     places = torch.arange(len(data), device=data.device) % 65521 + 1
     return (data * places).sum()
 

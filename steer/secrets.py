@@ -1,4 +1,4 @@
-"""Passwords and tokens that stand in a reward's text: never in what is written or said."""
+"""Passwords and tokens in a reward's text: never in files or messages."""
 
 import re
 

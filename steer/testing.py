@@ -73,7 +73,7 @@ class _Contract:
         for t in (0.0, 0.4, 1.0):
             x = self.points(flow, t)
             moved = float((flow.jump(x, t, t) - x).abs().max())
-            assert moved == 0, f"X({t},{t},x) moves x by up to {moved:.3g}: it must be x itself"
+            assert moved == 0, f"X({t},{t},x) moves x by up to {moved:.3g}: it must not change x"
 
     def test_lookahead_is_the_jump_to_one(self) -> None:
         """`lookahead(x, t) = jump(x, t, 1)`."""
@@ -94,7 +94,7 @@ class _Contract:
         self.at_most("score from the denoiser", score, 1e-3)
 
     def test_kinds_of_times(self) -> None:
-        """A float, a scalar tensor and one time a row mean the same."""
+        """A float, a scalar tensor and one time per row give the same result."""
         flow = self.create_flow()
         x = self.points(flow, 0.25)
         rows = torch.full((self.n,), 0.25, dtype=x.dtype)
@@ -204,8 +204,8 @@ class VelocityContract(_Contract):
 class Corrected(FlowMap):
     """A closed-form flow and a network's correction: `v = v_b(x,s,t) + network([x, s, t])`.
 
-    A tiny model whose base is exact where the network's last layer is zero, as it is at first: for
-    proofs about training. Time features are s, t and t - s as they are.
+    A tiny model whose base is exact while the network's last layer is zero, as it is initially:
+    for proofs about training. Time features are s, t and t - s as they are.
 
     Args:
         base: a flow on vectors (d,).

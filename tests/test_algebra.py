@@ -113,7 +113,7 @@ def test_texts_become_what_they_say():
         ("capped(brightness, 0.3)", "written at=..."),
         ("capped(brightness, jpeg, at=1)", "takes one reward"),
         ("maxi(brightness)", "did you mean min"),
-        ("min", "makes a reward of rewards"),
+        ("min", "combines rewards"),
         ("min(brightness, foo=3)", "has the options smooth"),
         ("min(brightness, smooth=-1)", "must not be negative"),
         ("min(brightness, smooth=red)", "cannot take"),

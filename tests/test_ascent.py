@@ -158,7 +158,7 @@ def test_half_precision_and_no_gradient_stay_finite():
     ("make", "words"),
     [
         (lambda f, p: FlowMapControl(f, p, [0.5, 0.1]), "times must increase"),
-        (lambda f, p: FlowMapControl(f, p, [0, 0.5, 1], guided=[0.3]), r"cannot push at \[0.3\]"),
+        (lambda f, p: FlowMapControl(f, p, [0, 0.5, 1], guided=[0.3]), r"cannot guide at \[0.3\]"),
         (lambda f, p: NoiseAscent(f, p, 0), "iterations must be at least 1"),
         (lambda f, p: NoiseAscent(f, p, 2, jumps=0), "jumps must be at least 1"),
     ],

@@ -91,6 +91,14 @@ def test_checkpointing_knows_which_scale_a_call_had(name):
         torch.testing.assert_close(saved, plain, rtol=1e-4, atol=1e-7)
 
 
+def test_a_graph_that_is_kept_is_computed_again_each_time():
+    one = flow("flux", checkpointing=True).given([PROMPT])
+    x = torch.randn(1, *one.event_shape, generator=source(1)).requires_grad_()
+    y = one.lookahead(x, 0.4).sum()
+    first, second = (torch.autograd.grad(y, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize("name", ["flux", "sdxl", "sana", "flux3_klein", "hunyuan_image"])
 def test_checkpointing_keeps_the_inputs_of_blocks_alone(name):
     """Of denoiser and decoder; the rest is computed again."""

@@ -62,7 +62,7 @@ def test_a_variant_of_the_weights(folders, tmp_path):
     alone = steer.load(tmp_path / "half", **options("flux"))  # there is no other
     assert off(looked(alone), looked(flow("flux"))) < 1e-6
     assert alone.network.dtype == torch.float32
-    with pytest.raises(FileNotFoundError, match=r"is not whole: .*variant 'bf16'"):
+    with pytest.raises(FileNotFoundError, match=r"is incomplete: .*variant 'bf16'"):
         steer.load(tmp_path / "half", variant="bf16", **options("flux"))
 
 
@@ -94,7 +94,7 @@ def test_weights_in_several_files(tmp_path, variant):
     assert off(looked(loaded), looked(flow("flux"))) < 1e-6
     lost = sorted((folder / "transformer").glob("*-of-*.safetensors"))[0]
     lost.unlink()
-    refused(FileNotFoundError, lambda: steer.load(folder), "is not whole", lost.name)
+    refused(FileNotFoundError, lambda: steer.load(folder), "is incomplete", lost.name)
 
 
 def test_a_single_file_with_its_config(tmp_path):
@@ -125,12 +125,12 @@ def refused(error, call, *words):
 
 def test_a_single_file_without_a_config(folders):
     file = next((folders / "sdxl" / "unet").glob("*.safetensors"))
-    refused(ValueError, lambda: steer.load(file), "holds weights alone", "config=")
+    refused(ValueError, lambda: steer.load(file), "contains only weights", "config=")
 
 
 def test_a_file_that_could_run_code(tmp_path):
     (tmp_path / "model.ckpt").write_bytes(b"x")
-    refused(ValueError, lambda: steer.load(tmp_path / "model.ckpt"), "no .safetensors file")
+    refused(ValueError, lambda: steer.load(tmp_path / "model.ckpt"), "not a .safetensors file")
 
 
 def test_pickled_weights_in_a_folder(folders, tmp_path):
@@ -147,11 +147,13 @@ def test_pickled_weights_in_a_folder(folders, tmp_path):
 def test_a_folder_that_is_not_whole(folders, tmp_path, part):
     shutil.copytree(folders / "flux", tmp_path / "flux")
     shutil.rmtree(tmp_path / "flux" / part)
-    refused(FileNotFoundError, lambda: steer.load(tmp_path / "flux"), "is not whole", f"{part}/")
+    refused(FileNotFoundError, lambda: steer.load(tmp_path / "flux"), "is incomplete", f"{part}/")
 
 
 def test_one_part_of_a_pipeline(folders):
-    text = refused(ValueError, lambda: steer.load(folders / "flux" / "transformer"), "no pipeline")
+    text = refused(
+        ValueError, lambda: steer.load(folders / "flux" / "transformer"), "not a pipeline"
+    )
     assert "FluxTransformer2DModel, which is one part of a pipeline" in text
 
 
@@ -286,7 +288,7 @@ def test_a_file_that_is_no_plain_lora(tmp_path, state, words):
 def test_lora_files_that_are_none(tmp_path):
     base = flow("flux")
     refused(FileNotFoundError, lambda: steer.load(base, lora=tmp_path / "no"), "no LoRA at")
-    refused(FileNotFoundError, lambda: steer.load(base, lora=tmp_path), "holds no LoRA")
+    refused(FileNotFoundError, lambda: steer.load(base, lora=tmp_path), "contains no LoRA")
     (tmp_path / "a.safetensors").write_bytes(b"\x00" * 20)
     refused(ValueError, lambda: steer.load(base, lora=tmp_path), "is damaged")
     (tmp_path / "b.safetensors").write_bytes(b"")

@@ -41,6 +41,16 @@ def test_a_bad_reward_stops_a_run_or_is_dropped(method):
     assert torch.equal(again.x, done.x)
 
 
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [("split", "weight zero"), ("best-of-n", "never the best"), ("fmrg-j", "never the best")],
+)
+def test_what_became_of_dropped_rewards_is_said_as_the_method_has_it(method, said):
+    warnings = " ".join(run(method, on_bad_reward="drop").warnings)
+    assert said in warnings
+    assert ("tilt" in warnings) == (method == "split")
+
+
 def test_dropping_is_exact_for_the_tilt_of_what_is_left():
     """A reward of -inf on a half plane: Z is that of the other half."""
     flow, _, _ = problem(2, "linear")

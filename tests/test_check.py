@@ -502,7 +502,7 @@ def test_a_reward_that_is_not_moved_to_doubles_is_differenced_in_float32():
     ("options", "message"),
     [
         ({"size": 4}, "size must be"),
-        ({"images": torch.rand(1, 3, 8, 8)}, "two at least"),
+        ({"images": torch.rand(1, 3, 8, 8)}, "n >= 2"),
         ({"images": 2 + torch.rand(2, 3, 8, 8)}, r"in \[0, 1\]"),
         ({"prompts": []}, "no prompts"),
         ({"device": "cudda"}, "'cudda' cannot be used here"),

@@ -232,7 +232,7 @@ def test_other_settings_do_not_resume_an_interrupted_run(here, monkeypatch, caps
         ({"device": "toaster"}, ["toaster", "--device cpu"]),
         ({"method": "none"}, ["'none'", "no temperature"]),
         ({"method": "reno"}, ["'reno'", "no temperature", "fmtt"]),
-        ({"model": "toy.py:Vectors"}, ["no picture"]),
+        ({"model": "toy.py:Vectors"}, ["not a picture"]),
         ({"window": "[0.5, 0.1]"}, ["guidance window from 0.5 to 0.1"]),
         ({"cfg": 2}, ["Pixels takes no prompts", "leave cfg"]),
         ({"negative_prompt": "b"}, ["without cfg"]),
@@ -245,7 +245,7 @@ def test_other_settings_do_not_resume_an_interrupted_run(here, monkeypatch, caps
         ({"budget": 1}, ["a budget of 1 NFE a particle is too small", "at least"]),
         ({"method": "fmtt", "brake": 1}, ["'fmtt' takes no option 'brake'"]),
         ({"lora": "none"}, ["no folder of adapters at none"]),
-        ({"lora_scale": 0.5}, ["lora_scale has nothing to scale", "--lora FOLDER"]),
+        ({"lora_scale": 0.5}, ["lora_scale needs adapters", "--lora FOLDER"]),
     ],
     ids=lambda v: str(v)[:40],
 )
@@ -414,8 +414,8 @@ def test_options_that_the_model_cannot_use_are_refused_by_name(here, capsys, opt
         ("finetune", "rnk: 2", (), ["unknown option 'rnk'", "mean rank"]),
         ("finetune", "options: {anchr: 1}", (), ["'anchr'", "anchor"]),
         ("eval", "lora: runs/a\nbst: true", (), ["unknown option 'bst'", "mean best"]),
-        ("sample", "- prompt", (), ["c.yaml holds no settings"]),
-        ("sample", "prompt: [", (), ["c.yaml is no YAML file"]),
+        ("sample", "- prompt", (), ["c.yaml has no settings"]),
+        ("sample", "prompt: [", (), ["c.yaml is not a YAML file"]),
         ("sample", "prompt: " + "[" * 3000 + "]" * 3000, (), ["c.yaml is nested too deeply"]),
         ("sample", "particles: null", (), ["c.yaml: particles is null", "default (4)"]),
         ("finetune", "rank: null", (), ["c.yaml: rank is null", "default (16)"]),
@@ -445,7 +445,7 @@ def test_settings_that_come_along_are_found(here, capsys):
     assert call.settings["prompt"] == ["animal", "food", "plant"]
     assert call.settings["seed"] == 3
     told = capsys.readouterr().err
-    assert f"config: {CONFIGS / 'demo.yaml'}, which comes along" in told
+    assert f"config: {CONFIGS / 'demo.yaml'}, from the package" in told
     assert parse("sample", ["--config=recipes/configs/demo.yaml"]).settings["steps"] == 8
     (here / "demo.yaml").write_text("steps: 5\n")
     capsys.readouterr()
@@ -521,7 +521,7 @@ def test_output_that_cannot_be_written_is_no_full_disk(here):
     os.close(writer)
     assert code == 141
     assert err.count("\n") == 1
-    assert "what the command wrote to files is whole" in err
+    assert "files are written completely" in err
 
 
 BROKEN = """
@@ -577,7 +577,7 @@ def test_memory_that_is_not_there(here, capsys, monkeypatch):
     monkeypatch.syspath_prepend(here)
     (here / "broken.py").write_text(BROKEN)
     assert run(reward="broken.py:memory") == 2
-    refused(capsys, "out of memory: ask for less at once", "fewer particles")
+    refused(capsys, "out of memory: reduce the size of a call", "fewer particles")
 
 
 def test_a_fault_of_the_program_shows_where_it_is(monkeypatch):
@@ -610,12 +610,12 @@ def test_a_file_of_json_lines_says_what_the_reward_is_asked(here, capsys):
     ]
     assert [s["reward"] for s in scores[::3]] == [1, 7]
     assert run(reward_prompt="r", out="other", **settings) == 2
-    refused(capsys, "p.jsonl says what the reward is asked, and so does reward_prompt")
+    refused(capsys, "p.jsonl has prompts for the reward, and so has reward_prompt")
 
 
 def test_a_model_of_one_s_own_has_no_reward(here, capsys):
     assert run(reward=None) == 2
-    refused(capsys, "'toy.py:Pixels' has no reward of its own", "--reward")
+    refused(capsys, "'toy.py:Pixels' has no default reward", "--reward")
 
 
 def test_unknown_command(capsys):
@@ -699,7 +699,7 @@ def test_existing_folder_is_left_alone(here, capsys):
     assert run() == 2
     refused(capsys, "exists already", "--overwrite")
     assert run("--overwrite") == 2
-    refused(capsys, "run is left as it is", "no run of flowsteer, but mine.txt", "move that away")
+    refused(capsys, "run is not changed", "no run of flowsteer, but mine.txt", "move that away")
     assert (here / "run" / "mine.txt").read_text() == "mine"
     (here / "run" / "mine.txt").unlink()
     assert run("--overwrite") == 0

@@ -174,11 +174,11 @@ def test_an_entry_is_read():
         ("none:strength=2", ["'none'", "'strength'", "Known: churn, keep, particles, steps"]),
         ("fmtt:steps", ["method:key=value"]),
         ("fmtt:steps=,scale=1", ["steps=..."]),
-        ("fmtt:steps=many", ["is no number"]),
+        ("fmtt:steps=many", ["is not a number"]),
         ("fmtt:steps=2.5", ["whole number"]),
         ("fmtt:steps=]", ["method:key=value"]),
         ("fmtt:steps=0", ["steps must be at least 1"]),
-        ("best-of-n", ["compare a method that steers"]),
+        ("best-of-n", ["add a guided method"]),
         ("best-of-n:keep=all", ["'keep'", "other than best-of-n"]),
         ("fmtt:keep=some", ["'keep'", "best, or all"]),
     ],
@@ -205,7 +205,7 @@ def test_methods_of_the_same_cost_share_a_row():
     texts = "best-of-n", "fmtt", "fmtt:strength=5"
     rows = equal_calls([entry(t) for t in texts], True)
     assert [r.method for r in rows] == ["fmtt", "best-of-n", "fmtt"]
-    with pytest.raises(ValueError, match="there twice"):
+    with pytest.raises(ValueError, match="given twice"):
         equal_calls([entry("fmtt"), entry("fmtt:steps=16")], True)
 
 
@@ -278,7 +278,7 @@ def test_adapters_are_compared_at_their_scale(here, capsys):
     assert (config["lora"], config["lora_scale"]) == ("lora", 0.5)
     capsys.readouterr()
     assert run(**settings, lora_scale=0.5, out="other") == 2
-    refused(capsys, "lora_scale has nothing to scale")
+    refused(capsys, "lora_scale needs adapters")
 
 
 def test_a_model_of_one_s_own_is_compared_by_its_reward_alone(here, tmp_path, capsys):
@@ -286,7 +286,7 @@ def test_a_model_of_one_s_own_is_compared_by_its_reward_alone(here, tmp_path, ca
     file.write_text('{"prompt": "a"}\n{"text": "b", "reward_prompt": "c"}\n')
     settings = {"methods": '["none:steps=1,particles=2"]', "seeds": 1, "judge": None}
     assert run(**settings, prompts=None, prompts_file=file) == 0
-    assert "model toy.py:Pixels has no judge of its own" in capsys.readouterr().err
+    assert "model toy.py:Pixels has no default judge" in capsys.readouterr().err
     figures = json.loads((here / "run/figures.json").read_text())
     assert figures["prompts"] == [{"prompt": p, "kind": "all"} for p in "ab"]
     (row,) = figures["methods"].values()
@@ -299,9 +299,9 @@ def test_a_model_of_one_s_own_is_compared_by_its_reward_alone(here, tmp_path, ca
     for missing, message in [
         (
             {"prompts": None, "model": "toy.py:Told"},
-            "'toy.py:Told' has no prompts of its own: give --prompts",
+            "'toy.py:Told' has no default prompts: give --prompts",
         ),
-        ({"reward": None}, "'toy.py:Pixels' has no reward of its own: give --reward"),
+        ({"reward": None}, "'toy.py:Pixels' has no default reward: give --reward"),
     ]:
         assert run(**{**settings, "out": "other", **missing}) == 2
         refused(capsys, message)
@@ -434,7 +434,7 @@ def test_equal_calls_are_the_flow_s_own(here):
         ("other.py:Kernel", "no file other.py"),
         ("toy.py:Stirred:chrn=1", "option of method 'toy.py:Stirred', 'chrn': did you mean churn"),
         ("toy.py:Needy", "kernel 'Needy' needs more than a flow: give its other arguments"),
-        ("toy.py:first", "method 'first' is no kernel and cannot be called with (flow, reward"),
+        ("toy.py:first", "method 'first' is not a kernel and cannot be called with (flow, reward"),
         ("toy.py:climb:temperature=1", "'toy.py:climb', 'temperature'"),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_comparison_is_taken_up_and_another_refused(out):
     table = (out / "table.md").read_text()
     assert all(name in table for name in ("velocity", "psd-m", "lsd", "true denoiser", "SW2"))
     assert (out / "steps.png").stat().st_size > 10_000
-    with pytest.raises(ValueError, match="begun with other settings"):
+    with pytest.raises(ValueError, match="started with other settings"):
         compare_maps(rules=["psd-m"], seeds=1, out=out, **{**TINY, "width": 9})
 
 

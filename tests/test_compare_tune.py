@@ -21,7 +21,7 @@ def test_prompts_that_are_reported_are_left_out():
     pool = [f"p{i}" for i in range(20)]
     beside = tuning_prompts_beside(["p0", "p2", "other"], pool)
     assert beside.prompts == ["p1", *(f"p{i}" for i in range(3, 14))]
-    with pytest.raises(ValueError, match="is one that is reported"):
+    with pytest.raises(ValueError, match="are also reported"):
         tuning_prompts_beside(pool, pool[:5])
 
 
@@ -54,7 +54,7 @@ def test_without_a_judge_there_is_nothing_to_tune_by():
     def run(unit):
         return {"reward": torch.zeros(1, 1)}, {}
 
-    with pytest.raises(ValueError, match="no judge"):
+    with pytest.raises(ValueError, match="needs a judge"):
         tune([entry("fmrg-j")], grid_of("scale=1,2"), "judge", run, 1, lambda line: None)
 
 

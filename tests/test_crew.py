@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_refused():
         crew_of(0)
     with pytest.raises(ValueError, match=r"device='cuda:1' is one device.*'cuda'"):
         crew_of(2, device="cuda:1")
-    with pytest.raises(ValueError, match="there is one: give devices"):
+    with pytest.raises(ValueError, match="there is only one process: give devices"):
         Crew().spread("particles", 1, 4)
     several = Crew()
     several.count = 2

@@ -168,7 +168,9 @@ def test_a_denoiser_by_its_name_and_one_that_is_none():
         def denoiser(self):
             return nn.Linear(2, 2)
 
-    with pytest.raises(ValueError, match=r"denoiser of Elsewhere is no submodule .*self\.network"):
+    with pytest.raises(
+        ValueError, match=r"denoiser of Elsewhere is not a submodule .*self\.network"
+    ):
         adapt(Elsewhere())
 
 
@@ -213,7 +215,7 @@ def test_files_name_layers_of_the_denoiser_only(tmp_path):
         assert torch.equal(a, b)
     theirs = get_peft_model(Said(), LoraConfig(r=2, target_modules=["proj"]))
     theirs.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="1 are for layers that its denoiser does not have"):
+    with pytest.raises(ValueError, match="1 belong to layers that its denoiser does not have"):
         load_adapters(Said(), tmp_path, check=False)
 
 

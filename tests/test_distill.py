@@ -121,7 +121,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(made, tmp_path, monkeypatch
         patched.setattr(AdapterTraining, "training_step", cut)
         with pytest.raises(RuntimeError, match="power cut"):
             distill("emoji", "psd-m", out=tmp_path / "map", **settings)
-    with pytest.raises(ValueError, match="begun with other settings"):
+    with pytest.raises(ValueError, match="started with other settings"):
         distill("emoji", "psd-m", out=tmp_path / "map", seed=1, **settings)
     distill("emoji", "psd-m", out=tmp_path / "map", **settings)
     here, there = (safetensors.torch.load_file(f / WEIGHTS) for f in (tmp_path / "map", made))
@@ -166,7 +166,7 @@ def test_a_file_for_another_model_is_refused(made):
 
 def test_a_finished_folder_is_not_taken_for_other_settings(made, capsys):
     assert distill("emoji", "psd-m", out=made, learning_rate=1e-2, **QUICK) == made
-    with pytest.raises(ValueError, match="begun with other settings"):
+    with pytest.raises(ValueError, match="started with other settings"):
         distill("emoji", "lsd", out=made, learning_rate=1e-2, **QUICK)
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import recipes.evaluate
 from recipes.binding import colour_pairs
 from recipes.cli import main
 from recipes.data.emoji import load
@@ -113,7 +114,26 @@ def test_no_real_picture_has_the_colour_of_a_pair():
 def measured(tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluate")
     (out / "heart.py").write_text(HEART)
-    return evaluate(f"{out / 'heart.py'}:ByHeart", out / "run", **SMALL), out / "run"
+    model = f"{out / 'heart.py'}:ByHeart"
+    real, calls = recipes.evaluate._kernel_distance, []
+
+    def counted(*args):
+        calls.append(args)
+        return real(*args)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes.evaluate, "_kernel_distance", counted)
+        with patch.context() as inner:
+            inner.setattr(recipes.evaluate, "_distances", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                evaluate(model, out / "run", **SMALL)
+        metrics = evaluate(model, out / "run", **SMALL)
+    assert len(calls) == 1, "what was measured before the interruption was measured again"
+    assert not list(out.glob(".run*"))
+    return metrics, out / "run"
 
 
 def test_a_model_that_knows_the_pictures_is_as_good_as_they_are(measured):

@@ -93,7 +93,7 @@ def test_a_scale_is_put_into_alpha(made, root):
     text = front(Path.cwd() / "out")[1]
     assert "alpha 3.5" in text
     assert "lora_scale=1.0" in text
-    assert "at 1 0.7 of what was tuned" in text
+    assert "at 1 0.7 of the tuned update" in text
 
 
 def test_merged_is_a_model(made, root):
@@ -210,7 +210,7 @@ def test_diffusers_itself_reads_the_file(tmp_path, told):
 def test_the_embedded_model_is_no_pipeline_and_export_says_so(root, capsys, tmp_path):
     save_adapters(adapt(steer.load("emoji"), targets=["head"]), tmp_path / "e")
     assert main(["export", "--lora=e", "--out=out", "--format=diffusers"]) == 0
-    assert "emoji is no diffusers pipeline" in " ".join(capsys.readouterr().err.split())
+    assert "emoji is not a diffusers pipeline" in " ".join(capsys.readouterr().err.split())
     assert main(["export", "--lora=e", "--out=merged", "--format=merged"]) == 0
     same(steer.load("merged"), steer.load("emoji"), rtol=0, atol=0)
 
@@ -227,7 +227,7 @@ def test_the_embedded_model_is_no_pipeline_and_export_says_so(root, capsys, tmp_
         (["--component=unet"], ["component is for format diffusers or comfyui, not peft"]),
         (["--model=emoji"], ["model is for format merged"]),
         (["--format=merged", "--model=emoji"], ["were made for", "'emoji'"]),
-        (["--private"], ["private is for push"]),
+        (["--private"], ["private needs push"]),
         (["--push=me"], ["user/name", "'me'"]),
         (["--lora=none"], ["none"]),
         (["--scala=1"], ["unknown option 'scala'", "scale"]),
@@ -249,7 +249,7 @@ def test_nothing_is_overwritten_unasked(root, capsys, tmp_path):
     assert "exists already" in capsys.readouterr().err
     assert names(tmp_path / "out") == ["mine"]
     assert export(root, "--overwrite") == 2
-    assert "it holds no run of flowsteer, but mine" in capsys.readouterr().err
+    assert "it contains no run of flowsteer, but mine" in capsys.readouterr().err
     (tmp_path / "out" / "mine").unlink()
     for _ in range(2):  # an empty folder, and an export
         assert export(root, "--overwrite") == 0
@@ -275,7 +275,7 @@ def test_what_a_file_names_is_not_loaded(root, capsys, tmp_path):
         save_adapters(adapt(flow), tmp_path / "x")
         assert main(["export", "--lora=x", "--out=out", "--format=merged"]) == 2
         err = " ".join(capsys.readouterr().err.split())
-        assert "none of the embedded models (emoji, emoji-diffusers, fashion)" in err
+        assert "not one of the embedded models (emoji, emoji-diffusers, fashion)" in err
         assert "give the base with --model" in err
         assert names(tmp_path) == ["evil.py", "x"]
 
@@ -288,7 +288,7 @@ def test_links_are_not_followed(made, root, capsys, tmp_path):
     (tmp_path / "x" / "front.png").mkdir()
     assert main(["export", "--lora=x", "--out=out"]) == 0
     err = " ".join(capsys.readouterr().err.split())
-    assert "grid.png is a link, and is left out: copy the picture itself" in err
+    assert "grid.png is a link and is not copied: copy the picture itself" in err
     assert "samples.png is a link" in err
     assert names(tmp_path / "out") == ["README.md", CONFIG, WEIGHTS]
     assert ".png" not in (tmp_path / "out" / "README.md").read_text()
@@ -355,7 +355,7 @@ def test_a_push_that_fails_leaves_the_folder_and_says_so(root, capsys, monkeypat
     monkeypatch.setattr(Hub, "error", OSError("Name or service not known"))
     assert export(root, "--push=me/fox") == 2
     err = capsys.readouterr().err
-    assert "could not be pushed to me/fox (Name or service not known)" in err
+    assert "could not be uploaded to me/fox (Name or service not known)" in err
     assert "hf upload me/fox out" in err
     assert "Traceback" not in err
     assert CONFIG in names(tmp_path / "out")
@@ -379,7 +379,7 @@ def test_the_card_says_what_it_is(made, root, tmp_path):
         "Recommended scale: 0.7", "| reward | 0.25 | 0.375 |", "| judge | 1 ± 0.1 | – |",
         "rank 3, alpha 5", f"flowsteer {steer.__version__}, torch ",
         read_metadata(folder)["base_sha256"],
-        "Effective batch (pictures a step): 16", "licence",
+        "Effective batch (pictures per step): 16", "licence",
     ):  # fmt: skip
         assert part in text, part
     assert re.search(r"steer sample --model \S+ --lora lora --lora-scale 0\.7 --reward", text)
@@ -400,7 +400,7 @@ def test_the_cards_three_lines_run(tmp_path, monkeypatch):
 
 def test_a_card_of_nothing_and_of_odd_things():
     text = card({})
-    assert "nothing of how it was made" in text
+    assert "does not say how it was made" in text
     assert yaml.safe_load(text.split("---")[1])["library_name"] == "peft"
     odd = card({"base": "a: b\n---", "scale": 0, "reward": "x|<b>", "licence": "mit"})
     values = yaml.safe_load(odd.split("---\n")[1])

@@ -899,7 +899,7 @@ def test_another_layout_is_refused_with_its_keys(
     ):
         MPS(tmp_path)
     for weights, words in (
-        ({"a": torch.zeros(1)}, "no head"),
+        ({"a": torch.zeros(1)}, "not a head"),
         ({"weight": torch.zeros(2, 16), "bias": torch.zeros(2)}, "one output"),
         ({"weight": torch.zeros(1, 9), "bias": torch.zeros(1)}, "reads 9 features"),
         ({"layers.0.weight": torch.zeros(1, 16)}, "has no bias"),

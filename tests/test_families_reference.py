@@ -236,7 +236,9 @@ def test_classifier_of_a_file(tmp_path):
     expected = 0.9 - math.log(math.exp(0.9) + math.exp(0.6))
     assert float(reward(image)) == pytest.approx(expected, abs=1e-5)
     file.write_text("from collections import OrderedDict as tiny")
-    with pytest.raises(ValueError, match="no module and makes none, but OrderedDict"):
+    with pytest.raises(
+        ValueError, match="neither a module nor a function that returns one, but OrderedDict"
+    ):
         Classifier(f"{file}:tiny", target=0)
 
 

@@ -374,7 +374,7 @@ def test_errors_say_the_mend(vlms, loaded, tmp_path, monkeypatch):
 
     with pytest.raises(FileNotFoundError, match="takes a folder that exists, or a hub id"):
         VQA("/nowhere/at/all")
-    with pytest.raises(ValueError, match="answer='' says nothing"):
+    with pytest.raises(ValueError, match="answer='' is empty"):
         VQA(vlms["llava"], answer="")
     with pytest.raises(ValueError, match="unknown dtype 'half'"):
         VQA(vlms["llava"], dtype="half")
@@ -415,7 +415,7 @@ def test_errors_say_the_mend(vlms, loaded, tmp_path, monkeypatch):
     size = {"size": {"shortest_edge": 28}, "crop_size": 28}
     for kind, words in (
         (Detached, "gradient does not survive Detached"),
-        (Doubled, "another 'pixel_values' of tensors"),
+        (Doubled, "another 'pixel_values' for tensors"),
     ):
         processor.image_processor = kind(**size)
         with pytest.raises(ValueError, match=words):

@@ -90,7 +90,7 @@ def test_a_collapse_on_the_way_is_said_though_resampling_hides_it(here):
     assert run("steep") == 0
     found = metrics(here)
     assert min(ess for (ess,) in found["trace"]["weighed"]) < 2
-    assert any("the weights collapsed onto" in w for w in found["warnings"])
+    assert any("the weights collapsed to" in w for w in found["warnings"])
 
 
 def test_a_sound_run_says_nothing(here):

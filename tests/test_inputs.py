@@ -44,15 +44,15 @@ def test_lines_of_json_say_what_a_reward_is_asked(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("p.txt", "a\nb\x1b[31m\n", ["line 2", "control character U+001B", "take it out"]),
+        ("p.txt", "a\nb\x1b[31m\n", ["line 2", "control character U+001B", "remove it"]),
         ("p.txt", "a\u202etxt.exe", ["line 1", "U+202E"]),
         ("p.txt", '\n{"prompt": "a"}\n', ["line 2", "looks like JSON", "jsonl"]),
-        ("p.txt", "\ufeff \n\r\n", ["holds no prompts"]),
+        ("p.txt", "\ufeff \n\r\n", ["has no prompts"]),
         ("p.jsonl", '{"prompt": "\\u0007"}', ["line 1", "U+0007"]),
         ("p.jsonl", '{"prompt": "\\ud800"}', ["line 1", "U+D800"]),
-        ("p.jsonl", '{"prompt": ["a"]}', ["line 1", 'no object with a "prompt"']),
+        ("p.jsonl", '{"prompt": ["a"]}', ["line 1", 'not an object with a "prompt"']),
         ("p.jsonl", '{"prompt": "a"}\n{"promt": "b"}', ["line 2"]),
-        ("p.jsonl", "[" * 20_000, ["line 1", 'no object with a "prompt"']),
+        ("p.jsonl", "[" * 20_000, ["line 1", 'not an object with a "prompt"']),
         ("p.jsonl", '{"prompt": ' + "9" * 5000 + "}", ["line 1"]),
     ],
 )
@@ -94,9 +94,9 @@ def test_what_comes_along_has_its_own_and_others_have_none():
     assert reward_of("runs/mine", "brightness") == "brightness"
     assert len(tuning_prompts("emoji", flow, None).prompts) == 200
     assert len(listed("emoji", None, own("emoji").held_out).prompts) == 50
-    with pytest.raises(ValueError, match=r"'runs/mine' has no reward of its own: give --reward"):
+    with pytest.raises(ValueError, match=r"'runs/mine' has no default reward: give --reward"):
         reward_of("runs/mine", None)
-    with pytest.raises(ValueError, match=r"'runs/mine' has no prompts of its own: give --prompts"):
+    with pytest.raises(ValueError, match=r"'runs/mine' has no default prompts: give --prompts"):
         tuning_prompts("runs/mine", flow, None)
     plain = GaussianMixture(torch.zeros(1, 2), 1.0)
     assert not takes_prompts(plain)
@@ -107,7 +107,7 @@ def test_a_model_of_one_s_own_is_judged_by_none_and_is_told_so(capsys):
     assert defaults.judge_of("emoji", "own", console()) is not None
     assert capsys.readouterr().err == ""
     assert defaults.judge_of("toy[/x].py:A", "own", console()) is None
-    assert "model toy[/x].py:A has no judge of its own" in capsys.readouterr().err
+    assert "model toy[/x].py:A has no default judge" in capsys.readouterr().err
     assert defaults.judge_of("toy.py:A", None, console()) is None
     assert defaults.judge_of("toy.py:A", "brightness", console()) is not None
     assert capsys.readouterr().err == ""

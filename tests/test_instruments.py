@@ -259,7 +259,7 @@ def test_kid_needs_rows():
         kid(torch.zeros(4, 3), torch.zeros(4, 2))
     with pytest.raises(ValueError, match="at least 2"):
         kid(torch.zeros(1, 3), torch.zeros(4, 3))
-    with pytest.raises(ValueError, match="no pairs"):
+    with pytest.raises(ValueError, match="not pairs"):
         kid(torch.zeros(5, 3), torch.zeros(4, 3), paired=True)
 
 

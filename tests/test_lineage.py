@@ -33,8 +33,8 @@ def test_what_is_said_and_of_which_prompt():
     (said,) = doubts(torch.stack([flat, one, one]), torch.stack([own] * 3), ["a", "b", "c"])
     assert said.startswith("prompt 'b' and 1 more of 3: nearly all of the weight is on 1.0 of 4")
     (said,) = doubts(torch.stack([flat, flat]), torch.stack([own, all_of_two]), ["a", "b"])
-    assert said.startswith("prompt 'b': what is left descends from 1.0 of 4 starts")
-    assert "raise the temperature, or take more particles or steps" in said
+    assert said.startswith("prompt 'b': the remaining particles descend from 1.0 of 4 starts")
+    assert "raise the temperature, or use more particles or steps" in said
     assert len(doubts(torch.stack([flat, one]), torch.stack([all_of_two, own]), ["a", "b"])) == 2
     assert doubts(torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.long)) == []  # of so few
 
@@ -163,3 +163,13 @@ def test_uneven_weights_on_the_way_lose_nothing_where_they_are_not_resampled():
 
     assert said(0.0) == []
     assert said(0.5)
+
+
+def test_a_collapse_in_the_last_iteration_of_noise_space_is_said():
+    """It is resampled there too, after which all particles are copies."""
+    result = steer.sample(
+        mixture(), lambda x: 400 * x[:, 0], None, 32, 3, "noise-smc", temperature=1.0,
+        progress=False,
+    )  # fmt: skip
+    assert result.trace["weighed"][-1] < 2 < result.ess
+    assert any("at step 3 of 3 the weights collapsed" in w for w in result.warnings)

@@ -416,7 +416,7 @@ def test_we_read_what_peft_writes(flow, tmp_path):
     )  # fmt: skip
     theirs = get_peft_model(network(), config)
     theirs.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="does not say which weights"):
+    with pytest.warns(UserWarning, match="does not say for which weights"):
         ours = load_adapters(flow, tmp_path)
     same(ours, theirs.base_model.model)
     same(load_adapters(flow, tmp_path, check=False), ours)
@@ -429,7 +429,7 @@ def test_we_read_what_peft_writes(flow, tmp_path):
         ({"use_dora": True}, "sets use_dora: only the plain update"),
         ({"modules_to_save": ["head"], "bias": "all"}, "sets bias, modules_to_save"),
         ({"r": 4}, "another shape .*not from the same save"),
-        ({"target_modules": ["conv1"]}, "are for layers that its denoiser does not have"),
+        ({"target_modules": ["conv1"]}, "belong to layers that its denoiser does not have"),
         ({"target_modules": ["to_q"]}, "do not fit this base: .*to_q"),
         ({"r": "three"}, "r must be a whole number from 1 to 4096, got 'three'"),
     ],
@@ -467,7 +467,7 @@ def test_missing_files_are_named(flow, saved, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder of adapters at .*nowhere"):
         load_adapters(flow, tmp_path / "nowhere")
     (saved[1] / CONFIG).write_text("{")
-    with pytest.raises(ValueError, match="is no LoRA's configuration"):
+    with pytest.raises(ValueError, match="is not the configuration of a LoRA"):
         load_adapters(flow, saved[1])
     (saved[1] / CONFIG).unlink()
     with pytest.raises(FileNotFoundError, match=r"adapter_config\.json is missing"):

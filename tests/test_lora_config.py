@@ -59,7 +59,7 @@ HANGS = "(a+)+" * 12 + "$"
         ({"exclude_modules": HANGS}, "exclude_modules must be a list"),
         ({"layers_pattern": HANGS}, "layers_pattern must be a list"),
         ({"layers_to_transform": [-1]}, "layers_to_transform must be at most"),
-        ({"lora_dropout": 2}, "lora_dropout must be a share from 0 to 1, got 2"),
+        ({"lora_dropout": 2}, "lora_dropout must be a fraction from 0 to 1, got 2"),
         ({"use_rslora": "yes"}, "use_rslora must be true or false"),
         ({"layer_replication": [[0, 2]]}, "sets layer_replication: only the plain update"),
         ({"target_parameters": ["x"]}, "sets target_parameters"),
@@ -87,7 +87,7 @@ def test_how_it_was_initialised_is_ignored(folder, changed, how, recwarn):
     assert all(torch.equal(p, before[n]) for n, p in flow.state_dict().items())
     same(loaded, load_adapters(network(), folder))
     same(loaded.base, flow)
-    said = [str(w.message) for w in recwarn if "was begun by" in str(w.message)]
+    said = [str(w.message) for w in recwarn if "was initialised with" in str(w.message)]
     assert bool(said) == (how in ("olora", "pissa", "pissa_niter_4"))
 
 
@@ -102,10 +102,10 @@ def test_nothing_else_is_taken(changed):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[" * 100_000, "no LoRA's configuration"),
-        ("[]", "no table of settings"),
-        ("null", "no table of settings"),
-        ('{"peft_type": "LORA", "r": ' + "9" * 5000 + "}", "no LoRA's configuration"),
+        ("[" * 100_000, "not the configuration of a LoRA"),
+        ("[]", "not a table of settings"),
+        ("null", "not a table of settings"),
+        ('{"peft_type": "LORA", "r": ' + "9" * 5000 + "}", "not the configuration of a LoRA"),
         (" " * (1 << 24) + "{}", "larger than"),
     ],
     ids=["deep", "list", "null", "digits", "large"],

@@ -74,7 +74,7 @@ def test_binding_does_not_touch_the_flow_that_was_bound(flow, x):
 
 
 def test_unknown_words_are_dropped_with_a_warning_that_names_them(flow, x):
-    with pytest.warns(UserWarning, match=r"'shiny'.*the rest still binds"):
+    with pytest.warns(UserWarning, match=r"'shiny'.*the rest is still used"):
         bound = flow.given(["a shiny red apple"])
     assert torch.equal(bound.velocity(x, 0.5), flow.given(["red apple"]).velocity(x, 0.5))
     with pytest.warns(UserWarning, match="acts as the empty prompt"):

@@ -341,7 +341,7 @@ def test_parts_are_reported(part):
         (lambda: NFT(max_advantage=-1.0), "max_advantage must be above 0"),
         (lambda: NFT(kl=-0.1), "kl must not be negative"),
         (lambda: NFT(jumps=()), "jumps must be numbers of at least 1"),
-        (lambda: NFT(diagonal=1.5), "diagonal must be a share"),
+        (lambda: NFT(diagonal=1.5), "diagonal must be a fraction"),
         (lambda: NFT(group=1), "group must be at least 2"),
         (lambda: GRPO(group=1), "group must be at least 2"),
         (lambda: GRPO(steps=1), "only a jump before it has a likelihood"),

@@ -61,7 +61,7 @@ def test_the_run_halves_says_so_once_and_draws_the_same(method):
     with pytest.warns(UserWarning, match="out of memory at 16 rows a call") as said:
         found = sampled(MIXTURE, tight, method)
     assert len(said) == 1
-    assert "going on with 4" in str(said[0].message)
+    assert "continuing with 4" in str(said[0].message)
     assert "batch_size=4" in str(said[0].message)
     torch.testing.assert_close(found.x, wanted.x)
     torch.testing.assert_close(found.rewards, wanted.rewards)
@@ -93,7 +93,7 @@ def test_prompts_keep_their_own_particles():
             return bright(images)
 
     wanted = sampled(flow, bright, "fmtt", **options)
-    with pytest.warns(UserWarning, match="at 8 rows a call: going on with 2"):
+    with pytest.warns(UserWarning, match="at 8 rows a call: continuing with 2"):
         found = sampled(flow, TightPictures(3), "fmtt", **options)
     torch.testing.assert_close(found.images, wanted.images, atol=1e-4, rtol=1e-4)
 
@@ -202,7 +202,7 @@ def test_the_command_halves_too(tmp_path, recwarn):
     )
     told = [str(w.message) for w in recwarn if "out of memory" in str(w.message)]
     assert len(told) == 1
-    assert re.search(r"at 40 rows a call: going on with 2,", told[0])
+    assert re.search(r"at 40 rows a call: continuing with 2,", told[0])
 
     a, b = (figures(tmp_path / name) for name in "ab")
     assert len(a) == 2 * 40

@@ -238,7 +238,7 @@ def test_levers_say_what_they_save():
     texts = sum(size for name, size in plan.weights.items() if "text" in name)
     assert here - levers["text encoders dropped"] == texts > 0
     assert levers["checkpointing"] < here
-    assert levers["weights left to ask for gradients"] > here
+    assert levers["weights with requires_grad"] > here
     assert levers["8-bit weights of the denoiser"] > here, "kept whole for the backward pass"
     assert levers["half-size pictures for the gradient"] < here
     assert plan.stack[3].need.at(2) < levers["checkpointing"], "the levers add up"

@@ -198,7 +198,7 @@ def test_a_folder_without_numbers_says_what_to_give(tmp_path, capsys):
     assert "neither figures.json nor front.json" in capsys.readouterr().err
     (tmp_path / "figures.json").write_text("{")
     assert main(["plot", str(tmp_path)]) == 2
-    assert "is no JSON" in capsys.readouterr().err
+    assert "is not JSON" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ film
@@ -255,12 +255,12 @@ def test_a_strip_and_an_animation(flow, tmp_path):
 
 
 def test_a_film_of_nothing_says_so(flow):
-    with pytest.raises(ValueError, match="no frame yet"):
+    with pytest.raises(ValueError, match="no frames yet"):
         steer.Film(flow).strip()
     with pytest.raises(ValueError, match="at least 1"):
         steer.Film(flow, particles=0)
     plane = steer.GaussianMixture(torch.zeros(1, 2), 1.0)
-    with pytest.raises(ValueError, match="wants pictures"):
+    with pytest.raises(ValueError, match="needs pictures"):
         steer.sample(plane, lambda x: x[:, 0], method="none", steps=1, callback=steer.Film(plane))
 
 

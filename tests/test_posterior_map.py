@@ -148,7 +148,9 @@ def test_the_pool_shrinks_with_the_dimension_as_it_says(c):
 def test_re_noising_warns_where_one_look_has_all_the_weight():
     flow = steer.GaussianMixture(torch.zeros(1, 200), 0.01)
     x = torch.randn(3, 200, generator=rng(), dtype=torch.float64)
-    with pytest.warns(UserWarning, match="3 of 3 rows rest on fewer than 2 of 32 looks"):
+    with pytest.warns(
+        UserWarning, match="3 of 3 rows have fewer than 2 effective candidates of 32"
+    ):
         WeightedRenoise(flow).sample(x, 0.3, 1, rng())
 
 

@@ -91,7 +91,7 @@ UP = whole_reward(FLOW, LINEAR, None)
         (lambda: steer.Guidance(LOOK, steer.Jump(FLOW), batch_size=0), "batch_size must be at le"),
         (lambda: FlowMapControl(FLOW, UP, [0.0, 1.0], NAN), "scale must not be negative nor inf"),
         (lambda: FlowMapControl(FLOW, UP, [0.0, 1.0], INF), "scale must not be negative nor inf"),
-        (lambda: FlowMapControl(FLOW, UP, [0.0, 1.0], guided=[NAN]), "cannot push at"),
+        (lambda: FlowMapControl(FLOW, UP, [0.0, 1.0], guided=[NAN]), "cannot guide at"),
         (lambda: NoiseAscent(FLOW, UP, 3, rate=INF), "rate must be above zero and finite"),
         (lambda: NoiseAscent(FLOW, UP, NAN), "iterations must be a whole number"),
         # requests

@@ -118,7 +118,7 @@ def test_memory_that_is_too_little_in_one_process_changes_nothing():
         )
 
     alone = run()
-    with pytest.warns(UserWarning, match="going on with 2"):
+    with pytest.warns(UserWarning, match="continuing with 2"):
         found = ran(2, run)
     for result in found:
         same(alone, result)
@@ -144,7 +144,7 @@ def test_bad_rewards_are_counted_once():
 
 
 def test_processes_that_differ_are_found_out():
-    Ranks(Others(0)).agree(torch.ones(3), torch.zeros(2))
+    Ranks(Others(0)).agree(torch.ones(3), torch.zeros(2), torch.tensor(1.0))
     with pytest.raises(RuntimeError, match="did not make the same run"):
         Ranks(Others(1)).agree(torch.ones(3))
 

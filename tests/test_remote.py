@@ -313,7 +313,7 @@ def answering(respond):
 @pytest.mark.parametrize(
     ("respond", "message"),
     [
-        (lambda x, r: b"nonsense", "no safetensors file"),
+        (lambda x, r: b"nonsense", "not a safetensors file"),
         (lambda x, r: pack({"scores": x[:, 0, 0, 0]}, {"id": "another"}), "not for"),
         (
             lambda x, r: pack({"scores": x.new_zeros(1)}, {"id": r["id"]}),

@@ -186,5 +186,5 @@ def test_layout_says_what_to_give(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"mask=picture\.png"):
         rewards.load("layout:mask=nowhere.png")
     Image.new("L", (4, 4)).save(tmp_path / "black.png")
-    with pytest.raises(ValueError, match="black all over: paint white"):
+    with pytest.raises(ValueError, match="completely black: paint the inside white"):
         Layout(mask=tmp_path / "black.png")

@@ -54,7 +54,7 @@ def samples(tmp_path):
 
 
 def test_a_run_of_ours_may_be_replaced_and_is_not_unasked(samples):
-    with pytest.raises(FileExistsError, match=r"exists already.*say overwrite"):
+    with pytest.raises(FileExistsError, match=r"exists already.*set overwrite"):
         refuse_existing(samples, False)
     refuse_existing(samples, True)
     (samples / ".DS_Store").write_text("a desktop's")
@@ -104,7 +104,7 @@ def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("thesis.txt", "beside samples it holds thesis.txt, which no run of flowsteer wrote"),
+        ("thesis.txt", "beside samples it contains thesis.txt, which no run of flowsteer wrote"),
         ("images/holiday.png", "images/holiday.png"),
         ("old/deep/thesis.txt", "old/deep/thesis.txt"),
     ],
@@ -140,21 +140,21 @@ def test_no_command_replaces_what_no_run_wrote(samples, monkeypatch, capsys, mod
     }[command]  # fmt: skip
     assert main([command, *words, f"--out={given}", "--overwrite"]) == 2
     reasons = {
-        ".": "the folder that you are in", "..": "the folder that you are in",
-        "~": "the folder that you are in", "note.txt": "it is no folder",
-        "runs": "it holds no run of flowsteer, but one", "thesis": "the folder that you are in",
+        ".": "it is the current folder", "..": "it is the current folder",
+        "~": "it is the current folder", "note.txt": "it is not a folder",
+        "runs": "it contains no run of flowsteer, but one", "thesis": "it is the current folder",
     }  # fmt: skip
-    refused(capsys, "is left as it is, though overwrite was said", reasons[out], "choose another")
+    refused(capsys, "is not changed, although overwrite was set", reasons[out], "choose another")
     assert sorted(p.relative_to(home) for p in home.rglob("*")) == before
 
 
 def test_a_home_is_no_run(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
-    with pytest.raises(FileExistsError, match="it is your home folder, or holds it"):
+    with pytest.raises(FileExistsError, match="it is your home folder, or contains it"):
         refuse_existing(Path("~"), True)
     assert expanded("~/x") == tmp_path / "home" / "x"
-    with pytest.raises(ValueError, match="nobody of that name has a home"):
+    with pytest.raises(ValueError, match="there is no user of that name"):
         expanded("~nobody-of-that-name/x")
 
 
@@ -165,7 +165,7 @@ def test_a_result_saves_over_results_alone(samples, monkeypatch):
     result.save("~/samples", overwrite=True)
     assert (samples / "grid.png").read_bytes()[:4] == b"\x89PNG"
     (samples / "thesis.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match=r"holds thesis\.txt"):
+    with pytest.raises(FileExistsError, match=r"contains thesis\.txt"):
         result.save(samples, overwrite=True)
     assert (samples / "thesis.txt").read_text() == "precious"
 
@@ -190,11 +190,11 @@ def test_a_new_run_that_fails_leaves_the_old_adapters(model, tmp_path, capsys):
     first = state(tune(load(model), tmp_path / "run", steps=2))
     with pytest.raises(RuntimeError, match="boom"):
         tune(load(model), tmp_path / "run", steps=2, reward=fails, overwrite=True)
-    assert "what was to be replaced is back in its place" in capsys.readouterr().out
+    assert "the earlier run was restored" in capsys.readouterr().out
     assert same(first, state(steer.load(model, lora=tmp_path / "run")))
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     (tmp_path / "run" / "thesis.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match=r"holds thesis\.txt"):
+    with pytest.raises(FileExistsError, match=r"contains thesis\.txt"):
         tune(load(model), tmp_path / "run", steps=2, overwrite=True)
     (tmp_path / "run" / "thesis.txt").unlink()
     tune(load(model), tmp_path / "run", steps=3, overwrite=True)
@@ -272,7 +272,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(model, cut, caps
         last.write_bytes({"truncated": data[:1000], "empty": b"", "foreign": b"x" * 99}[damage])
     again = tune(load(model), out, steps=7)
     said = capsys.readouterr().out
-    named = f"{last} is damaged" in said and "going on from the one before it, step 2" in said
+    named = f"{last} is damaged" in said and "resuming from the one before it, step 2" in said
     assert named or damage == "missing"
     assert same(whole, state(again))
     assert rows(out) == [1, 2, 3, 4, 5, 6, 7]
@@ -363,7 +363,7 @@ def test_a_damaged_unit_is_named_and_done_again(here, monkeypatch, capsys):  # n
     assert calls[-4:] == [0, 0, 2, 2]
     said = " ".join(capsys.readouterr().err.split())
     assert "000000.safetensors is damaged" in said
-    assert "dropped and done again" in said
+    assert "deleted and computed again" in said
     a, b = ((here / name / "scores.jsonl").read_text() for name in ("run", "whole"))
     assert a == b
     assert not (here / ".run.partial").exists()
@@ -468,7 +468,10 @@ def test_an_edited_reward_is_another_run(model, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(words) == 2
     refused(
-        capsys, "begun otherwise (sources.mine.py: ", " -> ", "file of the reward's was edited"
+        capsys,
+        "with other arguments (sources.mine.py: ",
+        " -> ",
+        "file of the reward's was edited",
     )
     reward.write_text(text)
     assert main(words) == 0
@@ -571,14 +574,14 @@ def test_a_run_is_made_longer(model, tmp_path, capsys, finished):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RewardTuning, "optimizer_step", noted)
         tune(load(model), out, steps=9)
-    assert f"{out} goes on: 4 -> 9 steps" in capsys.readouterr().out
+    assert f"{out} continues: 4 -> 9 steps" in capsys.readouterr().out
     cosine = [0.5e-3 * (1 + math.cos(math.pi * k / 9)) for k in range(begin, 9)]
     assert [k for k, _ in rates] == list(range(begin, 9))
     assert [rate for _, rate in rates] == pytest.approx(cosine)
     ended = json.loads((out / "finished.json").read_text())
     assert (ended["steps"], ended["done"]) == (9, 9)
     assert rows(out) == list(range(1, 10))
-    with pytest.raises(FileExistsError, match=r"\(steps: 9 -> 4\).*steps alone may grow"):
+    with pytest.raises(FileExistsError, match=r"\(steps: 9 -> 4\).*only steps may grow"):
         tune(load(model), out, steps=4)
 
 
@@ -623,7 +626,7 @@ def test_a_signal_ends_a_script_after_its_step(model, tmp_path, number, code):
     assert found is not None
     assert rows(tmp_path / "run")[-1] == found[1]  # the step that was taken is saved
     assert "stopped, unfinished: run the same command again to resume" in err
-    assert f"holds the state after step {found[1]}" in err
+    assert f"has the state after step {found[1]}" in err
     assert ("KeyboardInterrupt" in err) == (number == signal.SIGINT)
     assert not (tmp_path / "run" / "finished.json").exists()
 
@@ -644,18 +647,18 @@ def test_interrupts_are_python_s_own_and_lose_no_step(model, tmp_path, monkeypat
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
         interrupted(signal.SIGINT, 2, patch)
-        with pytest.raises(KeyboardInterrupt, match="holds the state after step 3"):
+        with pytest.raises(KeyboardInterrupt, match="has the state after step 3"):
             tune(load(model), tmp_path / "run", steps=5)
         interrupted(signal.SIGTERM, 3, patch)
         with pytest.raises(SystemExit) as stop:
             tune(load(model), tmp_path / "run", steps=5)
         assert stop.value.code == 143
-        assert "holds the state after step 4" in str(stop.value)
+        assert "has the state after step 4" in str(stop.value)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
     assert same(whole, state(tune(load(model), tmp_path / "run", steps=5)))
     with monkeypatch.context() as patch:
         interrupted(signal.SIGINT, 2, patch)
-        with pytest.raises(KeyboardInterrupt, match="nothing is kept without a folder"):
+        with pytest.raises(KeyboardInterrupt, match="without a folder nothing is saved"):
             tune(load(model), None, steps=5)
 
 
@@ -689,7 +692,7 @@ def test_sigterm_puts_away_what_is_half_done(here, monkeypatch, capsys):  # noqa
     monkeypatch.setattr(steer, "sample", third)
     before = signal.getsignal(signal.SIGTERM)
     assert run(prompt=json.dumps(["p0", "p1", "p2"]), particles=32) == 143
-    refused(capsys, "terminated: run the same command again to go on, what was finished is kept")
+    refused(capsys, "terminated: run the same command again to resume; finished parts are kept")
     assert signal.getsignal(signal.SIGTERM) == before
     assert sorted(p.name for p in (here / ".run.partial").iterdir()) == [
         "000000.safetensors", "identity.json",
@@ -715,4 +718,4 @@ def test_a_reward_file_that_exits_is_an_error(
     words += ["--prompt=cat"] if command == "sample" else ["--prompts=[cat]", "--temperature=1"]
     words += WORDS * (command == "finetune")
     assert main(words) == 2
-    refused(capsys, "a file of yours ended the program (mine.py, line ", "sys.exit(0)")
+    refused(capsys, "your file ended the program (mine.py, line ", "sys.exit(0)")

@@ -164,7 +164,9 @@ def test_a_flat_reward_has_no_temperature():
     def flat(x):
         return 0 * x[:, 0] + 7
 
-    with pytest.raises(ValueError, match=r"no spread .* prompt 4 .*'a'.*temperature="):
+    with pytest.raises(
+        ValueError, match=r"standard deviation of zero .* prompt 4 .*'a'.*temperature="
+    ):
         sample(mixture(), flat, ["a"], temperature=None, position=4)
     for method in ("none", "best-of-n"):  # these need none
         assert sample(mixture(), flat, temperature=None, method=method).temperature is None
@@ -202,7 +204,7 @@ def test_a_flat_reward_has_no_temperature():
         ({"method": "fmrg-j", "scale": -0.1}, "scale must not be negative"),
         (
             {"method": "fmrg-j", "window": (0.4, 0.5)},
-            r"nothing would be guided: .* 0, 0.333, 0.66",
+            r"no step would be guided: .* 0, 0.333, 0.66",
         ),
         ({"method": "split", "moves": -1}, "moves must not be negative"),
         ({"init_image": torch.full((3,), 255, dtype=torch.uint8)}, "divide bytes by 255"),
@@ -216,7 +218,7 @@ def test_errors_at_the_door(options, words):
 @every_method
 def test_rewards_without_gradient(method):
     if TABLE[method].gradient:
-        with pytest.raises(ValueError, match="take one of none, best-of-n, split"):
+        with pytest.raises(ValueError, match="use one of none, best-of-n, split"):
             sample(mixture(), blind(), method=method)
     else:
         assert sample(mixture(), blind(), method=method).rewards.shape == (5,)
@@ -397,7 +399,7 @@ def test_a_flow_that_cannot_start_from_a_picture():
         def decode(self, x):
             return x.sigmoid()
 
-    with pytest.raises(NotImplementedError, match="OneWay has no way back"):
+    with pytest.raises(NotImplementedError, match="OneWay cannot encode a picture"):
         steer.sample(
             OneWay(), lambda x: x.sum((1, 2, 3)), None, 2, 2, "none",
             init_image=torch.rand(3, 1, 1),

@@ -116,7 +116,7 @@ def test_errors(tmp_path):
     term("sd3").save(tmp_path)
     config = tmp_path / FOLDER / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "format": "other"}))
-    with pytest.raises(ValueError, match=r"no second time of ours: format 'other'"):
+    with pytest.raises(ValueError, match=r"not a second time in our format: format 'other'"):
         seen_as(pipe("sd3"), "sd3", second_time=tmp_path)
     term("sd3").save(tmp_path)
     weights = tmp_path / FOLDER / "model.safetensors"
@@ -164,7 +164,7 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(whole, tmp_path, m
         one, two = safetensors.torch.load_file(one), safetensors.torch.load_file(two)
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one), stage
-    with pytest.raises(ValueError, match="begun with other settings"):
+    with pytest.raises(ValueError, match="started with other settings"):
         train_pipeline(tmp_path / "cut", **{**SMALL, "guidance": 1.0})
 
 

@@ -123,7 +123,7 @@ def test_a_split_base_gives_the_run_of_one_process(tmp_path, capsys):
     returned = [line for line in said.splitlines() if line.startswith("returned")]
     assert len(returned) == 2
     assert set(returned) == {capsys.readouterr().out.strip().splitlines()[-1]}  # on the whole base
-    assert said.count("effective batch 16 = 8 rows a call x 1 accumulated x 2 processes") == 1
+    assert said.count("effective batch 16 = 8 rows per call x 1 accumulated x 2 processes") == 1
 
 
 @pytest.mark.slow
@@ -242,6 +242,12 @@ def test_a_denoiser_that_is_the_flow_itself_is_refused():
 def test_other_ways_to_split_are_refused(strategy):
     with pytest.raises(ValueError, match="use fsdp, or auto or ddp"):
         Settings(strategy=strategy)
+
+
+def test_a_strategy_that_is_misspelt_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="unknown strategy 'fdsp': did you mean fsdp"):
+        Settings(strategy="fdsp")
+    assert Settings(strategy="ddp_find_unused_parameters_true").strategy.startswith("ddp")
 
 
 def test_weights_of_a_kind_of_their_own_are_refused():

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +17,9 @@ import steer
 from recipes.arguments import parse
 from recipes.studio import session
 from recipes.studio.ask import Ask, options_text
-from recipes.studio.completing import completions
-from recipes.studio.fronts import scales_of
+from recipes.studio.fronts import adapters_of, scales_of
 from recipes.studio.guard import COOKIE, Guard
+from recipes.studio.jobs import start_of
 from recipes.studio.loading import Loading
 from recipes.studio.looking import looked_at, report_of
 from recipes.studio.places import inside, plain_reward, runs_in
@@ -138,6 +139,16 @@ def test_one_picture_is_steered_at_a_time(studio):
     studio.end("e")
     list(first)
     assert [kind for kind, _ in second][-1] == "done"
+
+
+def test_a_page_that_is_closed_while_it_shows_a_value_holds_no_turn(studio):
+    shown = studio.in_turn(iter([1, 2]))
+    assert next(shown) == 1  # and nobody asks for the next
+    assert list(studio.run("after", ask(steps=1)))[-1][0] == "done"
+    assert list(shown) == [2]
+    ended = studio.begun("g")
+    studio.end("g")
+    assert ended.is_set()
 
 
 def test_the_bill_is_said_before(studio):
@@ -309,20 +320,11 @@ def test_a_run_of_steer_sample_is_read_back(tmp_path):
         restored(tmp_path, place, "fashion")
 
 
-@pytest.mark.parametrize(
-    ("text", "first"),
-    [("cli", "clip"), ("0.7*clip + 0.3*col", "0.7*clip + 0.3*colour"),
-     ("-.5*br", "-.5*brightness"), ("min(clip, sh", "min(clip, sharpness"),
-     ("clip +", "clip + aesthetic"), ("mi", "min(")],
-)  # fmt: skip
-def test_a_reward_s_name_is_completed_and_what_stands_before_it_kept(text, first):
-    assert completions(text)[0] == first
-
-
-@pytest.mark.parametrize("text", ["colour:name=re", "0.3*", "clip + zzz", "0.5"])
-def test_nothing_is_made_up(text):
-    assert completions(text) == [] or text == "0.3*"
-    assert all(found.startswith("0.3*") for found in completions("0.3*"))
+def test_the_picture_beside_a_steered_one_is_that_of_its_own_noise():
+    result = SimpleNamespace(rewards=torch.zeros(2, 2), ancestors=torch.tensor([[3, 1], [0, 2]]))
+    assert [start_of(result, i, 4) for i in range(4)] == [3, 1, 4, 6]
+    result.ancestors = None
+    assert [start_of(result, i, 2) for i in range(4)] == [0, 1, 2, 3]
 
 
 def test_a_model_is_loaded_once_and_its_error_reaches_who_waits():
@@ -376,6 +378,7 @@ def test_a_model_that_is_not_there_ends_the_command(tmp_path):
     assert "no model named 'emoij'" in ended.stderr
 
 
+@pytest.mark.slow
 def test_the_front_shows_the_same_seeds_at_every_scale(studio):
     place = studio.root / "tuned"
     tuned = adapt(studio.flow, rank=2)
@@ -410,5 +413,9 @@ def test_the_front_shows_the_same_seeds_at_every_scale(studio):
     assert list(axes.lines[0].get_xdata()) == [0.0, 1.0]
     assert len(curves([{"step": 1, "reward": 1, "diversity": 2}]).axes) == 2
     assert len(compared([["a", 1, 2.0], ["b", 2, 3.0]]).axes[0].lines) == 2
+    (place / "best").mkdir()
+    for file in place.glob("adapter_*"):
+        file.rename(place / "best" / file.name)
+    assert adapters_of(studio.root, place) == place / "best"  # of a run that was stopped early
     with pytest.raises(ValueError, match="no adapters yet"):
         front(folder=studio.root / "nothing")

@@ -112,7 +112,7 @@ def test_a_run_leaves_a_model_that_loads_a_log_and_a_sheet(whole):
 
 
 def test_other_settings_in_the_same_folder_are_refused(whole):
-    with pytest.raises(ValueError, match=r"begun with other settings \(seed: 0 -> 1\)"):
+    with pytest.raises(ValueError, match=r"started with other settings \(seed: 0 -> 1\)"):
         _train(whole, seed=1, sheet_every=100)
 
 

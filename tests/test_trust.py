@@ -97,7 +97,7 @@ def here(tmp_path, monkeypatch):
     ],
 )
 def test_what_takes_no_images_is_refused_and_not_called(text, here):
-    with pytest.raises(ValueError, match=r"is no reward but a .* so it was not called"):
+    with pytest.raises(ValueError, match=r"is not a reward but a .* so it was not called"):
         rewards.load(text)
     assert not (here / "canary").exists()
 
@@ -146,13 +146,13 @@ def test_plain_texts_are_made(text):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("strange_mod.Mean", "'strange_mod.Mean' is no reward that comes along"),
-        ("strange_mod.py:mean", "no reward that comes along"),
-        ("subprocess.Popen:args=[touch,canary]", "no reward that comes along"),
-        ("http://127.0.0.1:9", "'http' is no reward that comes along"),
-        ("remote:url=http://127.0.0.1:9", "'remote' is no reward that comes along"),
-        ("min(clip, strange_mod.py:mean)", "no reward that comes along"),
-        ("2*(brightness + strange_mod.mean)", "no reward that comes along"),
+        ("strange_mod.Mean", "'strange_mod.Mean' is not a reward of the package"),
+        ("strange_mod.py:mean", "not a reward of the package"),
+        ("subprocess.Popen:args=[touch,canary]", "not a reward of the package"),
+        ("http://127.0.0.1:9", "'http' is not a reward of the package"),
+        ("remote:url=http://127.0.0.1:9", "'remote' is not a reward of the package"),
+        ("min(clip, strange_mod.py:mean)", "not a reward of the package"),
+        ("2*(brightness + strange_mod.mean)", "not a reward of the package"),
         ("clip:model=hf-hub:some/one", "option 'model' may name"),
         ("clip:model=ViT-B-32,pretrained=x.pt", "option 'model' may name"),
         ("classifier:model=strange_mod.py:Net", "option 'model' may name"),
@@ -163,7 +163,7 @@ def test_plain_texts_are_made(text):
         ("colour:name=strange_mod.py", "option 'name' may name"),
         ("capped(clip, at=[[1]])", "option 'at' may name"),
         ("batched(clip, size=2, url=http)", "cannot read 'url=http'"),
-        ("+".join(["clip"] * LONGEST), f"{LONGEST} are the most"),
+        ("+".join(["clip"] * LONGEST), f"more than the limit of {LONGEST}"),
         ("", "cannot read"),
     ],
 )
@@ -251,18 +251,18 @@ def test_a_config_says_what_it_brings_in(here, capsys):
     )
     assert main(["finetune", "--config", "own.yaml"]) == 2
     err = capsys.readouterr().err
-    assert "config: own.yaml brings in reward: 'strange_mod.Popen:args=1'" in err
-    assert "brings in model: 'nowhere.py:Flow'" in err
-    assert f"brings in held_out: 'remote:url=http://127.0.0.1:9,token={HIDDEN}'" in err
-    assert err.count("brings in") == 3
+    assert "config: own.yaml loads reward: 'strange_mod.Popen:args=1'" in err
+    assert "loads model: 'nowhere.py:Flow'" in err
+    assert f"loads held_out: 'remote:url=http://127.0.0.1:9,token={HIDDEN}'" in err
+    assert err.count(".yaml loads ") == 3
     assert "tiger" not in err
     assert not (here / "canary").exists()
     (here / "more.yaml").write_text("methods: [none, 'own.py:Method:steps=2']\nmodel: emoji\n")
     assert main(["compare", "--config", "more.yaml"]) == 2
-    assert "brings in methods: 'own.py:Method:steps=2'" in capsys.readouterr().err
+    assert "loads methods: 'own.py:Method:steps=2'" in capsys.readouterr().err
     (here / "ours.yaml").write_text("reward: 0.7*brightness + capped(colour:name=red, at=0.5)\n")
     main(["sample", "--config", "ours.yaml", "--steps", "0"])
-    assert "brings in" not in capsys.readouterr().err
+    assert ".yaml loads " not in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ secrets
@@ -344,7 +344,7 @@ def test_adapters_that_name_code_or_servers_bring_in_nothing(here, capsys):
         assert "\x1b" not in err
         assert len(err) < 1000
         assert f"tuned for {repr(text)[:20]}" in err
-        assert "not imported, run or fetched; if you want it, say --reward" in err
+        assert "not imported, run or downloaded; if you want it, give --reward" in err
         assert sorted(os.listdir(here)) == before
 
 
@@ -357,7 +357,9 @@ def test_adapters_that_name_a_download_ask_for_the_reward(here, capsys, no_weigh
     assert main(["eval", "--lora", "lora", "--best", "false"]) == 2
     err = " ".join(capsys.readouterr().err.split())
     assert "tuned for '2*hpsv2', and the weights of 'hpsv2', xswu/HPSv2, are not on this" in err
-    assert "what a file names is not imported, run or fetched; if you want it, say --reward" in err
+    assert (
+        "names in a file are not imported, run or downloaded; if you want it, give --reward" in err
+    )
     assert not no_weights
 
 
@@ -416,7 +418,7 @@ def test_a_token_in_a_rewards_text_is_in_nothing_that_a_run_writes_or_says(tmp_p
         run(2, "sample", "--reward", text.replace("==", "==x"), "--out", "w")  # another token
         run(2, "sample", "--reward", text.replace("wait=9", "wait=x"), "--out", "w")
         run(2, "sample", "--config", "s/config.yaml", "--out", "w")  # hidden, so it is asked for
-        assert "wants a token" in said[-1]
+        assert "needs a token" in said[-1]
         monkeypatch.setenv("FLOWSTEER_REWARD_TOKEN", "ti+ger==")
         run(0, "sample", "--config", "s/config.yaml", "--out", "again")
     run(2, "sample", *[w.replace("wait=9", "wait=0.2") for w in reward], "--out", "w")  # away

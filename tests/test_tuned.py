@@ -131,7 +131,7 @@ def test_rows_stand_beside_what_costs_as_much():
             assert row.count * plan(row.method, row.steps)["nfe"] <= row.section
     guided = rows_of(["a"], [0.5, 1], [1], [entry("reno:steps=2")], guided_tuned=True)
     assert "reno, 2 steps on a" in [row.label for row in guided]
-    with pytest.raises(ValueError, match="say how many with particles"):
+    with pytest.raises(ValueError, match="set their number with particles"):
         rows_of([], [1], [1], [entry("reno:particles=2")])
 
 
@@ -237,7 +237,7 @@ def test_names_seeds_and_no_judge(here, capsys):
         "best": "false",
     }
     assert run("--lora", lora, reward="brightness", judge=None, seeds=2, **small) == 0
-    assert "model net has no judge of its own" in " ".join(capsys.readouterr().err.split())
+    assert "model net has no default judge" in " ".join(capsys.readouterr().err.split())
     rows = json.loads((here / "run/metrics.json").read_text())["rows"]
     assert [*rows] == ["base, 1 step", "one, 1 step", "two, 1 step"]
     assert "judge" not in rows["base, 1 step"]["summary"]
@@ -251,7 +251,7 @@ def test_the_reward_that_the_adapters_name_is_taken_where_it_comes_along(here, c
     kept = json.loads((here / "run/metrics.json").read_text())
     assert kept["reward"] == "0.5*brightness - colour:name=red"
     assert run("--lora", "runs/a", **small, overwrite="true") == 2
-    refused(capsys, "tuned for 'red.py:redness'", "not imported, run or fetched", "--reward")
+    refused(capsys, "tuned for 'red.py:redness'", "not imported, run or downloaded", "--reward")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_the_reward_that_the_adapters_name_is_taken_where_it_comes_along(here, c
         ((), {"reward": "brightnes"}, ["brightnes", "did you mean brightness"]),
         ((), {"prompts": "[]"}, ["list of prompts is empty"]),
         ((), {"prompts": "nothing.txt"}, ["nothing.txt"]),
-        ((), {"prompts": None}, ["model 'net' has no prompts of its own"]),
+        ((), {"prompts": None}, ["model 'net' has no default prompts"]),
         ((), {"particles": 0}, ["particles must be at least 1"]),
         ((), {"steps": "[0]"}, ["steps must be at least 1"]),
         ((), {"steps": "[]"}, ["list of steps is empty"]),
@@ -287,7 +287,7 @@ def test_what_cannot_be_compared_is_refused(words, options, parts, here, capsys)
 def test_an_empty_file_of_prompts_is_refused(here, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("\n\n")
     assert run(prompts=tmp_path / "empty.txt") == 2
-    refused(capsys, "holds no prompts")
+    refused(capsys, "has no prompts")
 
 
 def test_eval_without_adapters_is_the_model_s_own(here, capsys):

@@ -40,7 +40,7 @@ def test_adapters_come_off_and_go_on_again(style):
 
 
 def test_adapters_that_are_off_are_none_to_tune(style):
-    with pytest.raises(ValueError, match="all of them are off"):
+    with pytest.raises(ValueError, match="all of them are disabled"):
         parted(style.at(0.0))
 
 

@@ -159,7 +159,7 @@ def test_a_finished_run_is_loaded_and_another_is_refused(model, tmp_path):
     again = tune(flow, tmp_path / "run", steps=3)
     assert same(first, state(again))
     assert time.perf_counter() - start < 2
-    with pytest.raises(FileExistsError, match=r"begun otherwise \(temperature"):
+    with pytest.raises(FileExistsError, match=r"with other arguments \(temperature"):
         steer.finetune(
             flow, redness, PROMPTS, "direct", 3, temperature=0.2, out=tmp_path / "run", **QUICK
         )
@@ -170,7 +170,7 @@ def test_a_finished_run_is_loaded_and_another_is_refused(model, tmp_path):
         load_adapters(other, tmp_path / "run")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match="holds no tuning run"):
+    with pytest.raises(FileExistsError, match="contains no tuning run"):
         tune(flow, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
@@ -276,7 +276,7 @@ if __name__ == "__main__":
     command = [sys.executable, script, tmp_path / "2"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 rows a call x 2 accumulated x 1 process" in capsys.readouterr().out
+    assert "2 rows per call x 2 accumulated x 1 process" in capsys.readouterr().out
     assert "x 2 processes" in done.stdout
     for n in (1, 2):
         out = tmp_path / str(n)
@@ -348,7 +348,7 @@ def test_draws_belong_to_rows():
 def test_temperature_comes_from_the_spread(flow):
     deviation = spread(flow, wrap(redness), PROMPTS)
     assert deviation == pytest.approx(2 * spread(flow, 0.5 * wrap(redness), PROMPTS))
-    with pytest.raises(ValueError, match="has no spread"):
+    with pytest.raises(ValueError, match="from a standard deviation of zero"):
         spread(flow, wrap(lambda x: x.new_ones(len(x))), PROMPTS)
 
 
@@ -587,7 +587,7 @@ def test_a_run_that_never_got_anywhere_is_replaced(model, tmp_path):
         )  # fmt: skip
     tune(load(model), tmp_path / "run", 2)
     with pytest.raises(
-        FileExistsError, match=r"begun otherwise \(steps: 2 -> 1\).*steps alone may"
+        FileExistsError, match=r"with other arguments \(steps: 2 -> 1\).*only steps may"
     ):
         tune(load(model), tmp_path / "run", 1)
 

@@ -147,7 +147,7 @@ class Recording(FlowMap):
 
     @property
     def lacks(self):
-        return {"encode": "no way back"}
+        return {"encode": "cannot encode a picture"}
 
     def _note(self, name, y):
         self.seen.append(name)
@@ -276,7 +276,7 @@ def test_every_method_is_forwarded_or_changed_on_purpose(name, method):
 def test_attributes_are_those_of_the_flow(name):
     wrapper = MADE[name](Recording())
     assert (wrapper.event_shape, wrapper.name) == ((2,), "recording")
-    assert wrapper.lacks == {"encode": "no way back"}
+    assert wrapper.lacks == {"encode": "cannot encode a picture"}
     assert (wrapper.adapter_targets, wrapper.component) == (("layer",), "transformer")
     assert wrapper.evaluations == (2 if name == "ClassifierFree" else 1)
     assert isinstance(wrapper.path, steer.Linear)

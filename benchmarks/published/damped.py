@@ -107,9 +107,9 @@ def selection(n: int, steps: int) -> list[Figure]:
     made = []
     for k in (1, 2, 4):  # the step reward has no gradient: best-of-n alone
         x = flow.jump(torch.randn(n * k, 1, generator=g), 0.0, 1.0).reshape(n, k)
-        made.append(
-            mean(f"step reward, best of {k}, right mode", 1 - 0.5**k, (x > 0).any(1).double())
-        )
+        right = (x > 0).any(1).double()
+        name = f"step reward, best of {k}, right mode"
+        made.append(mean(name, 1 - 0.5**k, right, "closed form"))
     bump = wrap(lambda y: 5 * torch.exp(-0.5 * (y[:, 0] - 3).square()))
     grid = torch.linspace(-9, 9, 18_001, dtype=torch.float64)[:, None]
     q = (flow.log_prob(grid) + bump(grid, None)).softmax(0)

@@ -70,7 +70,7 @@ def theme(name: str) -> Theme:
         ValueError: it is neither light nor dark.
     """
     if name not in _THEMES:
-        raise ValueError(f"no theme {name!r}: take one of {', '.join(_THEMES)}")
+        raise ValueError(f"no theme {name!r}: use one of {', '.join(_THEMES)}")
     return _THEMES[name]
 
 
@@ -102,7 +102,7 @@ def save(
     look: str = "light",
     formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
-    """Draw a figure and write it, each file whole or not there.
+    """Draw a figure and write it, each file atomically.
 
     Args:
         draw: makes the figure with a theme's colours.

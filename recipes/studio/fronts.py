@@ -17,7 +17,7 @@ from steer.reward import Reward
 from steer.tuning.front import SCALES
 from steer.tuning.panel import Panel
 
-__all__ = ["SCALES", "AtScale", "known_front", "scales_of"]
+__all__ = ["SCALES", "AtScale", "adapters_of", "known_front", "scales_of"]
 
 CHECKED = 8
 """Prompts of the run that are read where it has no front of its own."""
@@ -41,6 +41,20 @@ class AtScale(NamedTuple):
     images: list[Image.Image]
     rewards: list[float]
     entry: dict[str, Any]
+
+
+def adapters_of(root: Path, folder: Path) -> Path:
+    """Return where a run's adapters are: its folder, or `best` in it where it was stopped early.
+
+    Raises:
+        ValueError: there are none yet.
+    """
+    for place in (folder, folder / "best"):
+        if (place / WEIGHTS).is_file() and inside_quietly(root, place / WEIGHTS):
+            return place
+    raise ValueError(
+        f"{folder.name!r} holds no adapters yet: start the run, and wait for its first check"
+    )
 
 
 def known_front(root: Path, folder: Path) -> list[dict[str, Any]]:
@@ -73,11 +87,7 @@ def scales_of(
         ValueError: there is no run in it that has something to show, or its adapters are of
             another model.
     """
-    if not (folder / WEIGHTS).is_file() or not inside_quietly(root, folder / WEIGHTS):
-        raise ValueError(
-            f"{folder.name!r} holds no adapters yet: start the run, and wait for its first check"
-        )
-    tuned = load_adapters(flow, folder)
+    tuned = load_adapters(flow, adapters_of(root, folder))
     known = {e["scale"]: e for e in known_front(root, folder)}
     scales = sorted(known) or list(SCALES)
     panel = None

@@ -18,7 +18,7 @@ from steer.flow import FlowMap
 from steer.pictures import to_pil
 from steer.reward import Reward, score
 
-__all__ = ["Job", "Shown"]
+__all__ = ["Job", "Shown", "start_of"]
 
 
 class Seen(NamedTuple):
@@ -51,6 +51,7 @@ class Shown:
         step: how many steps were made.
         calls: network calls a particle so far.
         reward: its mean over the particles.
+        late: whether further steps were made since.
     """
 
     images: list[Image.Image]
@@ -58,6 +59,7 @@ class Shown:
     step: int
     calls: float
     reward: float
+    late: bool
 
 
 class Job:
@@ -204,7 +206,8 @@ class Job:
         captions = ["" if r.isnan() else f"{float(r):.4g}" for r in reward]
         known = reward[~reward.isnan()]
         mean = float(known.mean()) if len(known) else math.nan
-        return Shown([to_pil(x) for x in flat], captions, seen.step, seen.calls, mean)
+        late = seen.step < len(self.seconds)
+        return Shown([to_pil(x) for x in flat], captions, seen.step, seen.calls, mean, late)
 
     @torch.no_grad()
     def judged(self) -> list[tuple[float, float]]:
@@ -213,6 +216,19 @@ class Job:
         if self.judge is None:
             return []
         return [(calls, float(score(self.judge, x, t).mean())) for calls, x, t in waiting]
+
+
+def start_of(result: steer.Result, i: int, particles: int) -> int:
+    """Return the number of the noise that a picture of a result began from.
+
+    Args:
+        result: of several prompts.
+        i: the picture's number over all prompts, which may have fewer particles by now.
+        particles: of each prompt at the start.
+    """
+    n = result.rewards.shape[1]
+    of_prompt = i % n if result.ancestors is None else int(result.ancestors.flatten()[i])
+    return i // n * particles + of_prompt
 
 
 def _seen(population: steer.Population, k: int) -> Seen:

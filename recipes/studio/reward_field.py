@@ -1,10 +1,8 @@
 """The field for a reward's text: it completes names, and says beside itself what is wrong."""
 
-from typing import Any
-
 import gradio as gr
 
-from recipes.studio.completing import completions
+from recipes.studio.completing import COMPLETE, WORDS
 from recipes.studio.session import Studio
 from recipes.studio.showing import FAULTS, said
 
@@ -21,13 +19,15 @@ def reward_field(studio: Studio, value: str, label: str, name: str) -> gr.Dropdo
         name: its id on the page; that of its error is `NAME-error`.
     """
     field = gr.Dropdown(
-        list(dict.fromkeys([value, *completions("")])), value=value, allow_custom_value=True,
+        list(dict.fromkeys([value, *WORDS])), value=value, allow_custom_value=True,
         label=label, elem_id=name, num_choices_shown=None,
     )  # fmt: skip
     error = gr.Markdown(elem_id=f"{name}-error", elem_classes="beside")
-
-    def complete(event: gr.KeyUpData) -> Any:
-        return gr.Dropdown(choices=completions(event.input_value))
+    typed = f"document.querySelector('#{name} input').value"
+    field.key_up(
+        None, None, field, show_progress="hidden",
+        js=f"() => ({{__type__: 'update', choices: ({COMPLETE})({typed}).map((t) => [t, t])}})",
+    )  # fmt: skip
 
     def check(text: str | None) -> str:
         try:
@@ -36,7 +36,5 @@ def reward_field(studio: Studio, value: str, label: str, name: str) -> gr.Dropdo
             return said(problem)
         return ""
 
-    field.key_up(complete, None, field, show_progress="hidden", trigger_mode="always_last",
-                 queue=False)  # fmt: skip
     field.change(check, field, error, show_progress="hidden", trigger_mode="always_last")
     return field

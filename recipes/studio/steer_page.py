@@ -1,6 +1,7 @@
 """The Steer page: the unguided pictures, the live strip, the curve, and what was asked for."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["Steering", "page"]
 
 CURVE = ["network calls a picture", "mean", "scale"]
+REDRAWN = 0.5
+"""Seconds between two drawings of the curve while a run is going."""
+
 REWARD = "0.7*clip + 0.3*colour:name=red"
 
 
@@ -125,7 +129,7 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
             texts = ask.command(studio.model, out), ask.python(studio.model)
             first: list[Image.Image] = []
             curve: list[dict[str, Any]] = []
-            tab = str(request.session_hash)
+            tab, drawn = str(request.session_hash), 0.0
             for kind, value in studio.run(tab, ask):
                 if kind == "waiting":
                     yield *keep_as_they_are, value
@@ -150,23 +154,29 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
                 elif kind == "step":
                     if not math.isnan(value.reward):
                         curve.append(_point(value.calls, value.reward, "reward"))
+                    # the newest step is shown, and the curve now and then: drawing takes the
+                    # processor from the sampler
+                    plotted = gr.skip()
+                    if not value.late and time.monotonic() - drawn > REDRAWN:
+                        plotted, drawn = pandas.DataFrame(curve, columns=CURVE), time.monotonic()
                     yield (
-                        gr.skip(), _strip(value), gr.skip(),
-                        pandas.DataFrame(curve, columns=CURVE), gr.skip(), gr.skip(), [], "",
-                        f"step {value.step} of {ask.steps}",
+                        gr.skip(), gr.skip() if value.late else _strip(value), gr.skip(), plotted,
+                        gr.skip(), gr.skip(), [], "", f"step {value.step} of {ask.steps}",
                     )  # fmt: skip
                 else:
+                    from recipes.studio.jobs import start_of  # it loads torch: not at the start
+
                     best = int(value.rewards.flatten().argmax())
                     pair = (
-                        first[best],
+                        first[start_of(value, best, ask.particles)],
                         crisp(steer.pictures.to_pil(value.images.flatten(0, 1)[best])),
-                    )
+                    )  # fmt: skip
                     calls = ask.particles * len(ask.prompts) * value.nfe
                     bill = f"done: {calls:.0f} network calls in {value.costs['seconds']:.1f} s"
                     notes = "".join(f"\n\n{text}" for text in value.warnings)
                     yield (
-                        gr.skip(), gr.skip(), pair, gr.skip(), gr.skip(), gr.skip(), [], "",
-                        bill + notes,
+                        gr.skip(), gr.skip(), pair, pandas.DataFrame(curve, columns=CURVE),
+                        gr.skip(), gr.skip(), [], "", bill + notes,
                     )  # fmt: skip
         except FAULTS as error:
             yield *keep_as_they_are, said(error)

@@ -130,19 +130,23 @@ def page(studio: Studio) -> gr.Textbox:
             if tunings.running(path):
                 raise ValueError("this run is at work: stop it first, or wait for its end")
             scorer = studio.reward(wanted)
-            from recipes.studio.fronts import scales_of
+            from recipes.studio.fronts import adapters_of, scales_of
+
+            best = adapters_of(studio.root, path) != path
+            note = "the adapters of `best`: the run was stopped before it wrote its last" * best
 
             yield {}, *[gr.skip()] * 4, "waiting for a turn"
-            with studio.turn(tab) as ended:
-                for one in scales_of(studio.flow, studio.judge, scorer, studio.root, path, prompt):
-                    found[one.scale] = one
-                    yield found, *shown(found, factor), gr.skip(), f"scale {one.scale:g} is drawn"
-                    if ended.is_set():
-                        break
+            ended = studio.begun(tab)
+            scales = scales_of(studio.flow, studio.judge, scorer, studio.root, path, prompt)
+            for one in studio.in_turn(scales):
+                found[one.scale] = one
+                yield found, *shown(found, factor), gr.skip(), f"scale {one.scale:g} is drawn"
+                if ended.is_set():
+                    break
             most = max(found)
             nearest = min(found, key=lambda s: abs(s - factor))
             slider = gr.Slider(maximum=max(1.0, most), value=nearest)
-            yield found, *shown(found, nearest), slider, ""
+            yield found, *shown(found, nearest), slider, note
         except FAULTS as problem:
             yield found, *[gr.skip()] * 4, said(problem)
 
@@ -162,8 +166,8 @@ def page(studio: Studio) -> gr.Textbox:
         return pictures, front_of(entries, one.scale), f"At scale {one.scale:g}: {told}{alarms}"
 
     asked = [folder, reward, prompts, objective, steps, every, rate]
-    start.click(begin, asked, error)
-    stop.click(halt, folder, error)
+    start.click(begin, asked, error, show_progress="hidden")
+    stop.click(halt, folder, error, show_progress="hidden")
     timer.tick(watch, [folder, error], [state, plot, alarms, sheet, error],
                show_progress="hidden")  # fmt: skip
     outputs = [kept, scaled, chart, at_scale, scale, refused]

@@ -134,9 +134,7 @@ def ordinary(size: int, images: Tensor | None, seed: int) -> Tensor:
     """Return the ordinary pictures: four smooth ones, four shapes on white, or those given."""
     if images is not None:
         if images.ndim != 4 or images.shape[1] != 3 or len(images) < 2:
-            raise ValueError(
-                f"images must be (n, 3, h, w), two at least, got {tuple(images.shape)}"
-            )
+            raise ValueError(f"images must be (n, 3, h, w) with n >= 2, got {tuple(images.shape)}")
         if not images.is_floating_point() or images.min() < 0 or images.max() > 1:
             raise ValueError("images must be floats in [0, 1]: divide bytes by 255, and clamp")
         size = min(images.shape[-2:])

@@ -35,8 +35,8 @@ GAIN, SURVIVAL = 0.1, 0.3
 blur."""
 
 ADVICE = (
-    "the ascent may draw noise that only this network reads: average over views, as "
-    "augmented(NAME, noise=0.2) does, add a reward of another kind, and watch a judge"
+    "gradient ascent may add adversarial noise: average over views, as augmented(NAME, noise=0.2) "
+    "does, add a reward of another kind, and use a held-out judge"
 )
 
 
@@ -46,8 +46,8 @@ def parameters(bench: Bench) -> Seen:
     figures = {"trainable": float(len(open_))}
     if open_:
         line = f"{', '.join(open_[:3])}{' and others' * (len(open_) > 3)} would be trained: a "
-        return "fail", line + "reward stands still; call requires_grad_(False)", figures
-    return "pass", "no parameter asks for a gradient", figures
+        return "fail", line + "reward must be constant; call requires_grad_(False)", figures
+    return "pass", "no parameter requires a gradient", figures
 
 
 def differentiable(bench: Bench) -> Seen:
@@ -65,10 +65,10 @@ def differentiable(bench: Bench) -> Seen:
             return "pass", "declared differentiable, and the gradient reaches the images", {}
         return "pass", "declared to have no gradient, and there is none", {}
     if declared:
-        line = "declared differentiable, and no gradient reaches the images: leave out detach(), "
+        line = "declared differentiable, but no gradient reaches the images: remove detach(), "
         line += "no_grad, item() and numpy, or set differentiable = False"
         return "fail", line, {}
-    line = "declared to have no gradient, and there is one: set differentiable = True, or detach"
+    line = "declared to have no gradient, but there is one: set differentiable = True, or detach"
     return "fail", line + " the scores", {}
 
 
@@ -102,7 +102,7 @@ def gradient(bench: Bench) -> Seen:
 
 
 def rows(bench: Bench) -> Seen:
-    """See that a score's gradient reaches its own picture alone."""
+    """Check that a score's gradient reaches only its own picture."""
     worst = 0.0
     for i in (0, len(bench.images) - 1):
         x = bench.images.detach().requires_grad_()
@@ -113,10 +113,12 @@ def rows(bench: Bench) -> Seen:
         others = torch.cat([norms[:i], norms[i + 1 :]])
         worst = max(worst, float(others.max() / norms[i].clamp(min=1e-30)))
     if worst > 1e-6:
-        line = "a picture's score has a gradient to other pictures of its batch: leave out what "
-        line += "goes over the batch, and multiply by the upstream gradient in your own backward()"
+        line = (
+            "a picture's score has a gradient to other pictures of its batch: remove operations "
+        )
+        line += "over the batch, and multiply by the upstream gradient in your own backward()"
         return "fail", line, {"leak": worst}
-    return "pass", "a score's gradient reaches its own picture alone", {"leak": worst}
+    return "pass", "a score's gradient reaches only its own picture", {"leak": worst}
 
 
 def finite_difference(bench: Bench) -> Seen:
@@ -161,8 +163,10 @@ def finite_difference(bench: Bench) -> Seen:
         line = f"the gradient is near the slope along random directions, not equal, in {name}: "
         line += "is something detached, or passed straight through, on purpose?"
         return "warn", line, figures
-    line = f"the gradient is not the slope along random directions, in {name}: look at backward() "
-    return "fail", line + "of your own functions, and at what is detached", figures
+    line = (
+        f"the gradient is not the slope along random directions, in {name}: check the backward() "
+    )
+    return "fail", line + "of your own functions, and detached tensors", figures
 
 
 def high_frequencies(bench: Bench) -> Seen:
@@ -203,7 +207,7 @@ def unseen(bench: Bench) -> Seen:
     gain = float((bench.scores(z) - bench.base).mean())
     kept = float((bench.scores(blurred(z)) - bench.scores(blurred(x))).mean())
     figures = {"gain": gain / bench.spread}
-    seen = f"a change of {STEPS}/255 gains {gain / bench.spread:.2g} spreads"
+    seen = f"a change of {STEPS}/255 gains {gain / bench.spread:.2g} standard deviations"
     if not gain / bench.spread > GAIN:
         return "pass", f"{seen}: too little to matter", figures
     figures["survival"] = kept / gain

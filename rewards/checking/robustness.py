@@ -16,7 +16,7 @@ CHANGE, RANK = 0.5, 0.7
 
 
 def copies(bench: Bench) -> Seen:
-    """See that a deep copy scores alike."""
+    """Check that a deep copy gives the same scores."""
     try:
         other = bench.copied()
     except Exception as error:
@@ -24,14 +24,14 @@ def copies(bench: Bench) -> Seen:
         return "fail", line + "called, or define __deepcopy__", {}
     apart = bench.apart(bench.scores(bench.images, reward=other), bench.base)
     if apart > 1e-4:
-        line = "a deep copy scores otherwise: keep what it stands on in attributes, parameters "
+        line = "a deep copy gives other scores: keep its data in attributes, parameters "
         return "fail", line + "and buffers", {"difference": apart}
-    return "pass", "a deep copy scores alike", {"difference": apart}
+    return "pass", "a deep copy gives the same scores", {"difference": apart}
 
 
 def double(bench: Bench) -> Seen:
-    """See that it scores alike in float64."""
-    mend = "register tensors as buffers, or bring them along with .to(images)"
+    """Check that it gives the same scores in float64."""
+    mend = "register tensors as buffers, or move them with .to(images)"
     try:
         scores = bench.scores(bench.images.double(), reward=bench.copied(torch.float64))
     except Exception as error:
@@ -39,8 +39,8 @@ def double(bench: Bench) -> Seen:
     figures = {"difference": bench.apart(scores, bench.base)}
     verdict = graded(figures["difference"], (0.01, 0.05))
     if verdict == "pass":
-        return verdict, "after .double() it scores alike", figures
-    line = "after .double() it scores otherwise, by so many spreads: its float32 is not accurate"
+        return verdict, "after .double() it gives the same scores", figures
+    line = "after .double() the scores differ, in standard deviations: its float32 is not accurate"
     return verdict, f"{line}, or {mend}", figures
 
 
@@ -60,21 +60,25 @@ def _half(kind: torch.dtype, bench: Bench) -> Seen:
             wrong.append(f"{what} in {name}: the scores are not those of float32")
     if wrong:
         return "warn", f"{'; '.join(wrong)}. Keep the reward and its pictures in float32", figures
-    return "pass", f"pictures and reward in {name} score nearly alike, in spreads", figures
+    return (
+        "pass",
+        f"pictures and reward in {name} give nearly the same scores, in standard deviations",
+        figures,
+    )
 
 
 def bfloat16(bench: Bench) -> Seen:
-    """See that it scores nearly alike in bfloat16."""
+    """Check that it gives nearly the same scores in bfloat16."""
     return _half(torch.bfloat16, bench)
 
 
 def float16(bench: Bench) -> Seen:
-    """See that it scores nearly alike in float16."""
+    """Check that it gives nearly the same scores in float16."""
     return _half(torch.float16, bench)
 
 
 def devices(bench: Bench) -> Seen:
-    """See that it scores alike on the other devices of this machine."""
+    """Check that it gives the same scores on the other devices of this machine."""
     found = ["cpu"]
     found += ["cuda"] if torch.cuda.is_available() else []
     found += ["mps"] if torch.backends.mps.is_available() else []
@@ -92,8 +96,8 @@ def devices(bench: Bench) -> Seen:
         figures[name] = bench.apart(scores.detach().double().cpu(), bench.base)
     verdict = graded(max(figures.values()), (0.02, 0.1))
     if verdict == "pass":
-        return verdict, f"moved to {', '.join(others)} it scores alike", figures
-    return verdict, "on another device it scores otherwise, by so many spreads", figures
+        return verdict, f"moved to {', '.join(others)} it gives the same scores", figures
+    return verdict, "on another device the scores differ, in standard deviations", figures
 
 
 def _ranks(scores: Tensor) -> Tensor:
@@ -101,7 +105,7 @@ def _ranks(scores: Tensor) -> Tensor:
 
 
 def resolution(bench: Bench) -> Seen:
-    """See that the same pictures at other sizes score and rank alike."""
+    """Check that the same pictures at other sizes have similar scores and the same order."""
     images = bench.images
     h, w = images.shape[-2:]
     figures: dict[str, float] = {}
@@ -124,8 +128,13 @@ def resolution(bench: Bench) -> Seen:
         correlations.append(float(correlation))
         figures |= {f"change_{name}": changes[-1], f"rank_{name}": correlations[-1]}
     if all(change <= CHANGE for change in changes) and all(rank >= RANK for rank in correlations):
-        return "pass", "pictures of half and twice the size score and rank much alike", figures
+        return (
+            "pass",
+            "pictures of half and twice the size have similar scores and the same order",
+            figures,
+        )
     line = (
-        "the same pictures at half or twice the size score or rank otherwise, by so many spreads"
+        "the same pictures at half or twice the size have other scores or another order, in "
+        "standard deviations"
     )
     return "warn", f"{line}: use means, not sums, or resize first; or keep to one size", figures

@@ -54,18 +54,18 @@ def check(
 ) -> Report:
     """Check a reward: the contract, its gradient, its cost, and what it is sensitive to.
 
-    It looks at 8 ordinary pictures (smooth ones, shapes on white) and at hard ones (black, white,
-    grey, chessboard, noise). A check that raises has failed, with the exception's message; those
-    that stand on it are skipped, the others go on.
+    It uses 8 ordinary pictures (smooth ones, shapes on white) and hard ones (black, white, grey,
+    chessboard, noise). A check that raises has failed, with the exception's message; checks that
+    depend on it are skipped, the others continue.
 
     Args:
         reward: what is checked; the network in it need not be small, but is called some 60 times.
-        prompts: asked of the pictures in turn. Default: none, or `PROMPTS` where the reward does
+        prompts: the pictures get them in turn. Default: none, or `PROMPTS` where the reward does
             not go without.
         size: side of the pictures.
         images: the ordinary pictures (n, 3, h, w) in [0, 1], at least 2, instead of ours.
         device: where the reward is moved to. Default: where it is.
-        seed: draws pictures and directions.
+        seed: seed of pictures and directions.
 
     Raises:
         ValueError: a size below 8, images of another shape or range, no prompts in a list, or a
@@ -91,7 +91,7 @@ def _look(bench: Bench, name: str, look: Look, needs: Sequence[str]) -> Finding:
     for need in needs:
         before = bench.done[need]
         if before.verdict == "fail":
-            return Finding(name, "skip", f"it stands on {need!r}: mend that first")
+            return Finding(name, "skip", f"it depends on {need!r}: fix that first")
         if before.verdict == "skip":
             return Finding(name, "skip", before.line)
         if need == "differentiable" and not bench.reward.differentiable:

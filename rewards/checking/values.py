@@ -47,7 +47,10 @@ def finite(bench: Bench) -> Seen:
     bad = [n for n, s in zip(bench.names, scores, strict=True) if not s.isfinite()]
     figures = {"pictures": float(len(scores)), "not_finite": float(len(bad))}
     if bad:
-        line = f"no finite score for {', '.join(bad)}: keep roots, logarithms and quotients off "
+        line = (
+            f"no finite score for {', '.join(bad)}: keep roots, logarithms and quotients away "
+            "from "
+        )
         return "fail", line + "zero, as (x + 1e-8).sqrt()", figures
     return (
         "pass",
@@ -57,7 +60,7 @@ def finite(bench: Bench) -> Seen:
 
 
 def extent(bench: Bench) -> Seen:
-    """See that scores differ, and tell their range."""
+    """Check that scores differ, and report their range."""
     scores = bench.scores(bench.every)
     scores = scores[scores.isfinite()]
     if not len(scores):
@@ -65,11 +68,19 @@ def extent(bench: Bench) -> Seen:
     low, middle, high = float(scores.min()), float(scores.median()), float(scores.max())
     figures = {"min": low, "median": middle, "max": high}
     if high - low <= 1e-6 * max(abs(low), abs(high)):
-        return "fail", "all pictures score the same: it prefers nothing", figures
+        return "fail", "all pictures have the same score: the reward has no preference", figures
     figures["spread"] = float(bench.base[bench.base.isfinite()].std(unbiased=False))
     if figures["spread"] <= 1e-6 * max(abs(low), abs(high)):
-        return "fail", "ordinary pictures score the same: it is saturated there", figures
-    return "pass", "what pictures in [0, 1] score; the spread is over the ordinary ones", figures
+        return (
+            "fail",
+            "ordinary pictures have the same score: the reward is saturated there",
+            figures,
+        )
+    return (
+        "pass",
+        "scores of pictures in [0, 1]; the standard deviation is over the ordinary ones",
+        figures,
+    )
 
 
 def determinism(bench: Bench) -> Seen:
@@ -77,15 +88,18 @@ def determinism(bench: Bench) -> Seen:
     apart = bench.apart(bench.scores(bench.images), bench.scores(bench.images))
     figures = {"difference": apart}
     if apart == 0:
-        return "pass", "twice the same call, bit for bit the same scores", figures
+        return "pass", "two equal calls give the same scores, bit for bit", figures
     if apart <= 1e-4:
         return "warn", "two calls differ by rounding: some operation is not deterministic", figures
-    line = "two calls give other scores: fix the draws for a run (a generator with a seed of its "
-    return "fail", line + "own), and switch dropout off (eval())", figures
+    line = (
+        "two calls give different scores: fix the random numbers for a run (a generator with a "
+        "seed of its "
+    )
+    return "fail", line + "own), and disable dropout (eval())", figures
 
 
 def generators(bench: Bench) -> Seen:
-    """See that it leaves the global generators alone."""
+    """Check that it does not use the global generators."""
 
     def states() -> list[Tensor]:
         here = bench.device.type == "cuda"
@@ -97,8 +111,8 @@ def generators(bench: Bench) -> Seen:
     same = all(torch.equal(a, b) for a, b in zip(before, states(), strict=True))
     if same and python == getstate():
         return "pass", "it leaves the global generators alone", {}
-    line = "it draws from a global generator, or seeds it, and so changes every later draw of the "
-    return "fail", line + "run: draw with generator=torch.Generator().manual_seed(...)", {}
+    line = "it uses or seeds a global generator, and so changes all later random numbers of the "
+    return "fail", line + "run: use generator=torch.Generator().manual_seed(...)", {}
 
 
 def in_place(bench: Bench) -> Seen:
@@ -109,15 +123,13 @@ def in_place(bench: Bench) -> Seen:
         ask(bench.reward, given, bench.rows(len(given)))
     changed = float((images != given).double().mean())
     if changed:
-        line = (
-            "it changes the images that it is given: leave out operations in place (clamp_, mul_)"
-        )
+        line = "it changes its input images: remove in-place operations (clamp_, mul_)"
         return "fail", line, {"changed": changed}
-    return "pass", "the images are as they were", {"changed": changed}
+    return "pass", "the images are not changed", {"changed": changed}
 
 
 def batch(bench: Bench) -> Seen:
-    """See that a picture scores alike alone, in a batch and in another place."""
+    """Check that a picture has the same score alone, in a batch and at another index."""
     images, first = bench.images, bench.rows(1)
     n = len(images)
     asked = None if first is None else first * n  # one prompt: rows of prompts are another check
@@ -131,11 +143,15 @@ def batch(bench: Bench) -> Seen:
     }
     verdict = graded(max(figures.values()), ROUNDING)
     if verdict == "pass":
-        return verdict, "a picture scores alike alone, in a batch, and in another place", figures
-    line = "a picture's score depends on its batch by so many spreads: "
+        return (
+            verdict,
+            "a picture has the same score alone, in a batch, and at another index",
+            figures,
+        )
+    line = "a picture's score depends on its batch, in standard deviations: "
     if verdict == "warn":
         return verdict, line + "rounding, if the network is of a half type", figures
-    return verdict, line + "leave out means over the batch and batch norm in training", figures
+    return verdict, line + "remove means over the batch and batch norm in training mode", figures
 
 
 def prompts(bench: Bench) -> Seen:
@@ -153,10 +169,10 @@ def prompts(bench: Bench) -> Seen:
     figures = {"effect": float(shifts.mean())}
     if not (shifts > 1e-4).any():
         if bench.needs_prompts:
-            return "fail", "it asks for prompts, and its scores do not depend on them", figures
+            return "fail", "it takes prompts, but its scores do not depend on them", figures
         if bench.prompts is not None:
-            return "warn", "prompts make no difference: it scores pictures alone", figures
-        return "skip", "it scores pictures alone, prompts make no difference", figures
+            return "warn", "prompts make no difference: it scores pictures only", figures
+        return "skip", "it scores pictures only; prompts make no difference", figures
     alone = torch.cat([bench.scores(images[i : i + 1], [rows[i]]) for i in range(n)])
     order = torch.randperm(n, generator=bench.generator)
     moved = bench.scores(images[order.to(images.device)], [rows[i] for i in order])
@@ -165,7 +181,7 @@ def prompts(bench: Bench) -> Seen:
     if max(figures["alone"], figures["permuted"]) > ROUNDING[1]:
         line = "prompts are not matched with their pictures, row by row: score image i with "
         return "fail", line + "prompts[i]", figures
-    return "pass", "other prompts, other scores; each picture is asked its own", figures
+    return "pass", "other prompts give other scores; each picture is scored with its own", figures
 
 
 def clamp(bench: Bench) -> Seen:
@@ -182,6 +198,6 @@ def clamp(bench: Bench) -> Seen:
     if inner > 0:
         figures["gradient_outside"] = float(outer / inner)
         if not figures["gradient_outside"] > 1e-6:
-            line = "pixels outside [0, 1] have no gradient and are stranded there: use clamp01 of "
+            line = "pixels outside [0, 1] have no gradient and can never return: use clamp01 of "
             return "fail", line + "steer.reward, which passes it through", figures
     return "pass", "values outside [0, 1] score as if clamped and keep their gradient", figures

@@ -1,4 +1,4 @@
-"""Rewards made of rewards: minimum, product of experts, a cap, ensembles, micro-batches.
+"""Rewards that combine rewards: minimum, product of experts, a cap, ensembles, micro-batches.
 
 Sums are `0.7 * a + 0.3 * b`. In texts these are functions: `min(clip, brightness)`,
 `capped(clip, at=0.3)`.
@@ -18,23 +18,23 @@ __all__ = ["Batched", "Capped", "Composed", "Ensemble", "Minimum", "Product"]
 
 
 class Composed(Reward):
-    """What is made of other rewards: give `join` of their scores (k, n)."""
+    """A reward that combines other rewards: define `join` of their scores (k, n)."""
 
     def __init__(self, *rewards: Reward | Callable[..., Tensor]) -> None:
         super().__init__()
         if not rewards:
-            raise ValueError(f"{type(self).__name__.lower()} of nothing: give it a reward")
+            raise ValueError(f"{type(self).__name__.lower()} needs a reward")
         self.rewards = nn.ModuleList(wrap(reward) for reward in rewards)
         self.differentiable = all(reward.differentiable for _, reward in self.terms)
 
     @property
     def terms(self) -> list[tuple[float, Reward]]:
-        """The rewards that it is made of."""
+        """The rewards that it combines."""
         return [(1.0, reward) for reward in self.rewards]  # type: ignore[misc]
 
     def join(self, scores: Tensor) -> Tensor:
-        """Make one score of several, (k, n) -> (n,)."""
-        raise NotImplementedError("abstract: return one score a row")
+        """Combine several scores into one, (k, n) -> (n,)."""
+        raise NotImplementedError("abstract: return one score per row")
 
     def forward(
         self,
@@ -49,13 +49,13 @@ class Composed(Reward):
 
 
 class Minimum(Composed):
-    """The least of some rewards, `min_i r_i`, or a smooth one of width w.
+    """The smallest of several rewards, `min_i r_i`, or a smooth minimum of width w.
 
-    `-w log sum_i exp(-r_i / w)`, which is below the least by at most `w log k`. The gradient of
-    the hard one goes to the least alone. Scores of other units are normalised first.
+    `-w log sum_i exp(-r_i / w)`, which is below the minimum by at most `w log k`. The hard minimum
+    has only the gradient of the smallest reward. Normalise rewards with different units first.
 
     Args:
-        *rewards: of like units.
+        *rewards: rewards with the same units.
         smooth: w, in their units; 0: the hard minimum.
 
     Raises:
@@ -69,23 +69,24 @@ class Minimum(Composed):
         self.smooth = float(smooth)
 
     def join(self, scores: Tensor) -> Tensor:
-        """Return the least, (k, n) -> (n,)."""
+        """Return the minimum, (k, n) -> (n,)."""
         if not self.smooth:
             return scores.amin(0)
         return -self.smooth * torch.logsumexp(-scores / self.smooth, 0)
 
 
 class Product(Composed):
-    """A product of experts: the logarithm of the chance that all of them accept (Hinton 2002).
+    """A product of experts: the log-probability that all of them accept (Hinton 2002).
 
-    `sum_i log sigmoid((r_i - at_i) / width_i)`, in (-inf, 0): an expert that is content, far above
-    its `at`, adds nothing more, and one that is not weighs linearly. (The product of Gibbs experts
-    `exp(r_i / tau_i)` is the weighted sum `1/tau_1 * a + 1/tau_2 * b`.)
+    `sum_i log sigmoid((r_i - at_i) / width_i)`, in (-inf, 0): an expert far above its `at` adds
+    nothing more, and one far below it contributes linearly. (The product of Gibbs experts `exp(r_i
+    / tau_i)` is the weighted sum `1/tau_1 * a + 1/tau_2 * b`.)
 
     Args:
         *rewards: the experts.
-        at: where each accepts half of the time, in its units; one number for all, or one each.
-        width: how soft it is there, in its units; likewise.
+        at: the reward at which each accepts with probability 1/2, in its units; one number for
+            all, or one each.
+        width: width of the transition, in its units; one number for all, or one each.
 
     Raises:
         ValueError: no rewards, not one number each, or a width that is not above zero.
@@ -117,7 +118,7 @@ class Product(Composed):
 
 
 class Capped(Composed):
-    """`min(r, at)`: a reward that is content with a target, so nothing is gained beyond it.
+    """`min(r, at)`: a reward that does not grow beyond a target.
 
     Args:
         reward: what is capped.
@@ -145,14 +146,13 @@ class Capped(Composed):
 
 
 class Ensemble(Composed):
-    """The mean of some rewards less their disagreement, `mean_i r_i - penalty std_i r_i`.
+    """The mean of rewards minus their disagreement, `mean_i r_i - penalty std_i r_i`.
 
-    What one model likes for reasons of its own is what the others do not confirm (Coste et al.
-    2023, arXiv 2310.02743: mean, worst case and uncertainty-weighted ensembles; the worst case is
-    `Minimum`).
+    Errors of a single model are not confirmed by the others (Coste et al. 2023, arXiv 2310.02743:
+    mean, worst case and uncertainty-weighted ensembles; the worst case is `Minimum`).
 
     Args:
-        *rewards: of like units.
+        *rewards: rewards with the same units.
         penalty: weight of the standard deviation over the members (population, without Bessel's
             correction).
 
@@ -177,14 +177,14 @@ class Ensemble(Composed):
 
 
 class Batched(Composed):
-    """A reward in micro-batches: memory of `size` rows, the same scores and gradients.
+    """A reward in micro-batches: the memory of `size` rows, the same scores and gradients.
 
-    Where a gradient is wanted it is taken with the score, chunk by chunk, and kept in place of
-    the chunk's graph: no forward call is repeated. The gradient of the gradient is not there.
+    If a gradient is needed, it is computed together with the score, chunk by chunk, and stored
+    instead of the chunk's graph: no forward call is repeated. There are no second derivatives.
 
     Args:
-        reward: one that scores each row by itself.
-        size: the most rows of one call.
+        reward: one that scores each row independently.
+        size: maximum number of rows per call.
 
     Raises:
         ValueError: a size below one.

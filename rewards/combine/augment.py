@@ -16,18 +16,17 @@ __all__ = ["Augmented"]
 class Augmented(Composed):
     """The mean of a reward over random crops, flips and noise: `1/k sum_i r(T_i x)`.
 
-    The T_i are drawn once, from the seed: the same for every picture and every call, so that the
-    reward stays one function for a run.
+    The T_i are sampled once, from the seed. They are the same for every picture and every call, so
+    that the reward is the same function for the whole run.
 
     Args:
         reward: what is averaged.
         views: k; the first is the picture itself.
-        crop: how much of a side a crop may leave out, 0 to 0.9; each view keeps a share of the
-            sides drawn from [1 - crop, 1], at a place drawn as well, and is brought back to the
-            picture's size.
+        crop: how much of a side a crop may leave out, 0 to 0.9; each view keeps a random fraction
+            of the sides in [1 - crop, 1], at a random place, and is resized to the picture's size.
         flip: whether half of the views are mirrored. Leave it out for pictures with letters.
         noise: standard deviation of the fixed noise on each view but the first.
-        seed: fixes the draws.
+        seed: seed of the random views.
 
     Raises:
         ValueError: a number out of its range.
@@ -46,7 +45,7 @@ class Augmented(Composed):
         if not isinstance(views, int) or views < 1:
             raise ValueError(f"views must be a whole number above zero, got {views!r}")
         if not 0 <= crop <= 0.9:
-            raise ValueError(f"crop must be in 0 to 0.9, a share of the side, got {crop}")
+            raise ValueError(f"crop must be in 0 to 0.9, a fraction of the side, got {crop}")
         if not noise >= 0:
             raise ValueError(f"noise must not be negative, got {noise}")
         self.views, self.crop, self.noise, self.seed = views, float(crop), float(noise), seed

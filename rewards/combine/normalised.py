@@ -1,4 +1,4 @@
-"""A reward scaled by what a run has seen: `normalised(clip) + normalised(colour:name=red)`."""
+"""A reward standardised by the run's scores: `normalised(clip) + normalised(colour:name=red)`."""
 
 from collections.abc import Callable
 
@@ -12,22 +12,21 @@ __all__ = ["Normalised"]
 
 
 class Normalised(Composed):
-    """`(r - mean) / std`, with the mean and deviation of the scores that a run has seen.
+    """`(r - mean) / std`, with mean and standard deviation of the run's scores.
 
-    Rewards of different units then weigh alike in a sum. While the module is in training mode it
-    takes note of each score; `update()` makes them count, so that the scale stands still within
-    an optimizer step whatever the micro-batches, and for good in evaluation mode. `steer.finetune`
-    and `steer.sample` do both: the former learns on, the latter learns from one-jump samples of
-    its prompts and then leaves it. Until the first `update()` it is the bare reward.
+    Rewards with different units then have the same influence in a sum. In training mode the module
+    records each score; `update()` adds the recorded scores to the statistics, so that the scale is
+    constant within an optimizer step for any micro-batches, and constant in evaluation mode.
+    `steer.finetune` updates the statistics during the run; `steer.sample` estimates them once,
+    from one-jump samples of its prompts. Until the first `update()` it is the bare reward.
 
-    The statistics (updates, mean, mean square) stay in float64 on the CPU wherever the reward is;
-    a tuning run saves them in its checkpoints and goes on with them.
+    The statistics (updates, mean, mean square) are kept in float64 on the CPU; a tuning run saves
+    them in its checkpoints and restores them on resume.
 
     Args:
         reward: what is normalised.
-        decay: what remains of the old statistics at an `update()`; early ones are averaged
-            evenly.
-        centre: whether to take the mean off; a constant changes no law that is sampled.
+        decay: weight of the old statistics at an `update()`; early updates are averaged evenly.
+        centre: whether to subtract the mean; a constant does not change the law that is sampled.
 
     Raises:
         ValueError: a decay out of [0, 1).
@@ -64,7 +63,7 @@ class Normalised(Composed):
         return (self.statistics[2] - self.mean.square()).clamp(min=0).sqrt()
 
     def join(self, scores: Tensor) -> Tensor:
-        """Return the normalised scores, (1, n) -> (n,), and take note of them in training."""
+        """Return the normalised scores, (1, n) -> (n,), and record them in training mode."""
         row = scores[0]
         if self.training:
             seen = row.detach().cpu().double()

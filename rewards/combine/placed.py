@@ -13,14 +13,13 @@ __all__ = ["Placed"]
 
 
 class Placed(Composed):
-    """A reward that stays on a device, whatever the run is on: the model fills another.
+    """A reward that stays on its own device, for models that fill another one.
 
-    Pictures are copied there, scores and gradients back. Of one that is moved as a part of a run
-    nothing is moved.
+    Pictures are copied there, scores and gradients back. `to(device)` does not move it.
 
     Args:
         reward: what is placed.
-        device: where, "cuda:1" or "cpu" for instance.
+        device: the device, for instance "cuda:1" or "cpu".
 
     Raises:
         ValueError: a device that this machine does not have.

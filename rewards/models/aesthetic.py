@@ -1,4 +1,4 @@
-"""How beautiful a picture is, by LAION's heads on OpenAI's CLIP."""
+"""Aesthetic score of a picture, by LAION's heads on OpenAI's CLIP."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -51,34 +51,33 @@ NEEDS = (
         size="1.7 GB",
     ),
 )
-"""What the default options need that does not come along."""
+"""What the default options need and the package does not contain."""
 
 
 class Aesthetic(Reward):
-    """`w . f + b` of the image's unit features f, a mark of about 1 to 10; no prompt needed.
+    """`w . f + b` of the image's unit features f, a score of about 1 to 10; needs no prompt.
 
     Schuhmann et al. 2022, arXiv 2210.08402, section 3.2 (LAION-Aesthetics). Both kinds of heads
     are read: one linear layer (`weight` (1, d), `bias` (1,)), and the chain of linear layers
     without a nonlinearity (`layers.0.weight`, `layers.0.bias`, `layers.2.weight`, ...), which is
     an affine map and is collapsed to one.
 
-    Known hack: any picture drifts to glowing, painterly, centred portraits and landscapes, and to
-    noise that only this network reads; the prompt is forgotten. Sum it with a reward that reads
-    the prompt.
+    Known hack: pictures drift to glowing, painterly, centred portraits and landscapes, and to
+    adversarial noise; the prompt is ignored. Add a reward that uses the prompt.
 
     Args:
         head: one of `HEADS`, or a file, .pth or .safetensors.
         model: the CLIP under it: what `clip:model=` takes. Default: the one that the head was
             trained on; OpenAI's ViT-L/14 for a file.
         pretrained: the tag or file of an architecture's weights.
-        dtype: of the network: float32, bfloat16 or float16; None: as it is stored.
+        dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the tower of pictures.
         checkpoint: recompute the tower's blocks in the backward pass, for less memory.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: an unknown head, one of another layout or width, or weights that cannot be
-            had: says what to download and where to put it.
+            loaded; the message the message says what to download and where to put it.
     """
 
     def __init__(
@@ -125,8 +124,8 @@ class Aesthetic(Reward):
         width = _width(self.backbone.model)
         if width is not None and width != len(weight):
             raise ValueError(
-                f"the head {name!r} reads {len(weight)} features, and the CLIP gives {width}: say "
-                "the one that it was trained on, aesthetic:model="
+                f"the head {name!r} reads {len(weight)} features, and the CLIP gives {width}: "
+                "give the one that it was trained on, aesthetic:model="
             )
 
     def forward(
@@ -154,7 +153,7 @@ def _affine(weights: Mapping[str, Tensor], file: Path) -> tuple[Tensor, Tensor]:
         weight, bias = collapsed(weights, "layers.")
     else:
         raise ValueError(
-            f"{str(file)!r} is no head of an aesthetic predictor (its first keys are "
+            f"{str(file)!r} is not a head of an aesthetic predictor (its first keys are "
             f"{', '.join(list(weights)[:3]) or 'none'}): it must hold weight (1, d) and bias "
             "(1,), or layers.0.weight, layers.0.bias, layers.2.weight and so on"
         )

@@ -1,4 +1,4 @@
-"""How sure a classifier is of a class: models of timm, of torchvision, or one's own."""
+"""Log-probability of a class by a classifier: models of timm, of torchvision, or your own."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,35 +28,35 @@ SOURCE = Source(
 
 
 NEEDS = (SOURCE,)
-"""What the default options need that does not come along."""
+"""What the default options need and the package does not contain."""
 
 
 class Classifier(Reward):
     """`log softmax(logits(image))[target]`, the log-probability of a class, in (-inf, 0] nats.
 
-    Known hack: patterns that no one sees move a single classifier to any class (Szegedy et al.
-    2013, arXiv 1312.6199); check with another, or train it on noised pictures.
+    Known hack: invisible patterns change the output of a single classifier to any class (Szegedy
+    et al. 2013, arXiv 1312.6199); check with another, or train it on noised pictures.
 
     Args:
         model: "timm:NAME" with a name of `timm.list_models()`, with its tag or without, a folder
             or org/name of the hub in timm's layout; "torchvision:NAME" with a name of
             `torchvision.models.list_models()`; "file.py:Name", a module or what makes one; or a
             module, pictures (n, 3, h, w) -> logits (n, classes), which is frozen from then on.
-        weights: the tag of published weights, or a file of one's own, .safetensors or .pth with
-            tensors alone. Default: the published ones that the library recommends.
+        weights: the tag of published weights, or your own file, .safetensors or .pth with tensors
+            only. Default: the published ones that the library recommends.
         target: the class, by its index or name. None: the class that the prompt names.
-        names: a file with the names of the classes, one a line, or a list of them; needed where
+        names: a file with the names of the classes, one per line, or a list of them; needed where
             they are not ImageNet's. It says how many classes there are, too.
         preprocess: from pictures in [0, 1] to what the model takes. Default: as the library says
-            of the weights; a module of one's own takes pictures in [0, 1].
-        dtype: of the network: float32, bfloat16 or float16; None: as it is stored.
+            of the weights; your own module takes pictures in [0, 1].
+        dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the network.
         checkpoint: recompute its blocks in the backward pass, for less memory.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: an unknown model, tag or class, with the nearest names; weights that do not
-            fit, or that cannot be had: says what to download and where to put it.
+            fit, or that cannot be loaded: the message says what to download and where to put it.
     """
 
     def __init__(
@@ -92,13 +92,13 @@ class Classifier(Reward):
             return target
         if not self.names:
             raise ValueError(
-                f"the classifier has no names for its classes, so {target!r} names none: give "
-                "names=FILE, one a line, or target=INDEX"
+                f"the classifier has no names for its classes, so {target!r} cannot be found: "
+                "give names=FILE with one name per line, or target=INDEX"
             )
         found = self._index.get(plain(target), [])
         if len(found) > 1:
             several = " and ".join(f"{i} ({self.names[i]})" for i in found)
-            raise ValueError(f"class {target!r} is any of {several}: give target=INDEX")
+            raise ValueError(f"class {target!r} is ambiguous ({several}): give target=INDEX")
         if not found:
             raise ValueError(
                 f"unknown class {target!r}: {hint(plain(target), self._index)}There are "
@@ -228,5 +228,8 @@ def _own(text: str) -> nn.Module:
     found = from_file(Path(file), name)
     made = found if isinstance(found, nn.Module) else found()
     if not isinstance(made, nn.Module):
-        raise ValueError(f"{text!r} is no module and makes none, but {type(made).__name__}")
+        raise ValueError(
+            f"{text!r} is neither a module nor a function that returns one, but "
+            f"{type(made).__name__}"
+        )
     return made

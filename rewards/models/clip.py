@@ -13,7 +13,7 @@ from rewards.pixels.views import SHIFTS, shifted
 __all__ = ["EMBEDDED", "Clip"]
 
 EMBEDDED = Path(__file__).parents[1] / "zoo" / "clip"
-"""The small CLIP that comes along, in the layout of any open_clip checkpoint."""
+"""The small CLIP of the package, in the layout of any open_clip checkpoint."""
 
 
 class Clip(Cosine):
@@ -22,26 +22,27 @@ class Clip(Cosine):
     The preprocessing is tensor operations, so the gradient reaches the picture.
 
     With `views` above 1 it is the mean over views of the picture: itself, its mirror image, and
-    shifts by a sixteenth of the side; with `noise`, fixed noise of that deviation lies on each.
-    What only this network reads survives less of that, so the gradient shows the drawing more.
+    shifts by a sixteenth of the side. With `noise`, fixed noise of that standard deviation is
+    added to each. Adversarial patterns of this network are less robust to this, so the gradient
+    depends more on the content of the picture.
 
-    Known hack: high frequencies that only this network reads; check with a judge of another kind.
+    Known hack: adversarial high frequencies; check with a judge of another architecture.
 
     Args:
-        model: a folder with open_clip_config.json and weights, `hf-hub:org/name`, or an
-            open_clip architecture ("ViT-B-32"). Default: the small model that comes along,
-            trained on the emoji data.
+        model: a folder with open_clip_config.json and weights, `hf-hub:org/name`, or an open_clip
+            architecture ("ViT-B-32"). Default: the small model of the package, trained on the
+            emoji data.
         pretrained: the tag or file of an architecture's weights.
-        template: what a prompt is put into, "{}" standing for it.
-        views: how many views are averaged, 1 to 6.
+        template: the text around a prompt, with "{}" as its placeholder.
+        views: number of views, 1 to 6.
         noise: standard deviation of the noise on each, in the units of [0, 1] pictures.
-        dtype: of the network: float32, bfloat16 or float16; None: as it is stored.
+        dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the tower of pictures.
         checkpoint: recompute the tower's blocks in the backward pass, for less memory.
 
     Raises:
-        ValueError: views or noise out of range, or the model cannot be had; the message says
-            what to download and where to.
+        ValueError: views or noise out of range, or the model cannot be loaded; the message the
+            message says what to download and where to put it.
     """
 
     def __init__(

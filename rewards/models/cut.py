@@ -1,4 +1,4 @@
-"""Prompts that are longer than a text tower reads: what is left off is said, once for each."""
+"""Prompts that are longer than the text tower's limit: one warning per prompt."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +28,7 @@ def warn_of_cut(texts: Sequence[str], tokenizer: Callable[[list[str]], Any]) -> 
             low, high = (low, middle) if same else (middle + 1, high)
         warnings.warn(
             f"a reward reads the first {ids.shape[1]} tokens of a prompt, and this one is longer: "
-            f"nothing after {_end(text[:low])!r} counts in {_start(text)!r}",
+            f"everything after {_end(text[:low])!r} is ignored in {_start(text)!r}",
             stacklevel=2,
         )
 

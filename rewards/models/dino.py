@@ -34,7 +34,7 @@ POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 
 NEEDS = (SOURCE,)
-"""What the default options need that does not come along."""
+"""What the default options need and the package does not contain."""
 
 
 class Dino(Reward):
@@ -45,21 +45,21 @@ class Dino(Reward):
     2104.14294), DINOv3 (Siméoni et al. 2025, arXiv 2508.10104). The CLS token tells what is
     there; the patches also how it looks.
 
-    Known hack: textures that only this network reads; neither place nor colour counts for much,
-    so a picture of another layout comes close.
+    Known hack: adversarial textures; place and colour have little influence, so a picture with
+    another layout scores high.
 
     Args:
         image: the reference, a picture file; what is transparent in it lies on white.
         model: a folder that transformers saved, or a hub id. Default: facebook/dinov2-small.
         pool: what stands for a picture: cls or mean.
-        dtype: of the network: float32, bfloat16 or float16; None: as it is stored.
+        dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the network.
         checkpoint: recompute its blocks in the backward pass, for less memory.
 
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: another pool, a folder of another kind of model, or a model that cannot be
-            had: says what to download and where to put it.
+            loaded: the message says what to download and where to put it.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ def _tokens(model: str | Path | None, **execution: Any) -> Tokens:
         refuse_lacking(lacking, network, folder)
         if getattr(network.config, "patch_size", None) is None:
             raise ValueError(
-                f"{type(network).__name__} in {str(folder)!r} is no vision transformer: "
+                f"{type(network).__name__} in {str(folder)!r} is not a vision transformer: "
                 f"dino:model= takes DINO, DINOv2 or DINOv3, as {SOURCE.repo}"
             )
         return Tokens(network, preprocess, **execution)

@@ -13,7 +13,7 @@ from rewards.models.classifier import Classifier
 __all__ = ["EMBEDDED", "Fashion", "FashionNetwork"]
 
 EMBEDDED = Path(__file__).parents[1] / "zoo" / "fashion"
-"""The classifier that comes along."""
+"""The classifier of the package."""
 
 SIDE = 28
 
@@ -49,8 +49,8 @@ class FashionNetwork(nn.Module):
 class Fashion(Classifier):
     """`log softmax(logits(image))[target]`, the log-probability of a kind of clothes, in nats.
 
-    By a small classifier of Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747) that
-    comes along. Known hack: as of any single classifier, patterns that no one sees; the judge of
+    By a small classifier of Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747) in the
+    package. Known hack: as for any single classifier, invisible adversarial patterns; the judge of
     the model `fashion` is another network, trained with noise and blur.
 
     Args:

@@ -1,4 +1,4 @@
-"""HPS v2: which picture people prefer for a prompt, by a CLIP tuned on their rankings."""
+"""HPS v2: human preference for a picture, given a prompt, by a CLIP tuned on rankings."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ ARCHITECTURE = "ViT-H-14"
 
 
 NEEDS = (SOURCES["2.1"],)
-"""What the default options need that does not come along."""
+"""What the default options need and the package does not contain."""
 
 
 class HPSv2(Cosine):
@@ -36,8 +36,8 @@ class HPSv2(Cosine):
     A picture is fitted by its longer side and the rest filled with black, as the authors do; a
     square one fills all of it.
 
-    Known hack: over-saturated, smooth, high-contrast pictures score higher whatever the prompt,
-    the more so with 2.1; watch a text-free measure beside it.
+    Known hack: over-saturated, smooth, high-contrast pictures score higher for any prompt, more so
+    with 2.1; also measure a reward that does not use the prompt.
 
     Args:
         version: "2.1" or "2.0".
@@ -49,8 +49,8 @@ class HPSv2(Cosine):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown version, weights of another layout, or weights that cannot be had:
-            says what to download and where to put it.
+        ValueError: an unknown version, weights of another layout, or weights that cannot be
+            loaded; the message the message says what to download and where to put it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where a reward's weights come from: a folder of one's own, the hub's cache, the hub."""
+"""Where a reward's weights come from: your own folder, the hub's cache, the hub."""
 
 import os
 import re
@@ -119,8 +119,8 @@ def fetch(source: Source, reward: str, option: str = "model") -> Path:
         option: its option that takes a path instead.
 
     Raises:
-        ValueError: they are not here and the hub cannot be reached; the message says what to
-            download and where to put it.
+        ValueError: they are not here and the hub cannot be reached; the message the message says
+            what to download and where to put it.
     """
     folder = local(source)
     if folder is not None:
@@ -132,13 +132,13 @@ def fetch(source: Source, reward: str, option: str = "model") -> Path:
         folder = Path(snapshot_download(source.repo, allow_patterns=list(source.files)))
         lacking = [name for name in source.files if not (folder / name).is_file()]
         if lacking:  # an old copy, or files that the repository does not have
-            raise FileNotFoundError(f"what came lacks {', '.join(lacking)}")
+            raise FileNotFoundError(f"the download lacks {', '.join(lacking)}")
         return folder
     except Exception as error:
         raise ValueError(
-            f"the weights of {reward!r} are not here, and {source.repo} cannot be had from the "
-            f"hub ({type(error).__name__}: {reason(error)}). Download {source.place}, or say "
-            f"where they are: {reward}:{option}=PATH"
+            f"the weights of {reward!r} are not on this machine, and {source.repo} cannot be "
+            f"downloaded from the hub ({type(error).__name__}: {reason(error)}). Download "
+            f"{source.place}, or give their location: {reward}:{option}=PATH"
         ) from error
 
 
@@ -149,7 +149,8 @@ def folder_of(
 
     Raises:
         FileNotFoundError: what was given is a path, and nothing is there.
-        ValueError: the hub cannot be reached: says what to download and where to put it.
+        ValueError: the hub cannot be reached: the message says what to download and where to put
+            it.
     """
     if model is None:
         return fetch(default, reward, option)
@@ -176,8 +177,8 @@ def fetch_url(url: str, reward: str, option: str) -> Path:
         option: its option that takes a path instead.
 
     Raises:
-        ValueError: it is not here and cannot be had; the message says what to download and where
-            to put it.
+        ValueError: it is not here and cannot be had; the message the message says what to download
+            and where to put it.
     """
     from torch import hub
 
@@ -192,9 +193,9 @@ def fetch_url(url: str, reward: str, option: str) -> Path:
         hub.download_url_to_file(url, str(cached), prefix[1] if prefix else None, progress=False)
     except Exception as error:
         raise ValueError(
-            f"the weights of {reward!r} are not here, and {name} cannot be downloaded "
-            f"({type(error).__name__}: {error}). Download {url} and put it at {cached}, or say "
-            f"where it is: {reward}:{option}=FILE"
+            f"the weights of {reward!r} are not on this machine, and {name} cannot be downloaded "
+            f"({type(error).__name__}: {error}). Download {url} and put it at {cached}, or give "
+            f"its location: {reward}:{option}=FILE"
         ) from error
     return cached
 
@@ -227,14 +228,14 @@ def state(path: str | Path, reward: str, option: str) -> dict[str, Tensor]:
     except Exception as error:
         raise ValueError(
             f"cannot read the weights {str(path)!r} ({type(error).__name__}: {reason(error)}): "
-            f"{reward}:{option}= takes a .safetensors file, or a .pth file of tensors alone, "
+            f"{reward}:{option}= takes a .safetensors file, or a .pth file with tensors only, "
             "torch.save(model.state_dict(), FILE)"
         ) from error
     if isinstance(found, dict):
         found = found.get("state_dict", found)
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise ValueError(
-            f"{str(path)!r} holds no weights by name: {reward}:{option}= takes what "
+            f"{str(path)!r} contains no named weights: {reward}:{option}= takes what "
             "torch.save(model.state_dict(), FILE) writes"
         )
     return found

@@ -37,7 +37,7 @@ HEAD = 64
 
 
 NEEDS = (SOURCE, TOKENS)
-"""What the default options need that does not come along."""
+"""What the default options need and the package does not contain."""
 
 
 class ImageReward(Reward):
@@ -56,14 +56,14 @@ class ImageReward(Reward):
             not 64 wide, med_config.json. The checkpoint has the keys `blip.visual_encoder.*`,
             `blip.text_encoder.*` and `mlp.layers.*`; sizes are read from it.
         tokenizer: vocab.txt of BERT's uncased words, or the folder that holds it.
-        dtype: of the network: float32, bfloat16 or float16; None: as it is stored.
+        dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the tower of pictures.
         checkpoint: recompute the tower's blocks in the backward pass, for less memory.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: weights of another layout, or files that cannot be had: says what to download
-            and where to put it.
+        ValueError: weights of another layout, or files that cannot be loaded: the message says
+            what to download and where to put it.
     """
 
     def __init__(

@@ -18,13 +18,13 @@ def listed(names: str | Path | Sequence[str]) -> list[str]:
     path = Path(names)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no file {str(names)!r}: give names= a text file with the name of a class a line"
+            f"no file {str(names)!r}: give names= a text file with one class name per line"
         )
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     while lines and not lines[-1]:
         lines.pop()
     if not lines:
-        raise ValueError(f"{str(names)!r} is empty: it must hold the name of a class a line")
+        raise ValueError(f"{str(names)!r} is empty: it must have one class name per line")
     return lines
 
 

@@ -21,7 +21,7 @@ def put(model: nn.Module, file: str | Path, what: str) -> None:
 
     Args:
         model: the network.
-        file: .safetensors or .pth with tensors alone.
+        file: .safetensors or .pth with tensors only.
         what: the model, for the message.
 
     Raises:
@@ -32,8 +32,9 @@ def put(model: nn.Module, file: str | Path, what: str) -> None:
         model.load_state_dict(state(file, "classifier", "weights"))
     except RuntimeError as error:
         raise ValueError(
-            f"the weights {str(file)!r} do not fit {what}: {_short(error)}. Give those of this "
-            "very model; where it has other classes than ImageNet's, names=FILE with all of them"
+            f"the weights {str(file)!r} do not fit {what}: {_short(error)}. Give the weights of "
+            "exactly this model; if its classes are not ImageNet's, also give names=FILE with all "
+            "of them"
         ) from error
 
 
@@ -77,8 +78,8 @@ def _timm(
         )
     except Exception as error:
         raise ValueError(
-            f"cannot load timm's {name!r}: {_short(error)}. Give weights of this very model; "
-            "where it has other classes than ImageNet's, names=FILE with all of them"
+            f"cannot load timm's {name!r}: {_short(error)}. Give the weights of exactly this "
+            "model; if its classes are not ImageNet's, also give names=FILE with all of them"
         ) from error
     settings = model.pretrained_cfg
     labels = list(settings.get("label_names") or [])

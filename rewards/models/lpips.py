@@ -36,7 +36,7 @@ NETS = {
 NEEDS = (
     File("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", SOURCE.licence, "233 MB"),
 )
-"""What the default options need that does not come along."""
+"""What the default options need and the package does not contain."""
 
 
 class Lpips(Reward):
@@ -56,7 +56,7 @@ class Lpips(Reward):
         trunk: the file of its weights, as torchvision publishes them. Default: torch's cache,
             downloaded where it is missing.
         size: the side that both pictures are stretched to first; None: the picture's own size.
-        dtype: of the network: float32, bfloat16 or float16; None: as it is stored.
+        dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the trunk.
 
     Raises:

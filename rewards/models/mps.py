@@ -1,4 +1,4 @@
-"""MPS: how people prefer a picture for a prompt under a condition, by a CLIP that asks for it."""
+"""MPS: human preference for a picture, given a prompt and a criterion, by a CLIP."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ ENDED = 49407
 
 
 NEEDS = (Source("Kwai-Kolors/MPS", ("mps.safetensors",), size="about 4 GB", page=PAGE),)
-"""What the default options need that does not come along."""
+"""What the default options need and the package does not contain."""
 
 
 class MPS(Reward):
@@ -54,7 +54,7 @@ class MPS(Reward):
         condition: what is judged. Default: everything.
         threshold: the share of the largest similarity above which a token is read: 0.3 in the
             authors' evaluation.
-        dtype: of the network: float32, bfloat16 or float16; None: as it is stored.
+        dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the tower of pictures.
         checkpoint: recompute the tower's blocks in the backward pass, for less memory.
 
@@ -77,8 +77,8 @@ class MPS(Reward):
         file = place / "mps.safetensors" if place.is_dir() else place
         if not file.is_file():
             raise FileNotFoundError(
-                f"no weights of 'mps' at {str(file)!r}. {_how()} and put them there, or say where "
-                "they are: mps:model=FILE"
+                f"no weights of 'mps' at {str(file)!r}. {_how()} and put them there, or give "
+                "their location: mps:model=FILE"
             )
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold must be in [0, 1), got {threshold}")

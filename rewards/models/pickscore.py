@@ -24,7 +24,7 @@ SOURCE = Source(
 
 
 NEEDS = (SOURCE,)
-"""What the default options need that does not come along."""
+"""What the default options need and the package does not contain."""
 
 
 class PickScore(Cosine):
@@ -40,14 +40,14 @@ class PickScore(Cosine):
     Args:
         model: a folder or hub id org/name with config.json and model.safetensors in the layout of
             transformers' CLIPModel. Default: PickScore v1.
-        dtype: of the network: float32, bfloat16 or float16; None: as it is stored.
+        dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the tower of pictures.
         checkpoint: recompute the tower's blocks in the backward pass, for less memory.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: weights of another layout, or weights that cannot be had: says what to
-            download and where to put it.
+        ValueError: weights of another layout, or weights that cannot be loaded; the message the
+            message says what to download and where to put it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""From pictures in [0, 1] to what a network was trained on, by tensor operations alone.
+"""From pictures in [0, 1] to the inputs of a network, with tensor operations only.
 
 The gradient reaches the picture: no PIL, no numpy, no clamp that strands pixels.
 """

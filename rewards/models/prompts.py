@@ -20,8 +20,9 @@ def one_each(images: Tensor, prompts: Sequence[str] | None, name: str) -> Sequen
     """
     if prompts is None:
         raise ValueError(
-            f"{name} compares a picture with a prompt, and there is none: give prompts=..., or "
-            "reward_prompts=... where the model takes none (--reward-prompt on the command line)"
+            f"{name} compares a picture with a prompt, but there is no prompt: give prompts=..., "
+            "or reward_prompts=... if the model takes no prompts (--reward-prompt on the command "
+            "line)"
         )
     if isinstance(prompts, str) or len(prompts) != len(images):
         count = "one string" if isinstance(prompts, str) else f"{len(prompts)} prompts"

@@ -40,7 +40,7 @@ OUTPUTS = ("cosine", "logit", "probability")
 
 
 NEEDS = (SOURCE,)
-"""What the default options need that does not come along."""
+"""What the default options need and the package does not contain."""
 
 
 class Siglip(Cosine):
@@ -61,15 +61,15 @@ class Siglip(Cosine):
             preprocessor_config.json, tokenizer.json, tokenizer_config.json, model.safetensors.
             Default: SigLIP 2, ViT-B/16 at 224 pixels.
         output: one of `OUTPUTS`.
-        template: what a prompt is put into, "{}" standing for it.
-        dtype: of the network: float32, bfloat16 or float16; None: as it is stored.
+        template: the text around a prompt, with "{}" as its placeholder.
+        dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the tower of pictures.
         checkpoint: recompute the tower's blocks in the backward pass, for less memory.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: an unknown output, a NaFlex model, weights of another layout, or weights that
-            cannot be had: says what to download and where to put it.
+            cannot be loaded; the message the message says what to download and where to put it.
     """
 
     def __init__(

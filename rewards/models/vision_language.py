@@ -1,4 +1,4 @@
-"""Vision-language models as backbones: how likely an answer is, asked about a picture."""
+"""Vision-language models as backbones: probability of an answer about a picture."""
 
 import inspect
 import warnings
@@ -19,7 +19,7 @@ ROWS = 1024
 
 
 class VisionLanguage(Backbone):
-    """A vision-language model with its processor, asked one question a picture.
+    """A vision-language model with its processor, with one question per picture.
 
     Pictures go through the processor's own image processor as tensors. Whether the gradient
     survives that, and whether it sees what a picture file would show, is tried once at the start.
@@ -123,7 +123,7 @@ class VisionLanguage(Backbone):
     def _answer(self, text: str) -> list[int]:
         tokens = list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
         if not tokens:
-            raise ValueError(f"the answer {text!r} has no tokens: give it a word, as 'Yes'")
+            raise ValueError(f"the answer {text!r} has no tokens: give a word such as 'Yes'")
         return tokens
 
     @property
@@ -185,16 +185,16 @@ class VisionLanguage(Backbone):
         same, more = (self._process(blank, text)["input_ids"][0] for text in texts)
         if torch.equal(same, more):  # whatever is asked further does not count
             warnings.warn(
-                f"the reward 'vqa' reads {len(tokens)} tokens of a question, its picture's among "
-                f"them, and this one is longer: its end does not count in {shown!r}",
+                f"the reward 'vqa' reads {len(tokens)} tokens of a question, including those of "
+                f"its picture, and this one is longer: its end is ignored in {shown!r}",
                 stacklevel=2,
             )
         most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if most is not None and len(tokens) > most:
             warnings.warn(
-                f"a question of {len(tokens)} tokens, its picture's among them, is longer than "
-                f"the {most} that {type(self.model).__name__} has positions for, so its answer "
-                f"means little: {shown!r}",
+                f"a question of {len(tokens)} tokens, including those of its picture, is longer "
+                f"than the {most} that {type(self.model).__name__} has positions for, so its "
+                f"answer is not reliable: {shown!r}",
                 stacklevel=2,
             )
 
@@ -247,7 +247,7 @@ class VisionLanguage(Backbone):
             theirs = torch.cat([out[key] for out in each]).to(value.dtype)
             if theirs.shape != value.shape or (theirs - value).abs().double().mean() > 0.03:
                 raise ValueError(
-                    f"{name} makes another {key!r} of tensors in [0, 1] than of a picture file: "
+                    f"{name} makes another {key!r} for tensors in [0, 1] than for a picture file: "
                     f"{advice}"
                 )
 

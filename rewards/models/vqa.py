@@ -1,4 +1,4 @@
-"""What a vision-language model answers when it is asked about a picture."""
+"""Log-probability of a vision-language model's answer to a question about a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 """The question of VQAScore."""
 
 NEEDS = (Source(SOURCE.repo, ("config.json", "preprocessor_config.json", "tokenizer.json")),)
-"""What the default options need that does not come along."""
+"""What the default options need and the package does not contain."""
 
 
 class VQA(Reward):
@@ -46,20 +46,21 @@ class VQA(Reward):
         model: a folder that transformers saved, or a hub id, of a model that goes on from
             pictures and text (`AutoModelForImageTextToText`): LLaVA, Qwen2-VL, SmolVLM,
             PaliGemma and their like. Default: Qwen/Qwen2-VL-2B-Instruct.
-        question: what is asked, "{}" standing for the prompt; without "{}" no prompts are needed.
-        answer: what is to be answered, as the model would write it, its space in front of it
-            where its template ends without one; "{}" stands for the prompt here too.
+        question: the question, with "{}" as placeholder for the prompt; without "{}" no prompts
+            are needed.
+        answer: what is to be answered, as the model would write it, its space in front of it where
+            its template ends without one; "{}" is the placeholder here, too.
         contrast: an answer that it is weighed against. In a reward's text a bare Yes or No, in
             any case, is "Yes" or "No"; for another spelling write it in quotes: answer='yes'.
-        dtype: of the network: float32, bfloat16 or float16; None: as it is stored.
+        dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the network.
         checkpoint: recompute its blocks in the backward pass, for less memory.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: an answer without tokens, a model of another kind, a processor of pictures
-            that the gradient does not survive, or a model that cannot be had: says what to
-            download and where to put it.
+        ValueError: an answer without tokens, a model of another kind, a processor of pictures that
+            the gradient does not survive, or a model that cannot be loaded: the message says what
+            to download and where to put it.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class VQA(Reward):
         self.contrast = None if contrast is None else _word(contrast)
         for option, text in (("answer", self.answer), ("contrast", self.contrast)):
             if text == "":
-                raise ValueError(f"{option}='' says nothing: give it a word, as 'Yes'")
+                raise ValueError(f"{option}='' is empty: give a word such as 'Yes'")
         self.backbone = _model(model, dtype=dtype, compile=compile, checkpoint=checkpoint)
 
     def forward(
@@ -129,9 +130,9 @@ def _folder(model: str | Path | None) -> Path:
         refuse_fetch("vqa", repo)
         source = SOURCE if repo == SOURCE.repo else Source(repo, SOURCE.files)
         raise ValueError(
-            f"the weights of 'vqa' are not here, and {repo} cannot be had from the hub "
-            f"({type(error).__name__}: {reason(error)}). Download its {source.place}, or say "
-            "where they are: vqa:model=PATH"
+            f"the weights of 'vqa' are not on this machine, and {repo} cannot be downloaded from "
+            f"the hub ({type(error).__name__}: {reason(error)}). Download its {source.place}, or "
+            "give their location: vqa:model=PATH"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Rewards of pixels alone: a named colour, brightness."""
+"""Rewards of pixels only: a named colour, brightness."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +12,14 @@ __all__ = ["Brightness", "Colour"]
 
 
 class Colour(Reward):
-    """How near the drawing is to a colour: minus its mean distance, from -1 (far) to 0 (it is).
+    """Closeness of the drawing to a colour: minus its mean distance, from -1 (far) to 0 (equal).
 
     `-(sum_p w_p d_p + k) / (sum_p w_p + k)` over pixels p, with `d_p` the root-mean-square
     distance to the colour in RGB, `w_p` how far the pixel is from the white background (0 to 1,
     without a gradient) and `k` 5 % of the pixels, so that an empty picture counts as far away.
 
-    Known hack: flat areas of that colour, whatever is drawn. A white target takes the drawing
-    for background.
+    Known hack: flat areas of that colour, whatever the picture shows. With a white target the
+    drawing counts as background.
 
     Args:
         name: a CSS colour ("red", "royalblue") or "#rrggbb".

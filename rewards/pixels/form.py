@@ -27,8 +27,8 @@ class Symmetry(PixelReward):
     `-sqrt(mean_pc (x_pc - mirror(x)_pc)^2)` over pixels p and channels c; 0 where the halves
     agree in every pixel.
 
-    Known hack: an empty picture, or any plain one, scores 0; so does a pale drawing, nearly. Add
-    a reward that asks for something to be drawn.
+    Known hack: an empty picture, or any plain one, scores 0; so does a pale drawing, nearly. Add a
+    reward for the content of the picture.
 
     Args:
         axis: the mirror's line: "vertical" compares left and right, "horizontal" top and bottom.
@@ -102,8 +102,8 @@ class Layout(PixelReward):
     from the white background; `m_p` the mask, resized to the picture by means over areas; `k` 1 %
     of the pixels, so that an empty picture scores 0.
 
-    Known hack: a flat dark patch over the region, whatever is drawn; and what is outside need
-    only pale, for ink counts by its darkness.
+    Known hack: a flat dark patch over the region, whatever the picture shows; and what is outside
+    need only pale, for ink counts by its darkness.
 
     Args:
         region: one of `REGIONS`: left, right, top, bottom, centre.
@@ -127,7 +127,7 @@ class Layout(PixelReward):
             inside = luma(read(mask, "mask", ground=0.0))
             if not inside.any():
                 raise ValueError(
-                    f"the mask {str(mask)!r} is black all over: paint white what is inside"
+                    f"the mask {str(mask)!r} is completely black: paint the inside white"
                 )
         elif region in _GRIDS:
             inside = _GRIDS[region][None]

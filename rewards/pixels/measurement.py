@@ -91,7 +91,7 @@ class SuperResolution(Measurement):
 
     Args:
         image: the small picture, or a large one that is averaged down, as of `Measurement`.
-        factor: side of a square, in pixels of what is drawn.
+        factor: side of a square, in pixels of the generated picture.
         sd: as of `Measurement`.
         grey: likewise.
     """
@@ -136,7 +136,7 @@ class Deblurring(Measurement):
 
     Args:
         image: the sharp picture that is blurred here; with `blurred`, the blurred one.
-        width: standard deviation of the blur, in pixels of what is drawn.
+        width: standard deviation of the blur, in pixels of the generated picture.
         sd: as of `Measurement`.
         blurred: whether `image` is blurred already.
         grey: as of `Measurement`.

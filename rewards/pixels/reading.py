@@ -17,7 +17,7 @@ LARGEST = 1024
 
 
 class PixelReward(Reward):
-    """A reward of pixels alone: give `measure`.
+    """A reward of pixels only: define `measure`.
 
     It sees the pictures clamped to [0, 1], the gradient passed straight through, in float32 at
     least.

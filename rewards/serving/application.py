@@ -103,7 +103,7 @@ def app(
         if token is None and not (is_loopback(name) or {name, "*"} & set(hosts)):
             raise _Refused(
                 421,
-                f"the Host {name[:100]!r} is not this server: ask it as localhost or 127.0.0.1",
+                f"the Host {name[:100]!r} is not this server: use localhost or 127.0.0.1",
             )
         shown = request.headers.get("authorization", "")
         if token is not None and not hmac.compare_digest(
@@ -150,7 +150,7 @@ def app(
             hung()
         raise _Refused(
             500,
-            f"the reward took longer than {max_seconds:g} s and was given up: ask fewer rows at "
+            f"the reward took longer than {max_seconds:g} s and was stopped: send fewer rows at "
             "once (batch=), or start the server with more --max-seconds",
         )
 

@@ -19,8 +19,8 @@ __all__ = ["BUSY", "Connection", "printable"]
 BUSY = {429, 502, 503, 504}
 """Statuses after which the client asks again."""
 
-DOWN, BROKEN = "no server is reached", "the connection ended without an answer"
-STUCK, HELD = "it does not take the request", "it has the request and is still at work"
+DOWN, BROKEN = "no server can be reached", "the connection ended without an answer"
+STUCK, HELD = "it does not take the request", "it has the request and is still working"
 LATE = {
     Stage.AWAY: (DOWN, "ConnectTimeout"),
     Stage.REACHED: (STUCK, "WriteTimeout"),
@@ -101,7 +101,7 @@ class Connection:
                     _said(error),
                 )
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-                raise ValueError(f"cannot ask the server {self.url}: {_said(error)}") from error
+                raise ValueError(f"cannot reach the server {self.url}: {_said(error)}") from error
             except ValueError as error:
                 raise ValueError(
                     f"the reward server {self.url} gave a bad answer: {error}"
@@ -116,7 +116,7 @@ class Connection:
                 raise ConnectionError(self._too_late(wait, tries, what, why))
             if tries == 1:
                 logging.getLogger(__name__).warning(
-                    "the reward server %s does not answer (%s): trying for %.0f s",
+                    "the reward server %s does not answer (%s): retrying for %.0f s",
                     self.url,
                     f"{what}: {why}",
                     left,
@@ -127,14 +127,14 @@ class Connection:
         """Return the answer if it is one, and else raise what the server says."""
         if status in {401, 403}:
             raise PermissionError(
-                f"the reward server {self.url} wants a token, or another one "
+                f"the reward server {self.url} needs a token, or another one "
                 f"({_message(answer)}): {line_for(self.host, self.port)}"
             )
         if 300 <= status < 400:
             place = printable(redacted(str(headers.get("location"))), 200)
             raise ValueError(
-                f"{self.url} sends on to {place!r} (status {status}), and nothing is sent there: "
-                "give that URL itself if you trust it"
+                f"{self.url} redirects to {place!r} (status {status}), and redirections are not "
+                "followed: give that URL itself if you trust it"
             )
         if status != 200:
             raise ValueError(
@@ -147,21 +147,23 @@ class Connection:
         for one in _chain(error):
             if isinstance(one, ssl.SSLError):
                 raise ValueError(
-                    f"{self.url} cannot be spoken with by https ({one.reason or one}): give "
-                    "http:// for a server without it, or trust its certificate (SSL_CERT_FILE)"
+                    f"{self.url} cannot be reached by https ({one.reason or one}): give http:// "
+                    "for a server without it, or trust its certificate (SSL_CERT_FILE)"
                 ) from error
 
     def _too_late(self, wait: float, tries: int, what: str, why: str) -> str:
         """Say what the server did when time was up, and what helps against that."""
         mend = f"Start it with `steer serve-reward NAME --port {self.port}`"
         if what == HELD:
-            mend = "Its reward is slow, or hangs: ask fewer rows at once with batch=ROWS"
+            mend = (
+                "Its reward is slow, or does not respond: send fewer rows at once with batch=ROWS"
+            )
         elif what == STUCK:
-            mend = "It hangs, or the network is slow"
+            mend = "It does not respond, or the network is slow"
         elif what == BROKEN:
-            mend = "Read what it says where it runs: it may lack memory, or speak no HTTP"
+            mend = "Read its own messages: it may lack memory, or not be an HTTP server"
         elif what != DOWN:
-            mend = "It has much to do: start it with more --workers"
+            mend = "It is busy: start it with more --workers"
         count = "1 try" if tries == 1 else f"{tries} tries"
         return (
             f"the reward server {self.url} did not answer for {wait:g} s: {what} ({count}; the "
@@ -176,7 +178,8 @@ def _place(url: str) -> tuple[str, int]:
         port = parts.port
     except ValueError as error:
         raise ValueError(
-            f"{redacted(url)!r} is no server's URL ({error}): write it as http://127.0.0.1:8000"
+            f"{redacted(url)!r} is not the URL of a server ({error}): write it as "
+            "http://127.0.0.1:8000"
         ) from None
     plain = url.isascii() and url.isprintable() and " " not in url
     if parts.username is not None or parts.password is not None:
@@ -192,7 +195,7 @@ def _place(url: str) -> tuple[str, int]:
         or not plain
     ):
         raise ValueError(
-            f"{redacted(url)!r} is no server's URL: write it as http://127.0.0.1:8000"
+            f"{redacted(url)!r} is not the URL of a server: write it as http://127.0.0.1:8000"
         )
     return parts.hostname, port or (443 if parts.scheme == "https" else 80)
 

@@ -88,7 +88,7 @@ class Exchange:
                 ) as answer,
             ):  # fmt: skip
                 if answer.headers.get("content-encoding", "identity") != "identity":
-                    raise ValueError("it is compressed, which was not asked for")
+                    raise ValueError("it is compressed, which was not requested")
                 got = bytearray()
                 async for piece in answer.aiter_raw():
                     got += piece

@@ -16,9 +16,9 @@ float64, in [0, 1], and in the file's metadata a text `request`, which is JSON:
 
 The answer (status 200) is a safetensors file too: `scores` (n,), floating and finite; where
 `gradient` was true also `gradient` (n, 3, h, w) with row i `d scores_i / d images_i`; and the
-metadata `id`. Any other status has a JSON body `{"error": "what is wrong, and the mend"}`. 429,
-502, 503 and 504 mean "ask again", after the seconds in the header `Retry-After` if there is one.
-Where the server wants a token, the client shows it as `Authorization: Bearer TOKEN`.
+metadata `id`. Any other status has a JSON body `{"error": "what is wrong, and how to fix it"}`.
+429, 502, 503 and 504 mean "ask again", after the seconds in the header `Retry-After` if there is
+one. Where the server wants a token, the client shows it as `Authorization: Bearer TOKEN`.
 
 Scores are a function of the request alone, so to ask again is safe: no answer is counted twice,
 and the id tells a late answer to another request from the one asked for.
@@ -66,15 +66,15 @@ def unpack(body: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     size = int.from_bytes(body[:8], "little")
     if size > HEADER:
         raise ValueError(
-            f"no safetensors file with a header of at most {HEADER} bytes, but {size}: send fewer "
-            "rows, or shorter prompts and metadata"
+            f"not a safetensors file with a header of at most {HEADER} bytes, but {size}: send "
+            "fewer rows, or shorter prompts and metadata"
         )
     try:
         header = json.loads(body[8 : 8 + size])
         metadata = header.pop("__metadata__", None) or {}
         if len(header) > TENSORS:
-            raise ValueError(f"it has {len(header)} tensors, and {TENSORS} are the most")
+            raise ValueError(f"it has {len(header)} tensors, more than the limit of {TENSORS}")
         tensors = load(body)
     except (SafetensorError, AttributeError, ValueError, KeyError, RecursionError) as error:
-        raise ValueError(f"no safetensors file ({error})") from None
+        raise ValueError(f"not a safetensors file ({error})") from None
     return tensors, metadata

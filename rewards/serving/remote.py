@@ -34,12 +34,12 @@ class Remote(Reward):
 
     Args:
         url: the server, as http://127.0.0.1:8000.
-        token: what the server asks for, if anything. Default: for a server of this machine the
+        token: the server's token, if it needs one. Default: for a server of this machine the
             environment variable FLOWSTEER_REWARD_TOKEN, for another what ~/.netrc holds for its
             host under the login flowsteer. It travels unencrypted over http.
         batch: how many rows a request has at most; less where the server's limits say so.
         timeout: the seconds until the server must have taken a request.
-        wait: the seconds that a request, and what is asked at the start, may take in all.
+        wait: time limit in seconds for a request, and for the first request.
 
     Raises:
         ValueError: the URL or an option is none; no reward server answers there, or one of
@@ -86,7 +86,7 @@ class Remote(Reward):
         if version != PROTOCOL:
             raise ValueError(
                 f"the reward server {self.url} speaks version {version!r} of the protocol, and "
-                f"this package {PROTOCOL}: install the same flowsteer on both sides"
+                f"this package uses version {PROTOCOL}: install the same flowsteer on both sides"
             )
 
     def extra_repr(self) -> str:

@@ -1,9 +1,8 @@
 """A server of a reward, for `rewards.serving.remote.Remote`: its processes and its address.
 
-It listens to this machine alone unless told otherwise, and wants a token elsewhere. Processes
-score, and one more looks after them: a process that ends, or in which a reward hangs, is replaced.
-What they answer is in `rewards.serving.application`, how long they listen in
-`rewards.serving.doorway`.
+By default it listens on this machine only; other addresses need a token. Processes score, and one
+more looks after them: a process that ends, or in which a reward hangs, is replaced. What they
+answer is in `rewards.serving.application`, how long they listen in `rewards.serving.doorway`.
 """
 
 import asyncio
@@ -51,7 +50,7 @@ def serve(
     device: str | None = None,
     **limits: float,
 ) -> None:
-    """Serve the reward of a text until the process is told to stop (SIGTERM, SIGINT).
+    """Serve the reward of a text until the process gets SIGTERM or SIGINT.
 
     Requests in work are finished first. A worker that dies is started again, as is one whose
     reward takes longer than `max_seconds`.
@@ -67,7 +66,7 @@ def serve(
 
     Raises:
         ValueError: no such reward, device or limit; an open address without a token.
-        OSError: the address cannot be had.
+        OSError: the address is not available.
         ImportError: uvicorn or starlette is not installed.
     """
     try:
@@ -84,9 +83,9 @@ def serve(
     token = token or os.environ.get(TOKEN) or None
     if token is None and not is_loopback(host):
         raise ValueError(
-            f"at {host} everyone in the network could use the server: set a token first, "
-            f"export {TOKEN}=$(openssl rand -hex 16), for the server and its clients; or leave "
-            "--host out to serve this machine alone"
+            f"at {host} everybody in the network could use the server: set a token first, export "
+            f"{TOKEN}=$(openssl rand -hex 16), for the server and its clients; or leave --host "
+            "out to serve only this machine"
         )
     with _bound(host, port) as listener:
         there = device is not None and torch.cuda.is_available()  # leave memory to the workers
@@ -142,7 +141,7 @@ def _refuse_place() -> None:
         raise SystemExit(STARTUP_FAILURE)
     if threading.current_thread() is not threading.main_thread():
         raise ValueError(
-            "serve() looks after processes, which only the main thread can: in another, run "
+            "serve() manages processes, which only the main thread can do: in another thread, run "
             "rewards.serving.application.app(reward) with uvicorn"
         )
 
@@ -166,7 +165,7 @@ def _replace_me(spec: str) -> Callable[[], None]:
 
     def end() -> None:
         print(
-            f"the reward {redacted(spec)} hangs: its worker is replaced",
+            f"the reward {redacted(spec)} does not respond: its worker is replaced",
             file=sys.stderr,
             flush=True,
         )

@@ -50,8 +50,8 @@ def token_for(host: str, port: int) -> str | None:
     except (netrc.NetrcParseError, OSError, UnicodeDecodeError) as error:
         name = file or Path("~/.netrc")
         raise ValueError(
-            f"cannot read {name}, where a token for {host} may be ({error}): mend the line, and "
-            "let no one else read the file (chmod 600)"
+            f"cannot read {name}, where a token for {host} may be ({error}): correct the line, "
+            "and make the file private (chmod 600)"
         ) from None
     for name in (f"{host}:{port}", host):
         login, _, password = known.get(name, ("", "", ""))
@@ -66,5 +66,5 @@ def line_for(host: str, port: int) -> str:
         return f"set the environment variable {TOKEN} to the one it was started with"
     return (
         f"write the line `machine {host}:{port} login {LOGIN} password TOKEN` into ~/.netrc "
-        f"(chmod 600); {TOKEN} goes to servers of this machine alone"
+        f"(chmod 600); {TOKEN} is sent only to servers of this machine"
     )

@@ -97,8 +97,8 @@ def parted(flow: FlowMap) -> tuple[FlowMap, Layers]:
                 continue
             if not (isinstance(layer, LoraLayer) and name.startswith(lead)):
                 raise ValueError(
-                    f"the adapters on {name} ({type(layer).__name__}) are no LoRA of the "
-                    "denoiser's, and only such can be tuned further: take them off first"
+                    f"the adapters on {name} ({type(layer).__name__}) are not a LoRA of the "
+                    "denoiser, and only a LoRA can be tuned further: remove them first"
                 )
             pair = _sum_of(layer, name)
             if pair is not None:
@@ -108,8 +108,8 @@ def parted(flow: FlowMap) -> tuple[FlowMap, Layers]:
             setattr(plain.get_submodule(parent), leaf, copied.get_base_layer())
     if not found:
         raise ValueError(
-            "the flow has adapters, and all of them are off: switch on those that are to be tuned "
-            "further, or take them off (pipe.unload_lora_weights())"
+            "the flow has adapters, and all of them are disabled: enable those to tune further, "
+            "or remove them (pipe.unload_lora_weights())"
         )
     for module in plain.modules():
         vars(module).pop("peft_config", None)
@@ -125,7 +125,9 @@ def _sum_of(layer: Any, name: str) -> tuple[Tensor, Tensor] | None:
             "unload them to tune the fused weights"
         )
     if any(getattr(layer, "use_dora", {}).values()) or getattr(layer, "lora_variant", None):
-        raise ValueError(f"the adapters on {name} are more than B A: only a plain LoRA is tuned")
+        raise ValueError(
+            f"the adapters on {name} are more than B A: only a plain LoRA can be tuned"
+        )
     active = [] if layer.disable_adapters else layer.active_adapters
     pairs = [
         (layer.lora_A[key].weight, layer.lora_B[key].weight * layer.scaling[key])

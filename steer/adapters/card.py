@@ -181,7 +181,7 @@ def _made(metadata: Mapping[str, Any], rank: int | None, alpha: float | None) ->
     for key, name in (
         ("temperature", "Temperature (reward's units)"),
         ("steps", "Optimizer steps"),
-        ("batch", "Effective batch (pictures a step)"),
+        ("batch", "Effective batch (pictures per step)"),
         ("seed", "Seed"),
     ):
         if metadata.get(key) is not None:
@@ -202,7 +202,7 @@ def _made(metadata: Mapping[str, Any], rank: int | None, alpha: float | None) ->
         more = ", ..." if count > EXAMPLES or count > len(prompts) else ""
         lines.append(f"Prompts: {count} ({some}{more})" if some else f"Prompts: {count}")
     text = "\n".join(f"- {one if one.startswith('Prompts') else line(one)}" for one in lines)
-    return text or "Its file says nothing of how it was made."
+    return text or "Its file does not say how it was made."
 
 
 def _limits(base: str, metadata: Mapping[str, Any]) -> str:

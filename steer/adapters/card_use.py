@@ -106,10 +106,10 @@ def _block(lines: Sequence[str], language: str = "") -> str:
 def _advice(scale: Any, metadata: Mapping[str, Any]) -> str:
     """Say which scale is recommended, and why."""
     share = metadata.get("baked_scale", 1)
-    one = "what was tuned" if share == 1 else f"{number(share)} of what was tuned"
+    one = "what was tuned" if share == 1 else f"{number(share)} of the tuned update"
     law = (
-        f"At scale 0 the model is the base bit for bit, at 1 {one}; between them less reward buys "
-        "more of the base's own diversity."
+        f"At scale 0 the model is the base bit for bit, at 1 {one}; in between, a smaller scale "
+        "has less reward and more of the base's diversity."
     )
     if scale is None:
         return f"Recommended scale: 1; no other was measured. {law}"

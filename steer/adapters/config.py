@@ -45,7 +45,8 @@ def understood(found: Mapping[str, Any], file: object) -> dict[str, Any]:
     """
     if found.get("peft_type") != "LORA":
         raise ValueError(
-            f"{file} is no LoRA's configuration: its peft_type is {_short(found.get('peft_type'))}"
+            f"{file} is not the configuration of a LoRA: its peft_type is "
+            f"{_short(found.get('peft_type'))}"
         )
     more = [k for k in MORE if found.get(k) not in (None, False, "none", [], {})]
     if more:
@@ -56,9 +57,10 @@ def understood(found: Mapping[str, Any], file: object) -> dict[str, Any]:
     how = found.get("init_lora_weights")
     if isinstance(how, str) and how.lower().startswith(MOVING):
         warnings.warn(
-            f"{file} was begun by {_short(how)}, which changes the base's weights; here they stay "
-            "as they are, so convert it with peft (path_initial_model_for_weight_conversion), or "
-            "the pictures are not those that were tuned",
+            f"{file} was initialised with {_short(how)}, which changes the base's weights; here "
+            "they are not changed, so convert it with peft "
+            "(path_initial_model_for_weight_conversion), or the pictures differ from those of the "
+            "tuned model",
             stacklevel=3,
         )
 
@@ -85,7 +87,7 @@ def understood(found: Mapping[str, Any], file: object) -> dict[str, Any]:
         )
         or None,
         "layers_pattern": take("layers_pattern", [], _names, names) or None,
-        "lora_dropout": take("lora_dropout", 0.0, _share, "a share from 0 to 1"),
+        "lora_dropout": take("lora_dropout", 0.0, _share, "a fraction from 0 to 1"),
         "bias": "none",
         "use_rslora": take("use_rslora", False, lambda v: isinstance(v, bool), "true or false"),
         "rank_pattern": take("rank_pattern", {}, _pattern(_rank), f"{patterns}its rank"),

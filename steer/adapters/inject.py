@@ -32,8 +32,8 @@ def adapt(
     """Put new adapters on a flow's denoiser; the result shares the flow's tensors.
 
     The denoiser's modules are new ones, what is beside it (a decoder, a text encoder) is the
-    flow's own. The adapters are in float32 (float64 for a flow of doubles), and ask for no
-    gradient until a trainer does: `for p in tuned.adapters().values(): p.requires_grad_()`.
+    flow's own. The adapters are in float32 (float64 for a flow of doubles), and require no
+    gradient until a trainer enables it: `for p in tuned.adapters().values(): p.requires_grad_()`.
 
     Args:
         flow: any flow with linear layers or convolutions; it stays as it is.
@@ -148,8 +148,8 @@ def refuse_adapted(flow: FlowMap) -> None:
 
     if any(isinstance(m, BaseTunerLayer) for m in flow.modules()):
         raise ValueError(
-            "the flow has adapters already: take the flow that they were put on, or add them to "
-            "its weights first with steer.lora.merged"
+            "the flow has adapters already: use the flow without them, or add them to its weights "
+            "first with steer.lora.merged"
         )
 
 

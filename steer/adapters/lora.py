@@ -1,8 +1,9 @@
-"""A flow with low-rank adapters (LoRA), seen at one scale: the base and the tuned flow in one.
+"""A flow with low-rank adapters (LoRA) at a given scale: base and tuned flow share one network.
 
 Every adapted layer computes `W x + scale alpha / r B A x` (Hu et al. 2021, arXiv 2106.09685), with
-B zero at first: at step 0, and at scale 0 always, the tuned flow is the base bit for bit. There is
-no second copy of the network. peft does the layers; `import steer` does not load it.
+B initialised to zero: at step 0, and always at scale 0, the tuned flow equals the base bit for
+bit. There is no second copy of the network. peft implements the layers; `import steer` does not
+load it.
 """
 
 import copy
@@ -32,28 +33,28 @@ T = TypeVar("T")
 
 
 class Adapted(Wrapped):
-    """A flow with adapters, seen at one scale: 0 is the base, 1 the tuned flow.
+    """A flow with adapters at a given scale: 0 is the base, 1 the tuned flow.
 
-    A view: `at` and `given` return others on the same tensors. Each call switches the adapters and
-    switches them back, and a checkpointed call does so again when it is recomputed in the
-    backward pass, so that views of different scales can share one graph. What diffusers'
-    `enable_gradient_checkpointing` sets does not: leave it off, and use this one. Calls from
-    several threads are made one after the other.
+    This is a view: `at` and `given` return other views of the same tensors. Each call sets the
+    adapters' scale and restores it afterwards. A checkpointed call does so again when it is
+    recomputed in the backward pass, so that views of different scales can share one graph. The
+    checkpointing of diffusers' `enable_gradient_checkpointing` does not: leave it off, and use
+    this one. Calls from several threads are made one after the other.
 
     The adapters are the denoiser's (`FlowMap.denoiser`): `decode`, `encode` and `given` run with
     adapters off. Closed forms of the flow (`denoise`, `score`, `log_prob`) are evaluated at the
-    view's scale, and are right where they are computed by the adapted layers.
+    view's scale, and are correct if they are computed by the adapted layers.
 
-    Moves to another dtype keep the adapters in float32 or better. Moving this flow and moving the
-    flow that it was made from are two things for the denoiser: its tensors are shared until one
-    of them is moved. What is not the denoiser is one module in both flows, and moves for both;
-    `train` and `eval` leave it as it is.
+    Conversion to another dtype keeps the adapters in float32 or better. The denoiser's tensors are
+    shared with the original flow until one of the two flows is moved to another device or dtype.
+    All other modules are the same objects in both flows, and move for both; `train` and `eval` do
+    not change them.
 
     Args:
         flow: the flow whose layers have adapters, prompts bound or not; `adapt` makes it.
         switch: those layers.
         adapter: which adapters of the layers.
-        scale: what their update is multiplied by.
+        scale: factor for their update.
         checkpoint: whether to recompute each call in the backward pass instead of keeping its
             activations (Chen et al. 2016, arXiv 1604.06174).
 
@@ -90,7 +91,8 @@ class Adapted(Wrapped):
             self.flow.checkpointing = True  # type: ignore[assignment]
 
     preview: Callable[["Adapted"], Any] | None = None
-    """Draws this flow beside its base (a PIL picture, or None), where the run is known."""
+    """Returns a picture of samples of this flow and its base (a PIL image, or None), if the run is
+    known."""
 
     def _repr_html_(self) -> str:
         """Show in a notebook what it is, and what the same noise becomes before and after."""
@@ -134,11 +136,11 @@ class Adapted(Wrapped):
 
     @property
     def base(self) -> Self:
-        """The flow without its adapters; where they are tuned further, as the run began."""
+        """The flow without its adapters; after further tuning, as that run began."""
         return self.at(1.0, START) if START in self.configs else self.at(0.0)
 
     def adapters(self, adapter: str | None = None) -> dict[str, nn.Parameter]:
-        """Return the adapters' parameters by their name in the flow; none where it has no such."""
+        """Return the adapters' parameters by their name in the flow; empty if it has none."""
         name = re.escape(self.adapter if adapter is None else adapter)
         own = re.compile(rf".*\.lora_\w+\.{name}(\..*)?")
         return {n: p for n, p in self.switch.flow.named_parameters() if own.fullmatch(n)}
@@ -150,7 +152,7 @@ class Adapted(Wrapped):
 
         Args:
             adapter: its name.
-            trainable: whether its parameters ask for gradients; the others stay as they are.
+            trainable: whether its parameters require gradients; the others are not changed.
 
         Raises:
             ValueError: there is one of that name.
@@ -219,7 +221,7 @@ class Adapted(Wrapped):
         return self._switched(lambda x: self.flow.log_prob(x, t), x)
 
     def given(self, prompts: Sequence[str]) -> Self:
-        """Bind prompts, adapters off; itself, where the flow takes none."""
+        """Bind prompts, with adapters off; returns itself if the flow takes none."""
         with self.switch.at(self.adapter, 0.0), torch.no_grad():
             return super().given(prompts)
 

@@ -23,8 +23,8 @@ def folded(
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Return adapters by diffusers' names, `component.layer.lora_A.weight`, and layers' ranks.
 
-    B is multiplied by `scale alpha / r`, so that alpha is r for whoever reads them, also for those
-    who read no alpha.
+    B is multiplied by `scale alpha / r`, so that alpha equals r, also for readers that ignore
+    alpha.
 
     Args:
         config: what is understood of peft's configuration.

@@ -55,12 +55,12 @@ def save_adapters(
     """Write a folder that `steer.load(base, lora=folder)` and peft read: adapters alone.
 
     Those of a diffusers pipeline are written for `pipe.load_lora_weights(folder)` too. The file's
-    metadata say which base it is for: its name and the hash of its weights, and the versions of
-    what wrote it. Each file appears whole or not at all.
+    metadata contain the base that it is for: its name and the hash of its weights, and the
+    versions of what wrote it. Each file is written atomically.
 
     Args:
         tuned: the flow; the adapters of its view are written.
-        folder: made where it is missing.
+        folder: created if it is missing.
         metadata: more to keep in the file: JSON values.
         beside: more tensors to keep in the file; peft does not see them.
     """
@@ -102,7 +102,7 @@ def _state(tuned: Adapted) -> dict[str, Tensor]:
 
 
 def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what a folder of adapters says of itself: little where peft alone wrote it.
+    """Return what a folder of adapters says of itself: only a few entries if peft wrote it.
 
     Raises:
         FileNotFoundError: it has no file of adapters.
@@ -116,18 +116,22 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it has none.
-        ValueError: it is no configuration of a LoRA, or of a kind that has more than A and B, or
-            one with values out of bounds.
+        ValueError: it is not the configuration of a LoRA, has more than A and B, or has values out
+            of bounds.
     """
     file = _present(Path(folder) / CONFIG)
     if file.stat().st_size > LARGEST:
-        raise ValueError(f"{file} is no LoRA's configuration: it is larger than {LARGEST} bytes")
+        raise ValueError(
+            f"{file} is not the configuration of a LoRA: it is larger than {LARGEST} bytes"
+        )
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is no LoRA's configuration: {error}") from None
+        raise ValueError(f"{file} is not the configuration of a LoRA: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{file} is no LoRA's configuration: it is no table of settings")
+        raise ValueError(
+            f"{file} is not the configuration of a LoRA: it is not a table of settings"
+        )
     return understood(found, file)
 
 
@@ -209,8 +213,8 @@ def check_base(flow: FlowMap, notes: Mapping[str, Any], folder: Path) -> None:
     theirs, own = notes.get("base_sha256"), fingerprint(flow)
     if theirs is None:
         warnings.warn(
-            f"{folder} does not say which weights its adapters were made for: whether they are "
-            "this base's cannot be checked",
+            f"{folder} does not say for which weights its adapters were made, so it cannot be "
+            "checked that they fit this base",
             stacklevel=3,
         )
     elif theirs != own:
@@ -228,7 +232,7 @@ def _refuse_misfit(
     if missing or unknown or wrong:
         example = min([*unknown, *missing, *wrong])
         raise ValueError(
-            f"the adapters in {folder} do not fit this base: {len(unknown)} are for layers that "
+            f"the adapters in {folder} do not fit this base: {len(unknown)} belong to layers that "
             f"its denoiser does not have, {len(missing)} of its own are missing, {len(wrong)} "
             f"have another shape (for instance {example}): they were made for another model, or "
             f"the file and {CONFIG} are not from the same save"

@@ -1,7 +1,7 @@
 """What all views of one tuned flow share: its adapted layers, one scale at a time, and a lock."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -10,7 +10,26 @@ from torch import Tensor, nn
 
 from steer.flow import FlowMap
 
-__all__ = ["Switch", "as_now"]
+__all__ = ["Afresh", "Switch", "as_now"]
+
+
+class Afresh(AbstractContextManager[None]):
+    """A context that may be entered again and again, as a graph that is kept needs it.
+
+    Args:
+        make: returns a new context each time.
+    """
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
+        self.make = make
+        self.open: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        self.open.append(self.make())
+        self.open[-1].__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self.open.pop().__exit__(*error)
 
 
 class Switch:
@@ -28,7 +47,7 @@ class Switch:
         flow: the flow whose layers have adapters, without bound prompts.
         layers: those layers, peft's.
         shared: the modules of the flow that are not its denoiser's, and belong to the base too:
-            while a view is called, their parameters ask for no gradients, see `trained`.
+            while a view is called, their parameters require no gradients, see `trained`.
     """
 
     def __init__(
@@ -113,7 +132,7 @@ def as_now(module: nn.Module) -> AbstractContextManager[None]:
         finally:
             _put(layers, then)
 
-    return again()
+    return Afresh(again)
 
 
 def _setting(layer: Any) -> tuple[bool, Any, dict[str, float]]:

@@ -22,7 +22,7 @@ PROJECTIONS = (
 
 @dataclass(frozen=True)
 class Targets:
-    """What of a flow adapters can go on; layers and modules by their names in the flow.
+    """The layers of a flow that can have adapters; layers and modules by their names in the flow.
 
     Attributes:
         names: linear layers and convolutions of the denoiser that can have adapters.
@@ -46,7 +46,7 @@ def targets(flow: FlowMap) -> Targets:
     A layer that stands at two places of the flow is named by the first, where peft adapts it.
 
     Raises:
-        ValueError: what the flow calls its denoiser is no submodule of it.
+        ValueError: the flow's `denoiser` is not a submodule of it.
     """
     within = {id(m) for part in _parts(flow) for m in part.modules()}
     attention = [m for m in flow.modules() if isinstance(m, nn.MultiheadAttention)]
@@ -83,7 +83,7 @@ def name_of_denoiser(flow: FlowMap) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Return a name as it is without `torch.compile`, which puts a module of its own around.
+    """Return a name without the prefix of `torch.compile`'s wrapper module.
 
     >>> plain_name("network._orig_mod.stem")
     'network.stem'
@@ -113,10 +113,10 @@ def matches(name: str, wanted: Collection[str]) -> bool:
 
 
 def chosen(flow: FlowMap, found: Targets, wanted: Sequence[str], rank: int) -> list[str]:
-    """Return the names of the layers that were asked for by their names, or the ends of them.
+    """Return the names of the layers that are selected by name, or by the end of a name.
 
-    A grouped convolution that is asked for has adapters where the rank is a multiple of its
-    groups: the flow can be tuned and saved, and not merged.
+    A selected grouped convolution gets adapters if the rank is a multiple of its groups: the flow
+    can be tuned and saved, and not merged.
 
     Raises:
         ValueError: a name that is no layer's, or only such layers' as cannot have adapters.
@@ -139,9 +139,9 @@ def chosen(flow: FlowMap, found: Targets, wanted: Sequence[str], rank: int) -> l
                     f"{why}: {mend}leave {target!r} out of the targets"
                 )
         raise ValueError(
-            f"no linear layer or convolution of {kind}'s denoiser is named {target!r}: there "
-            f"are {', '.join(taken[:12])}{' ...' if len(taken) > 12 else ''}; the end of a name "
-            "stands for all that end so"
+            f"no linear layer or convolution of {kind}'s denoiser is named {target!r}: there are "
+            f"{', '.join(taken[:12])}{' ...' if len(taken) > 12 else ''}; the end of a name "
+            "selects all names that end with it"
         )
     return [name for name in found.inside if name in taken and matches(name, wanted)]
 
@@ -151,8 +151,8 @@ def _parts(flow: FlowMap) -> list[nn.Module]:
     said = flow.denoiser
     if not any(m is said for m in flow.modules()):
         raise ValueError(
-            f"the denoiser of {type(flow).__name__} is no submodule of it, so adapters on it "
-            "would not be seen: assign the module to an attribute of the flow, self.network = ..."
+            f"the denoiser of {type(flow).__name__} is not a submodule of it, so its adapters "
+            "would not be found: assign the module to an attribute of the flow, self.network = ..."
         )
     if not isinstance(said, FlowMap) or all(
         getattr(type(said), name) is getattr(FlowMap, name)

@@ -1,4 +1,4 @@
-"""What is refused of a pipeline before it is used, each with how to mend it."""
+"""Checks of a pipeline before it is used; each error says how to fix it."""
 
 import inspect
 from collections.abc import Iterable
@@ -74,7 +74,7 @@ def check_precision(network: nn.Module) -> None:
 
 
 def check_size(pipe: Any, height: int | None, width: int | None, multiple: int) -> None:
-    """Refuse a height or width that is no multiple of what the pipeline needs.
+    """Raise an error for a height or width that is not a multiple of what the pipeline needs.
 
     Raises:
         ValueError: it is none; names the nearest ones.
@@ -83,8 +83,8 @@ def check_size(pipe: Any, height: int | None, width: int | None, multiple: int) 
         if size is not None and (size <= 0 or size % multiple):
             low = max(1, size // multiple) * multiple
             raise ValueError(
-                f"{name} {size} is no multiple of {multiple}, which {type(pipe).__name__} needs: "
-                f"take {low} or {low + multiple}"
+                f"{name} {size} is not a multiple of {multiple}, which {type(pipe).__name__} "
+                f"needs: take {low} or {low + multiple}"
             )
 
 

@@ -1,8 +1,8 @@
 """Adapters under the names that ComfyUI reads.
 
-ComfyUI takes a scale from `.alpha` tensors alone, never from a file's header, so it is folded into
-B. It knows diffusers' own names for most transformers, kohya's for the UNet of Stable Diffusion,
-and the authors' for FLUX.3.
+ComfyUI reads a scale only from `.alpha` tensors, never from a file's header, so it is multiplied
+into B. It knows diffusers' own names for most transformers, kohya's for the UNet of Stable
+Diffusion, and the authors' for FLUX.3.
 """
 
 from collections.abc import Mapping

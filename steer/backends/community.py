@@ -40,13 +40,13 @@ def lora_file(path: Path) -> Path:
             raise ValueError(f"{path} holds several LoRA files ({names}): give one of them")
         if chosen:
             return chosen[0]
-        raise FileNotFoundError(f"{path} holds no LoRA: no .safetensors file is in it")
+        raise FileNotFoundError(f"{path} contains no LoRA: it has no .safetensors file")
     if not path.is_file():
         raise FileNotFoundError(f"no LoRA at {path}: give a .safetensors file or its folder")
     if path.suffix != ".safetensors":
         raise ValueError(
-            f"{path} is no .safetensors file: other kinds can run code when they are read, so "
-            "convert it first"
+            f"{path} is not a .safetensors file: other formats can run code when they are read, "
+            "so convert it first"
         )
     return path
 
@@ -77,8 +77,8 @@ def read_lora(pipe: Any, component: str, network: nn.Module, file: Path) -> Laye
     texts = sum(name.startswith("text_encoder") for name in named)
     if texts:
         warn(
-            f"{file}: {texts} tensors are for text encoders, and are left out: adapters are the "
-            "denoiser's here",
+            f"{file}: {texts} tensors are for text encoders and are ignored: only adapters of the "
+            "denoiser are supported",
             stacklevel=3,
         )
     lead = f"{component}."

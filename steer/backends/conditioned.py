@@ -1,4 +1,4 @@
-"""How a pipeline is asked for its conditions: prompts, resolution, guidance, times."""
+"""How conditions are obtained from a pipeline: prompts, resolution, guidance, times."""
 
 import copy
 import os
@@ -170,9 +170,11 @@ class Conditioned(FlowMap):
             return self.source.lacks
         return {
             **self.source.lacks,
-            "velocity": "this one is a student that was trained for its jumps: its prediction "
-            "stands in for a velocity, so no claim of exactness holds. Give it its base's, "
-            "steer.Pair(base, student)",
+            "velocity": (
+                "this one is a student that was trained for its jumps: its prediction replaces "
+                "the velocity, so the method is not exact. Use the velocity of its base, "
+                "steer.Pair(base, student)"
+            ),
         }
 
     def __repr__(self) -> str:
@@ -316,7 +318,7 @@ class Conditioned(FlowMap):
         return [1.0 - float(s) for s in self.source.pipe.scheduler.sigmas.double()]
 
     def default_cfg(self) -> float | None:
-        """Return the scale at which the pipeline mixes guidance where nothing is said."""
+        """Return the pipeline's default guidance scale."""
         return default_of(self.source.pipe, self.cfg_argument)
 
     def _mixed_at(self, cfg: float | None) -> float | None:

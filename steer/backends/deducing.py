@@ -27,7 +27,7 @@ __all__ = [
 class Levels:
     """How a denoiser's times follow the noise level s: `start + scale s / (s + shift (1 - s))`.
 
-    Some pipelines shift the levels of the state and not the times that they tell the denoiser.
+    Some pipelines shift the levels of the state but not the times that they pass to the denoiser.
     """
 
     start: float
@@ -44,7 +44,7 @@ def levels_of(levels: Tensor, times: list[float]) -> Levels:
 
     Args:
         levels: of the steps, decreasing.
-        times: what the denoiser was told.
+        times: the denoiser's inputs.
 
     Raises:
         ValueError: in no way that is known here.
@@ -107,7 +107,7 @@ def mixing_of(implied: list[tuple[Found, Tensor]], scale: float) -> dict[str, An
     if all(len(step.predictions) == 1 for step, _ in implied):
         return {"cfg_argument": None}
     if any(len(step.predictions) != 2 for step, _ in implied):
-        raise ValueError("with guidance it asks its denoiser about other than two prompts a step")
+        raise ValueError("with guidance it does not call its denoiser with two prompts per step")
     tried = []
     for first in (False, True):
         for own in (False, True):
@@ -124,8 +124,8 @@ def mixing_of(implied: list[tuple[Found, Tensor]], scale: float) -> dict[str, An
     error, how = min(tried, key=lambda pair: pair[0])
     if error > bound_of(implied[0][0].state.dtype):
         raise ValueError(
-            f"its guidance is mixed in a way that is not known here (nearest: {error:.1%} off); "
-            "give cfg=1.0 to use it without"
+            f"its guidance is mixed in an unknown way (nearest: {error:.1%} off); give cfg=1.0 to "
+            "use it without"
         )
     return how
 

@@ -33,29 +33,29 @@ __all__ = ["RewardGuidance"]
 
 
 class RewardGuidance(PipelineCallback):
-    """Push a pipeline's states up the reward of their lookahead: `fmrg-j` in the pipeline's loop.
+    """Guide a pipeline by the reward of its lookahead: `fmrg-j` in the pipeline's own loop.
 
     `pipe(prompt, callback_on_step_end=steer.RewardGuidance(reward, pipe=pipe))`. After each step
-    from s to t the state moves by `scale |X(s,t,x) - x| g / |g|`, `g = ∇ reward(X(s,1,x))`,
-    theory (47): what `steer.FlowMapControl` does. It costs one call of the denoiser a step,
-    forward and backward, and no text encoder: what the denoiser is told is taken from the
-    pipeline's own calls. At scale 0 nothing is touched.
+    from s to t the state moves by `scale |X(s,t,x) - x| g / |g|`, `g = ∇ reward(X(s,1,x))`, theory
+    (47): what `steer.FlowMapControl` does. It costs one denoiser call per step, forward and
+    backward, and no text encoding: the denoiser's inputs are taken from the pipeline's own calls.
+    At scale 0 nothing is changed.
 
-    A pipeline whose answer is not used, or that has no such argument (PRX, DreamLite), is guided
-    by its scheduler: `with guidance.around(pipe): pipe(prompt)`.
+    A pipeline that ignores what the callback returns, or that has no such argument (PRX,
+    DreamLite), is guided through its scheduler: `with guidance.around(pipe): pipe(prompt)`.
 
     Args:
         reward: a Reward, or any callable on images (n, 3, h, w).
-        scale: the push as a multiple of the step.
-        pipe: the pipeline. Default: found out when the pipeline asks for `tensor_inputs`; some do
-            not (FLUX, Qwen-Image, Z-Image): there it must be given.
-        prompts: what the reward is asked, where it wants prompts: one, or one for each prompt.
-        cfg: the scale of guidance, where the pipeline's call has it as `true_cfg_scale`.
+        scale: length of the gradient step relative to the pipeline's step.
+        pipe: the pipeline. Default: detected when the pipeline reads `tensor_inputs`. Some
+            pipelines do not (FLUX, Qwen-Image, Z-Image) and must be given.
+        prompts: prompts for the reward, if it needs them: one, or one for each prompt.
+        cfg: the guidance scale, if the pipeline's call has it as `true_cfg_scale`.
 
     Raises:
-        ValueError: a scale that is negative or not finite; at the first step a pipeline that is no
-            known family or is in training mode, a reward without gradient, or a scale of guidance
-            that is not known.
+        ValueError: a scale that is negative or not finite; at the first step a pipeline that is
+            not of a known family or is in training mode, a reward without gradient, or an unknown
+            guidance scale.
     """
 
     def __init__(
@@ -69,7 +69,9 @@ class RewardGuidance(PipelineCallback):
     ) -> None:
         finite("scale", scale)
         if scale < 0:
-            raise ValueError(f"scale must not be negative, got {scale}: it would lead downwards")
+            raise ValueError(
+                f"scale must not be negative, got {scale}: a negative scale would lower the reward"
+            )
         self.reward, self.scale, self.cfg = as_reward(reward), scale, cfg
         self.prompts = [prompts] if isinstance(prompts, str) else prompts
         self.pipe: Any = None
@@ -80,7 +82,7 @@ class RewardGuidance(PipelineCallback):
 
     @property
     def tensor_inputs(self) -> list[str]:
-        """What a pipeline hands over after each step; the one that asks is the one to guide."""
+        """What a pipeline passes after each step; reading this attribute attaches the pipeline."""
         if self.pipe is None:
             asking = sys._getframe(1).f_locals.get("self")
             if asking is not None:
@@ -88,7 +90,7 @@ class RewardGuidance(PipelineCallback):
         return ["latents"]
 
     def attach(self, pipe: Any) -> None:
-        """Watch a pipeline's denoiser, whose arguments say what a lookahead needs.
+        """Record the calls of a pipeline's denoiser, whose arguments a lookahead needs.
 
         Raises:
             ValueError: no known family, or one that is in training mode.
@@ -97,8 +99,8 @@ class RewardGuidance(PipelineCallback):
         kind = family_of(pipe)
         if kind is None:
             raise ValueError(
-                f"{type(pipe).__name__} is no family that is known by name (docs/models.md): "
-                "steer.sample(pipe, reward, ...) finds out what it is"
+                f"{type(pipe).__name__} is not a family that is known by name (docs/models.md): "
+                "use steer.sample(pipe, reward, ...), which analyses the pipeline"
             )
         network: nn.Module = getattr(pipe, kind.network_name)
         if network.training:
@@ -112,7 +114,7 @@ class RewardGuidance(PipelineCallback):
 
     @contextmanager
     def around(self, pipe: Any) -> Iterator[None]:
-        """Guide a pipeline by its scheduler's steps, for one call: where no callback is heard."""
+        """Guide a pipeline without a callback through its scheduler, for one call."""
         self.attach(pipe)
         scheduler, step, count = pipe.scheduler, pipe.scheduler.step, itertools.count()
 
@@ -134,7 +136,7 @@ class RewardGuidance(PipelineCallback):
     def into(self, pipe: Any) -> Any:
         """Return a modular pipeline (FLUX.3) with this guidance as a block of its denoising loop.
 
-        A guider cannot do it: it sees neither the latents nor the autoencoder.
+        A diffusers guider cannot do this: it sees neither the latents nor the autoencoder.
 
         Raises:
             ValueError: the pipeline is not modular: give this as `callback_on_step_end`.
@@ -168,8 +170,8 @@ class RewardGuidance(PipelineCallback):
         calls, self._calls = self._calls, []
         if self.pipe is None:
             raise ValueError(
-                f"{type(pipeline).__name__} does not say who it is before its first step: give "
-                "it, steer.RewardGuidance(reward, pipe=pipe)"
+                f"{type(pipeline).__name__} does not pass itself before its first step: give it, "
+                "steer.RewardGuidance(reward, pipe=pipe)"
             )
         if len(calls) == 2 and not at_one_time(*(c[self.kind.time_argument] for c in calls)):
             calls = calls[1:]  # the first is of another call of the pipeline's
@@ -213,7 +215,7 @@ class RewardGuidance(PipelineCallback):
             negative = calls[1]
         if negative is not None and scale is None and self.kind.cfg_argument is not None:
             raise ValueError(
-                "the pipeline mixes guidance at a scale that it does not tell: give it, "
+                "the pipeline mixes guidance at a scale that cannot be read from it: give it, "
                 "steer.RewardGuidance(reward, pipe=pipe, cfg=4.0)"
             )
         x = whole.state_of(told).detach().float()

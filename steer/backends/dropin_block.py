@@ -51,7 +51,7 @@ def with_guidance(pipe: Any, guidance: Any) -> Any:
     """Return a modular pipeline with the block at the end of each of its denoising loops.
 
     Args:
-        pipe: the pipeline, which stays as it is; the new one has its components.
+        pipe: the pipeline, which is not changed; the new one has its components.
         guidance: a `steer.RewardGuidance`.
 
     Raises:

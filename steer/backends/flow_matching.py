@@ -48,8 +48,8 @@ class RectifiedUNet(PipelineFlow):
     """Stable Diffusion's pipelines, 1.5 or XL, with a UNet that predicts a velocity.
 
     Their scheduler says `prediction_type="flow_prediction"` (UniPC and DPM-Solver know it). Its
-    first step begins with pure noise at noise level .999, just after t = 0, and it tells the UNet
-    whole training steps.
+    first step begins with pure noise at noise level .999, just after t = 0, and it passes integer
+    training steps to the UNet.
     """
 
     network_name, state_argument = "unet", "sample"
@@ -60,9 +60,9 @@ class RectifiedUNet(PipelineFlow):
     """Times of the pipeline's own grid, and the training steps that it tells the UNet at them."""
 
     def hear(self, grid: Sequence[float]) -> None:
-        """Tell the UNet what the pipeline tells it on this grid; its scheduler may be set to it.
+        """Pass the UNet the pipeline's times on this grid; its scheduler may be set to it.
 
-        On other grids the UNet is told the times themselves, from t = 0 on.
+        On other grids the UNet gets the times themselves, from t = 0 on.
         """
         scheduler, given = self.source.pipe.scheduler, torch.tensor(grid, dtype=torch.float64)
         now = 1 - scheduler.sigmas.double()
@@ -115,7 +115,7 @@ class SanaSprint(PipelineFlow):
 
     With tau = sin s / (cos s + sin s) the pipeline's TrigFlow state is our x at t = 1 - tau, and
     its output transform of the raw prediction F gives `x - tau F` (Chen et al. 2025, 2503.09641).
-    It has no velocity of its own: F stands in for it, or that of SANA in a `steer.Pair`.
+    It has no velocity of its own: F replaces it, or that of SANA in a `steer.Pair`.
     """
 
     cfg_argument = None
@@ -130,7 +130,7 @@ class SanaSprint(PipelineFlow):
         return 1.0
 
     def arguments_of_call(self, prompt: str, steps: int) -> dict[str, Any]:
-        """Return the call's arguments; its own middle time is for two steps alone."""
+        """Return the call's arguments; its own middle time is for two steps only."""
         known = super().arguments_of_call(prompt, steps)
         return known if steps in (0, 2) else {"intermediate_timesteps": None, **known}
 

@@ -53,7 +53,7 @@ def variant_of(folder: Path, variant: str | None) -> str | None:
     index = next((folder / f for f in (INDEX, MODULAR) if (folder / f).is_file()), None)
     if index is None:
         raise ValueError(
-            f"{folder} is no pipeline: it has no {INDEX}"
+            f"{folder} is not a pipeline: it has no {INDEX}"
             + _part_of_pipeline(folder)
             + "; give the folder that pipe.save_pretrained wrote"
         )
@@ -95,7 +95,7 @@ def variant_of(folder: Path, variant: str | None) -> str | None:
         )
     if missing:
         raise FileNotFoundError(
-            f"{folder} is not whole: {', '.join(missing)} missing. Copy it again, or save the "
+            f"{folder} is incomplete: {', '.join(missing)} missing. Copy it again, or save the "
             "pipeline with pipe.save_pretrained"
         )
     return variant

@@ -1,4 +1,4 @@
-"""A pipeline of a class that no family names, seen as a flow where its own call says how.
+"""A pipeline of an unknown class, as a flow that is derived from its own call.
 
 Two short runs of the pipeline show what changes from step to step (state and time), how the
 denoiser's times follow the scheduler's noise levels, how a step follows from a prediction and how
@@ -63,11 +63,11 @@ class Generic(PipelineFlow):
         return at_norm(mixed, c) if self.rescaled else mixed
 
     def sized(self, height: int, width: int) -> Self:
-        """Return the flow of another resolution, found out anew: times may depend on it."""
+        """Return the flow at another resolution, analysed again: times may depend on it."""
         return self._anew(height=height, width=width)
 
     def guided(self, scale: float, negative: str | None = None) -> Self:
-        """Return the flow with guidance, found out anew."""
+        """Return the flow with guidance, analysed again."""
         return self._anew(cfg=scale, negative_prompt=negative)
 
     def _anew(self, **changed: Any) -> Any:
@@ -105,9 +105,9 @@ def generic(pipe: Any, **options: Any) -> PipelineFlow:
         return _found(pipe, dict(options))
     except _Unfit as error:
         raise ValueError(
-            f"{type(pipe).__name__} is no pipeline that is known by its class, and what its own "
-            f"call shows cannot be seen as a flow: {error}. See docs/models.md for those that are "
-            "known, and for a model of your own docs/extend.md"
+            f"{type(pipe).__name__} is not a known class of pipelines, and its own call cannot be "
+            f"used as a flow: {error}. See docs/models.md for those that are known, and for a "
+            "model of your own docs/extend.md"
         ) from error
 
 
@@ -118,7 +118,7 @@ class _Unfit(ValueError):
 def _found(pipe: Any, options: dict[str, Any]) -> PipelineFlow:
     name, network = _denoiser(pipe)
     if not hasattr(getattr(pipe, "vae", None), "decode"):
-        raise _Unfit("it has no `vae` whose decode makes pictures")
+        raise _Unfit("it has no `vae` that decodes to pictures")
     call = dict(options.pop("call", None) or {})
     size = {k: options[k] for k in ("height", "width") if options.get(k) is not None}
     if size and takes(pipe, "use_resolution_binning"):
@@ -209,7 +209,7 @@ def _unguided(
         state, time = names_of(seen)
         if all(len(step.predictions) == 1 for step in steps_of(seen, state, time)):
             return seen, off
-    raise _Unfit("it asks its denoiser twice a step, whatever the scale of guidance is")
+    raise _Unfit("it calls its denoiser twice per step, for any guidance scale")
 
 
 def _proved(
@@ -243,7 +243,7 @@ def _difference(flow: Any, steps: list[Found], shown: Watched, noise: bool) -> s
             if i + 1 < len(steps):
                 off = error_of(x * _norms([t], x, noise), steps[i + 1].state)
                 if off > bound:
-                    return f"its step {i + 1} is no Euler step of the flow ({off:.1%} off)"
+                    return f"its step {i + 1} is not an Euler step of the flow ({off:.1%} off)"
         try:
             made = view.frames(x).clamp(0, 1)
         except (RuntimeError, ValueError) as error:
@@ -254,7 +254,7 @@ def _difference(flow: Any, steps: list[Found], shown: Watched, noise: bool) -> s
     if made.shape != wanted.shape:
         return f"its pictures are {tuple(wanted.shape)}, and decode's {tuple(made.shape)}"
     off = error_of(made, wanted.to(made))
-    return None if off <= bound else f"its pictures are {off:.1%} off from those of decode"
+    return None if off <= bound else f"its pictures are {off:.1%} different from those of decode"
 
 
 def _times(flow: Any, steps: list[Found], shown: Watched, noise: bool) -> Iterator[float]:

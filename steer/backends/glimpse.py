@@ -148,8 +148,8 @@ def _loaded(vae: Any) -> Any:
         wrong = [*said.get("missing_keys", ()), *said.get("unexpected_keys", ())]
         if wrong:
             raise ValueError(
-                f"{vae} is no AutoencoderTiny of this release of diffusers: {len(wrong)} of its "
-                f"weights have no place ({wrong[0]}), so that it would decode wrongly"
+                f"{vae} is not an AutoencoderTiny of this release of diffusers: {len(wrong)} of "
+                f"its weights have no place ({wrong[0]}), so that it would decode wrongly"
             )
         vae = made
     if not hasattr(vae, "decode"):

@@ -30,7 +30,7 @@ def open_pipeline(
     variant: str | None = None,
     revision: str | None = None,
 ) -> Any:
-    """Return a pipeline, its weights read from safetensors alone; no code of the hub's is run.
+    """Return a pipeline, with weights read only from safetensors; no code of the hub's is run.
 
     Args:
         name: a folder that `save_pretrained` wrote, a .safetensors file, or a hub's owner/name,
@@ -94,12 +94,12 @@ def _from_file(
 ) -> Any:
     if file.suffix != ".safetensors":
         raise ValueError(
-            f"{file} is no .safetensors file: other kinds can run code when they are read. "
+            f"{file} is not a .safetensors file: other formats can run code when they are read. "
             "Convert it, or take the model's safetensors file"
         )
     if config is None:
         raise ValueError(
-            f"{file} holds weights alone: give config=, the folder or hub id of a pipeline of "
+            f"{file} contains only weights: give config=, the folder or hub id of a pipeline of "
             "the same class (its tokenizers and configurations), as in "
             'steer.load("model.safetensors", config="stabilityai/stable-diffusion-xl-base-1.0")'
         )

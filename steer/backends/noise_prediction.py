@@ -40,9 +40,9 @@ class Parts(NamedTuple):
 class StableDiffusion(PipelineFlow):
     """Stable Diffusion 1.5, XL, Turbo, LCM, Hyper-SD, TCD: whatever its scheduler steps by.
 
-    Its grid is the scheduler's; multi-step and stochastic schedulers (PNDM, DPM++, ancestral) are
-    followed in their times alone. The end is t = 1, also where the scheduler stops at its first
-    training step (`set_alpha_to_one=False`).
+    Its grid is the scheduler's; of multi-step and stochastic schedulers (PNDM, DPM++, ancestral)
+    only the times are used. The end is t = 1, also where the scheduler stops at its first training
+    step (`set_alpha_to_one=False`).
     """
 
     network_name, state_argument = "unet", "sample"
@@ -157,7 +157,7 @@ class StableDiffusion(PipelineFlow):
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return `(1-t) eps + t D`: DDIM's step; exactly x where s = t.
 
-        From below the schedule's end to below it, the state is scaled alone.
+        If both times are below the schedule's end, the state is only scaled.
         """
         scale, step, of_x, of_out = self._once(self._jump, s, t)
         out = self._seen(x, scale, step)

@@ -1,4 +1,4 @@
-"""A pipeline without its weights: modules of the right shapes, from configurations alone."""
+"""A pipeline without its weights: modules with the right shapes, from configurations only."""
 
 import inspect
 import json
@@ -36,9 +36,9 @@ class Blueprint:
         pipeline: its class.
         parts: what it calls a part -> the class and the configuration, as its file has it.
         source: where they are from, for people.
-        size: height and width where nothing is said; None: what the parts say.
+        size: default height and width; None: what the parts say.
         call: what its call is given beside.
-        options: of `PipelineFlow`, where nothing is said.
+        options: defaults of `PipelineFlow`.
         config: of the pipeline itself.
     """
 
@@ -103,7 +103,7 @@ def _cached(name: str) -> Path | None:
 def _of_folder(folder: Path) -> Blueprint:
     index = next((folder / f for f in (INDEX, MODULAR) if (folder / f).is_file()), None)
     if index is None:
-        raise ValueError(f"{folder} is no pipeline: it has no {INDEX} and no {MODULAR}")
+        raise ValueError(f"{folder} is not a pipeline: it has no {INDEX} and no {MODULAR}")
     listed: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
     parts = {}
     for name, said in listed.items():
@@ -147,7 +147,7 @@ def _of_live(pipe: Any) -> Blueprint:
 def outlined(
     plan: Blueprint, mode: AbstractContextManager[Any], dtype: torch.dtype
 ) -> tuple[Any, dict[str, nn.Module]]:
-    """Return a pipeline whose denoiser and autoencoder have shapes alone, and its text encoders.
+    """Return a pipeline whose denoiser and autoencoder have only shapes, and its text encoders.
 
     The text encoders are apart, on torch's meta device: they are weighed and never called.
 
@@ -256,7 +256,7 @@ def _quietly() -> Iterator[None]:
 
 
 def default_size(plan: Blueprint, pipe: Any) -> tuple[int, int]:
-    """Return height and width that a pipeline draws at where nothing is said.
+    """Return a pipeline's default height and width.
 
     Raises:
         ValueError: its files do not say.
@@ -272,7 +272,9 @@ def default_size(plan: Blueprint, pipe: Any) -> tuple[int, int]:
         side = pipe.unet.config.get("sample_size")
     if isinstance(side, int):
         return (side * int(pipe.vae_scale_factor),) * 2
-    raise ValueError(f"{plan.source} does not say the size of its pictures: give height and width")
+    raise ValueError(
+        f"{plan.source} does not give the size of its pictures: give height and width"
+    )
 
 
 def tiny_autoencoder(

@@ -32,7 +32,7 @@ class PipelineFlow(Conditioned):
 
     `given` encodes prompts by the pipeline itself, each once; the state is whatever the denoiser
     eats (FLUX: packed tokens), so `event_shape` follows the resolution. States are float32 (or
-    float64) whatever the denoiser's precision is. The pipeline stays as it is: its modules are
+    float64) whatever the denoiser's precision is. The pipeline is not changed: its modules are
     held in evaluation mode without gradients of their weights while they are used.
 
     Args:
@@ -42,8 +42,8 @@ class PipelineFlow(Conditioned):
         cfg: scale of classifier-free guidance, mixed at run time at two evaluations a call, as
             the pipeline counts it. Default: the pipeline's own for a velocity model; off for a map
             or a student.
-        guidance: of a model that was distilled with it: the number that it is told. Default: the
-            pipeline's own.
+        guidance: of a model that was distilled with it: the guidance scale that is its input.
+            Default: the pipeline's own.
         negative_prompt: what classifier-free guidance leads away from. Default: what the pipeline
             leads away from where none is given.
         kind: what the model is, see `FlowMap.kind`, where its files do not say.
@@ -57,7 +57,7 @@ class PipelineFlow(Conditioned):
             `steer.backends.glimpse`: a tiny one (TAESD, TAEF1), live, its folder or its hub id.
             Pictures that are returned are decoded by the pipeline's own.
         guide_size: there, height and width as a share of the whole: 1, 0.5 or 0.25.
-        guide_crop: there, the middle alone is decoded, so many pixels wide and high.
+        guide_crop: there, only the middle is decoded, with this height and width in pixels.
         decode_rows: there, the most rows of a decoder's call.
         call: more arguments of the pipeline's call: max_sequence_length, num_frames and the like.
 
@@ -100,7 +100,7 @@ class PipelineFlow(Conditioned):
         """
 
     def predict(self, x: Tensor, s: Time, t: Time) -> Tensor:
-        """Return the denoiser's output, guided if asked for, in the dtype of x.
+        """Return the denoiser's output, with guidance if it is set, in the dtype of x.
 
         Args:
             x: states (n, *event).
@@ -208,8 +208,7 @@ class PipelineFlow(Conditioned):
         still = len(self.event_shape) < 4
         if not still and self.event_shape[self._frames_axis()] > 1:
             raise NotImplementedError(
-                f"{self!r} makes clips, and a start from one picture has no frames: leave the "
-                "init image out"
+                f"{self!r} makes clips, and one picture has no frames: leave the init image out"
             )
         return self.codec.encode(images, still)
 

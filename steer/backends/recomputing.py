@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from steer.adapters.switch import as_now
+from steer.adapters.switch import Afresh, as_now
 
 __all__ = ["again", "by_block", "has_blocks"]
 
@@ -39,7 +39,7 @@ def again(function: Callable[..., Any], module: nn.Module, *args: Any, **kwargs:
         *args,
         use_reentrant=False,
         preserve_rng_state=_draws(module),  # to read the state makes the host wait
-        context_fn=lambda: (_once(function), _once(function, scales)),
+        context_fn=lambda: (_once(function), Afresh(lambda: _once(function, scales))),
         **kwargs,
     )
 

@@ -83,7 +83,7 @@ class Recorder:
         if not calls:
             raise RuntimeError(
                 f"{type(self.pipe).__name__} never called its denoiser "
-                f"({type(self.network).__name__}): it cannot be seen as a flow"
+                f"({type(self.network).__name__}): it cannot be used as a flow"
             )
         return calls
 
@@ -166,7 +166,7 @@ class Recorder:
     def _refuse_released(self) -> None:
         if self.released:
             raise RuntimeError(
-                "the text encoders were dropped, and this prompt was not bound before: bind all "
+                "the text encoders were released, and this prompt was not bound before: bind all "
                 "prompts with flow.given([...]) first, then release the text encoders"
             )
 

@@ -155,6 +155,6 @@ class SecondTime(nn.Module):
                 raise ValueError(f"format {found!r}, where {FORMAT!r} is read")
             return cls.of(config, safetensors.torch.load_file(files[1]))
         except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
-            raise ValueError(f"{inside} is no second time of ours: {error}") from None
+            raise ValueError(f"{inside} is not a second time in our format: {error}") from None
         except safetensors.SafetensorError as error:
             raise ValueError(f"{files[1]} is truncated or corrupt ({error})") from None

@@ -1,7 +1,7 @@
 """Public models by a short name: which pipeline, and the sizes of its parts.
 
 What is not written here is the default of the class in diffusers; where that is another model's,
-the numbers are those of the model's page. A folder's own files are asked wherever there is one.
+the numbers are those of the model's page. A folder's own files have priority.
 """
 
 from collections.abc import Mapping

@@ -54,16 +54,18 @@ class Source:
 
     @property
     def lacks(self) -> dict[str, str]:
-        """What cannot be done with the pipeline as it is -> why."""
+        """What cannot be done with the pipeline in its current state -> why."""
         parts = modules_of(self.pipe).items()
         hooked = [name for name, part in parts if any(map(_offloads, part.modules()))]
         if not hooked:
             return {"gradient": self._unsound} if self._unsound else {}
         return {
-            "gradient": f"the pipeline's {', '.join(hooked)} is offloaded, which takes weights "
-            "away before the backward pass needs them: put the whole pipeline on one device, "
-            "pipe.to('cuda'), without enable_model_cpu_offload, and save memory with "
-            "steer.load(pipe, checkpointing=True)"
+            "gradient": (
+                f"the pipeline's {', '.join(hooked)} is offloaded, which removes weights before "
+                "the backward pass needs them: put the whole pipeline on one device, "
+                "pipe.to('cuda'), without enable_model_cpu_offload, and save memory with "
+                "steer.load(pipe, checkpointing=True)"
+            )
         }
 
     @cached_property
@@ -71,7 +73,7 @@ class Source:
         return unsound(self.recorder.network)
 
     def condition(self, flow: Any, prompt: str) -> Condition:
-        """Return a prompt's condition, recorded the first time that it is asked for."""
+        """Return a prompt's condition, recorded on first use."""
         key = repr(sorted(flow.arguments_of_call(prompt, 0).items(), key=str))
         if key not in self._conditions:
             found, grid = self._record(flow, prompt, STEPS)
@@ -118,7 +120,7 @@ class Source:
             negative = calls[1]
         elif flow.cfg is not None:
             raise ValueError(
-                f"{type(self.pipe).__name__} asked its denoiser about no negative prompt at "
+                f"{type(self.pipe).__name__} called its denoiser without a negative prompt at "
                 f"{flow.cfg_argument} {flow.cfg:g}: this model takes no classifier-free guidance, "
                 "so leave cfg out"
             )

@@ -38,7 +38,7 @@ LENGTHS: Mapping[type[PipelineFlow], int] = {
 
 
 def text_length(flow: PipelineFlow) -> int:
-    """Return how many tokens of text the denoiser of a family sees, where nothing is said."""
+    """Return the default number of text tokens of a family's denoiser."""
     said = flow.call_arguments.get("max_sequence_length")
     padded = default_of(flow.pipe, "max_sequence_length")
     if type(flow) is Flux and flow.kind == "one-jump":

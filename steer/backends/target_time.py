@@ -25,7 +25,7 @@ FORM = "target_timestep_embedder"
 class TargetTime(nn.Module):
     """An embedder of the jump's end for a FLUX.3 transformer, its base's or a map's.
 
-    It stands in for the map's own, and is added to the base's `timestep_embedder`, which gives the
+    It replaces that of the map: it is added to the base's `timestep_embedder`, which gives the
     same network. Its tensors have the names that the transformer gives to them.
 
     Args:

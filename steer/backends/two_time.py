@@ -104,7 +104,7 @@ class Flux3(PipelineFlow):
 
 
 class HunyuanImage(PipelineFlow):
-    """HunyuanImage-2.1: the distilled one is a map, told the next time and a guidance scale."""
+    """HunyuanImage-2.1: the distilled one is a map with next time and guidance as inputs."""
 
     time_scale = 1000.0
     cfg_argument = None

@@ -38,7 +38,7 @@ class Found:
 
     Attributes:
         state: for one row.
-        time: as the denoiser is told it.
+        time: as the denoiser gets it.
         predictions: for one row each: two where guidance is mixed, in the pipeline's order.
     """
 
@@ -79,7 +79,7 @@ def watch(pipe: Any, network: nn.Module, scheduler: Any, call: Mapping[str, Any]
             made = Recorder(pipe, network, "").run(answer, **asked, **call)
         except Exception as error:
             raise ValueError(
-                f"called with a prompt alone it raises {type(error).__name__}: {error}"
+                f"called with only a prompt it raises {type(error).__name__}: {error}"
             ) from error
     if len(calls) < STEPS:
         raise ValueError(f"in {STEPS} steps it calls its denoiser {len(calls)} times")
@@ -118,8 +118,8 @@ def names_of(watched: Watched) -> tuple[str, str]:
     ]  # fmt: skip
     if len(times) != 1 or len(states) != 1 or len(changed) != 2:
         raise ValueError(
-            f"of its denoiser's arguments {', '.join(changed) or 'none'} change at each step, "
-            "and a flow has a state and a time alone"
+            f"of its denoiser's arguments {', '.join(changed) or 'none'} change at each step, and "
+            "a flow has only a state and a time"
         )
     return states[0], times[0]
 
@@ -144,8 +144,8 @@ def steps_of(watched: Watched, state: str, time: str) -> list[Found]:
         if kept[0].shape != x[:1].shape:
             raise ValueError(
                 f"its denoiser is given states of shape {tuple(x.shape[1:])} and predicts "
-                f"{tuple(predictions[0].shape[1:])}: it sees more than a noisy picture, as those "
-                "for inpainting do"
+                f"{tuple(predictions[0].shape[1:])}: it takes more than a noisy picture, as "
+                "inpainting models do"
             )
         found.append(Found(x[:1], now, kept))
     return found

@@ -1,8 +1,8 @@
 """Ascent of the reward itself: samplers that follow its gradient, without weights.
 
-They seek high rewards near the model's own samples; the law that they sample is not the
-exponential tilt, and they have no log Z. What keeps their pictures believable is the model (every
-picture is one of its outputs) and the brakes: a small step, a window, a height at which to stop.
+They maximise the reward near the model's own samples. They do not sample the exponential tilt and
+have no log Z. Their pictures are outputs of the model, and a small step, a window or a reward
+threshold (brake) limits reward hacking.
 """
 
 import math
@@ -32,7 +32,7 @@ class Sampler(Protocol):
     batch_size: int | None
 
     def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
-        """Yield the population after each step, and hear what the caller wishes of it."""
+        """Yield the population after each step, and follow the caller's `keep` and `stop`."""
 
 
 def whole_reward(
@@ -47,11 +47,11 @@ class Ascent:
 
     Args:
         flow: the flow map.
-        potential: how the reward is seen.
-        batch_size: the most rows in one network call; None: all at once.
+        potential: how the reward is evaluated.
+        batch_size: maximum number of rows in one network call; None: all at once.
         x0: the start, (n, *event) or (p, n, *event).
-        position: the place of the first prompt in the caller's whole list.
-        count: how many steps the run has.
+        position: index of the first prompt in the caller's whole list.
+        count: number of steps of the run.
         drop: see `BatchedPotential`.
     """
 
@@ -107,7 +107,7 @@ class Ascent:
 
 
 class FlowMapControl:
-    """FMRG-J: the map's own steps, each with a push up the reward of the lookahead.
+    """FMRG-J: the map's own steps, each with a gradient step on the reward of the lookahead.
 
     `x <- X(s,t,x) + (t - s) scale |u| g / |g|`, theory (47), with the unguided mean velocity
     `u = (X(s,t,x) - x) / (t - s)` and `g = ∇ reward(X(s,1,x))`: deterministic optimal control,
@@ -117,14 +117,14 @@ class FlowMapControl:
 
     Args:
         flow: the flow map, prompts already bound.
-        potential: the reward as seen from t, with its controls; `whole_reward` makes one.
+        potential: the reward as evaluated at t, with its controls; `whole_reward` makes one.
         times: increasing, in [0, 1].
-        scale: the push as a multiple of the velocity.
-        guided: the times at which to push. Default: at the start of every step.
-        batch_size: the most rows in one network call; None: all at once.
+        scale: length of the gradient step relative to the velocity.
+        guided: the times at which to guide. Default: at the start of every step.
+        batch_size: maximum number of rows in one network call; None: all at once.
 
     Raises:
-        ValueError: times that do not increase within [0, 1], a time of `guided` that is none of
+        ValueError: times that do not increase within [0, 1], a time of `guided` that is not among
             them, or a negative scale.
     """
 
@@ -141,18 +141,18 @@ class FlowMapControl:
     ) -> None:
         self.flow, self.potential, self.batch_size = flow, potential, batch_size
         check_times(times)
-        not_negative("scale", scale, ": below zero it would lead downwards")
+        not_negative("scale", scale, ": a negative scale would lower the reward")
         self.times, self.scale = list(times), scale
         begun = self.times[:-1]
         wanted = begun if guided is None else guided
         self.guided = [s for s in begun if any(abs(s - t) < 1e-9 for t in wanted)]
         if len(self.guided) < len(wanted):
-            raise ValueError(f"cannot push at {list(wanted)}: the steps begin at {begun}")
+            raise ValueError(f"cannot guide at {list(wanted)}: the steps begin at {begun}")
 
     def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
-        """Yield the population after each step; nothing is random, the seed is not used.
+        """Yield the population after each step; deterministic, the seed is not used.
 
-        The population's reward is seen from where the next step pushes, and at t = 1; elsewhere
+        The population's reward is evaluated where the next step is guided, and at t = 1; elsewhere
         it is NaN. `population.keep` and `population.stop` as in `Guidance.steps`.
         """
         times, guided = list(self.times), self.guided
@@ -194,22 +194,22 @@ class FlowMapControl:
 
 
 class NoiseAscent:
-    """ReNO: ascent in noise space of `reward(X(0,1,x_0))`, the norm of x_0 kept.
+    """ReNO: gradient ascent of `reward(X(0,1,x_0))` in noise space, with the norm of x_0 fixed.
 
     `x_0 <- x_0 + rate |x_0| g / |g|`, then back to its own norm, theory (49). The publication
-    (2406.04312) has a penalty instead, `|x_0|²/2 - (d - 1) log |x_0|`, theory (48); a strong one
-    holds the norm at `sqrt(d - 1)`, which in high dimension is nearly every row's own, so that the
-    two agree. The gradient is normalised for each row, in place of clipped Nesterov momentum. The
-    best picture on the way is kept.
+    (2406.04312) has a penalty instead, `|x_0|²/2 - (d - 1) log |x_0|`, theory (48); a strong
+    penalty fixes the norm at `sqrt(d - 1)`, which in high dimension is close to the norm of every
+    row, so that the two agree. The gradient is normalised for each row, instead of clipped
+    Nesterov momentum. The best picture of the run is returned.
 
     Args:
         flow: the flow map, prompts already bound.
         potential: the reward of x_0's picture, with its controls; `whole_reward` makes one.
         iterations: steps of ascent.
-        rate: length of a step as a share of the norm; it falls to zero as a cosine.
-        jumps: how many composed jumps make the picture that is ascended.
-        finish: how many make the picture that is returned, if not those.
-        batch_size: the most rows in one network call; None: all at once.
+        rate: length of a step relative to the norm; it falls to zero as a cosine.
+        jumps: number of jumps to the picture that is optimised.
+        finish: number of jumps to the picture that is returned. Default: as `jumps`.
+        batch_size: maximum number of rows in one network call; None: all at once.
 
     Raises:
         ValueError: a rate that is not above zero, or less than one iteration or jump.
@@ -228,7 +228,7 @@ class NoiseAscent:
         batch_size: int | None = None,
     ) -> None:
         self.flow, self.potential, self.batch_size = flow, potential, batch_size
-        above("rate", rate, ": it is a share of the norm")
+        above("rate", rate, ": it is a fraction of the norm")
         counts = {"iterations": iterations, "jumps": jumps, "finish": finish}
         for name, number in counts.items():
             if number is not None:
@@ -238,8 +238,8 @@ class NoiseAscent:
     def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
         """Yield the best noise so far (time 0) after each step, and in the end its picture.
 
-        The last of the `iterations` looks moves nothing: its reward only counts for the best.
-        `population.keep` goes on from some particles, `population.stop` makes the picture.
+        The last of the `iterations` makes no step: its reward is only used to select the best.
+        `population.keep` continues with some particles, `population.stop` makes the picture.
         """
         asked = Rest(*self.potential.asked)
         with plain():

@@ -1,4 +1,4 @@
-"""Keep the best lookahead: of all clean samples that a run saw, each particle returns its best."""
+"""Keep the best lookahead: each particle returns the best clean sample of its run."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,12 +17,13 @@ __all__ = ["BestSeen"]
 
 
 class BestSeen:
-    """A sampler whose particles end as the best clean sample that their rewards were seen on.
+    """A sampler whose particles return the clean sample with their highest reward.
 
-    No network call is added: the lookaheads are there. The law, if there was one, is not.
+    It needs no further network calls, since the lookaheads exist already. The law of an exact
+    method is lost.
 
     Args:
-        sampler: what is run; its populations say what was seen, `population.clean`.
+        sampler: what is run; its populations have the lookaheads, `population.clean`.
         flow: decodes what is returned.
     """
 

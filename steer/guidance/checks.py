@@ -1,7 +1,7 @@
-"""`Checks`: what a step must look at on the host, looked at together.
+"""`Checks`: values of a step that must be read on the host, read together.
 
-Each look makes the host wait for the device. So numbers that must be finite are collected while a
-step is made, and read at once with what the step decides by: the log-weights.
+Each read makes the host wait for the device. So numbers that must be finite are collected during a
+step, and read at once together with the log-weights.
 """
 
 import torch
@@ -14,10 +14,10 @@ __all__ = ["Checks"]
 
 
 class Checks:
-    """Numbers of a run's rows that must be finite, waiting to be looked at.
+    """Numbers of a run's rows that must be finite, collected for the next read.
 
     Args:
-        rows: of the run; they know prompts and particles by name.
+        rows: rows of the run, for the names of prompts and particles in messages.
     """
 
     def __init__(self, rows: Rows) -> None:
@@ -28,20 +28,20 @@ class Checks:
         return bool(self._waiting)
 
     def add(self, what: str, values: Tensor, where: str) -> None:
-        """Let numbers be looked at by the next `read`.
+        """Add numbers to the next `read`.
 
         Args:
             what: what they are.
-            values: one a row, (p * n,).
+            values: one per row, (p * n,).
             where: step and time.
         """
         self._waiting.append((what, values, where))
 
     def read(self, *further: Tensor) -> list[Tensor]:
-        """Look at all that waits, and at further numbers, in one copy; return these on the host.
+        """Check all collected numbers and copy further ones to the host; return these.
 
         Raises:
-            FloatingPointError: something that waited is not finite; the message names it, with
+            FloatingPointError: a collected number is not finite; the message names it, with
                 prompt, particle and step.
         """
         waiting, self._waiting = self._waiting, []

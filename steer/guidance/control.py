@@ -1,6 +1,6 @@
-"""Controls: wrappers around a potential that change what its gradient does, never its value.
+"""Controls: wrappers around a potential that change its gradient, never its value.
 
-With `Ratio` weights the law that is sampled stays as it is: a control only shapes the proposal,
+With `Ratio` weights the law that is sampled does not change: a control only changes the proposal,
 theory (27).
 """
 
@@ -38,7 +38,7 @@ class _Wrapper(Potential):
 
     @property
     def asked(self) -> tuple[nn.Module, ...]:
-        """What the potential inside asks."""
+        """The modules that the inner potential calls."""
         return self.potential.asked
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
@@ -66,7 +66,7 @@ def direction(x: Tensor) -> Tensor:
 
 
 class Clipped(_Wrapper):
-    """`∇r <- ∇r min(1, bound / |∇r|)`, each row by itself.
+    """`∇r <- ∇r min(1, bound / |∇r|)`, per row.
 
     Args:
         potential: what is wrapped.
@@ -82,11 +82,11 @@ class Clipped(_Wrapper):
 
 
 class Normalised(_Wrapper):
-    """`∇r <- length ∇r / |∇r|`, each row by itself; a zero gradient stays zero.
+    """`∇r <- length ∇r / |∇r|`, per row; a zero gradient stays zero.
 
     Args:
         potential: what is wrapped.
-        length: the norm that every row gets, > 0, in the units of `∇r_t`.
+        length: the norm of every row, > 0, in the units of `∇r_t`.
     """
 
     def __init__(self, potential: Potential, length: float) -> None:
@@ -98,9 +98,10 @@ class Normalised(_Wrapper):
 
 
 class Braked(_Wrapper):
-    """No gradient for the rows whose reward is seen at `reward` or above.
+    """No gradient for rows whose reward is at `reward` or above.
 
-    A reward that is pushed beyond what real pictures have is being hacked: give it that height.
+    A reward above that of real pictures is a sign of reward hacking: use their reward as the
+    threshold.
 
     Args:
         potential: what is wrapped.
@@ -119,7 +120,7 @@ class Braked(_Wrapper):
 
 @dataclass(frozen=True)
 class Window:
-    """When a gradient counts: `start <= t < stop`, and of those times each `every`-th.
+    """When a gradient is used: for `start <= t < stop`, and of those times every `every`-th.
 
     Raises:
         ValueError: a window outside [0, 1] or the wrong way round, or `every` below one.
@@ -164,20 +165,20 @@ class Window:
             listed = ", ".join(f"{t:.3g}" for t in begun)
             raise ValueError(
                 f"no step begins inside the guidance window from {self.start} to {self.stop}, so "
-                f"nothing would be guided: the steps begin at {listed}"
+                f"no step would be guided: the steps begin at {listed}"
             )
         return at
 
 
 class Windowed(_Wrapper):
-    """A gradient for `start <= t < stop` alone, and where `times` are given, at those alone.
+    """A gradient only for `start <= t < stop`, and only at `times` if they are given.
 
     Elsewhere it is zero, and is not computed.
 
     Args:
         potential: what is wrapped.
-        start: from when on.
-        stop: until when.
+        start: first time of the window.
+        stop: end of the window.
         times: for a gradient every few steps.
     """
 
@@ -214,7 +215,7 @@ def controlled(
     normalise: float | None = None,
     brake: float | None = None,
 ) -> Potential:
-    """Wrap a potential in the controls that are set; without any it is returned as it is.
+    """Wrap a potential in the controls that are set; without any it is returned unchanged.
 
     Args:
         potential: the potential.

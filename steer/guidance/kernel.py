@@ -24,7 +24,7 @@ __all__ = ["Adaptation", "Jump", "Kernel", "Langevin", "Sde"]
 
 @dataclass
 class Adaptation:
-    """What the moves of a run have learned, each prompt by itself: theory (34).
+    """Adapted parameters of the moves, for each prompt separately: theory (34).
 
     Attributes:
         step: the Langevin step as a multiple of `alpha_t²`, (p,); None before the first move.
@@ -40,7 +40,7 @@ class Kernel(ABC):
 
     Attributes:
         flow: the flow map whose process this is.
-        moves_by_gradient: whether `move` profits from the potential's gradient.
+        moves_by_gradient: whether `move` uses the potential's gradient.
     """
 
     flow: FlowMap
@@ -106,10 +106,10 @@ class Jump(Kernel):
     """Jump past t to `u = t + churn (1 - t)`, then re-noise back to t: theory (25).
 
     `y = X(s,u,x)`, `k = beta_t / beta_u`, `x' = k y + sqrt(alpha_t² - k² alpha_u²) z`. With churn
-    0 it is the deterministic jump, which no gradient shifts; with 1 it goes all the way to data
-    and back. With churn above 0 the marginals are kept, at any step size, where the flow's
-    velocity is that of its path, theory (3), as a guided one in general is not (2408.09000); else
-    the law is the chain's own.
+    0 it is the deterministic jump, which is not shifted by a gradient; with 1 it goes to the data
+    and back. With churn above 0 the marginals are kept, at any step size, if the flow's velocity
+    is that of its path, theory (3), which a guided velocity in general is not (2408.09000).
+    Otherwise the law is that of the chain.
 
     Args:
         flow: the flow map.
@@ -142,12 +142,12 @@ class Sde(Kernel):
     The equation is theory (20), its step theory (26).
 
     Args:
-        flow: the flow map, of which it asks velocity and score.
+        flow: the flow map, whose velocity and score are used.
         noise: `eps_t` as a function of the time. Default: `1 - t`.
         clip: the shift's norm is at most `clip sqrt(variance * dimension)`, theory (28); None: no
             bound.
         settle: end with the deterministic jump `X(s,1,x)` instead of a noisy last step, whose
-            grain nothing would take away again. The jump keeps the marginals as the step does.
+            noise would remain in the picture. The jump keeps the marginals like the step.
     """
 
     def __init__(
@@ -193,16 +193,16 @@ class Langevin(Kernel):
     A move proposes `y = x + h (s_t + ∇r_t)(x) + sqrt(2 h) z`, theory (31), and accepts it by the
     ratio of `rho_t e^{r_t}`, theory (32) (Roberts, Tweedie 1996). The ratio of `rho_t` is
     `flow.log_prob`'s where the flow knows it, else the line integral of the score by Simpson's
-    rule, theory (33). A reward without gradient serves as well: the proposal then follows the
-    score alone.
+    rule, theory (33). A reward without gradient can be used as well: the proposal then uses only
+    the score.
 
-    Without a step size, each prompt adapts its own, theory (34): `h = c alpha_t²`, c starts at .1
-    and is multiplied by `exp(2 (acceptance - .57))` after each move, and where Simpson's rule and
-    the trapezoid differ by more than .1 (median over particles) by `(.1 / that)^(2/3)`.
+    Without a step size, it is adapted for each prompt, theory (34): `h = c alpha_t²`, c starts at
+    .1 and is multiplied by `exp(2 (acceptance - .57))` after each move, and where Simpson's rule
+    and the trapezoid differ by more than .1 (median over particles) by `(.1 / that)^(2/3)`.
 
     Args:
         flow: the flow map.
-        moves: moves a step.
+        moves: moves per step.
         step_size: h, the same at every t; None: adapted.
         adjust: whether to accept or reject; without it the law is biased O(h).
     """
@@ -223,7 +223,7 @@ class Langevin(Kernel):
     def propose(
         self, x: Tensor, s: float, t: float, potential: Potential, scale: float, noise: Noise
     ) -> tuple[Tensor, Tensor]:
-        """Return (X(s,t,x), 0): the gradient shifts nothing here."""
+        """Return (X(s,t,x), 0): the jump is not shifted by the gradient."""
         y = self.flow.jump(x, s, t)
         return y, torch.zeros_like(_dot(y[:, :1], y[:, :1]))
 

@@ -46,8 +46,8 @@ def neal(x: Tensor, share: Tensor, z: Tensor) -> Tensor:
 def langevin(x: Tensor, share: Tensor, z: Tensor, slope: Tensor) -> Tensor:
     """Return `a x + (1-a) ∇(gR)(x) + β z`, `a = sqrt(1-β²)`: preconditioned Langevin.
 
-    Exact for N(0, I) alone, whatever β is, so the step does not shrink with the dimension (Cotter
-    et al. 2013, arXiv 1202.0709, their pCNL).
+    It is exact for N(0, I) for any β, so the step does not shrink with the dimension (Cotter et
+    al. 2013, arXiv 1202.0709, their pCNL).
 
     Args:
         x: noise, (n, *event).
@@ -73,40 +73,40 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 class NoiseSMC:
     """Tempered SMC on `N(x_0; 0, I) exp(g R(G(x_0)))`, G the map in `jumps` jumps, g from 0 to 1.
 
-    Exact for the tilt of G's own law, its push-forward of N(0, I), whatever the map has learned,
-    with guidance inside or not, with a gradient or without: the network is never asked for a
-    velocity or a density. An iteration raises each prompt's g as far as the weights allow
-    (`next_inverse`), banks them, resamples where the ESS has fallen, and moves by kernels that
-    leave `N exp(g R)` invariant, each with a Metropolis test. g takes half of the iterations at
-    least, so that more of them make log Z more certain. The moves:
+    Exact for the tilt of G's own law, its push-forward of N(0, I), for any learned map, with or
+    without distilled guidance, with or without a gradient: it needs neither velocity nor density.
+    An iteration raises each prompt's g as far as the weights allow (`next_inverse`), accumulates
+    the weights, resamples where the ESS has fallen, and moves by kernels that leave `N exp(g R)`
+    invariant, each with a Metropolis test. g reaches 1 after half of the iterations at the
+    earliest, so that more iterations make log Z more precise. The moves:
 
-    - "langevin": `langevin`, with the gradient through G;
-    - "pcn": `neal`, without;
-    - "slice": elliptical slice sampling (Murray, Adams, MacKay 2010, arXiv 1001.0175) with
-      `shrinks` proposals at most, after which a row stays: that is invariant too, since a
-      proposal's bracket is the same on the way back.
+    - "langevin": `langevin`, with the gradient through G; - "pcn": `neal`, without; - "slice":
+    elliptical slice sampling (Murray, Adams, MacKay 2010, arXiv 1001.0175) with at most `shrinks`
+    proposals, after which a row stays. This is still invariant, because the reverse move has the
+    same brackets.
 
-    A share of the rows, `fresh`, proposes an independent draw instead, which crosses between modes
-    that no local move joins. The step β is adapted for each prompt to the acceptance, .57 or .3.
-    `exp(log_z)` estimates `Z = E exp(R(G(x_0)))`; choosing g by the same particles biases it
-    by O(1/n). If g is below 1 at the last iteration it goes to 1 there, and the weights say so.
+    A fraction of the rows, `fresh`, proposes an independent sample instead, which can change
+    between modes that local moves do not connect. The step β is adapted for each prompt to the
+    acceptance, .57 or .3. `exp(log_z)` estimates `Z = E exp(R(G(x_0)))`; choosing g by the same
+    particles biases it by O(1/n). If g is below 1 at the last iteration it is set to 1 there, and
+    the weights account for it.
 
     Args:
         flow: the map, prompts already bound.
-        potential: the reward of x_0's picture over its temperature, seen from time 0, without a
+        potential: the reward of x_0's picture over its temperature, evaluated at time 0, without a
             ramp; its own number of jumps must be `jumps`.
-        iterations: how often weights, resampling and moves are done.
-        jumps: of the picture, on the model's own grid. They are composed: a student whose own
-            sampler re-noises between its jumps is asked for another law than that.
-        moves: moves an iteration.
+        iterations: number of iterations of weights, resampling and moves.
+        jumps: jumps to the picture, on the model's own grid. They are composed without re-noising:
+            for a student whose own sampler re-noises between its jumps this is a different law.
+        moves: moves per iteration.
         move: one of `MOVES`.
-        fresh: share of the rows that propose independently, in [0, 1].
+        fresh: fraction of the rows that propose independently, in [0, 1].
         least: see `next_inverse`.
         bound: see `next_inverse`.
         threshold: resample a prompt when ESS / n is below it.
-        shrinks: proposals a slice move, at least 1.
-        resampler: who survives.
-        batch_size: the most rows in one network call; None: all at once.
+        shrinks: proposals per slice move, at least 1.
+        resampler: how particles are resampled.
+        batch_size: maximum number of rows in one network call; None: all at once.
 
     Raises:
         ValueError: an unknown move or bound, a number out of range, "langevin" for a reward
@@ -150,8 +150,8 @@ class NoiseSMC:
         if bound == "ess" and threshold < least:
             raise ValueError(
                 f"threshold={threshold:g} is below least={least:g}: g is raised until ESS / n is "
-                "`least`, and would stay there, since nothing resamples; give a threshold at or "
-                "above it"
+                "`least`, and would stay there, because nothing resamples; give a threshold of at "
+                "least this"
             )
         self.flow, self.potential, self.batch_size = flow, potential, batch_size
         self.move, self.least, self.bound, self.resampler = move, least, bound, resampler
@@ -159,7 +159,7 @@ class NoiseSMC:
     def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
         """Yield the weighted noise (time 0) after each iteration, and in the end its pictures.
 
-        `population.keep` goes on from some particles, `population.stop` goes to g = 1 at once.
+        `population.keep` continues with some particles, `population.stop` sets g = 1 at once.
         """
         asked = Rest(self.flow, *self.potential.asked)
         with plain(asked), torch.no_grad():
@@ -219,6 +219,7 @@ class _Run:
 
     def temper(self, g: Tensor) -> None:
         """Weigh the particles for a higher g, (p,)."""
+        self.weighed = None  # until it is resampled
         r = self.here.value.reshape(self.rows.p, self.rows.n)
         self.log_w = self.log_w + (g - self.g).to(r)[:, None] * r
         self.g = g

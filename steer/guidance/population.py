@@ -1,4 +1,4 @@
-"""`Population`: weighted particles as the caller sees them; `Rows`: their layout in a run."""
+"""`Population`: weighted particles for the caller; `Rows`: their layout in a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -28,7 +28,7 @@ def seen_mean(rewards: Tensor, axis: int | None = None) -> Tensor:
 
 @dataclass
 class Wish:
-    """What the caller wants of the sampler before its next step."""
+    """The caller's request to the sampler before its next step."""
 
     keep: Tensor | None = None
     stop: bool = False
@@ -37,26 +37,27 @@ class Wish:
 
 @dataclass(frozen=True)
 class Population:
-    """Weighted particles at one time. A leading prompt axis (p,) where the caller gave one.
+    """Weighted particles at one time, with a leading prompt axis (p,) if the caller gave one.
 
     Attributes:
         x: the particles, (n, *event) or (p, n, *event).
         time: where they are.
         log_w: log-weights since the last resampling, unnormalised, (n,) or (p, n).
-        log_z: the whole estimate of log Z up to here, theory (37), () or (p,); NaN after `keep`.
-        reward: the reward as the potential sees it from here, in its own units, (n,) or (p, n);
-            NaN where nothing is seen yet.
+        log_z: the estimate of log Z up to this time, theory (37), () or (p,); NaN after `keep`.
+        reward: the reward of the potential's view, in its own units, (n,) or (p, n); NaN before
+            the first evaluation.
         ess: the effective sample size, () or (p,).
-        images: what the reward was asked about at t = 1, decoded, (n, ...) or (p, n, ...); None
+        images: the decoded images that the reward scored at t = 1, (n, ...) or (p, n, ...); None
             before.
-        clean: the clean sample that the reward was seen on, as `x`; None where none is.
-        positions: of these prompts in the caller's whole list.
-        nfe: what a particle has cost so far, where somebody counts: theory (51).
+        clean: the clean sample on which the reward was evaluated, shaped as `x`; None if there is
+            none.
+        positions: indices of these prompts in the caller's whole list.
+        nfe: network calls per particle so far, if they are counted: theory (51).
         ancestors: the start that each particle descends from, as its index among those of its
-            prompt, (n,) or (p, n); None where the sampler does not say.
-        weighed: the effective sample size before this step's resampling, () or (p,); None where
-            none was looked at: then it is `ess`.
-        wish: what `keep` and `stop` ask of the sampler.
+            prompt, (n,) or (p, n); None if the sampler does not record it.
+        weighed: the effective sample size before this step's resampling, () or (p,); None if it
+            was not computed: then it equals `ess`.
+        wish: the caller's request, set by `keep` and `stop`.
     """
 
     x: Tensor
@@ -74,16 +75,16 @@ class Population:
     wish: Wish = field(default_factory=Wish, repr=False, compare=False)
 
     def keep(self, index: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> None:
-        """Go on from these particles alone, as somebody chose them: copies take turns.
+        """Continue with only these particles, in repeated copies.
 
-        Their weights start anew. What was chosen is no draw of the tilt any more, so `log_z` is
-        NaN from here on.
+        Their weights are reset. A selection by hand no longer samples the tilt, so `log_z` is NaN
+        from then on.
 
         Args:
             index: which to keep, (k,) for every prompt or (p, k), k at least 1.
 
         Raises:
-            ValueError: no index, or one that no particle has.
+            ValueError: no index, or an index that does not exist.
         """
         chosen = torch.as_tensor(index).cpu()
         lead, n = self.log_w.shape[:-1], self.log_w.shape[-1]
@@ -97,10 +98,9 @@ class Population:
         self.wish.keep = chosen
 
     def stop(self) -> None:
-        """End the run: the sampler makes one jump to the end and yields a last population.
+        """End the run: the sampler makes one jump to t = 1 and yields a last population.
 
-        Who stops has looked: `log_z` is NaN from here on, since a stop that depends on the
-        population selects.
+        `log_z` is NaN from then on, because the stop may depend on the population.
         """
         self.wish.stop = self.wish.looked = True
 
@@ -117,8 +117,8 @@ class Rows:
 
     Attributes:
         lead: (n,), or (p, n) where the caller gave a prompt axis.
-        position: the place of the first prompt in the caller's whole list.
-        asked: what the reward is asked, one for each prompt or one for all.
+        position: index of the first prompt in the caller's whole list.
+        asked: the reward's prompts, one for each prompt or one for all.
     """
 
     lead: tuple[int, ...]
@@ -148,8 +148,8 @@ class Rows:
         rows = cls(lead, position, asked)
         if asked is not None and len(asked) not in {1, rows.p}:
             raise ValueError(
-                f"the potential asks the reward about {len(asked)} prompts, the start has "
-                f"{rows.p}: give x0 as ({len(asked)}, n, *event)"
+                f"the potential has {len(asked)} prompts for the reward, the start has {rows.p}: "
+                f"give x0 as ({len(asked)}, n, *event)"
             )
         return rows
 
@@ -229,7 +229,7 @@ class Rows:
             name = f" ({self.asked[i % len(self.asked)]!r})" if self.asked else ""
             raise FloatingPointError(
                 f"no particle of prompt {self.position + i}{name} has a weight: its reward is not "
-                "finite for any of them; guard the reward's logarithms and divisions"
+                "finite for any of them; check the reward's logarithms and divisions"
             )
 
     def refuse_not_finite(self, what: str, values: Tensor, where: str) -> None:
@@ -251,9 +251,8 @@ class Rows:
         name = f" ({self.asked[i % len(self.asked)]!r})" if self.asked else ""
         raise FloatingPointError(
             f"the {what} is {float(values[row])} for prompt {self.position + i}{name}, particle "
-            f"{row % self.n}, {where}: a reward must be finite for every "
-            "picture; guard its logarithms and divisions, or raise the temperature if it "
-            "only overflows"
+            f"{row % self.n}, {where}: a reward must be finite for every picture; check its "
+            "logarithms and divisions, or raise the temperature if it only overflows"
         )
 
 

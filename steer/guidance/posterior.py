@@ -1,4 +1,4 @@
-"""The value of a state, by draws of its clean posterior."""
+"""The value of a state, by samples of its clean posterior."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ GRADIENTS = ("covariance", "through")
 
 
 class Posterior(Protocol):
-    """What draws `p(x_1 | x_t = x)`: `steer.PosteriorMap`, `steer.Glass`, `WeightedRenoise`."""
+    """A sampler of `p(x_1 | x_t = x)`: `steer.PosteriorMap`, `steer.Glass`, `WeightedRenoise`."""
 
     def sample(self, x: Tensor, t: Time, n: int, *, noise: Tensor | None = None) -> Tensor:
         """Return (n, *x.shape), carried from the same normals (n, *event) for all rows."""
@@ -30,24 +30,24 @@ class Posterior(Protocol):
 class PosteriorValue(Viewed):
     """`r_t(x) = log 1/M Σ exp R(y_i)`, `y_i ~ p(x_1 | x_t = x)`: the tilt's value, theory (72).
 
-    As M grows it is `V_t = log E[e^R | x_t]`, by which the tilt's velocity is exactly
-    `b + c_t ∇V` (Meta Flow Maps 2026, arXiv 2601.14430). With `Ratio` weights every M and every
-    sampler is exact in the limit of many particles, as the increments cancel but for `R` at the
-    end; better draws only make the weights more even. Two gradients:
+    As M grows it is `V_t = log E[e^R | x_t]`, by which the tilt's velocity is exactly `b + c_t ∇V`
+    (Meta Flow Maps 2026, arXiv 2601.14430). With `Ratio` weights every M and every sampler is
+    exact in the limit of many particles, because all increments cancel except `R` at the end;
+    better posterior samples only make the weights more even. There are two gradients:
 
-        "covariance":  β_t/α_t² Σ (w_i - 1/M) y_i,   w = softmax(R(y)): no gradient is asked for
+        "covariance":  β_t/α_t² Σ (w_i - 1/M) y_i,   w = softmax(R(y)): needs no gradient
         "through":     ∂/∂x of the value, through the draws and the reward
 
-    All states at a time share the normals that are carried, so the value is a function of (x, t):
-    neither micro-batches nor other prompts change it. Of `WeightedRenoise` all looks are taken,
-    with their weights in place of 1/M; it has no "through".
+    All states at a time share the same normals, so the value is a function of (x, t):
+    micro-batches and other prompts do not change it. With `WeightedRenoise` all candidates are
+    used, with their weights instead of 1/M; it has no "through".
 
     Args:
-        flow: its path and its decoder.
+        flow: its path and its decoder are used.
         reward: a Reward or any callable on images.
-        prompts: what the reward is asked, one per prompt.
+        prompts: the reward's prompts, one per prompt.
         temperature: in the reward's units, > 0.
-        posterior: what draws y.
+        posterior: the sampler of y.
         draws: M.
         gradient: one of `GRADIENTS`.
 
@@ -96,7 +96,7 @@ class PosteriorValue(Viewed):
         return y, torch.full(y.shape[:2], -math.log(count), device=x.device)
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
-        """Return the value of the draws, and its gradient."""
+        """Return the value of the samples, and its gradient."""
         if float(as_time(t).min()) == 1:
             differentiable, self.differentiable = self.differentiable, self.reward.differentiable
             try:

@@ -1,4 +1,4 @@
-"""Potentials: how the reward is seen from time t.
+"""Potentials: the reward as evaluated at time t.
 
 `r_t(x) = g(t) R(view_t(x))`, theory (17), with `R = reward(decode(.)) / temperature`, a ramp with
 g(0) = 0 and g(1) = 1, and a view of the clean sample: the flow map's lookahead, the denoiser, or x
@@ -37,16 +37,16 @@ Ramp = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a potential knows of some rows at one (x, t).
+    """The values of a potential for some rows at one (x, t).
 
     Attributes:
         value: `r_t(x)`, (n,), in `log_dtype`.
-        reward: the reward seen from here, in its own units, (n,); NaN where none is seen.
-        gradient: `∇r_t(x)`, (n, *event), where it was asked for.
+        reward: the reward of the view, in its own units, (n,); NaN if it was not evaluated.
+        gradient: `∇r_t(x)`, (n, *event), if it was requested.
         partial: `∂_t r_t(x)`, (n,), beside the gradient.
-        total: `(∂_t + b·∇) r_t`, (n,), where it is known without the gradient.
-        images: what the reward was asked about, decoded, at t = 1.
-        clean: the clean sample that the rows are seen as, (n, *event), where one is.
+        total: `(∂_t + b·∇) r_t`, (n,), if it is known without the gradient.
+        images: the decoded images that the reward scored, at t = 1.
+        clean: the view of the rows as clean samples, (n, *event), if there is one.
     """
 
     value: Tensor
@@ -62,7 +62,7 @@ class Evaluation:
         if self.total is not None:
             return self.total
         if self.gradient is None or self.partial is None:
-            raise ValueError("this evaluation holds no derivatives: ask with derivatives=True")
+            raise ValueError("this evaluation has no derivatives: call it with derivatives=True")
         return self.partial + (b * self.gradient).flatten(1).sum(1)
 
     def map(self, f: Callable[..., Tensor], *others: "Evaluation") -> "Evaluation":
@@ -80,7 +80,7 @@ class Potential(ABC):
 
     Attributes:
         temperature: what the reward is divided by: a float, or one per row, (n,), or per prompt.
-        prompts: what the reward is asked, one per prompt; None where it wants none.
+        prompts: the reward's prompts, one per prompt; None if it takes none.
         differentiable: whether there is a gradient.
     """
 
@@ -90,7 +90,7 @@ class Potential(ABC):
 
     @property
     def asked(self) -> tuple[nn.Module, ...]:
-        """The modules that it asks: a run holds them in evaluation mode. Default: none."""
+        """The modules that it calls: a run holds them in evaluation mode. Default: none."""
         return ()
 
     @abstractmethod
@@ -145,7 +145,7 @@ class Viewed(Potential):
     Args:
         flow: the flow map, prompts already bound.
         reward: a Reward or any callable on images.
-        prompts: what the reward is asked, one per prompt.
+        prompts: the reward's prompts, one per prompt.
         temperature: in the reward's units, > 0: a float, or one per prompt or per row.
         steps: jumps of a view that has some.
         ramp: g, with g(0) = 0 and g(1) = 1. Default: g(t) = t.
@@ -282,9 +282,9 @@ class Lookahead(Viewed):
     Args:
         flow: the flow map, prompts already bound.
         reward: a Reward or any callable on images.
-        prompts: what the reward is asked, one per prompt.
+        prompts: the reward's prompts, one per prompt.
         temperature: in the reward's units, > 0: a float, or one per prompt or per row.
-        steps: how many jumps the lookahead is composed of, on the model's own grid from t on.
+        steps: number of jumps of the lookahead, on the model's own grid from t on.
         ramp: g, with g(0) = 0 and g(1) = 1. Default: g(t) = t.
     """
 
@@ -303,7 +303,7 @@ class Lookahead(Viewed):
 class Denoised(Viewed):
     """`r_t(x) = g(t) R(E[x_1 | x_t = x])`, theory (4, 17).
 
-    Blurred early, and its rate needs the gradient.
+    It is blurred at early times, and its rate needs the gradient.
     """
 
     def _view(self, x: Tensor, t: Tensor) -> Tensor:
@@ -327,7 +327,7 @@ class Terminal(Viewed):
         return x
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
-        """Return zeros before t = 1, without asking the reward."""
+        """Return zeros before t = 1, without calling the reward."""
         if float(as_time(t).max()) < 1:
             zero = torch.zeros(len(x), dtype=log_dtype(x.device), device=x.device)
             unseen = zero.to(torch.promote_types(x.dtype, torch.float32)) + torch.nan

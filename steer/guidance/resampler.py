@@ -1,8 +1,8 @@
 """Resamplers: log-weights (n,) and a generator -> indices of the survivors (n,).
 
-All are unbiased: particle i survives `n W_i` times in expectation, `W = softmax(log_w)`, theory
-(36) of docs/theory.md (Douc, Cappé, Moulines 2005, arXiv cs/0507025). A particle of weight zero
-never survives.
+All are unbiased: particle i has `n W_i` copies on average, `W = softmax(log_w)`, theory (36) of
+docs/theory.md (Douc, Cappé, Moulines 2005, arXiv cs/0507025). A particle of weight zero never
+survives.
 """
 
 import math
@@ -64,12 +64,12 @@ def stratified(log_w: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def multinomial(log_w: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw n independent indices with probabilities `softmax(log_w)`."""
+    """Sample n independent indices with probabilities `softmax(log_w)`."""
     return _invert(log_w, _uniform(len(log_w), generator))
 
 
 def residual(log_w: Tensor, generator: torch.Generator) -> Tensor:
-    """Keep `floor(n W_i)` copies of each, and draw the rest from what is left over."""
+    """Keep `floor(n W_i)` copies of each, and sample the rest from the remaining weights."""
     n = len(log_w)
     expected = n * log_w.double().cpu().softmax(0)
     copies = (expected + 1e-9).floor()

@@ -1,4 +1,4 @@
-"""Search: more looks than particles, of which the best go on. No law, no log Z, no gradient."""
+"""Search: more candidates than particles, of which the best are kept. No log Z, no gradient."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -24,25 +24,25 @@ PICKS = ("softmax", "own", "best")
 
 
 class Search:
-    """Each particle proposes candidates by a kernel; the reward of the views says who goes on.
+    """Each particle proposes candidates by a kernel; the reward of their views selects.
 
-    - "softmax": each particle goes on from one of its own, drawn by `softmax(R)`: SVDD (Li et al.
+    - "softmax": each particle continues with one of its own, sampled by `softmax(R)`: SVDD (Li et
+    al.
       2024, arXiv 2408.08252).
-    - "own": from the best of its own: tree search with one branch a particle.
-    - "best": the best of all a prompt's candidates go on: beam search with clones (Sabour et al.
+    - "own": with the best of its own: tree search with one branch per particle. - "best": the best
+    of all candidates of a prompt are kept: beam search with copies (Sabour et al.
       2025, 2511.22688, appendix); with `Jump(churn=1)`, one candidate and width 1, best-of-n in
       rounds: clean samples, of which the best is re-noised. It collapses to few modes.
 
     Args:
-        kernel: proposes; with its noise, or all candidates of a particle are one.
-        potential: the reward over its temperature as seen from t, without a ramp.
+        kernel: the proposal; it must be stochastic, or all candidates of a particle are equal.
+        potential: the reward over its temperature as evaluated at t, without a ramp.
         times: increasing, in [0, 1].
-        candidates: of a particle.
+        candidates: candidates per particle.
         pick: one of `PICKS`.
-        width: with "best", how many go on, each copied until there are as many as before; in the
-            last two steps, which make the samples that are returned, as many as there are
-            particles. Default: as many always.
-        batch_size: the most rows in one network call; None: all at once.
+        width: with "best", how many are kept, each copied until there are n again; in the last two
+            steps, which make the returned samples, n are kept. Default: always n.
+        batch_size: maximum number of rows in one network call; None: all at once.
 
     Raises:
         ValueError: an unknown pick, times that do not increase, no candidate.

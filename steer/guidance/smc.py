@@ -33,26 +33,28 @@ class Guidance:
     """Sample `rho_t e^{r_t}` from times[0] to times[-1] with weighted particles.
 
     Args:
-        potential: how the reward is seen.
+        potential: how the reward is evaluated.
         kernel: the transition.
         weights: the rule for the increments. Default: `Ratio()`.
-        resampler: who survives.
+        resampler: how particles are resampled.
         times: increasing, in [0, 1]; r at times[0] counts as 0. Default: 0 to 1 in 16 steps.
-        scale: how far the gradient shifts the proposal: 0 not at all, 1 the published drift, 2 no
-            first-order variance of the ratio weights. It never changes the law that is sampled.
-        threshold: resample a prompt when ESS / n is below it, in [0, 1], or a tuple of times at
-            which to.
+        scale: how far the gradient shifts the proposal: 0 is no shift, 1 the published drift, 2
+            cancels the first-order variance of the ratio weights. It never changes the law that is
+            sampled.
+        threshold: resample a prompt when ESS / n is below it, in [0, 1]; or a tuple of times at
+            which to resample.
         least: choose the ramp while running: at each step every prompt's g, from 0 to 1, is raised
             as far as its weights keep `ESS / n >= least`, that is a relative variance of at most
-            `1 / least - 1`, and to 1 in the last step. For kernels that keep what the potential
-            sees, as `Langevin` does; one that re-noises forgets the particles that g was raised
-            by, and log Z gets worse. The potential must have no ramp of its own
-            (`ramp=torch.ones_like`), and the weights be `Ratio`. None: the potential's ramp.
-        batch_size: the most rows in one network call, but never less than one of each prompt;
+            `1 / least - 1`, and to 1 in the last step. Use it with kernels that keep the view of
+            the potential, such as `Langevin`; with a kernel that re-noises, log Z gets worse,
+            because g was chosen with particles that are then changed. The potential must have no
+            ramp of its own (`ramp=torch.ones_like`), and the weights be `Ratio`. None: the
+            potential's ramp.
+        batch_size: maximum number of rows in one network call, but at least one of each prompt;
             None: all at once.
 
     Raises:
-        ValueError: parts that do not fit, each with the mend.
+        ValueError: parts that do not fit each other; the message says how to fix it.
     """
 
     drop = False
@@ -105,7 +107,7 @@ class Guidance:
         if isinstance(self.weights, Continuous):
             if not isinstance(self.kernel, Sde) or self.kernel.clip is not None or self.scale != 1:
                 raise ValueError(
-                    "Continuous weights hold for the published drift alone: take "
+                    "Continuous weights are valid only for the published drift: use "
                     "steer.Sde(flow) without clip and scale=1, or steer.Ratio()"
                 )
             if not isinstance(self.potential, Lookahead | Denoised | Naive):
@@ -123,14 +125,15 @@ class Guidance:
     def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
         """Yield the population after each step.
 
-        The caller may choose: `population.keep` goes on from some particles alone,
-        `population.stop` ends the run by one deterministic jump to the last time, whose weight is
-        `r_1 - r_t`, exact for that jump; `log_z` is NaN then, since such a stop selects.
+        The caller may intervene: `population.keep` continues with some particles only, and
+        `population.stop` ends the run with one deterministic jump to the last time, whose weight
+        is `r_1 - r_t`, exact for that jump. `log_z` is then NaN, because the stop depends on the
+        samples.
 
         Args:
             x0: the start at times[0], (n, *event) or (p, n, *event).
-            seed: keys all randomness of the run.
-            position: the place of the first prompt in the caller's whole list.
+            seed: seed of all random numbers of the run.
+            position: index of the first prompt in the caller's whole list.
 
         Raises:
             ValueError: a start of another shape, prompts that do not fit it.

@@ -39,16 +39,16 @@ def _dropped(seen: Evaluation) -> Evaluation:
 
 
 class State:
-    """Rows at one time, and what is known of them.
+    """Rows at one time, and what has been computed for them.
 
-    Evaluation, velocity and score are each computed once, when somebody first asks, and go along
-    when rows are chosen or drawn again.
+    Evaluation, velocity and score are each computed once, on first use, and are kept when rows are
+    selected or resampled.
 
     Args:
         x: rows, (n, *event).
         t: where they are.
-        flow: asked for velocity and score.
-        potential: asked for evaluations.
+        flow: computes velocity and score.
+        potential: computes evaluations.
     """
 
     def __init__(self, x: Tensor, t: float, flow: FlowMap, potential: Potential) -> None:
@@ -58,7 +58,7 @@ class State:
         self._score: Tensor | None = None
 
     def at(self, x: Tensor, t: float) -> "State":
-        """Return other rows, of which nothing is known yet."""
+        """Return other rows, for which nothing has been computed yet."""
         return State(x, t, self.flow, self.potential)
 
     def evaluation(self, derivatives: bool = False) -> Evaluation:
@@ -92,7 +92,7 @@ class State:
         return self._score
 
     def rows(self, index: Tensor) -> "State":
-        """Return these rows alone, in this order, with all that is known of them."""
+        """Return only these rows, in this order, with all computed values."""
         return self._map(lambda v: v[index])
 
     def choose(self, accept: Tensor, other: "State") -> "State":
@@ -117,14 +117,14 @@ class State:
         return made
 
     def views(self) -> "tuple[FlowMap, Potential]":
-        """Return flow and potential as a kernel asks them: of these rows, what is known is told.
+        """Return flow and potential for a kernel: for these rows they return known values.
 
-        A kernel's `propose(x, s, t, potential, ...)` has no other way to hear of it.
+        A kernel's `propose(x, s, t, potential, ...)` has no other access to them.
         """
         return KnownFlow(self), _KnownPotential(self)
 
     def learn_of(self, potential: Potential) -> "State":
-        """Return itself, with what a kernel that was shown `views` has already asked about it."""
+        """Return itself, with the values that a kernel has computed through `views`."""
         noted = getattr(potential, "noted", None)
         if self._seen is None and noted is not None and self.is_of(*noted[:2]):
             self._seen = noted[2]
@@ -137,14 +137,14 @@ class State:
 
 
 class KnownFlow(Wrapped):
-    """The flow, which tells what is known of one state."""
+    """The flow, with the values that are known for one state."""
 
     def __init__(self, state: State) -> None:
         super().__init__(state.flow)
         self._state = state
 
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
-        """Return the state's velocity for its own rows, else what the flow says."""
+        """Return the state's velocity for its own rows, else that of the flow."""
         if name == "velocity" and self._state.is_of(x, times[0]):
             return self._state.velocity
         return super().call(name, x, *times)
@@ -154,7 +154,7 @@ class KnownFlow(Wrapped):
         return self if flow is self.flow else flow
 
     def score(self, x: Tensor, t: Time) -> Tensor:
-        """Return the state's score for its own rows, else what the flow says."""
+        """Return the state's score for its own rows, else that of the flow."""
         return self._state.score if self._state.is_of(x, t) else super().score(x, t)
 
 
@@ -177,7 +177,7 @@ class _KnownPotential(Potential):
 
 
 class BatchedPotential(Potential):
-    """A potential in micro-batches, whose numbers are checked.
+    """A potential in micro-batches, with checked values.
 
     Args:
         potential: the potential.
@@ -186,7 +186,7 @@ class BatchedPotential(Potential):
         check: called with (name, numbers (n,)) of each evaluation.
         drop: whether rows whose reward or gradient is not finite get weight zero, a value of
             `NOTHING`, instead of being refused by `check`.
-        eager: whether to take the gradient along whenever a value is asked for before t = 1.
+        eager: whether to compute the gradient with every value before t = 1.
     """
 
     def __init__(

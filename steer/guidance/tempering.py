@@ -1,4 +1,4 @@
-"""The next temperature of a run, chosen so that the weights stay within a bound."""
+"""The next inverse temperature of a run, chosen so that the weights stay within a bound."""
 
 import math
 from dataclasses import replace
@@ -70,8 +70,7 @@ def next_inverse(
 class Tempered(Potential):
     """`r_t = g R(view_t(x))`, g a prompt's own and set from outside.
 
-    The last rows that were asked about are remembered, so that they are not asked again at the g
-    that was chosen by them.
+    The last evaluated rows are cached, so that they are not evaluated again after g was chosen.
 
     Args:
         potential: without a ramp.
@@ -93,7 +92,7 @@ class Tempered(Potential):
         self._last: tuple[Tensor, float, Evaluation] | None = None
 
     def whole(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
-        """Return what is seen at g = 1."""
+        """Return the evaluation at g = 1."""
         last = self._last
         same = last is not None and last[0] is x and last[1] == float(t)
         if same and last is not None and (not derivatives or last[2].gradient is not None):

@@ -1,7 +1,7 @@
-"""Training-free guidance: one sampler whose numbers are DPS, LGD-MC, FreeDoM, UGD, MPGD and more.
+"""Training-free guidance: one sampler, whose parameters give DPS, LGD-MC, FreeDoM, UGD, MPGD, ...
 
-After Ye et al. 2024, arXiv 2409.15761, for any flow map and path. It seeks high rewards; the law
-that it samples has no name, and there is no log Z.
+After Ye et al. 2024, arXiv 2409.15761, for any flow map and path. It maximises the reward; it does
+not sample the tilt, and there is no log Z.
 """
 
 import math
@@ -61,18 +61,19 @@ def smoothed(
     """Return `log mean_i exp R(x̂ + γ α_t z_i)`, R the reward over its temperature, no ramp.
 
     Song et al. 2023, "Loss-guided diffusion models for plug-and-play controllable generation"
-    (ICML). The draws z are the same at every t and for all rows. At t = 1 there is no blur, unless
-    the potential's `level` is set to a time: α is that time's then, as of TFG's inner steps, which
-    ascend the reward of the clean view blurred as the step is noisy (Ye et al. 2024, 2409.15761).
+    (ICML). The samples z are the same at every t and for all rows. At t = 1 there is no noise,
+    unless the potential's `level` is set to a time, whose α is then used. TFG's inner steps do so:
+    they ascend the reward of the clean view with the noise level of the step (Ye et al. 2024,
+    2409.15761).
 
     Args:
         view: what x̂ is, one of `VIEWS`.
         flow: the flow map, prompts already bound.
         reward: a Reward or any callable on images.
-        prompts: what the reward is asked.
+        prompts: the reward's prompts.
         temperature: in the reward's units.
         width: γ, in the units of x; 0: x̂ itself.
-        draws: how many z.
+        draws: number of z.
         lookahead: jumps of the lookahead.
 
     Raises:
@@ -112,7 +113,7 @@ def smoothed(
 
 
 class TrainingFree:
-    """TFG: steps of the map, pushed by the reward of the view ahead, theory (71).
+    """TFG: steps of the map, guided by the reward of the view, theory (71).
 
     From x at s to t, `recur` times:
 
@@ -128,25 +129,25 @@ class TrainingFree:
 
     Args:
         flow: the flow map, prompts already bound.
-        potential: the reward over its temperature as seen from t, without a ramp.
+        potential: the reward over its temperature as evaluated at t, without a ramp.
         times: increasing, in [0, 1].
         rho: ρ; 0 for none.
         mu: μ; 0 for none. In the units of x² a nat; with `normalise` a multiple of the velocity.
         inner: steps on the clean view.
-        recur: how often a step is made.
+        recur: how often each step is repeated.
         normalise: Δ is ρ times, and the inner steps together are μ times, as long as
             `X(s,t,x) - x`, or as the velocity.
-        damp: σ, the standard deviation of a mode of the data. Δ is divided by
-            `1 + 2 λ σ²_{1|s}`, with `σ²_{1|s} = σ² α² / (α² + β² σ²)` and `λ = ρ / temperature`,
-            what the reward is multiplied by: exact for the reward `-|x - c|²` of a Gaussian whose
-            view is its denoiser (Dandapanthula, Boffi 2026, arXiv 2606.02884). A reward of another
-            curvature wants another σ. None: not.
+        damp: σ, the standard deviation of a mode of the data. Δ is divided by `1 + 2 λ σ²_{1|s}`,
+            with `σ²_{1|s} = σ² α² / (α² + β² σ²)` and `λ = ρ / temperature`, what the reward is
+            multiplied by: exact for the reward `-|x - c|²` of a Gaussian whose view is its
+            denoiser (Dandapanthula, Boffi 2026, arXiv 2606.02884). A reward with another curvature
+            needs another σ. None: no damping.
         early: `w = (1-s) β_t`.
         cap: the largest `h c_s`.
-        guided: the times at which to push. Default: at the start of every step.
+        guided: the times at which to guide. Default: at the start of every step.
         blurred: the potential inside of `potential` whose blur the inner steps set, see
             `smoothed`; None: they ascend the reward itself.
-        batch_size: the most rows in one network call; None: all at once.
+        batch_size: maximum number of rows in one network call; None: all at once.
 
     Raises:
         ValueError: times that do not increase within [0, 1], or a number out of range.
@@ -184,11 +185,10 @@ class TrainingFree:
         self.guided = list(self.times[:-1] if guided is None else guided)
 
     def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
-        """Yield the population after each step; the seed is for what is re-noised.
+        """Yield the population after each step; the seed is used for re-noising.
 
-        The population's reward is the one that the step looked at, at the clean view of its
-        start; NaN where it did not look. `population.keep` and `population.stop` as in
-        `Guidance.steps`.
+        The population's reward is that of the clean view at the start of the step; NaN if the step
+        did not evaluate it. `population.keep` and `population.stop` as in `Guidance.steps`.
         """
         times, guided = list(self.times), list(self.guided)
         asked = Rest(*self.potential.asked)

@@ -1,4 +1,4 @@
-"""Weights: how much a step adds to a particle's log-weight."""
+"""Weights: the increment of a particle's log-weight in a step."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -72,21 +72,22 @@ class Ratio(Weights):
 
 
 class FeynmanKac(Weights):
-    """FK steering's potentials: what a path has seen so far, not where it is alone.
+    """FK steering's potentials: they depend on all rewards of a path so far.
 
     With R_k the reward over its temperature seen at step k, without a ramp, `log G_k` is
 
         "difference": R_k - R_{k-1}      "max": max_{j<=k} R_j      "sum": Σ_{j<=k} R_j
 
-    and at the end `R - Σ_{j<k} log G_j`, so that a whole path weighs `exp(R)`: the kernel's own
-    law is tilted, exactly in the limit, by any of the three (Singhal et al. 2025, 2501.06848). To
-    be used with a potential without a ramp, and a kernel that is not shifted.
+    and at the end `R - Σ_{j<k} log G_j`, so that a complete path has the weight `exp(R)`: each of
+    the three samples the tilt of the kernel's own law, exactly in the limit of many particles
+    (Singhal et al. 2025, 2501.06848). Use a potential without a ramp, and a kernel that is not
+    shifted.
 
-    "max" and "sum" count a reward once a step. On the way they select far beyond the tilt, and
-    where it is strong the last weights, which take that back, rest on a few particles: at a
-    temperature at which plain importance sampling keeps 7 % of its sample, "difference" has an
-    ESS of 59 % after ten steps, they have 1 to 2 %, and log Z is no evidence. Take them as
-    searches there.
+    "max" and "sum" count a reward in every step. During the run they select more strongly than the
+    tilt, and the last weights correct this. If the tilt is strong, the corrected weights are on a
+    few particles: at a temperature at which plain importance sampling has an ESS of 7 %,
+    "difference" has 59 % after ten steps, "max" and "sum" have 1 to 2 %, and log Z is not
+    reliable. Then they are searches.
 
     Args:
         kind: "difference", "max" or "sum".
@@ -127,7 +128,7 @@ class FeynmanKac(Weights):
 
 
 class Unweighted(Weights):
-    """`log_w` stays 0: for what is drawn without a reward."""
+    """`log_w` stays 0: for unguided samples."""
 
     def __call__(self, step: Step) -> Tensor:
         """Return zeros, (n,)."""

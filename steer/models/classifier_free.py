@@ -15,19 +15,20 @@ class ClassifierFree(Wrapped):
     """`u + scale (c - u)` of velocities and of jumps, theory (50) (Ho, Salimans 2022, 2207.12598).
 
     c is the flow given the prompt, u the flow given the negative prompt. Every call costs two. The
-    mixed jumps are not the flow map of the mixed velocity, nor do they compose: with a scale other
-    than 1, what is said of exact weights no longer holds, except relative to the mixed jumps' own
-    law. A map that was distilled with guidance, as the embedded one was, costs one and composes;
-    re-noising keeps its marginals where the flow's velocity is that of its path, as a guided one
-    in general is not (arXiv 2408.09000), else the law is the chain's own.
+    mixed jumps are not the flow map of the mixed velocity, and they do not compose: with a scale
+    other than 1, exact weights are exact only for the law of the mixed jumps. A map that was
+    distilled with guidance, such as the embedded one, costs one call and composes. Re-noising
+    keeps its marginals only if the flow's velocity is that of its path, which is in general not
+    true for a guided velocity (arXiv 2408.09000).
 
     Args:
         flow: a flow that takes prompts.
-        scale: 1 is the prompt's own flow, 0 the negative one's; above 1 leads away from it.
+        scale: 1 is the flow of the prompt, 0 that of the negative prompt; values above 1
+            extrapolate.
         negative: the negative prompt; empty for none.
 
     Raises:
-        ValueError: the flow takes no prompts, or the scale is no finite number.
+        ValueError: the flow takes no prompts, or the scale is not finite.
     """
 
     def __init__(self, flow: FlowMap, scale: float, negative: str = "") -> None:

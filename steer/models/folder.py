@@ -103,7 +103,7 @@ def _read_config(file: Path, form: str) -> dict[str, Any]:
             f"{file} is not a model's configuration: copy it again, or train with `steer train`"
         ) from None
     if found != form:
-        raise ValueError(f"{file} has format {repr(found)[:60]}; this reads {form!r}")
+        raise ValueError(f"{file} has format {repr(found)[:60]}; expected {form!r}")
     return config
 
 

@@ -1,7 +1,7 @@
 """Read and write models: a folder with `config.json` and `model.safetensors`.
 
-`steer.load("emoji")` gives an embedded model, `steer.load("path/to/folder")` one of yours, and
-`steer.load("file.py:Name")` one that a Python file of yours makes.
+`steer.load("emoji")` returns an embedded model, `steer.load("path/to/folder")` your own, and
+`steer.load("file.py:Name")` one that your Python file defines.
 """
 
 import os
@@ -46,22 +46,22 @@ def load(
     compile: bool | str = False,
     **options: Any,
 ) -> FlowMap:
-    """Load a flow map in evaluation mode, or see a live pipeline as one.
+    """Load a flow map in evaluation mode, or wrap a diffusers pipeline as one.
 
     Args:
         name: "emoji"; a folder that holds config.json and model.safetensors; "file.py:Name", a
-            flow map, a class of one, or a function that makes one, in a Python file of yours; a
-            diffusers pipeline: live, by its folder, by its hub id (owner/name), or in one
-            .safetensors file with `config`, the folder or hub id of a pipeline of its class. What
-            is on the hub may be named hf://owner/name@revision, see `steer.hub`.
+            flow map, a class of one, or a function that returns one, in your Python file; a
+            diffusers pipeline: as an object, by its folder, by its hub id (owner/name), or in one
+            .safetensors file with `config`, the folder or hub id of a pipeline of its class. A
+            repository of the hub may be named hf://owner/name@revision, see `steer.hub`.
         lora: a folder of adapters, as `steer finetune` or peft writes them; for a pipeline also a
             file or folder that its own `load_lora_weights` reads (diffusers, kohya); or
             hf://owner/name@revision, with /FILE behind it where there are several.
-        lora_scale: what their update is multiplied by: 0 is the base, 1 what was tuned.
-        device: where to put it; the CPU by default, a live pipeline or one of a Python file where
-            it is.
-        dtype: of its parameters; float32 by default, bfloat16 for a pipeline off the CPU, a live
-            pipeline and one of a Python file as it is.
+        lora_scale: factor for their update: 0 is the base, 1 the tuned model.
+        device: device of the model. Default: the CPU; a pipeline object or a model from a Python
+            file is not moved.
+        dtype: dtype of its parameters. Default: float32; bfloat16 for a pipeline that is not on
+            the CPU; a pipeline object or a model from a Python file is not converted.
         compile: whether the blocks that the denoiser repeats are compiled (`torch.compile`), see
             `steer.adapters.compiling`; a name is that of torch's backend. The first calls take
             longer.
@@ -70,17 +70,17 @@ def load(
             `steer.backends.loading.open_pipeline` (config, pipeline, variant, revision).
 
     Returns:
-        The flow, its parameters frozen (a live pipeline's stay as they are); with `lora` a
-        `steer.lora.Adapted`, whose `base` is the flow without them and whose `at(scale)` is any
-        scale of them.
+        The flow, with frozen parameters (those of a pipeline object are not changed); with `lora`
+        a `steer.lora.Adapted`, whose `base` is the flow without adapters and whose `at(scale)` has
+        them at any scale.
 
     Raises:
-        ValueError: an unknown name (with the nearest ones), a file that is not what it should be,
-            adapters that were made for another base, an option that the model does not take.
-        FileNotFoundError: a folder without one of its files, a Python file that is not there.
-        TypeError: what a Python file gives is no flow map.
-        ConnectionError: the model hub cannot be reached, or does not let us in.
-        ModuleNotFoundError: a pipeline, and diffusers is not installed.
+        ValueError: an unknown name (the message has similar ones), an invalid file, adapters that
+            were made for another base, an option that the model does not have.
+        FileNotFoundError: a missing file.
+        TypeError: the object in a Python file is not a flow map.
+        ConnectionError: the model hub cannot be reached, or denies access.
+        ModuleNotFoundError: the model is a pipeline, and diffusers is not installed.
     """
     text = isinstance(name, str | os.PathLike)
     name = _own_on_hub(name) if text else name
@@ -199,11 +199,11 @@ def _saved(name: str | os.PathLike[str]) -> FlowMap:
 def save(
     flow: FlowMap, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write a model's folder; each file appears whole or not at all.
+    """Write a model's folder; each file is written atomically.
 
     Args:
         flow: the model.
-        folder: made where it is missing.
+        folder: created if it is missing.
         dtype: of the stored weights.
 
     Raises:

@@ -16,19 +16,19 @@ __all__ = ["Pair"]
 class Pair(FlowMap):
     """The velocity of a base model and the jumps of a student of it.
 
-    A student of few steps (SANA-Sprint, FLUX.1 schnell, an LCM-LoRA) jumps to clean pictures and
-    has no velocity that is its own; its teacher has one. So methods that need both, `fmtt` and
-    `split` for instance, take a pair. What is claimed of exactness holds for neither: the jumps
-    are not the flow map of the base's velocity but as far as the student has learnt it.
+    A few-step student (SANA-Sprint, FLUX.1 schnell, an LCM-LoRA) jumps to clean pictures and has
+    no velocity of its own; its teacher has one. So methods that need both, for instance `fmtt` and
+    `split`, can use a pair. They are not exact for a pair: the jumps are the flow map of the
+    base's velocity only up to the student's error.
 
     Decoder, encoder, times and re-noising are the student's, and adapters go on the student.
 
     Args:
-        base: a flow or a live pipeline, whose velocity, denoiser and score are taken.
+        base: a flow or a diffusers pipeline, whose velocity, denoiser and score are used.
         jump: the student.
 
     Raises:
-        ValueError: paths or states that differ; say which.
+        ValueError: paths or states that differ; the message says which.
     """
 
     def __init__(self, base: FlowMap, jump: FlowMap) -> None:

@@ -84,7 +84,7 @@ def load_posterior(name: str | os.PathLike[str]) -> PosteriorMap:
 def save_posterior(
     posterior: PosteriorMap, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write a posterior map's config.json and model.safetensors; each whole or not at all.
+    """Write a posterior map's config.json and model.safetensors; each written atomically.
 
     Raises:
         TypeError: its network is not a `PosteriorUNet` in `Preconditioned`.

@@ -285,12 +285,19 @@ class NetworkFlow(FlowMap):
         """
         bounds = self.network.config.get("guidance")
         if bounds is None:
-            raise ValueError("this map takes no scale of guidance: steer.ClassifierFree mixes one")
+            raise ValueError(
+                "this map has no guidance scale as an input: use steer.ClassifierFree"
+            )
         if negative:
-            raise ValueError("this map leads away from the empty prompt: leave the negative out")
+            raise ValueError(
+                "this map uses the empty prompt as its negative prompt: leave the negative prompt "
+                "out"
+            )
         low, high = bounds
         if not isinstance(scale, Tensor) and not low <= scale <= high:
-            raise ValueError(f"the map knows scales from {low:g} to {high:g}, got {scale:g}")
+            raise ValueError(
+                f"the map was trained for scales from {low:g} to {high:g}, got {scale:g}"
+            )
         view = copy.copy(self)
         view._modules = dict(self._modules)
         view._scale = scale

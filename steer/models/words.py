@@ -114,10 +114,10 @@ class BagOfWords(nn.Module):
         for prompt in prompts:
             known, unknown = self.parse(prompt)
             if unknown:
-                rest = "the rest still binds" if known else "it acts as the empty prompt"
+                rest = "the rest is still used" if known else "it acts as the empty prompt"
                 warnings.warn(
-                    f"prompt {prompt!r}: the model does not know {', '.join(map(repr, unknown))}; "
-                    f"dropped, and {rest}",
+                    f"prompt {prompt!r}: not in the model's vocabulary: "
+                    f"{', '.join(map(repr, unknown))}; dropped, and {rest}",
                     stacklevel=stacklevel,
                 )
         return Encoded(self.tokens(prompts))

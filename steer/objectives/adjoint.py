@@ -36,8 +36,8 @@ def memoryless(path: Path, s: float, t: float) -> tuple[Tensor, Tensor, Tensor]:
 class Adjoint(Objective):
     """Adjoint matching: regress the velocity on the base's, moved by a lean adjoint.
 
-    The student is rolled out by `memoryless` steps. Back from `a = -∇R(x_1)` the adjoint passes
-    through the base alone, `a_s = A a_t + (∇D_s)ᵀ B a_t`, and
+    The student is rolled out by `memoryless` steps. Starting from `a = -∇R(x_1)` the adjoint is
+    computed backwards through the base only, `a_s = A a_t + (∇D_s)ᵀ B a_t`, and
 
         loss = |v_θ - b + (σ²/2) a|²   at some of the steps,   σ²/2 = (β'/β) α² - α' α,
 

@@ -1,4 +1,4 @@
-"""Guidance, paid once: draw a guided population, and regress the map on it."""
+"""Guidance, paid once: generate a guided population, and regress the map on it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -25,19 +25,19 @@ Drawn = Mapping[str, Tensor]
 
 
 class Amortise(Objective):
-    """Regress the map on what guidance draws from the base, under no_grad, once for each prompt.
+    """Regress the map on guided samples of the base, generated once for each prompt.
 
-    With an exact method (`split`) the draws are weighted samples of the tilt, theory (15). The
-    velocity is fitted to them by flow matching, theory (11), whose minimum is the tilt's own
-    velocity `E_q[x'_t | x_t]`; the map follows its velocity by self-distillation. The optimum is
-    the exponential tilt, up to the population's own error.
+    With an exact method (`split`) they are weighted samples of the tilt, theory (15). The velocity
+    is fitted to them by flow matching, theory (11), whose minimum is the tilt's own velocity
+    `E_q[x'_t | x_t]`; the map follows its velocity by self-distillation. The optimum is the
+    exponential tilt, up to the population's own error.
 
     With a method whose picture is a function of its noise (`fmrg-j`) the pairs (x_0, x_1) are
     learned as they are: `|X(s,1,X(0,s,x_0)) - x_1|²`, s = 0 in half of the rows. One jump then
-    draws what guidance took many steps for.
+    gives what guidance needed many steps for.
 
     A prompt's population is a function of (seed, prompt, round) and of the base alone: a resumed
-    run draws it again, and gets the same.
+    run generates the same population again.
 
     Args:
         method: one of `steer.METHODS`.
@@ -82,7 +82,7 @@ class Amortise(Objective):
         self._drawn: dict[tuple[str, int], Drawn] = {}
 
     def population(self, batch: Batch, prompt: int, turn: int) -> Drawn:
-        """Return the draws of one of the batch's prompts in a round, drawn where they are missing.
+        """Return the samples of a prompt in a round, generated if they are missing.
 
         Args:
             batch: its base, reward and temperature are used.
@@ -101,7 +101,9 @@ class Amortise(Objective):
 
     def _draw(self, batch: Batch, name: str | None, asked: str | None, turn: int) -> Drawn:
         if batch.unbound is None:
-            raise ValueError("amortise samples by itself: give the batch its unbound base")
+            raise ValueError(
+                "amortise binds the prompts itself: give the batch its base without bound prompts"
+            )
         digest = hashlib.blake2b((name or "").encode(), digest_size=4).digest()
         place, seed = int.from_bytes(digest, "little"), batch.draws.seed * 7919 + turn
         drawn = sample(

@@ -1,7 +1,6 @@
 """What an objective of reward tuning is, and what it is called with: a batch.
 
-It returns a loss and what is worth logging. In `R` the reward is divided by the temperature, so a
-batch says how hard it is tuned.
+It returns a loss and what is worth logging. In `R` the reward is divided by the temperature.
 """
 
 from abc import abstractmethod
@@ -32,8 +31,8 @@ class Batch:
         temperature: what it is divided by.
         draws: normals and uniforms for the rows.
         prompts: p prompts, or None.
-        asked: what the reward is asked, p texts, where that differs.
-        unbound: the base without prompts, where an objective samples by itself.
+        asked: the reward's prompts, p texts, if they differ.
+        unbound: the base without prompts, for objectives that bind the prompts themselves.
         epochs: how often each of these prompts has been seen before, p numbers.
     """
 
@@ -109,23 +108,23 @@ def refuse_not_finite(values: Tensor, texts: Sequence[str] | None) -> None:
         row = int(bad[0])
         whose = "" if texts is None else f" of prompt {texts[row]!r}"
         raise FloatingPointError(
-            f"the reward is {float(values[row])} in row {row}{whose}: a reward must be finite on "
-            "every picture that the model can draw; look at the reward, or at the run's last "
-            "sheet for what it was asked about"
+            f"the reward is {float(values[row])} in row {row}{whose}: a reward must be finite for "
+            "every picture that the model can generate; check the reward, and the last sheet of "
+            "the run for the pictures"
         )
 
 
 class Objective(nn.Module):
     """A rule by which a reward moves the adapters: `objective(batch) -> {"loss", ...}`.
 
-    A subclass says whether it needs the reward's gradient, and how many rows of one prompt it
-    wants side by side. What it remembers between steps are buffers: checkpoints keep them.
+    A subclass defines whether it needs the reward's gradient, and how many rows of one prompt it
+    needs in a group. What it remembers between steps are buffers: checkpoints keep them.
 
     Attributes:
         differentiable: whether it needs the reward's gradient.
         group: rows of each prompt in a batch.
-        uneven: whether processes make different numbers of network calls, as their own prompts
-            ask for: then the base cannot be split over them.
+        uneven: whether processes make different numbers of network calls, depending on their
+            prompts: then the base cannot be split over them.
         per_call: whether the loss depends, a little, on which rows are in one call.
     """
 

@@ -20,7 +20,7 @@ def ascend(batch: Batch, x_1: Tensor, normalise: float | None) -> tuple[Tensor, 
 
     Args:
         batch: the batch.
-        x_1: where the reward is asked, with its graph.
+        x_1: where the reward is evaluated, with its graph.
         normalise: the norm that each row's gradient is given; None: its own.
     """
     if normalise is None:
@@ -38,12 +38,12 @@ class Direct(Objective):
 
     `loss = E[-R(x_1) + Σ penalties]`, `x_1 = X(t_k,1, ... X(0,t_1,x_0))`: DRaFT (Clark et al.
     2023, arXiv 2309.17400) with the map in place of the sampler's last step: nothing is truncated,
-    and the gradient is that of the picture that is drawn.
+    and the gradient is that of the sampled picture.
 
-    With one jump and `anchor` alone the optimum is known: each noise by itself maximises
-    `R(y) - anchor/2 |y - X_b(0,1,x_0)|²`. For a linear reward, `R = a·x`, that is the base's
-    picture moved by `a / anchor`: mean `E_b[x] + a / anchor`, covariance as the base's. With
-    anchor 1 it maximises `E[R] - ½ E|X_θ - X_b|²`, a transport cost of straight lines.
+    With one jump and only `anchor` the optimum is known: each noise sample is mapped to the y that
+    maximises `R(y) - anchor/2 |y - X_b(0,1,x_0)|²`. For a linear reward, `R = a·x`, that is the
+    base's picture moved by `a / anchor`: mean `E_b[x] + a / anchor`, covariance as the base's.
+    With anchor 1 it maximises `E[R] - ½ E|X_θ - X_b|²`, a transport cost of straight lines.
 
     Args:
         jumps: number of jumps for a batch: one of these, at random.

@@ -40,11 +40,11 @@ class GRPO(Objective):
     one has its variances fixed, and cannot choose x_0. The published weight, .04 on normalised
     advantages, is `kl = .04 sigma`.
 
-    Only jumps that a noise follows are trained: never the last one, nor the velocity. The knots
-    and the churn are drawn anew for each batch, so that jumps between all times are trained in
-    some; with churn 1 alone, only jumps to the data are, and several composed jumps gain less.
+    Only jumps that a noise follows are trained: never the last one, nor the velocity. The times
+    and the churn are sampled again for each batch, so that jumps between all times are trained.
+    With only churn 1, only jumps to the data are trained, and several composed jumps gain less.
     The part `consistency` carries what was learned to the other jumps. (Self-distillation would
-    undo it: its teacher is the velocity, which learns nothing here.)
+    undo it: its teacher is the velocity, which is not trained here.)
 
     Args:
         steps: jumps of a rollout, at least 2.
@@ -77,7 +77,7 @@ class GRPO(Objective):
         if not churn or min(churn) <= 0 or max(churn) > 1:
             raise ValueError(
                 f"churn must be numbers above 0 and at most 1, got {list(churn)}: without noise "
-                "there is no likelihood to follow"
+                "there is no likelihood"
             )
         if trained is not None and not 1 <= trained <= steps - 1:
             raise ValueError(

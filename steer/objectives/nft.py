@@ -21,9 +21,9 @@ LATEST = 0.98
 class NFT(Objective):
     """DiffusionNFT (Zheng et al. 2025, arXiv 2509.16117) on a two-time map, MeanFlowNFT.
 
-    The average policy ("old") draws x_1, and `A` is its advantage, `r = ½ + ½ clamp(A/m, -1,
-    1)` its optimality, m being `max_advantage`. In the forward process `x_s = alpha x_0' +
-    beta x_1`, with fresh noise, `v = alpha' x_0' + beta' x_1`, and
+    The average policy ("old") samples x_1, and `A` is its advantage, `r = ½ + ½ clamp(A/m, -1, 1)`
+    its optimality, m being `max_advantage`. In the forward process `x_s = alpha x_0' + beta x_1`,
+    with fresh noise, `v = alpha' x_0' + beta' x_1`, and
 
         loss = r |V⁺ - v|² + (1-r) |V⁻ - v|² + penalty |V_θ - v_b|²,
         V^± = (1 ∓ β) v_old ± β V_θ,
@@ -44,11 +44,11 @@ class NFT(Objective):
 
         β δ = E[(2r-1) (v - v_old) | x_s] = Cov(A, v | x_s) / m
 
-    where no advantage is clipped: the first-order change of the velocity under the tilt
-    `exp(eps A)`, `eps = 1 / (β m)`. A small β is thus a large step, 2 deviations of the reward
-    at the published β = .1 and m = 5. The average follows, so it goes on until the penalty
-    balances it. The penalty is `kl β / (m sigma)`, with sigma the deviation of R in the batch
-    (at least .1): the advantage's scale cancels, and at rest
+    where no advantage is clipped: the first-order change of the velocity under the tilt `exp(eps
+    A)`, `eps = 1 / (β m)`. A small β is thus a large step, 2 deviations of the reward at the
+    published β = .1 and m = 5. The average follows, so tuning continues until the penalty balances
+    the advantage. The penalty is `kl β / (m sigma)`, with sigma the deviation of R in the batch
+    (at least .1): the advantage's scale cancels, and at the fixed point
 
         v_θ - v_b = Cov_θ(R, v | x_s) / kl,
 
@@ -88,7 +88,7 @@ class NFT(Objective):
         if not jumps or min(jumps) < 1:
             raise ValueError(f"jumps must be numbers of at least 1, got {list(jumps)}")
         if not 0 <= diagonal <= 1:
-            raise ValueError(f"diagonal must be a share of the steps, 0 to 1, got {diagonal}")
+            raise ValueError(f"diagonal must be a fraction of the steps, 0 to 1, got {diagonal}")
         self.beta, self.kl, self.jumps = beta, kl, list(jumps)
         self.max_advantage, self.diagonal = max_advantage, diagonal
         self.distil, self.group = distil, whole_group(group)

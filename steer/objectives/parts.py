@@ -107,7 +107,8 @@ def self_distillation(
     one Heun step of the flow's own velocity, theory (13), without gradient. Of a base that is a
     true map this is self-distillation (Boffi et al. 2025, arXiv 2505.18825), theory (14) with the
     student as its own teacher. A learned base is not: its jumps and its velocity differ, and that
-    difference is left as it is, so that at step 0 nothing moves, and later only what was learned.
+    difference is not trained, so that the loss is zero at step 0, and only the change made by
+    tuning is distilled.
 
     Args:
         student: the tuned flow.

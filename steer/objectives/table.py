@@ -39,7 +39,7 @@ RENAMED = {
 
 
 def build(objective: str | Objective, options: Mapping[str, Any] | None = None) -> Objective:
-    """Return an objective by its name and options; an objective as it is.
+    """Return an objective by its name and options; an objective is returned unchanged.
 
     Raises:
         ValueError: an unknown name or option, with the nearest ones.

@@ -41,30 +41,31 @@ def slot(prompt: str) -> int:
 
 
 class Value(Objective):
-    """The exponential tilt: regress the velocity on `b + (σ²/2) ∇V`, one draw of x_1 at a time.
+    """The exponential tilt: regress the velocity on `b + (σ²/2) ∇V`, by posterior samples of x_1.
 
-    At `x_t`, with `x_1'` drawn from the base's `p(x_1 | x_t)` and `w = exp(R(x_1') - c)`,
+    At `x_t`, with `x_1'` sampled from the base's `p(x_1 | x_t)` and `w = exp(R(x_1') - c)`,
 
         loss = |v_θ - T|²,   T = b - (w - 1) (v_θ - b) + (σ²/2) ∇w,   T without gradient,
 
     whose gradient, `2 (w (v_θ - b) - (σ²/2) ∇w)`, is linear in w: its mean vanishes exactly at
     `v_θ = b + (σ²/2) ∇ log E[w | x_t]`, the velocity of `p exp(R) / Z`, for any c that does not
-    depend on x_1', any number of draws and any law of x_t with full support. Meta flow maps,
-    equation 43 (2026, arXiv 2601.14430); it asks for a posterior map, and `glass` needs none.
+    depend on x_1', any number of posterior samples and any law of x_t with full support. Meta flow
+    maps, equation 43 (2026, arXiv 2601.14430); it needs a posterior map, and `glass` needs none.
 
     `(σ²/2) ∇w` is had in one of two ways. With `gradient`, through `glass` and the reward: its
     error is the inner flow's, which falls with `steps`. Without, by `∇E[w|x] = β/α² Cov(w, x_1|x)`
-    as `κ (w - 1) (x_1' - D(x))`, which asks nothing of the reward but its value; with the base's
-    own points, x_1 itself is one exact draw of the posterior and there is no inner flow. Its
-    variance grows with the dimension.
+    as `κ (w - 1) (x_1' - D(x))`, which needs only the reward's value; with the base's own points,
+    x_1 itself is one exact sample of the posterior and there is no inner flow. Its variance grows
+    with the dimension.
 
     Points: `x_t = α x_0' + β x_1`, with x_1 one jump of the base from noise (p is the law of those
     jumps), or of the student. t is uniform on [ends, 1 - ends]: `σ²` is infinite at 0, κ at 1, and
     the velocity at the ends is what the network makes of it.
 
-    c is the log-mean of exp(R) over the row's other draws and a running estimate for the prompt,
-    so that weights are near 1 and no prompt outweighs the others. The estimate is read before a
-    batch and moved after it: the loss is unbiased, save for a prompt's very first batch.
+    c is the log-mean of exp(R) over the row's other posterior samples and a running estimate for
+    the prompt, so that weights are near 1 and all prompts have a similar weight. The estimate is
+    read before a batch and moved after it: the loss is unbiased, save for a prompt's very first
+    batch.
 
     The map follows the velocity by self-distillation from the same points.
 
@@ -120,13 +121,13 @@ class Value(Objective):
         self.log_z: Tensor
 
     def push(self, batch: Batch, x: Tensor, t: Tensor, own: Tensor | None) -> tuple[Tensor, ...]:
-        """Return R and w of the draws, (n, draws) each, and the mean of `(σ²/2) ∇w`, (n, *event).
+        """Return R and w of the samples, (n, draws), and the mean of `(σ²/2) ∇w`, (n, *event).
 
         Args:
             batch: the batch.
             x: states at t, (n, *event).
             t: (n,), in (0, 1).
-            own: an exact draw of the posterior, where there is one and it can be used.
+            own: an exact sample of the posterior, if there is one that can be used.
         """
         n, event, m = len(x), x.shape[1:], self.draws
         kappa, half = tilt_gain(batch.base.path, t)
@@ -171,8 +172,8 @@ class Value(Objective):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss", "reward", "tilt", "off", "ess"}.
 
-        "reward" is that of the draws, which follow the law of the points: with the base's points,
-        the base's. "ess" is the effective share of the weights, at most 1.
+        "reward" is that of the posterior samples, which follow the law of the points: with the
+        base's points, the base's. "ess" is the effective share of the weights, at most 1.
         """
         source = batch.base if self.policy == "base" else batch.student
         z, x_0 = batch.noise(), batch.noise()

@@ -1,1 +1,1 @@
-"""What a run needs before it is begun: memory, computed on tensors without values, and calls."""
+"""Plan a run before it starts: memory, computed on tensors without values, and calls."""

@@ -23,13 +23,13 @@ def levers_of(
     options: Mapping[str, Any],
     alone: bool = True,
 ) -> tuple[list[Lever], list[Lever]]:
-    """Return each lever alone, and the stack in which cards try them, one on top of the other.
+    """Return each memory option alone, and the order in which they are added for a card.
 
     Args:
         made: the model with further options.
         peak: of a guided step of so many rows.
-        guided: what the step needs as it was asked for.
-        options: of the model, as it was asked for.
+        guided: what the step needs without further options.
+        options: of the model, as given.
         alone: whether those are tried too that no card tries.
     """
     one = made()
@@ -61,7 +61,7 @@ def levers_of(
             single, here = guided.more(_of_8_bits(one, saving)), here.more(_of_8_bits(one, True))
             put("8-bit weights of the denoiser", "an int8 or fp8 checkpoint", single, here)
         if alone:
-            name = "one row a decoder's call, from 2 rows on"
+            name = "one row per decoder call, from 2 rows on"
             singles.append(Lever(name, "decode_rows=1", tried(2, decode_rows=1)))
             tiny = _tiny(one)
             if tiny is not None:
@@ -70,7 +70,7 @@ def levers_of(
     if alone:
         singles.append(
             Lever(
-                "weights left to ask for gradients", "never: they are frozen", _unfrozen(one, peak)
+                "weights with requires_grad", "never used: they are frozen", _unfrozen(one, peak)
             )
         )
     return singles, stack

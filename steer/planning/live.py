@@ -22,8 +22,8 @@ __all__ = ["Live", "bytes_of", "fake_mode", "fused", "saved_bytes"]
 class Live(TorchDispatchMode):
     """Count the bytes of storages that exist, while it is entered.
 
-    A storage counts once, however many tensors look at it, from the operation that made it until
-    it is freed. What kernels use inside, and what an allocator keeps back, is not seen.
+    A storage counts once, for any number of tensors on it, from its creation until it is freed.
+    What kernels use inside, and what an allocator keeps back, is not seen.
 
     Attributes:
         now: bytes that are alive.
@@ -81,7 +81,7 @@ def saved_bytes(run: Callable[[], Any], beside: Iterable[Tensor] = ()) -> int:
 
     Args:
         run: the call; what it returns is let go.
-        beside: tensors that are there anyway: parameters and buffers.
+        beside: tensors that exist in any case: parameters and buffers.
     """
     own = {t.untyped_storage()._cdata for t in beside}
     kept: dict[int, tuple[int, Any]] = {}
@@ -168,12 +168,12 @@ def _attention(
 def fused(cuda: bool = True) -> Iterator[None]:
     """Compute tensors without values by the kernels that a device has.
 
-    Attention by one kernel, whose memory is linear in the length: left alone, tensors without
-    values take the plain one, which is quadratic. RMS norms by one as well on CUDA; the CPU has
+    Attention by one kernel, whose memory is linear in the length: by default, tensors without
+    values use the plain one, which is quadratic. RMS norms by one as well on CUDA; the CPU has
     none, and keeps what is in between. Real tensors are computed as ever.
 
-    torch's functions are exchanged, and put back: a mode of torch's functions would not be heard
-    where checkpointing calls them again in the backward pass.
+    torch's functions are exchanged, and put back: a torch function mode is not active when
+    checkpointing calls them again in the backward pass.
 
     Args:
         cuda: whether the device is one of CUDA.

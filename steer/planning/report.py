@@ -51,7 +51,7 @@ class Lever:
     Attributes:
         name: what is done.
         how: what to say for it; empty where it is the default already.
-        need: the guided step with it alone.
+        need: the guided step with only this option.
     """
 
     name: str

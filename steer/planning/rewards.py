@@ -12,7 +12,7 @@ __all__ = ["planned_reward"]
 
 
 def planned_reward(reward: Reward | Callable[..., Tensor] | str | None, mode: Any) -> Reward:
-    """Return what stands for a reward in a plan.
+    """Return the stand-in of a reward in a plan.
 
     Args:
         reward: a reward or a callable as it is; a text through `rewards.sizes`, which knows the

@@ -187,7 +187,7 @@ def tuning_step(one: Subject, tuned: Any, reward: Reward, objective: Objective, 
 
 
 def longest(objective: Objective) -> int:
-    """Return the most jumps in one graph that an objective may draw."""
+    """Return the largest number of jumps in one graph that an objective may use."""
     jumps: list[int] = getattr(objective, "jumps", None) or [1]
     return max(jumps)
 

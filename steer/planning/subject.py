@@ -33,7 +33,7 @@ class Subject:
         source: where its sizes are from.
         parameters: part -> how many.
         weights: part -> bytes.
-        beside: bytes of parts that are there and not called: text encoders.
+        beside: bytes of parts that are in memory but not called: text encoders.
         cuda: whether it is planned for a device of CUDA.
     """
 

@@ -1,4 +1,4 @@
-"""What a reward is, sums of rewards, and asking one."""
+"""The interface of rewards, sums of rewards, and calling a reward."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -18,17 +18,16 @@ __all__ = ["Reward", "WeightedSum", "clamp01", "name_of", "score"]
 class Reward(nn.Module):
     """A reward: images (n, 3, h, w) as `FlowMap.decode` gives them -> scores (n,).
 
-    Never reduced over the batch, higher is better, in whatever units are natural. Rewards add and
-    scale: `0.7 * a + 0.3 * b` is a reward.
+    Higher is better; the units are free; the scores are never reduced over the batch. Rewards can
+    be added and scaled: `0.7 * a + 0.3 * b` is a reward.
 
     Attributes:
         differentiable: whether the scores carry a gradient to the images.
         pictures: whether four axes are pictures (n, 3, h, w); False for a reward of latents.
         takes: what its scores may depend on.
-        made_of: files beside its code that it was made of, pictures for instance: a tuning run is
-            another one when they change.
-        terms: what a reward is composed of, with weights where it is a weighted sum; itself alone
-            where it is not composed.
+        made_of: files other than its code that it depends on, for instance pictures: if they
+            change, a tuning run counts as a different one.
+        terms: the terms of a weighted sum, with weights; the reward itself if it is not composed.
     """
 
     differentiable: bool = True
@@ -52,7 +51,7 @@ class Reward(nn.Module):
 
     @property
     def terms(self) -> "list[tuple[float, Reward]]":
-        """What the reward is composed of: (weight, reward), one pair for one that is not."""
+        """The terms of the reward, (weight, reward); a single pair if it is not composed."""
         return [(1.0, self)]
 
     @abstractmethod
@@ -62,7 +61,7 @@ class Reward(nn.Module):
         prompts: Sequence[str] | None = None,
         metadata: Sequence[Any] | None = None,
     ) -> Tensor:
-        """Score images (n, 3, h, w), with one prompt per row where there are any -> (n,)."""
+        """Score images (n, 3, h, w), with one prompt per row if there are prompts -> (n,)."""
 
     def __add__(self, other: "Reward") -> "WeightedSum":
         return WeightedSum([*_summands(self), *_summands(other)])
@@ -74,7 +73,7 @@ class Reward(nn.Module):
 
 
 class WeightedSum(Reward):
-    """`sum_i w_i reward_i`, differentiable where every term is."""
+    """`sum_i w_i reward_i`, differentiable if every term is."""
 
     def __init__(self, terms: Sequence[tuple[float, Reward]]) -> None:
         super().__init__()
@@ -105,7 +104,7 @@ def _summands(reward: Reward) -> list[tuple[float, Reward]]:
 
 
 def name_of(reward: Reward) -> str:
-    """Return what people call a reward."""
+    """Return the name of a reward for messages."""
     source = reward if "__name__" in vars(reward) else getattr(reward, "f", reward)
     return getattr(source, "__name__", type(source).__name__)
 
@@ -116,7 +115,7 @@ def score(
     prompts: Sequence[str] | None = None,
     metadata: Sequence[Any] | None = None,
 ) -> Tensor:
-    """Call a reward and check that it gave one number per image, (n,), and left these alone.
+    """Call a reward and check that it returns (n,) scores and does not change the images.
 
     Raises:
         ValueError: the reward returned something else, or changed the images; the message says
@@ -127,8 +126,8 @@ def score(
     scores = check_scores(reward(images, prompts, metadata), images, name)
     if watched and images._version != before:
         raise ValueError(
-            f"reward {name!r} changes the images that it is asked about, in place: work on a "
-            "copy, images = images.clone()"
+            f"reward {name!r} changes its input images in place: work on a copy, images = "
+            "images.clone()"
         )
     return scores
 
@@ -136,6 +135,6 @@ def score(
 def clamp01(images: Tensor) -> Tensor:
     """Clamp to [0, 1] with the gradient passed straight through.
 
-    The true gradient is zero outside, and would strand pixels there.
+    The true gradient is zero outside [0, 1], so pixels outside could never return.
     """
     return images + (images.clamp(0, 1) - images).detach()

@@ -1,4 +1,4 @@
-"""Checks at a reward's door: images that go in, scores that come out, modules held at rest."""
+"""Checks at a reward's door: images, scores, and modules in evaluation mode."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ def check_images(images: Tensor, pictures: bool = True) -> None:
     """Refuse what a reward would score as something else than it is.
 
     Args:
-        images: what a reward is asked about.
+        images: the images to score.
         pictures: whether a batch of four axes is one of pictures (n, 3, h, w).
 
     Raises:
@@ -23,8 +23,8 @@ def check_images(images: Tensor, pictures: bool = True) -> None:
     """
     if not isinstance(images, Tensor):
         raise TypeError(
-            f"a reward is asked about a {type(images).__name__}: give a tensor (n, 3, h, w) of "
-            "floats in [0, 1]"
+            f"a reward got a {type(images).__name__}: give a tensor (n, 3, h, w) of floats in [0, "
+            "1]"
         )
     if not images.is_floating_point():
         raise ValueError(
@@ -51,7 +51,7 @@ def check_scores(scores: Tensor, images: Tensor, name: str) -> Tensor:
 
     Args:
         scores: what the reward returned.
-        images: what it was asked about, (n, ...).
+        images: the scored images, (n, ...).
         name: of the reward.
 
     Raises:
@@ -120,8 +120,8 @@ def at_rest(*modules: nn.Module | Rest) -> Iterator[None]:
     """Hold modules in evaluation mode, their weights without gradients, and restore all after.
 
     In training mode dropout would score the same picture differently and batch statistics would
-    move; weights that ask for gradients would be left with some. A module that several threads
-    hold is restored by the last of them.
+    move; weights that require gradients would get some. A module that several threads hold is
+    restored by the last of them.
     """
     held: list[nn.Module] = []
     try:

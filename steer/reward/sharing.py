@@ -29,8 +29,8 @@ def sharing() -> Iterator[None]:
 def shared(owner: Any, images: Tensor, make: Callable[[], Tensor]) -> Tensor:
     """Return `make()`, computed once per owner and images within one `sharing()`.
 
-    Two rewards on one backbone ask it for the features of the same pictures; a sum of them
-    encodes the pictures once. Outside of `sharing` nothing is remembered.
+    Two rewards on one backbone need the features of the same pictures; a sum of them encodes the
+    pictures once. Outside of `sharing` nothing is remembered.
 
     Args:
         owner: what computes, say the backbone.

@@ -22,7 +22,7 @@ def leaves(reward: Reward) -> list[Reward]:
 def term_scores(
     reward: Reward, images: Tensor, prompts: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """Score each reward that a composed one ends in, by itself, unweighted: name -> (n,).
+    """Score each elementary term of a composed reward separately, unweighted: name -> (n,).
 
     >>> from steer.reward import wrap
     >>> light, dark = wrap(lambda x: x.mean((1, 2, 3))), wrap(lambda x: -x.mean((1, 2, 3)))
@@ -86,7 +86,7 @@ def dissect(
         reward: the reward.
         images: (n, 3, h, w).
         prompts: one a row, or None.
-        batch_size: the most rows of one call.
+        batch_size: maximum number of rows per call.
     """
     if len(leaves(reward)) < 2:
         return {}, {}
@@ -122,6 +122,6 @@ def learners(reward: Reward) -> list[Any]:
     """Return the parts that learn a scale from the scores of a run.
 
     They have `learned`, `update(reduce)` and `statistics`, as
-    `rewards.combine.normalised.Normalised` does, and take note of scores in training mode.
+    `rewards.combine.normalised.Normalised` does, and record scores in training mode.
     """
     return [m for m in reward.modules() if hasattr(m, "learned") and hasattr(m, "statistics")]

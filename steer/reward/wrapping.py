@@ -134,28 +134,27 @@ def _parameters(f: Callable[..., Any]) -> tuple[int, dict[str, str]]:
 def wrap(
     f: Any, differentiable: bool | None = None, pil: bool = False, clamp: bool = True
 ) -> Reward:
-    """Make a reward of any callable or object that scores images.
+    """Make a reward from any callable or object that scores images.
 
-    A reward stays as it is, unless it is to be taken as not differentiable. What it may be:
+    A Reward is returned unchanged, unless `differentiable=False` is given. `f` may be:
 
     - `f(images)`, `f(images, prompts)` or `f(images, prompts, metadata)`, images (n, 3, h, w) in
-      [0, 1]; it returns (n,), (n, 1), or (scores, anything). Optional parameters named prompt,
-      captions or the like are given the prompts, `**kwargs` whatever is left;
-    - an object with a method `score(images, prompts)`, which is called in place of the object;
-    - a torchmetrics metric of one image, asked of each image by itself; where lower is better
-      it is negated;
-    - with `pil`, a function of a list of PIL pictures that returns a list of numbers.
+      [0, 1]; it returns (n,), (n, 1), or (scores, anything). Optional parameters with names such
+      as prompt or captions get the prompts, `**kwargs` the rest;
+    - an object with a method `score(images, prompts)`, which is called; - a torchmetrics metric of
+    one image, called for each image; it is negated if lower is better; - with `pil`, a function of
+    a list of PIL pictures that returns a list of numbers.
 
     Args:
         f: any of these.
-        differentiable: say False where the scores carry no gradient to the images. Default: what
-            `f.differentiable` says, else True.
+        differentiable: give False if the scores have no gradient with respect to the images.
+            Default: `f.differentiable`, else True.
         pil: `f` takes PIL pictures, so there is no gradient.
-        clamp: let it see pictures clamped to [0, 1], their gradient passed straight through. Say
-            False for one that wants them as they are decoded, or that scores no pictures.
+        clamp: clamp the pictures to [0, 1] first, with the gradient passed straight through. Give
+            False for a reward that needs them as decoded, or that does not score pictures.
 
     Raises:
-        TypeError: `f` is no such thing, or needs more arguments than a reward has.
+        TypeError: `f` is none of these, or needs more arguments than a reward has.
         ValueError: a metric that does not say whether higher is better; `pil` with a gradient.
     """
     if isinstance(f, Reward) and (differentiable is not False or not f.differentiable):

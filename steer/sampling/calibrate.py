@@ -31,13 +31,13 @@ def one_jump_scores(
     """Score one-jump samples: 8 of each of at most `most` prompts, or 128 without prompts.
 
     Args:
-        flow: what draws them, where it is; no prompts bound.
+        flow: the flow that is sampled; no prompts bound.
         reward: where the flow is.
         prompts: what is drawn; None for a flow without prompts.
-        asked: what the reward is asked for each, where that differs.
+        asked: the reward's prompt for each, if it differs.
         seed: keys the noise.
-        most: how many of the prompts are drawn.
-        batch_size: the most rows of one call.
+        most: how many of the prompts are sampled.
+        batch_size: maximum number of rows per call.
 
     Returns:
         The scores (p, n), in float64.
@@ -94,8 +94,8 @@ def spread(
     if not deviation > 1e-8:
         raise ValueError(
             f"reward {name_of(reward)!r} is the same, {float(values[0, 0]):g}, for all one-jump "
-            "samples of a prompt: it has no spread to set a temperature by, so give temperature, "
-            "in the reward's units, or look at the reward"
+            "samples of a prompt: no temperature can be computed from a standard deviation of "
+            "zero, so give temperature, in the reward's units, or check the reward"
         )
     return deviation
 
@@ -114,18 +114,18 @@ def learn(
     They see one-jump samples, and are left in evaluation mode: the reward then stands still.
 
     Args:
-        flow: what draws the samples, no prompts bound.
+        flow: the flow that is sampled, no prompts bound.
         reward: the reward; see `steer.reward.learners`.
         prompts: what is drawn; None for a flow without prompts.
-        asked: what the reward is asked for each, where that differs.
+        asked: the reward's prompt for each, if it differs.
         seed: keys the noise.
-        batch_size: the most rows of one call.
+        batch_size: maximum number of rows per call.
 
     Returns:
-        How many samples were drawn: 0 where there was nothing to learn.
+        Number of samples: 0 where there was nothing to learn.
 
     Raises:
-        ValueError: the scores have no spread, so there is no scale.
+        ValueError: the scores have a standard deviation of zero, so there is no scale.
         FloatingPointError: a score is not finite.
     """
     parts = learners(reward)
@@ -146,7 +146,7 @@ def learn(
         if not float(part.std) > 1e-4 * (1e-3 + abs(float(part.mean))):
             part.statistics = torch.zeros_like(part.statistics)
             raise ValueError(
-                f"{name_of(part)!r} learns the scale of a reward that is the same for all "
-                f"one-jump samples, {float(scores[0, 0]):g} for one: leave it out"
+                f"{name_of(part)!r} estimates the standard deviation of a reward that is the same "
+                f"for all one-jump samples, {float(scores[0, 0]):g} for one: leave it out"
             )
     return count

@@ -81,7 +81,7 @@ class Counted(Wrapped):
 
     @property
     def posterior_map(self) -> Any:
-        """The posterior map of the flow inside, a draw counted as a network call."""
+        """The posterior map of the inner flow; a sample counts as a network call."""
         inner = self.flow.posterior_map
         return None if inner is None else _CountedPosterior(inner, self.counts)
 

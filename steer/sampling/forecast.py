@@ -1,4 +1,4 @@
-"""Forecast what a method will cost, by a dry run on a stub of the flow."""
+"""Compute the cost of a method in advance, by a dry run on a stub of the flow."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -87,7 +87,7 @@ def plan(
     times: Sequence[float] | None = None,
     **options: Any,
 ) -> dict[str, int]:
-    """Return what a method will cost a particle at most: network calls and reward calls.
+    """Return the maximum cost of a method per particle: network calls and reward calls.
 
     Network calls are NFE, theory (51).
 
@@ -95,12 +95,12 @@ def plan(
     {'nfe': 47, 'reward_calls': 17}
 
     Args:
-        method: its name, or one of one's own, see `method_of`.
+        method: its name, or your own method, see `method_of`.
         steps: of the run.
         differentiable: whether the reward has gradients.
-        start: where the run begins.
-        flow: whose calls are counted. Default: one that evaluates its network once a call, and
-            has no closed forms.
+        start: time at which the run begins.
+        flow: the flow whose calls are counted. Default: one that evaluates its network once per
+            call, and has no closed forms.
         times: of the run, instead of the flow's own.
         **options: the method's own.
     """
@@ -118,7 +118,7 @@ def counts(
     times: Sequence[float] | None = None,
     **options: Any,
 ) -> Counts:
-    """Return what a particle will cost at most, gradients apart; the arguments are `plan`'s.
+    """Return the maximum cost per particle, gradients separately; arguments as for `plan`.
 
     >>> found = counts("fmrg-j", 8)
     >>> found.forward, found.backward, found.reward_gradient
@@ -147,11 +147,11 @@ def affordable(
     (4, None)
 
     Args:
-        method: its name, or one of one's own, see `method_of`.
+        method: its name, or your own method, see `method_of`.
         steps: of the whole run.
         budget: NFE a particle, theory (51).
         differentiable: whether the reward has gradients.
-        start: where the run begins.
+        start: time at which the run begins.
         flow: see `plan`.
         times: of the whole run, instead of the flow's own.
         **options: the method's own.

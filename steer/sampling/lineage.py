@@ -1,8 +1,8 @@
-"""What a weighted population tells: how uneven it is, and from how few starts it descends.
+"""Diagnostics of a weighted population: how uneven it is, and from how few starts it descends.
 
-A mode of the tilt that holds a share m of its mass has no descendant of k independent starts with
-probability `(1 - m)^k`. Of n particles some k count: those whose weight is not negligible, and of
-the starts those that still have descendants, because resampling copies some and drops others.
+The probability that none of k independent starts leads to a mode of mass m is `(1 - m)^k`. Of n
+particles some k count: those whose weight is not negligible, and of the starts those that still
+have descendants, because resampling copies some and drops others.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def lineages(log_w: Tensor, ancestors: Tensor) -> Tensor:
 def doubts(log_w: Tensor, ancestors: Tensor, prompts: Sequence[str] | None = None) -> list[str]:
     """Return what speaks against a weighted population, a sentence each; none of a sound one.
 
-    That nothing is said proves nothing: a mode that no start led to leaves no trace.
+    The absence of warnings proves nothing: a mode that no start led to leaves no trace.
 
     Args:
         log_w: log-weights (p, n).
@@ -59,19 +59,19 @@ def doubts(log_w: Tensor, ancestors: Tensor, prompts: Sequence[str] | None = Non
     sizes, starts = ess(log_w.double()), lineages(log_w, ancestors)
     uneven = sizes < FEW
     few = (starts < FEW) & ~uneven
-    mend = "raise the temperature, or take more particles or steps"
+    mend = "raise the temperature, or use more particles or steps"
     found = []
     if bool(uneven.any()):
         found.append(
             f"{_where(uneven, prompts)}nearly all of the weight is on "
             f"{float(sizes[uneven].min()):.1f} of {n} particles (ESS): log Z and weighted means "
-            f"rest on these, and modes may be missing; {mend}"
+            f"depend on these only, and modes may be missing; {mend}"
         )
     if bool(few.any()):
         found.append(
-            f"{_where(few, prompts)}what is left descends from {float(starts[few].min()):.1f} of "
-            f"{n} starts: a mode that holds half of the mass is missed so in more than one run "
-            f"of four; {mend}"
+            f"{_where(few, prompts)}the remaining particles descend from "
+            f"{float(starts[few].min()):.1f} of {n} starts: with so few, a mode with half of the "
+            f"mass is missed in more than a quarter of all runs; {mend}"
         )
     return found
 
@@ -85,24 +85,22 @@ def collapses(
     Weights that are uneven on the way and are not resampled lose nothing.
 
     Args:
-        weighed: the effective sample size before each step's resampling, (steps, p); the last
-            step's is `doubts`'.
+        weighed: the effective sample size before each step's resampling, (steps, p).
         left: the effective sample size after it, (steps, p).
         n: how many particles a population has.
         prompts: what to call the populations.
     """
-    on_the_way = weighed[:-1].where(left[:-1] > weighed[:-1] + 0.5, float(n))
-    if n < MANY or not len(on_the_way):
+    if n < MANY or not len(weighed):
         return []
-    low, step = on_the_way.min(0)
+    low, step = weighed.where(left > weighed + 0.5, float(n)).min(0)
     these = low < FEW
     if not bool(these.any()):
         return []
     worst = int(low.argmin())
     return [
         f"{_where(these, prompts)}at step {int(step[worst]) + 1} of {len(weighed)} the weights "
-        f"collapsed onto {float(low[worst]):.1f} of {n} particles (ESS): all others are their "
-        "copies; raise the temperature, or take more particles or steps"
+        f"collapsed to {float(low[worst]):.1f} of {n} particles (ESS): all others are copies of "
+        "them; raise the temperature, or use more particles or steps"
     ]
 
 

@@ -42,9 +42,9 @@ class Method:
         gradient: whether it needs the reward's gradient.
         tempered: whether it samples the tilt at a temperature, with weights and log Z.
         from_noise: whether it begins with pure noise, and cannot start from a picture.
-        steers: whether it looks at the reward before the end.
+        steers: whether it evaluates the reward before the end.
         weighs: whether its particles have weights, and log Z; None: where it is tempered.
-        jumps: whether it takes jumps alone, never the velocity; None: where it is not tempered.
+        jumps: whether it uses only jumps, never the velocity; None: where it is not tempered.
         law: what it samples, in a few words.
         source: what to cite, keys of `steer.sampling.citations.CITATIONS`.
         name: what people call it.
@@ -59,7 +59,7 @@ class Method:
     steers: bool = True
     weighs: bool | None = None
     jumps: bool | None = None
-    law: str = "none: it seeks high rewards"
+    law: str = "none: it maximises the reward"
     source: tuple[str, ...] = ()
     name: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
@@ -186,7 +186,7 @@ TABLE: Mapping[str, Method] = MappingProxyType(
 
 
 def method_of(method: AnyMethod) -> Method:
-    """Return a method: one of the table by its name, or one of one's own.
+    """Return a method: a method of the table by its name, or your own.
 
     One's own is
 
@@ -220,7 +220,7 @@ def method_of(method: AnyMethod) -> Method:
         inspect.signature(method).bind(None, None, None, 1.0, WHOLE)
     except (TypeError, ValueError):
         raise ValueError(
-            f"method {name!r} is no kernel and cannot be called with (flow, reward, prompts, "
+            f"method {name!r} is not a kernel and cannot be called with (flow, reward, prompts, "
             "temperature, times): write a class of steer.Kernel, or a builder that returns a "
             "sampler, its options after a *"
         ) from None

@@ -1,4 +1,4 @@
-"""How far a run of `steer.sample` is: a bar in a terminal or a notebook, lines where asked for."""
+"""How far a run of `steer.sample` is: a bar in a terminal or a notebook, or lines on request."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -23,8 +23,8 @@ def shown(
         populations: after each step.
         total: how many steps there will be, if nothing ends the run before.
         method: its name.
-        wanted: None: where somebody looks (a terminal, a notebook), once the run has taken some
-            seconds; True: always, in a file now and then; False: never.
+        wanted: None: in a terminal or a notebook, after the first seconds of the run; True:
+            always, in a file now and then; False: never.
     """
     if wanted is False or (wanted is None and not _seen()):
         yield from populations

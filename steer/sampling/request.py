@@ -47,7 +47,7 @@ class Request:
     """One call of `steer.sample`; see there for the arguments.
 
     Raises:
-        ValueError: what `steer.sample` documents; the message says how to mend it.
+        ValueError: what `steer.sample` documents; the message says how to fix it.
     """
 
     flow: FlowMap
@@ -113,7 +113,7 @@ class Request:
 
     @property
     def asked(self) -> list[str] | None:
-        """What the reward is asked, one for each prompt."""
+        """The reward's prompts, one for each prompt."""
         given = self.reward_prompts
         if given is None:
             return self.names
@@ -165,7 +165,7 @@ class Request:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What noise is drawn in."""
+        """The dtype of the noise."""
         return noise_dtype(self.flow)
 
     @cached_property
@@ -217,8 +217,8 @@ class Request:
             count(name, value)
         if self.temperature is not None and self.strength is not None:
             raise ValueError(
-                "temperature and strength both given: strength sets the temperature from the "
-                "reward's spread, so give one of them"
+                "temperature and strength both given: strength computes the temperature from the "
+                "reward's standard deviation, so give one of them"
             )
         for name, number in (("temperature", self.temperature), ("strength", self.strength)):
             if number is not None and not (number > 0 and math.isfinite(number)):
@@ -227,12 +227,12 @@ class Request:
     def _check_start(self) -> None:
         if self.init_image is None and self.init_time is not None:
             raise ValueError(
-                "init_time says where a start from a picture is: give init_image as well"
+                "init_time is the time of a start from a picture: give init_image as well"
             )
         if self.init_by not in STARTS:
             raise unknown("value of init_by", str(self.init_by), STARTS)
         if self.init_by != "noise" and self.init_image is None:
-            raise ValueError("init_by says how a picture is started from: give init_image as well")
+            raise ValueError("init_by is for a start from a picture: give init_image as well")
         if self.init_by == "inversion" and "velocity" in self.flow.lacks:
             raise ValueError(
                 f"inversion takes the model's velocity, and {self.flow.lacks['velocity']}: leave "
@@ -249,7 +249,7 @@ class Request:
         if self.init_image is not None and self.chosen.from_noise:
             raise ValueError(
                 f"method {self.chosen.name!r} begins with pure noise and cannot start from a "
-                f"picture: take one of {_those(lambda m: not m.from_noise)}"
+                f"picture: use one of {_those(lambda m: not m.from_noise)}"
             )
         check_times(self.grid)
         if abs(self.grid[0] - self.start) > 1e-9 or self.grid[-1] != 1:
@@ -265,8 +265,8 @@ class Request:
             raise unknown("value of on_bad_reward", str(self.on_bad_reward), BAD)
         if self.target is not None and not chosen.steers:
             raise ValueError(
-                f"method {chosen.name!r} looks at no reward on the way, so it cannot stop at a "
-                "target: take a method that steers"
+                f"method {chosen.name!r} does not evaluate the reward during the run, so it "
+                "cannot stop at a target: use a guided method"
             )
         if self.target is not None and not math.isfinite(self.target):
             raise ValueError(f"target must be a finite reward, got {self.target}")
@@ -274,9 +274,9 @@ class Request:
             finite("budget", self.budget)
         if chosen.steers and not chosen.tempered and (self.temperature or self.strength):
             raise ValueError(
-                f"method {chosen.name!r} has no temperature: it climbs as far as its own options "
-                f"say ({', '.join(chosen.options)}); leave temperature and strength out, or take "
-                f"one of {_those(lambda m: m.tempered)}"
+                f"method {chosen.name!r} has no temperature: it maximises the reward, as strongly "
+                f"as its own options say ({', '.join(chosen.options)}); leave temperature and "
+                f"strength out, or take one of {_those(lambda m: m.tempered)}"
             )
         if chosen.gradient and "gradient" in self.flow.lacks:
             raise ValueError(
@@ -288,13 +288,13 @@ class Request:
             warnings.warn(
                 f"method {chosen.name!r} takes the model's velocity, and "
                 f"{self.flow.lacks['velocity']}; or take one of "
-                f"{_those(lambda m: not m.asks_velocity and m.steers)}, which take jumps alone",
+                f"{_those(lambda m: not m.asks_velocity and m.steers)}, which use only jumps",
                 stacklevel=6,
             )
         if chosen.gradient and not self.reward.differentiable:
             raise ValueError(
                 f"method {chosen.name!r} needs the reward's gradient, and the reward is declared "
-                f"not differentiable: take one of {_those(lambda m: not m.gradient)}, or a "
+                f"not differentiable: use one of {_those(lambda m: not m.gradient)}, or a "
                 "differentiable reward"
             )
         if chosen.gradient or (chosen.steers and self.reward.differentiable):

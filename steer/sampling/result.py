@@ -1,4 +1,4 @@
-"""`Result`: what a run of `steer.sample` gives, and the folder that it is saved as."""
+"""`Result`: the result of `steer.sample`, and the folder in which it is saved."""
 
 import io
 import json
@@ -51,31 +51,31 @@ class Part:
 
 @dataclass(repr=False)
 class Result:
-    """What `sample` returns; a leading prompt axis (p,) where a list of prompts was given.
+    """The result of `sample`; with a leading prompt axis (p,) if a list of prompts was given.
 
     Attributes:
         x: the particles, (n, *event) or (p, n, *event).
         images: decoded, nominally in [0, 1], (..., 3, h, w); None without pixels.
         rewards: in the reward's units, (n,) or (p, n).
         log_w: log-weights since the last resampling; 0 for `none` and `best-of-n`.
-        log_z: the estimate of log E[exp(reward / temperature)], () or (p,); None where the
-            method has none.
+        log_z: the estimate of log E[exp(reward / temperature)], () or (p,); None if the method has
+            none.
         ess: the effective sample size, () or (p,).
         nfe: network forward-equivalents per returned particle, theory (51): a forward 1, a
             gradient with respect to the input 1 more.
-        temperature: what the reward was divided by, () or (p,); None where the method has none.
+        temperature: what the reward was divided by, () or (p,); None if the method has none.
         best: the index of the highest reward, () or (p,).
         prompts: as given.
         method: its name.
         seed: the run's seed.
-        reward_prompts: what the reward was asked, where that differs from the prompts.
-        costs: what is counted beside: reward calls and gradients and network gradients per
-            particle, seconds, and the NFE per prompt that setting the temperature took; where
-            the reward had a scale to learn first, the NFE of that.
-        trace: ESS, log Z and mean reward after each step, and as "weighed" the ESS before its
+        reward_prompts: prompts of the reward, if they differ from the model's prompts.
+        costs: further costs: reward calls, reward gradients and network gradients per particle,
+            seconds, and the NFE per prompt for setting the temperature; if the reward estimated
+            its scale first, the NFE for that.
+        trace: ESS, log Z and mean reward after each step, and as "weighed" the ESS before
             resampling, (steps, ...) each.
-        ancestors: the start that each particle descends from, its index among those of its
-            prompt, (n,) or (p, n); None where the method does not say.
+        ancestors: index of the start that each particle descends from, among those of its prompt,
+            (n,) or (p, n); None if the method does not record it.
     """
 
     x: Tensor
@@ -97,14 +97,14 @@ class Result:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What speaks against the weighted population, a sentence each; see `lineage.doubts`.
+        """Reasons not to trust the weighted population, a sentence each; see `lineage.doubts`.
 
-        It is said where the weight is on less than two particles, at the end or, of 16 and more,
-        on the way, or descends from less than two starts, effectively, and where rewards that
-        are not finite were dropped. Of weights and starts nothing is said of methods without, of
-        fewer than four particles and of what a person chose by `keep`. A population of which
-        nothing is said may have missed a mode all the same: one that no start led to leaves no
-        trace.
+        There is a warning if the weight is on effectively less than two particles (at the end or,
+        with 16 or more particles, during the run), if it descends from effectively less than two
+        starts, and if rewards that are not finite were dropped. There are no warnings about
+        weights and starts for methods without them, for fewer than four particles, and after a
+        selection by `keep`. A population without warnings may still have missed a mode: a mode
+        that no start led to cannot be detected.
         """
         chosen = bool(self.trace["log_z"].isnan().any()) if self.trace else False
         if self.temperature is None or self.ancestors is None or chosen:
@@ -126,10 +126,10 @@ class Result:
         if not bad:
             return []
         asked = round(self.costs["reward_calls"] * self.rewards.numel())
-        return [
-            f"{bad} of {asked} rewards were not finite: their particles have weight zero, and "
-            "what is sampled is the tilt where the reward is finite"
-        ]
+        what = "their particles have weight zero, and the tilt is sampled where it is finite"
+        if self.temperature is None:
+            what = "they count as -inf and have no gradient, so they are never the best"
+        return [f"{bad} of {asked} rewards were not finite: {what}"]
 
     def __repr__(self) -> str:
         """Say in a few lines what it holds."""
@@ -151,7 +151,7 @@ class Result:
 
     @property
     def pil(self) -> list[Any]:
-        """The pictures as PIL images: a list, or one for each prompt where a list was given.
+        """The pictures as PIL images: a list, or one list per prompt if prompts were a list.
 
         Raises:
             ValueError: the samples have no pixels.
@@ -172,11 +172,12 @@ class Result:
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Write pictures, `grid.png`, `scores.jsonl` and `metrics.json` to a folder.
 
-        It appears whole or not at all.
+        The folder is written atomically.
 
         Raises:
             ValueError: the samples have no pixels.
-            FileExistsError: the folder exists, and `overwrite` is not set, or it is no run.
+            FileExistsError: the folder exists, and `overwrite` is not set or it is not a run
+                folder.
         """
         return save_result(self, expanded(folder), overwrite)
 
@@ -271,16 +272,16 @@ def save_result(
         result: what `steer.sample` returned.
         folder: where to.
         overwrite: whether an existing folder is replaced.
-        beside: title -> what was drawn of the same seeds in another way, without guidance for
-            instance: rows of the grid above it, and their rewards in `scores.jsonl`.
+        beside: title -> results of the same seeds by another method, for instance without
+            guidance: rows above it in the grid, and their rewards in `scores.jsonl`.
         keep: "all" particles or the "best" of each prompt go to `images/`.
         terms: the reward's terms by name, shaped as its rewards, for `scores.jsonl`.
-        gradients: likewise, the norm of what each term adds to the reward's gradient.
+        gradients: in the same form, the norm of each term's contribution to the reward's gradient.
         files: further files by name.
 
     Raises:
         ValueError: the samples have no pixels.
-        FileExistsError: the folder exists, and `overwrite` is not set, or it is no run.
+        FileExistsError: the folder exists, and `overwrite` is not set or it is not a run folder.
     """
     prompts, asked = _asked(result)
 

@@ -1,6 +1,6 @@
-"""A request, run: populations step by step, and the result of them.
+"""Run a request: populations step by step, and their result.
 
-`steer.sample` is the one call; `steer.stream` is the same, and the caller owns the loop.
+`steer.sample` is a single call; `steer.stream` does the same, but the caller has the loop.
 """
 
 import time
@@ -32,11 +32,11 @@ class Stream(Iterator[Population]):
     """The populations of a request, one after each step, prompt group by prompt group.
 
     Each has its `positions` and its `nfe`, and a prompt axis where prompts were given as a list.
-    Between two of them the caller may look, leave, or say `population.keep(...)` or
-    `population.stop()`.
+    Between two of them the caller may inspect the population, end the loop, or call
+    `population.keep(...)` or `population.stop()`.
 
     Args:
-        request: what is asked.
+        request: what to run.
     """
 
     def __init__(self, request: Request) -> None:
@@ -96,7 +96,7 @@ class Stream(Iterator[Population]):
             self.parts.append(part.tensors(population, temperature))
 
     def collect(self) -> Result:
-        """Make the steps that are left, and return the result."""
+        """Make the remaining steps, and return the result."""
         for _ in self:
             pass
         done, groups = len(self.parts), len(self.request.groups)
@@ -168,9 +168,8 @@ def stream(
 ) -> Stream:
     """Sample step by step: the arguments are those of `steer.sample`, without its callback.
 
-    Yields a population after each step, for one group of prompts after the
-    other (as many prompts as fit `batch_size` rows); `collect()` makes the steps that are left and
-    returns the result.
+    Yields a population after each step, for one group of prompts after the other (as many prompts
+    as fit in `batch_size` rows). `collect()` makes the remaining steps and returns the result.
 
     Raises:
         ValueError: as `steer.sample`, at once.
@@ -211,49 +210,52 @@ def sample(
 
     Args:
         flow: the flow map, no prompts bound.
-        reward: a Reward, or any callable on images (n, 3, h, w) and, if it wants them, prompts.
+        reward: a Reward, or any callable on images (n, 3, h, w) and, optionally, prompts.
         prompts: a list (a leading prompt axis everywhere), one string, or None.
         particles: n, for each prompt.
         steps: steps from noise to data, at the model's own times (`flow.times`).
-        method: one of `METHODS`, a kernel or a builder of one's own: see `methods.method_of`.
-            Default: fmrg-j, which climbs; best-of-n where there is no gradient; renoise,
-            which is exact, where a temperature or a strength is given.
-        temperature: in the reward's units; lower steers harder.
-        strength: instead: the temperature is, for each prompt, the reward's standard deviation
-            over 32 one-jump samples divided by this. Default: 3.
-        seed: keys all randomness.
-        reward_prompts: what the reward is asked, where that differs from the prompts.
+        method: one of `METHODS`, or your own kernel or builder: see `methods.method_of`. Default:
+            fmrg-j (gradient ascent); best-of-n if the reward has no gradient; renoise (exact) if a
+            temperature or a strength is given.
+        temperature: what the reward is divided by, in its units; lower means stronger guidance.
+        strength: instead of a temperature: for each prompt the temperature is the reward's
+            standard deviation over 32 one-jump samples divided by this. Default: 3.
+        seed: seed of all random numbers.
+        reward_prompts: prompts for the reward, if they differ from the model's prompts.
         init_image: start from a picture in [0, 1], (3, h, w), or one for each prompt,
             (p, 3, h, w), with the noise of `init_time`.
-        init_time: where such a start is: 0 is pure noise, near 1 little changes. Default: .5.
-        init_by: "noise" lays the noise of that time on the picture; "inversion" carries it back
-            along the flow's ODE, so that without guidance the same picture comes out: for edits.
-            All particles start alike then, so take a method with noise for several. It costs
-            32 velocities a prompt.
-        on_bad_reward: "stop" raises where a reward is not finite; "drop" gives its particle weight
-            zero, and counts it in `costs["bad_rewards"]`. `split` and `noise-smc` then sample the
-            tilt of what has a reward; methods with noise also lose what would have come back.
-            Searches and ascents leave it where it is, and never return it.
-        target: stop a prompt as soon as its best particle is seen at this reward; one jump to
-            t = 1 ends the run. Such a stop selects, so there is no log Z. A step after which the
-            method does not look (`fmrg-j` outside its window) ends nothing.
+        init_time: time of such a start: 0 is pure noise, near 1 little changes. Default: .5.
+        init_by: "noise" adds the noise of that time to the picture. "inversion" goes back along
+            the flow's ODE, so that an unguided run reproduces the picture (for edits). All
+            particles then start at the same point, so several particles need a stochastic method.
+            It costs 32 velocities per prompt.
+        on_bad_reward: "stop" raises an error if a reward is not finite. "drop" gives its particle
+            weight zero, and counts it in `costs["bad_rewards"]`. `split` and `noise-smc` then
+            sample the tilt restricted to samples with a finite reward; methods that re-noise also
+            lose particles whose reward would have become finite later. Searches and ascents do not
+            move such a particle, and never return it.
+        target: stop a prompt as soon as the lookahead of its best particle has this reward; one
+            jump to t = 1 ends the run. Such a stop depends on the samples, so there is no log Z. A
+            step without an evaluation of the reward (`fmrg-j` outside its window) never stops the
+            run.
         budget: stop in the same way so that a particle costs at most this many NFE; setting the
-            temperature is not counted. Where it stops does not depend on the samples, so log Z
-            stays what it was.
-        batch_size: the most rows in one network call. Default: all for a flow without
+            temperature is not counted. This stop does not depend on the samples, so log Z is still
+            valid.
+        batch_size: maximum number of rows in one network call. Default: all for a flow without
             parameters, else 64. It never changes the noise.
-        position: the place of the first prompt in a longer list, of which this call does a part.
-        times: the run's times, increasing from its start to 1, instead of `steps`.
+        position: the index of the first prompt in a longer list, if this call does a part of it.
+        times: the times of the run, increasing from its start to 1, instead of `steps`.
         callback: called with the population after each step (of each group of prompts).
-        progress: whether to show how far it is. Default: a bar in a terminal or a notebook, once
-            the run has taken some seconds, and nothing elsewhere.
-        **options: the method's own, see `steer.methods.method_options`.
+        progress: whether to show the progress. Default: a bar in a terminal or a notebook, after
+            the first seconds of the run, and nothing elsewhere.
+        **options: options of the method, see `steer.methods.method_options`.
 
     Raises:
-        ValueError: an unknown method or option, an empty list, numbers below one, temperature
-            and strength both, a reward without spread, of a wrong shape, or without the gradient
-            that the method needs; a picture that does not fit the model.
-        FloatingPointError: a reward that is not finite: names prompt, particle and step.
+        ValueError: an unknown method or option, an empty list, numbers below one, both temperature
+            and strength, a reward with standard deviation zero, of a wrong shape, or without the
+            gradient that the method needs; a picture that does not fit the model.
+        FloatingPointError: a reward that is not finite; the message names prompt, particle and
+            step.
     """
     populations = Stream(
         Request(

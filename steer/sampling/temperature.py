@@ -30,10 +30,10 @@ def temperatures(
     Args:
         flow: bound to p prompts.
         reward: what is probed.
-        asked: what it is asked, one for each prompt.
+        asked: its prompts, one for each prompt.
         probes: starts of the samples, (p, n, *event).
         request: the run's.
-        position: the place of the first prompt in the caller's whole list.
+        position: index of the first prompt in the caller's whole list.
 
     Raises:
         ValueError: the reward is the same for all samples of a prompt.
@@ -56,8 +56,8 @@ def temperatures(
     if flat:
         name = f" ({asked[flat[0]]!r})" if asked else ""
         raise ValueError(
-            f"the reward has no spread over {n} one-jump samples of prompt "
+            f"the reward has a standard deviation of zero over {n} one-jump samples of prompt "
             f"{position + flat[0]}{name}, so no temperature can be set from it: give "
-            "temperature=..., or a reward that tells these samples apart"
+            "temperature=..., or a reward that differs between these samples"
         )
     return spread.float() / (request.strength or 3.0)

@@ -1,6 +1,6 @@
 """Lightning training of adapters and a second time: a velocity model becomes a flow map.
 
-The base stays as it is, and is the teacher: the same weights at adapter scale 0. A checkpoint
+The base is not changed, and is the teacher: the same weights at adapter scale 0. A checkpoint
 holds what is trained and its running average, not the base.
 """
 

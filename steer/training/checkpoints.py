@@ -52,7 +52,7 @@ class Checkpoints(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint; tensors alone, no code."""
+        """Read a checkpoint; tensors only, no code."""
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -84,15 +84,15 @@ def usable(folder: Path) -> tuple[Path, int] | None:
             wrong.append(f"{file} is damaged ({_line(error)})")
             continue
         if wrong:
-            print(f"{wrong[0]}: going on from the one before it, step {step}")
+            print(f"{wrong[0]}: resuming from the one before it, step {step}")
             os.replace(folder / LAST, folder / DAMAGED)
             os.replace(file, folder / LAST)
         return folder / LAST if wrong else file, step
     if not files:
         return None
     raise ValueError(
-        f"{'; '.join(wrong)}: no checkpoint is left to go on from. Copy one back, give another "
-        "folder, or say overwrite to begin anew"
+        f"{'; '.join(wrong)}: no checkpoint is left to resume from. Copy one back, give another "
+        "folder, or set overwrite to start again"
     )
 
 

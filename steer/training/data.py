@@ -1,4 +1,4 @@
-"""What a training step draws: a function of (seed, step), so that a resumed run draws the same."""
+"""The random numbers of a training step: a function of (seed, step), also after a resume."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ Batch = tuple[Tensor, list[str]]
 
 
 def generator_of(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """Return the generator of one step: a function of (seed, step, stream) alone."""
+    """Return the generator of one step: a function of (seed, step, stream) only."""
     mixed = (seed * 1_000_003 + step) * 7 + stream
     return torch.Generator().manual_seed(mixed % (1 << 63))
 
@@ -73,7 +73,7 @@ class _Steps(Dataset):
 
 
 class Prefetched:
-    """The same batches, drawn ahead by other processes: torch's loader, from any step on.
+    """The same batches, prepared in advance by other processes: torch's loader, from any step on.
 
     Args:
         batches: step -> its batch.

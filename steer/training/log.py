@@ -1,4 +1,4 @@
-"""A run's curves as one CSV file: each row is there when its step is, none twice."""
+"""A run's curves as one CSV file: each row is written with its step, none twice."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ __all__ = ["KeepRows", "RowLog"]
 
 
 class RowLog(Logger):
-    """Write metrics to `folder/log/version_0/metrics.csv`, a row a call, at once.
+    """Write metrics to `folder/log/version_0/metrics.csv`, one row per call, immediately.
 
     Args:
         folder: the run's.
@@ -40,11 +40,11 @@ class RowLog(Logger):
         return 0
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's folder says how it was made."""
+        """Nothing: the run's folder records how it was made."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Append a row; where it has names that are new, the file is written anew with them."""
+        """Append a row; if it has new columns, the file is rewritten with them."""
         row = {name: float(value) for name, value in metrics.items()}
         row["step"] = self.rows if step is None else step
         if new := sorted(row.keys() - set(self.names)):
@@ -57,10 +57,10 @@ class RowLog(Logger):
             self.rows += 1
 
     def take_up(self, step: int | None = None, rows: int | None = None) -> None:
-        """Drop what a run wrote after the checkpoint that it goes on from.
+        """Delete what a run wrote after the checkpoint from which it resumes.
 
         Args:
-            step: of the checkpoint; None: there is none, and the log begins anew.
+            step: of the checkpoint; None: there is none, and the log starts again.
             rows: how many there were; None: those up to the step.
         """
         if step is None:
@@ -96,7 +96,7 @@ class KeepRows(L.Callback):
 
     Args:
         log: the log.
-        step: of the checkpoint that the run goes on from, if it does.
+        step: of the checkpoint from which the run resumes, if it does.
         every: steps between rows of what the module logs, written before a checkpoint is, where
             Lightning would write them after it; 0: the module writes its rows itself.
     """

@@ -20,7 +20,7 @@ def sliced_w2(x: Tensor, y: Tensor, generator: Generator, directions: int = 128)
     Args:
         x: (n, d).
         y: (n, d).
-        generator: draws the directions.
+        generator: generator of the directions.
         directions: how many.
     """
     along = torch.randn(x.shape[1], directions, generator=generator, dtype=torch.float64)

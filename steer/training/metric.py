@@ -82,7 +82,7 @@ def retrieval_rate(
 
     Args:
         similarity: (images (n, ...), captions) -> scores (n, p).
-        images: picture i was drawn for caption i.
+        images: picture i was generated for caption i.
         captions: all different.
     """
     scores = similarity(images, captions)

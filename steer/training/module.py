@@ -1,7 +1,7 @@
 """Lightning training of a flow map by a rule, with the running average of its weights.
 
-Everything that is drawn in step k is a function of (seed, k), so a run that was stopped and
-resumed equals one that never was. Import it by name: `import steer` does not load Lightning.
+All random numbers of step k are a function of (seed, k), so a resumed run equals an uninterrupted
+one. Import it by name: `import steer` does not load Lightning.
 """
 
 import copy
@@ -63,7 +63,7 @@ class RuleTraining(L.LightningModule):
         return terms["loss"]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take a step, then move the running average towards the new weights.
+        """Make an optimizer step, then update the running average of the weights.
 
         Here and not at the batch's end, where checkpoints are written before it would move.
         """

@@ -1,6 +1,6 @@
 """Muon with AdamW in one optimizer, and the schedule of their rates.
 
-torch's `Muon` takes matrices alone, where most of our weights are convolutions, and iterates in
+torch's `Muon` accepts only matrices, while most weights here are convolutions, and iterates in
 bfloat16. Its `AdamW` would be a second optimizer beside it, where Lightning steps one: the few
 lines of it stand here, and its state with the other's.
 """

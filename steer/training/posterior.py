@@ -56,7 +56,7 @@ class PosteriorFlow(FlowMap):
 
 
 class PosteriorObjective(nn.Module):
-    """What a step of posterior map training descends: flow matching, and a rule off the diagonal.
+    """The loss of a step of posterior map training: flow matching, and a rule off the diagonal.
 
     From data x_1, noise x_0 and z, an outer time t and inner times r <= s:
 
@@ -123,7 +123,7 @@ class PosteriorObjective(nn.Module):
             average: its running average: the target of rules that have one.
             x_1: data, (n, *event), at least two rows.
             prompts: one a row; none for a map that takes none.
-            generator: what noise and times are drawn from.
+            generator: generator of noise and times.
             progress: of the run, from 0 to 1.
 
         Raises:

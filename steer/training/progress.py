@@ -11,7 +11,7 @@ __all__ = ["Lines", "progress"]
 
 
 class Lines(L.Callback):
-    """Print a line every so many seconds, and one at the end.
+    """Print a line at intervals of some seconds, and one at the end.
 
     Args:
         every: seconds between lines; a line stands at the end of a step.
@@ -21,7 +21,7 @@ class Lines(L.Callback):
         self.every = every
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Begin to count, where a resumed run goes on."""
+        """Start counting at the step at which a resumed run continues."""
         self.began = self.said = time.perf_counter()
         self.first = self.last = trainer.global_step
 

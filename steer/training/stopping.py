@@ -42,7 +42,7 @@ class Signals:
     each outside the loop, ends it at once.
 
     Args:
-        left: returns what is to be said of what there is, to go on with.
+        left: returns a message on what is saved and how to resume.
     """
 
     def __init__(self, left: Callable[[], str]) -> None:
@@ -50,7 +50,7 @@ class Signals:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Listen while the block runs, and end it as said.
+        """Handle signals while the block runs, and end it as described.
 
         Raises:
             KeyboardInterrupt: SIGINT came; the text says what there is.
@@ -94,7 +94,7 @@ class Signals:
 
 
 class StepEnd(L.Callback):
-    """End the loop between two steps where a signal asks for it, and save the last state.
+    """End the loop between two steps after a signal, and save the last state.
 
     Args:
         signals: who listens.
@@ -124,7 +124,7 @@ class StepEnd(L.Callback):
             raise _Stopped
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Save the end of the run: a longer one goes on from here."""
+        """Save the end of the run: a longer run continues from here."""
         self.signals.patient = False
         self._save(trainer)
 

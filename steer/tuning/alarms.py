@@ -27,8 +27,8 @@ HELD_OUT = "held_out/"
 """What the names of held-out rewards begin with in a reading."""
 
 ADVICE = (
-    "the reward may be hacked; look at the pictures, go back to an earlier checkpoint, lower the "
-    "learning rate or the strength, or hold the flow nearer to its base"
+    "this may be reward hacking; look at the pictures, go back to an earlier checkpoint, lower "
+    "the learning rate or the strength, or raise the penalty on the distance to the base"
 )
 
 
@@ -68,11 +68,11 @@ class Thresholds:
       and `entropy` -1.1.
     - `clip` with nothing that holds it, 2 seeds, 70 steps: the judge never fell (+6.3 %). One
       alarms at step 40 with `high_frequency` +1.25, the other at step 50 with diversity .75.
-    - `clip` climbed in the pixels alone, 1 seed: the judge never fell (+5.7 %), `high_frequency`
+    - `clip` optimised by the pixels only, 1 seed: the judge never fell (+5.7 %), `high_frequency`
       alarms from +1.06 on, the sixth step of length 1.
 
     Pictures of 16 jumps beside those of one have another grain (`entropy` -.7, `edge_density` +.4,
-    `high_frequency` +.7): compare what was drawn by the same number of steps.
+    `high_frequency` +.7): compare samples with the same number of steps.
 
     Args:
         shift: a change of `brightness` or `saturation` either way, or a rise of `clipped`, in
@@ -114,7 +114,7 @@ def _statistic(name: str, value: Paired, limits: Thresholds) -> Alarm | None:
     return Alarm(
         name,
         f"mean {name.replace('_', ' ')} {went} from {value.base:.3g} to {value.mean:.3g}, "
-        f"{shift:+.2f} deviations of the base's pictures (limit {limit:g}): {ADVICE}",
+        f"{shift:+.2f} standard deviations of the base's pictures (limit {limit:g}): {ADVICE}",
     )
 
 
@@ -124,8 +124,8 @@ def _collapse(value: Paired, limits: Thresholds) -> Alarm | None:
     return Alarm(
         "diversity",
         f"the pictures of a prompt are {1 - value.mean / value.base:.0%} less diverse than the "
-        f"base's ({value.mean:.3g}, before {value.base:.3g}; limit "
-        f"{1 - limits.diversity:.0%}): they become one picture; {ADVICE}",
+        f"base's ({value.mean:.3g}, before {value.base:.3g}; limit {1 - limits.diversity:.0%}): "
+        f"they become the same picture; {ADVICE}",
     )
 
 
@@ -135,8 +135,8 @@ def _judged(value: Paired, limits: Thresholds) -> Alarm | None:
         return None
     return Alarm(
         "judge",
-        f"the judge, which nothing is tuned by, fell from {value.base:.3g} to {value.mean:.3g} "
-        f"(limit {limits.judge:.0%}): {ADVICE}",
+        f"the held-out judge fell from {value.base:.3g} to {value.mean:.3g} (limit "
+        f"{limits.judge:.0%}): {ADVICE}",
     )
 
 

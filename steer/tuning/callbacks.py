@@ -38,10 +38,10 @@ def onlookers(
     """Return what looks on at a run: the instruments, what writes the adapters, and all of them.
 
     Args:
-        tuning: what is asked for.
+        tuning: the request.
         tuned: the flow with its adapters.
         out: the run's folder; None: nothing is written.
-        notes: what the adapters' files are told of the run.
+        notes: metadata of the run for the adapters' files.
         signals: what listens to those that end the run.
         kept_rows: what lets checkpoints know how long the log is.
     """
@@ -72,14 +72,14 @@ class Watch(L.Callback):
     """Read the instruments every so many steps, and act on what they say.
 
     Args:
-        panel: what is drawn, and by what it is measured.
+        panel: what is sampled, and how it is measured.
         out: the run's folder: readings.jsonl, sheets/ and best/ go there; None: nothing is kept.
         every: steps between checks.
         steps: number of jumps for the pictures of a check.
         early_stop: end the run when so many checks in a row raised an alarm; 0: never.
-        metadata: what best/ is told of the run.
-        together: whether all processes draw, since none can call the network alone; the first one
-            writes. Default: it draws alone.
+        metadata: metadata of the run for best/.
+        together: whether all processes sample, since none can call the network alone; the first
+            one writes. Default: it draws alone.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Watch(L.Callback):
             self.check(trainer, module)
 
     def check(self, trainer: L.Trainer, module: Any) -> None:
-        """Read, log, keep the best, and stop where the alarms say so."""
+        """Measure, log, keep the best, and stop if the alarms require it."""
         start = time.perf_counter()
         if trainer.is_global_zero or self.together:
             self._check(trainer, module)
@@ -211,7 +211,7 @@ class SaveAdapters(L.Callback):
         tuned: whose.
         out: the folder.
         every: steps between writes.
-        metadata: what the file is told of the run.
+        metadata: metadata of the run for the file.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ def end(
     """Write what a run leaves behind, and return a summary of it.
 
     Args:
-        tuning: what was asked for.
+        tuning: the request.
         module: what was run.
         watch: what looked on, if anything did.
         saver: what writes the adapters, where there is a folder.
@@ -73,7 +73,7 @@ def summary(
     """Return what a run came to, in a few lines: figures, where it is, what to do next.
 
     Args:
-        tuning: what was asked for.
+        tuning: the request.
         said: "figures", and "scale" where a sweep recommends one.
         done: steps that were taken.
         out: the run's folder.

@@ -22,7 +22,7 @@ SHARE = 0.1
 def plan_sweep(panel: Panel, settings: Settings, nfe: float) -> tuple[list[float], list[int], str]:
     """Return the scales and the numbers of jumps to read, and a line on what was left out.
 
-    What the settings ask for is read in full; else as many of `STEPS`, fewest first, as cost at
+    What the settings give is evaluated in full; else as many of `STEPS`, fewest first, as cost at
     most `SHARE` of the run.
 
     Args:
@@ -41,7 +41,7 @@ def plan_sweep(panel: Panel, settings: Settings, nfe: float) -> tuple[list[float
     jumps = " and ".join(map(str, bought)) if bought else "no"
     left = (
         f"the adapters' scale is swept at {jumps} jumps: {costs[len(bought)]} network calls would "
-        f"be more than a tenth of the run's {nfe:.0f}; ask for more with sweep_steps={steps}"
+        f"be more than a tenth of the run's {nfe:.0f}; set more with sweep_steps={steps}"
     )
     return scales, bought, left
 
@@ -54,7 +54,7 @@ def sweep(
     Writes front.json, and front.png: the reward against diversity and drift.
 
     Args:
-        panel: what is drawn and read.
+        panel: what is sampled and measured.
         scales: of the adapters; 0 is the base.
         steps: composed jumps.
         out: the folder; None: nothing is written.
@@ -84,7 +84,7 @@ def recommended(front: Sequence[Mapping[str, Any]]) -> float:
 
 
 def figures(entry: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return what a model card tells of a reading: name -> base and tuned."""
+    """Return the figures of a reading for a model card: name -> base and tuned."""
     names = [k.removesuffix("/base") for k in entry if k.endswith("/base")]
     return {n: {"base": entry[f"{n}/base"], "tuned": entry[n]} for n in names}
 

@@ -1,9 +1,10 @@
 """Instruments against reward hacking: what pictures look like, apart from the reward.
 
-A reward that rises says nothing when it is the thing that was climbed. These are read beside it,
-on the base's pictures and the tuned pictures of the same prompts and the same noise, so that each
-picture has its pair: plain statistics of pixels, diversity within a prompt, kernel distance to
-the base's pictures, a judge and rewards that were held out, and how far the velocity drifted.
+An increase of the optimised reward does not show that the pictures are better. These are read
+beside it, on the base's pictures and the tuned pictures of the same prompts and the same noise, so
+that each picture has its pair: plain statistics of pixels, diversity within a prompt, kernel
+distance to the base's pictures, a judge and rewards that were held out, and how far the velocity
+drifted.
 
 >>> grey = torch.linspace(0.4, 0.6, 8)[:, None, None, None].expand(8, 3, 16, 16)
 >>> instruments = Instruments(grey, ["a cat", "a dog"])
@@ -36,14 +37,14 @@ __all__ = ["Instruments"]
 class Instruments:
     """Compare tuned pictures with the base's own of the same prompts and the same noise.
 
-    It is built once, on the base's pictures, and keeps their numbers, not the pictures. How either
-    were drawn is the caller's; only the pairs matter: row i of both came of the same noise, by the
-    same number of steps. A reward that learns its scale over a run gives other numbers later:
-    `rescore` asks it again of the base's pictures.
+    It is built once, on the base's pictures, and keeps their numbers, not the pictures. How they
+    are sampled is up to the caller; only the pairs matter: row i of both came of the same noise,
+    by the same number of steps. A reward that adapts its scale during a run gives other numbers
+    later: `rescore` scores the base's pictures again.
 
     Args:
         images: the base's, (p * n, 3, h, w), prompt-major, not clamped.
-        prompts: p, what the reward, the judge and the held-out rewards are asked.
+        prompts: p prompts of the reward, the judge and the held-out rewards.
         reward: what is being tuned for. Without it no held-out reward raises an alarm.
         judge: what says whether the pictures became better; nothing is tuned by it. Its
             `features(images)`, where it has them, serve diversity and kernel distance.
@@ -99,8 +100,8 @@ class Instruments:
         if not bool(torch.isfinite(scores).all()):
             row = int((~torch.isfinite(scores)).nonzero()[0])
             raise ValueError(
-                f"{name} is {float(scores[row])} for picture {row} ({self.rows[row]!r}): it "
-                "must be finite for every picture; guard its logarithms and divisions"
+                f"{name} is {float(scores[row])} for picture {row} ({self.rows[row]!r}): it must "
+                "be finite for every picture; check its logarithms and divisions"
             )
         return scores
 
@@ -127,8 +128,9 @@ class Instruments:
         """
         if images.shape != self._shape:
             raise ValueError(
-                f"pictures are {tuple(images.shape)}, the base's were {tuple(self._shape)}: draw "
-                "them of the same noise for the same prompts, or build the instruments anew"
+                f"pictures are {tuple(images.shape)}, the base's were {tuple(self._shape)}: "
+                "sample them from the same noise for the same prompts, or construct the "
+                "instruments again"
             )
         check_pictures(images)
         values, features = self._measure(images)

@@ -1,8 +1,8 @@
 """Lightning tuning of a flow map's adapters by a reward: running average, counts, exact resume.
 
-Student and teacher are one network, its adapters on and off. Everything that is drawn in step k is
-a function of (seed, k, row): the draws know nothing of micro-batches, processes and restarts.
-Import it by name: `import steer` does not load Lightning.
+Student and teacher are one network, its adapters on and off. All random numbers of step k are a
+function of (seed, k, row): they do not depend on micro-batches, processes and restarts. Import it
+by name: `import steer` does not load Lightning.
 """
 
 import math
@@ -49,7 +49,7 @@ class RewardTuning(L.LightningModule):
         learning_rate: of AdamW.
         warm: steps of linear warm-up; the rate then follows a cosine to zero.
         average: decay of the running average (shorter at the start).
-        seed: with the step and the row, it fixes all that is drawn.
+        seed: with the step and the row, it determines all random numbers.
 
     Raises:
         ValueError: sizes that do not divide, or an objective that needs a gradient that the reward
@@ -84,8 +84,8 @@ class RewardTuning(L.LightningModule):
             )
         if micro_batch % group:
             raise ValueError(
-                f"{micro_batch} rows a call do not hold whole groups of {group} rows a prompt, "
-                f"which this objective compares: make it a multiple of {group}"
+                f"{micro_batch} rows a call are not whole groups of {group} rows a prompt, which "
+                f"this objective compares: make it a multiple of {group}"
             )
         for p in tuned.adapters().values():
             p.requires_grad_(True)
@@ -120,7 +120,7 @@ class RewardTuning(L.LightningModule):
 
     @property
     def reward_calls(self) -> int:
-        """How often the reward was asked by the objective, over all processes."""
+        """Number of reward calls by the objective, over all processes."""
         return self.counts.reward * (1 if self._trainer is None else self.trainer.world_size)
 
     @property
@@ -251,13 +251,13 @@ class RewardTuning(L.LightningModule):
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss of step {self.global_step} is {loss}: lower learning_rate, raise the "
-                "temperature or a penalty; the last checkpoint is whole"
+                "temperature or a penalty; the last checkpoint is intact"
             )
         if not math.isfinite(length):
             raise FloatingPointError(
                 f"the gradient of step {self.global_step} is not finite, though the loss is: look "
                 "at the reward's square roots, logarithms and divisions at flat pictures; the "
-                "last checkpoint is whole"
+                "last checkpoint is intact"
             )
 
     def _summed(self, noted: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ class RewardTuning(L.LightningModule):
         return self.trainer.strategy.reduce(noted.to(self.device), reduce_op="sum")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take a step, then move the running average towards the new adapters.
+        """Make an optimizer step, then update the running average of the adapters.
 
         Here and not at the batch's end, where checkpoints are written before it would move.
         """
@@ -330,8 +330,8 @@ class RewardTuning(L.LightningModule):
         if theirs["sha256"] != self.base_sha256:
             raise ValueError(
                 f"the checkpoint was made on {theirs['name']!r} with weights "
-                f"{theirs['sha256'][:12]}, and this base, {self.tuned.name!r}, has others "
-                f"({self.base_sha256[:12]}): go on with the same base, or choose another folder"
+                f"{theirs['sha256'][:12]}, and this base, {self.tuned.name!r}, has other weights "
+                f"({self.base_sha256[:12]}): resume with the same base, or choose another folder"
             )
         for name, value in checkpoint["counts"].items():
             setattr(self.counts, name, value)

@@ -50,7 +50,7 @@ class Panel:
         reward: what is tuned for.
         judge: what is not.
         held_out: further rewards that are not tuned for.
-        asked: what the rewards are asked, where that differs.
+        asked: the rewards' prompts, if they differ.
         seed: fixes the noise.
     """
 
@@ -150,7 +150,7 @@ class Panel:
     def cost(self, scales: Sequence[float], steps: Sequence[int]) -> int:
         """Return the network calls of reading each scale at each number of steps, drift once.
 
-        The base is drawn once for each number of steps, if it was not yet.
+        The base is sampled once for each number of steps.
         """
         tuned = sum(map(self._moved, scales))
         grids = {k: pairwise([i / k for i in range(k + 1)]) for k in steps}

@@ -20,14 +20,14 @@ PROMPTS = 4
 
 @dataclass(frozen=True)
 class Preview:
-    """What is drawn of a tuned flow when a notebook shows it.
+    """The samples of a tuned flow that a notebook shows.
 
     It keeps the reward: `tuned.preview = None` lets it go.
 
     Attributes:
         reward: what it was tuned for.
         prompts: what it was tuned on; None for a flow without prompts.
-        asked: what the reward is asked for each of them.
+        asked: the reward's prompt for each of them.
         seed: of the noise.
     """
 

@@ -14,7 +14,7 @@ class Prompts:
 
     Args:
         prompts: all of them; None for a flow without prompts.
-        asked: what the reward is asked for each, where that differs.
+        asked: the reward's prompt for each, if it differs.
         seed: fixes the order.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a tuning run is asked to do: one frozen request, which checks itself when it is made."""
+"""The request of a tuning run: one frozen request, which checks itself when it is made."""
 
 import hashlib
 import math
@@ -43,7 +43,7 @@ class Tuning:
         strength: then it is the spread divided by this; None: by 3.
         judge: what says whether pictures became better; nothing is tuned by it.
         held_out: name -> rewards that are read at checks, and not tuned for.
-        seed: keys all that is drawn.
+        seed: seed of all random numbers.
         settings: how the run is run.
         start: adapters that are tuned further, which the base of the run has on; None: new ones.
 
@@ -133,11 +133,12 @@ class Tuning:
         """Let the reward learn what scales it has, and return the run's temperature.
 
         Args:
-            base: what draws one-jump samples, where the run will be; the reward is moved there.
-            known: the temperature that this run was begun with, if it was.
+            base: the flow for one-jump samples, on the device of the run; the reward is moved
+                there.
+            known: the temperature of the existing run, if there is one.
 
         Raises:
-            ValueError: the reward has no spread.
+            ValueError: the reward has a standard deviation of zero.
         """
         asked = self.prompts.prompts, self.prompts.asked, self.seed
         size = self.settings.micro_batch or ROWS

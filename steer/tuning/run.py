@@ -1,8 +1,8 @@
 """`steer.finetune`: tune the adapters of a flow map by a reward, in one call.
 
-A run: the request checks itself, the reward's scale and spread are found out, adapters are put on,
-Lightning's loop runs with the instruments on, and at the end the front of reward against drift is
-read at some scales of the adapters. One that stopped goes on when it is called again.
+A run validates the request, estimates the reward's scale and standard deviation, adds the
+adapters, runs Lightning's loop with the checks, and at the end evaluates reward and drift at
+several scales of the adapters. An interrupted run resumes when it is called again.
 """
 
 import os
@@ -58,43 +58,43 @@ def finetune(
 
     Args:
         flow: the base: a network, no prompts bound, or a diffusers pipeline. It is never changed.
-            Adapters that are on it, ours or a LoRA that the pipeline has loaded, are tuned
-            further: the run's base has them on, and what it writes replaces them.
-        reward: a Reward, or any callable on images (n, 3, h, w) and, if it wants them, prompts.
+            Adapters that it already has (ours, or a LoRA that the pipeline has loaded) are tuned
+            further: the base of the run includes them, and the result replaces them.
+        reward: a Reward, or any callable on images (n, 3, h, w) and, optionally, prompts.
         prompts: what to tune on, or None for a flow without prompts.
         objective: a name of `steer.OBJECTIVES`, or an objective.
         steps: optimizer steps.
         temperature: what the reward is divided by, in its units; a lower temperature tunes more
             strongly.
-        strength: instead: the temperature is the reward's standard deviation over one-jump samples
-            of the same prompt, divided by this. Default: 3.
-        judge: what says whether the pictures became better: it is never tuned for. The best
-            adapters by it are kept in out/best.
-        seed: keys all that is drawn.
-        out: the run's folder; `steer.load(base, lora=out)` and peft read it. None: no files. A run
-            that stopped goes on when it is called again with the same arguments; a finished one
-            is loaded, and with more `steps` goes on: the rates then follow the cosine of the new
-            length. A reward is known by its name and the files, or the text in a script, that it
-            comes from: one that was edited is another.
-        options: the objective's own, where it is given by name.
-        held_out: name -> rewards that are not tuned for, read at checks.
-        reward_prompts: what the reward is asked for each prompt, where that differs.
+        strength: instead of a temperature: the temperature is the reward's standard deviation over
+            one-jump samples of the same prompt, divided by this. Default: 3.
+        judge: a held-out reward, which is never optimised. The adapters with its highest score are
+            kept in out/best.
+        seed: seed of all random numbers.
+        out: the run's folder; `steer.load(base, lora=out)` and peft read it. None: no files. An
+            interrupted run resumes when it is called again with the same arguments. A finished run
+            is loaded, and continued if `steps` is larger: the learning rates then follow the
+            cosine of the new length. A reward is identified by its name and by the files, or the
+            text in a script, that define it: an edited reward counts as another one.
+        options: options of the objective, if it is given by name.
+        held_out: name -> further held-out rewards, measured at checks.
+        reward_prompts: the reward's prompt for each prompt, if it differs.
         overwrite: delete an earlier run in the folder, as soon as this one has saved something.
-        **settings: those of `Settings`.
+        **settings: attributes of `Settings`.
 
     Returns:
         The base with the adapters of the last step, at scale 1, in evaluation mode. It shares the
-        base's tensors.
+        tensors of the base.
 
     Raises:
-        ValueError: an unknown objective, option or setting (with the nearest names), temperature
-            and strength both, sizes that do not divide, a reward without spread or without the
-            gradient that the objective needs, a flow without layers to adapt.
-        FileExistsError: the folder holds another run, or something else.
+        ValueError: an unknown objective, option or setting (with the nearest names), both
+            temperature and strength, sizes that do not divide, a reward with standard deviation
+            zero or without the gradient that the objective needs, a flow without layers to adapt.
+        FileExistsError: the folder contains another run, or other files.
         BlockingIOError: another process writes to the folder.
         FloatingPointError: a reward or a loss that is not finite.
-        KeyboardInterrupt: SIGINT came: the run ends after the step that is being taken, its state
-            saved. On SIGTERM it is a SystemExit of code 143.
+        KeyboardInterrupt: after SIGINT: the run ends after the current step, with its state saved.
+            After SIGTERM it is a SystemExit of code 143.
     """
     flow, start = as_flow(flow), None
     if has_adapters(flow):
@@ -113,11 +113,11 @@ def finetune(
 
 
 def tune(tuning: Tuning, folder: RunFolder | None = None) -> Adapted:
-    """Run a request, or go on with it, or load what it ended with; see `finetune`.
+    """Run a request, resume it, or load its result; see `finetune`.
 
     Args:
-        tuning: what is asked for.
-        folder: where it is kept; None: nowhere.
+        tuning: the request.
+        folder: the run's folder; None: no files.
     """
     from steer.training.processes import is_first
     from steer.training.stopping import Signals
@@ -196,7 +196,7 @@ def _preview(tuning: Tuning) -> Preview:
 
 
 def _nothing_left() -> str:
-    return "stopped, unfinished: nothing is kept without a folder, give out=..."
+    return "stopped, unfinished: without a folder nothing is saved, give out=..."
 
 
 def _what(tuning: Tuning, tuned: Adapted, temperature: float, accumulate: int) -> str:
@@ -204,8 +204,7 @@ def _what(tuning: Tuning, tuned: Adapted, temperature: float, accumulate: int) -
     size, rows, count = tuning.settings.batch_size, tuning.settings.micro, tuning.settings.devices
     trained = sum(p.numel() for p in tuned.adapters().values())
     return (
-        f"effective batch {size} = {rows} rows a call x {accumulate} accumulated x {count} "
+        f"effective batch {size} = {rows} rows per call x {accumulate} accumulated x {count} "
         f"process{'es' if count > 1 else ''}; {tuning.steps} steps, temperature "
-        f"{temperature:.4g}, {trained:,} trained parameters, objective "
-        f"{name_of(tuning.objective)}"
+        f"{temperature:.4g}, {trained:,} trained parameters, objective {name_of(tuning.objective)}"
     )

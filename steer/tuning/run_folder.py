@@ -1,4 +1,4 @@
-"""A tuning run's folder: whose run it is, whether it is finished, where it goes on."""
+"""A tuning run's folder: which run it contains, whether it is finished, where it resumes."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where Lightning keeps what a stopped run needs to go on."""
+        """The folder of Lightning's checkpoints, from which a run resumes."""
         return self.path / "checkpoints"
 
     @property
@@ -56,7 +56,8 @@ class RunFolder:
 
         Raises:
             BlockingIOError: another process writes to the folder.
-            FileExistsError: `overwrite` is set, and the folder holds what no run of ours wrote.
+            FileExistsError: `overwrite` is set, and the folder contains files that no run of this
+                package wrote.
         """
         with locked(self.path):
             self._put_back()
@@ -68,7 +69,7 @@ class RunFolder:
                 self._put_back()
 
     def begun(self) -> dict[str, Any]:
-        """Return what the run in it was begun with, in today's names; {} if none is to go on."""
+        """Return the settings of the run in it; {} if there is none to resume."""
         file = self.path / "run.json"
         if self.overwrite or not file.exists():
             return {}
@@ -76,20 +77,21 @@ class RunFolder:
             return _today(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, AttributeError) as error:
             raise ValueError(
-                f"{file} is damaged ({error}): copy it back, give another folder, or say "
-                "overwrite to begin anew"
+                f"{file} is damaged ({error}): copy it back, give another folder, or set "
+                "overwrite to start again"
             ) from None
 
     def claim(self, identity: Mapping[str, Any]) -> str:
-        """Make the folder, or go on with the run that is in it if it is the same one.
+        """Make the folder, or resume the run in it if it is the same one.
 
-        A run may be made longer: where `steps` alone differ and grew, it goes on, finished or not.
+        A run may be made longer: if only `steps` differs and has grown, the run continues,
+        finished or not.
 
         Args:
             identity: what makes the run this one, see `Tuning.identity`.
 
         Returns:
-            What is to be said of it; nothing for a new run or the same one.
+            A message about it; nothing for a new run or the same one.
 
         Raises:
             FileExistsError: it holds another run, or something else.
@@ -102,7 +104,7 @@ class RunFolder:
                 tidy(self.path)
             if self.path.exists() and any(self.path.iterdir()):
                 raise FileExistsError(
-                    f"{self.path} exists already and holds no tuning run: choose another folder"
+                    f"{self.path} exists already and contains no tuning run: choose another folder"
                 )
             self._begin(identity)
             return ""
@@ -116,7 +118,7 @@ class RunFolder:
         if set(changed) == {"steps"} and now["steps"] > before["steps"]:
             (self.path / "finished.json").unlink(missing_ok=True)
             self._begin(identity)
-            return f"{self.path} goes on: {changed['steps']} steps"
+            return f"{self.path} continues: {changed['steps']} steps"
         if not self.whole:  # it never got anywhere
             refuse_existing(self.path, True, held=True)
             shutil.rmtree(self.path)
@@ -125,12 +127,16 @@ class RunFolder:
         was = "; ".join(f"{name}: {both}" for name, both in changed.items())
         edited = {n.partition("sources.")[0] for n in changed if ".sources." in f".{n}"}
         whose = {"": "the reward's", "watched.": "the judge's or a held-out reward's"}
-        longer = " (steps alone may grow, and nothing else change)" if "steps" in changed else ""
+        longer = (
+            " (only steps may grow, and nothing else may change)" if "steps" in changed else ""
+        )
         raise FileExistsError(
-            f"{self.path} holds a run that was begun otherwise ({was})"
+            f"{self.path} contains a run with other arguments ({was})"
             + "".join(f": a file of {whose[part]} was edited since" for part in sorted(edited))
-            + f": choose another folder, give the same arguments to go on with it{longer}, or say "
-            "overwrite to drop it"
+            + (
+                f": choose another folder, give the same arguments to resume it{longer}, or set "
+                "overwrite to delete it"
+            )
         )
 
     def keep(self) -> None:
@@ -138,14 +144,14 @@ class RunFolder:
         shutil.rmtree(self._before, ignore_errors=True)
 
     def left(self) -> str:
-        """Say what a run that was stopped leaves, and how it goes on."""
+        """Say what an interrupted run has saved, and how to resume it."""
         found = usable(self.checkpoints) if self.whole else None
         if found is None:
-            return f"stopped, unfinished: {self.path} holds nothing yet to go on from"
+            return f"stopped, unfinished: {self.path} has nothing yet to resume from"
         again = " without overwrite" if self.overwrite else ""
         return (
-            f"stopped, unfinished: run the same command again{again} to resume. {self.path} holds "
-            f"the state after step {found[1]} and the adapters that were written last"
+            f"stopped, unfinished: run the same command again{again} to resume. {self.path} has "
+            f"the state after step {found[1]} and the last saved adapters"
         )
 
     def finish(self, ended: Mapping[str, Any]) -> None:
@@ -166,7 +172,7 @@ class RunFolder:
             if self.path.exists():
                 shutil.rmtree(self.path)
             os.replace(self._before, self.path.resolve())
-            print(f"{self.path}: what was to be replaced is back in its place")
+            print(f"{self.path}: the earlier run was restored")
         self.keep()
 
 

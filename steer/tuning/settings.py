@@ -1,4 +1,4 @@
-"""How a tuning run is run: its numbers, checked once."""
+"""Settings of a tuning run, validated once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ RENAMED = {"clip": "gradient_clip"}
 
 @dataclass(frozen=True)
 class Settings:
-    """How a tuning run is run.
+    """Settings of a tuning run.
 
     Attributes:
         rank: rank of the adapters.
@@ -35,8 +35,8 @@ class Settings:
             the one-jump samples at the start of a run.
         average: decay of the running average of the adapters.
         gradient_clip: largest norm of the adapters' gradient.
-        check_prompts: prompts that are drawn at checks; give some that are not tuned on. Default:
-            the first 16 tuned ones.
+        check_prompts: prompts that are sampled at checks; give some that are not used for tuning.
+            Default: the first 16 tuning prompts.
         check_samples: pictures per prompt.
         check_steps: number of jumps for the pictures of a check.
         check_every: steps between checks; 0: no checks.
@@ -95,7 +95,11 @@ class Settings:
             raise ValueError(f"micro_batch must be at least 1, got {self.micro_batch}")
         if any(k < 1 for k in self.sweep_steps or ()):
             raise ValueError(f"sweep_steps must be at least 1 each, got {self.sweep_steps}")
-        if "deepspeed" in self.strategy or ("fsdp" in self.strategy and not self.sharded):
+        known = ("auto", "ddp", "fsdp")
+        splits = "deepspeed" in self.strategy or ("fsdp" in self.strategy and not self.sharded)
+        if self.strategy not in known and not splits and not self.strategy.startswith("ddp"):
+            raise unknown("strategy", self.strategy, known)
+        if splits:
             raise ValueError(
                 f"strategy {self.strategy!r} splits the weights over processes in a way that "
                 "checks and adapter files cannot take: use fsdp, or auto or ddp, where each "
@@ -112,7 +116,7 @@ class Settings:
 
     @property
     def sharded(self) -> bool:
-        """Whether the base is split over the processes, so that all of them make each call."""
+        """Whether the base is sharded over the processes, so that all of them make each call."""
         return self.strategy == "fsdp"
 
     @property
@@ -125,8 +129,8 @@ class Settings:
         """Return the settings of these names.
 
         Raises:
-            ValueError: an unknown name, with the nearest ones, or today's for an earlier one; a
-                number out of its range.
+            ValueError: an unknown name (the message has similar ones, or the new name of an old
+                one); a number out of its range.
         """
         known = cls.__dataclass_fields__
         for name in settings:

@@ -2,12 +2,13 @@
 
 Of N processes each keeps one part in N of every weight of the denoiser, and a block's weights are
 gathered when it is called and dropped after it (Zhao et al. 2023, arXiv 2304.11277; torch's
-`fully_shard`). The base is frozen, so it has no gradients and no states to split. Adapters are
-some hundredths of its size and are no part of it: they are ordinary tensors, in float32 over a
-base of any precision, and DDP averages their gradients as it does without splitting. So files,
-checkpoints, norms and averages are those of any other run, and a run may go on with another split.
+`fully_shard`). The base is frozen, so it has no gradients and no states to split. Adapters have
+about 1 % of its size and are not sharded: they are ordinary tensors, in float32 over a base of any
+precision, and DDP averages their gradients as it does without splitting. So files, checkpoints,
+norms and averages are those of any other run, and a run may resume with another number of
+processes.
 
-Every process must make every call of the network: whoever calls alone waits for the others.
+Every process must make every call of the network: a process that calls alone waits for the others.
 """
 
 from typing import Any

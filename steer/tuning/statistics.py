@@ -132,7 +132,7 @@ def check_pictures(images: Tensor) -> None:
     if len(bad):
         raise ValueError(
             f"{len(bad)} of {len(images)} pictures have values that are not finite, the first is "
-            f"row {int(bad[0])}: the weights have run away; go back to an earlier checkpoint and "
+            f"row {int(bad[0])}: the weights have diverged; go back to an earlier checkpoint and "
             "lower the learning rate"
         )
 
@@ -214,7 +214,9 @@ def kid(
             f"{tuple(b.shape)}: take both from the same extractor"
         )
     if paired and len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} rows are no pairs: draw both of the same noise")
+        raise ValueError(
+            f"{len(a)} and {len(b)} rows are not pairs: sample both from the same noise"
+        )
     size = min(subset, len(a), len(b))
     generator = torch.Generator().manual_seed(0)
     values = []
@@ -292,5 +294,7 @@ def velocity_distance(
     jump = float((flow.jump(x_0, 0.0, 1.0).float() - end).square().mean())
     length = float((end - x_0.float()).square().mean())
     if not moved * length:
-        raise ValueError("the base does not move these points: nothing to be relative to")
+        raise ValueError(
+            "the base does not move these points, so no relative change can be computed"
+        )
     return Drift(math.sqrt(apart / moved), math.sqrt(jump / length))

@@ -88,11 +88,12 @@ def fit(trainer: L.Trainer, module: RewardTuning, last: Path | None = None) -> N
             trainer.fit(module, module.loader(), ckpt_path=last, weights_only=True)
         except RuntimeError as error:
             if trainer.world_size > 1 and _of_another(error):
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise ChildProcessError(
                     f"process {trainer.global_rank} of {trainer.world_size} waited for another "
                     "one that has ended (killed, out of memory, or with an error of its own "
-                    "above): the run ends; give the same command again to go on from its last "
-                    "checkpoint"
+                    f"above) or cannot be reached ({first}): the run ends; give the same command "
+                    "again to resume from its last checkpoint"
                 ) from error
             raise
 
@@ -115,15 +116,15 @@ def precision(settings: Settings) -> str:
 
 
 def loggers(out: Path, wandb: str | None = None, step: int | None = None) -> list[Any]:
-    """Return CSV always, TensorBoard where it is installed, Weights & Biases where asked for.
+    """Return CSV always, TensorBoard where it is installed, Weights & Biases on request.
 
     Args:
         out: the run's folder.
         wandb: the project of Weights & Biases, if any.
-        step: from which the run goes on: what it had logged after it counts no more.
+        step: from which the run resumes: what it had logged after it counts no more.
 
     Raises:
-        ImportError: Weights & Biases is asked for and not installed.
+        ImportError: Weights & Biases is requested but not installed.
     """
     found: list[Any] = [RowLog(out)]
     if importlib.util.find_spec("tensorboard") or importlib.util.find_spec("tensorboardX"):

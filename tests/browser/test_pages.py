@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
+from recipes.studio.completing import COMPLETE
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LACKS = [name for name in ("playwright", "gradio") if find_spec(name) is None]
 pytestmark = [
@@ -165,6 +167,12 @@ def test_a_reward_is_completed_while_it_is_typed_and_refused_beside_its_field(pa
     page.fill("#reward input", "0.7*clop")
     page.keyboard.press("Tab")
     says(page, "#reward-error", "did you mean clip")
+    for text, first in {
+        "cli": "clip", "-.5*br": "-.5*brightness", "min(clip, sh": "min(clip, sharpness",
+        "clip +": "clip + aesthetic", "mi": "min(", "2*min(clip, 0.5*jp": "2*min(clip, 0.5*jpeg",
+        "colour:name=re": None, "clip + zzz": None, "0.5": None,
+    }.items():  # fmt: skip
+        assert (page.evaluate(COMPLETE, text) or [None])[0] == first, text
 
 
 def test_a_run_is_paused_a_particle_kept_and_the_run_stopped(page):
@@ -247,19 +255,20 @@ def test_a_tuning_run_is_started_alarmed_stopped_and_resumed(page, place):
     file = place[0] / "tuned" / "readings.jsonl"
     before = len(file.read_text().splitlines())
     assert before < 150
-    page.click("#tune-go")  # an alarm may have ended the run by then: it is resumed all the same
-    page.wait_for_timeout(3000)
+    page.click("#tune-go")  # an alarm may end the run soon: it is resumed all the same
+    state = "document.querySelector('#tune-state').innerText"
+    page.wait_for_function(f"/^(Running|Finished)/.test({state})")
     assert page.inner_text("#tune-error").strip() == ""
     assert len(file.read_text().splitlines()) >= before
     if page.inner_text("#tune-state").startswith("Running"):
         page.click("#front-go")
         says(page, "#front-error", "stop it first")
         page.click("#tune-stop")
-        says(page, "#tune-state", "Stopped")
+        page.wait_for_function(f"!{state}.startsWith('Running')")
     page.click("#front-go")
     page.wait_for_function(
         "document.querySelector('#at-scale')?.innerText.includes('At scale 1:')"
-        " && document.querySelector('#front-error')?.innerText.trim() === ''"
+        " && !/is drawn|turn/.test(document.querySelector('#front-error').innerText)"
     )
     page.wait_for_selector("#front-plot img")
     assert page.locator("#scaled img").count() == 4

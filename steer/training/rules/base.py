@@ -1,4 +1,4 @@
-"""What a rule is: an error whose mean square, over data, vanishes at the flow map alone."""
+"""What a rule is: an error whose mean square, over data, is zero only for the flow map."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -77,8 +77,8 @@ class Rule(ABC):
         target: what is regressed on what, in a line.
         stopped: what no gradient passes through.
         field: which velocity it follows.
-        chosen: whether somebody chose that; else a rule of the pair follows a teacher, where one
-            is: the diagonal does.
+        chosen: whether it was set by the caller; else a rule of the pair follows a teacher, where
+            one is: the diagonal does.
         pairs: the law of (s, t) of its paper, see `steer.training.rules.times`.
         weight: how its errors are weighed, see `steer.training.rules.weights`.
         diagonal: share of a batch that is flow matching at s = t.

@@ -32,7 +32,7 @@ class ESD(_Eulerian):
     target = "∂_s X + ∇X·b on zero"
     stopped = "b and ∇X·b"
     source = "Boffi et al. 2025, 2505.18825"
-    fails = "unstable: the derivative in space meets large early gradients"
+    fails = "unstable: the derivative in space is multiplied by large early gradients"
     cost = 10
 
     def error(self, look: Look) -> Tensor:
@@ -145,13 +145,13 @@ class Tangent(_Eulerian):
     target = "v on v + N(b - v + (t-s) d)"
     stopped = "all but v"
     source = "Lu, Song 2024, 2410.11081; Sabour et al. 2025, 2506.14603"
-    fails: str = "to the end alone: many steps need re-noising, other jumps are not trained"
+    fails: str = "only jumps to t = 1 are trained: several steps need re-noising"
     cost = 6
 
     def __init__(self, field: Field = "teacher", pairs: str = "ends", warm: float = 0.1) -> None:
         self.field, self.pairs, self.warm = field, pairs, warm
         if pairs != "to-the-end":
-            self.fails = "slow: tangents of one length, however far the map is"
+            self.fails = "slow: the tangents have bounded length, however large the error is"
 
     def error(self, look: Look) -> Tensor:
         """Return `v - sg[v + g]`."""

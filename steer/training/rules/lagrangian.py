@@ -16,8 +16,9 @@ from steer.training.rules.tangent import normalised, towards
 __all__ = ["LMD", "LSD", "TVM", "AlignLagrangian", "Heun"]
 
 WHY = (
-    "a Lagrangian rule asks for the velocity at X(s,t,x), where no pair of noise and data is "
-    "known to pass, so the pair's velocity says nothing of it: follow \"own\" or a teacher's"
+    "a Lagrangian rule needs the velocity at X(s,t,x), and no pair of noise and data is known "
+    'whose path passes there, so the velocity of a pair cannot be used: follow "own" or a '
+    "teacher's"
 )
 
 
@@ -25,7 +26,7 @@ class _Lagrangian(Rule):
     family: ClassVar[Literal["Lagrangian"]] = "Lagrangian"
 
     def allow(self, field: Field) -> None:
-        """Raise where the conditional velocity is asked for: it is none at X(s,t,x)."""
+        """Raise an error for the conditional velocity: it is none at X(s,t,x)."""
         if field == "conditional":
             raise ValueError(f"velocity='conditional': {WHY}")
         super().allow(field)
@@ -35,7 +36,7 @@ class LSD(_Lagrangian):
     """`e = ∂_t X(s,t,x) - sg[v(X, t, t)]`: Lagrangian self-distillation, theory (64).
 
     Rule: Lagrangian. Target: the network's own velocity at the end. Stopped: that velocity and the
-    point that it is asked at. Boffi, Albergo, Vanden-Eijnden 2025, arXiv 2505.18825.
+        point where it is evaluated. Boffi, Albergo, Vanden-Eijnden 2025, arXiv 2505.18825.
     """
 
     target = "∂_t X on v(X,t,t)"

@@ -1,4 +1,4 @@
-"""Flow matching on a step's batch, and the guided velocity of a teacher."""
+"""Flow matching on a batch, and the guided velocity of a teacher."""
 
 from collections.abc import Sequence
 
@@ -16,8 +16,8 @@ __all__ = ["FlowMatching", "guided_velocity"]
 def guided_velocity(flow: FlowMap, prompts: Sequence[str], scale: float | Tensor) -> Velocity:
     """Return `(x, t) -> u + scale (c - u)`, classifier-free guidance (Ho & Salimans, 2207.12598).
 
-    c is the velocity given the prompts, one a row, and u given the empty prompt: where the prompt
-    is empty, the guided velocity is the plain one. See theory (12).
+    c is the velocity given the prompts, one per row, and u given the empty prompt: where the
+    prompt is empty, the guided velocity is the plain one. See theory (12).
 
     Args:
         flow: takes prompts.

@@ -1,4 +1,4 @@
-"""What a step of map training descends: flow matching on the diagonal, a rule off it."""
+"""The loss of a step of map training: flow matching on the diagonal, a rule off it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,8 +22,8 @@ __all__ = ["MapObjective"]
 class MapObjective(nn.Module):
     """A rule of `steer.RULES` as an objective of `FlowTraining`.
 
-    Rules of the pair's velocity follow the teacher's in its place, where there is one and they are
-    not told otherwise: the two are the same in the mean only where the teacher is not guided.
+    Rules with the pair's velocity use the teacher's instead, if there is one and nothing else is
+    set: the two are the same in the mean only where the teacher is not guided.
 
     A share of the batch is on the diagonal, where `v(x,t,t)` is fitted to the velocity: a guided
     teacher's where there is one, else the pair's, `w x' + (1-w) v̄(x,t,t | "")`, which fuses
@@ -32,10 +32,10 @@ class MapObjective(nn.Module):
 
     Args:
         rule: see `steer.training.rules.table.build`.
-        teacher: the velocity, whose parameters ask for no gradient; needed by rules that follow
+        teacher: the velocity, whose parameters require no gradient; needed by rules that follow
             it.
         guidance: scale w of classifier-free guidance that the map learns; 1 for none. Two numbers:
-            w is drawn between them for each row, and is an input of the map (`flow.guided`).
+            w is sampled between them for each row, and is an input of the map (`flow.guided`).
         pairs: the law of (s, t), by name or as a function. Default: the rule's own.
         weight: "uniform", "adaptive" or "learned". Default: the rule's own.
         distance: "square", or "huber" for rules whose targets all come from a teacher.
@@ -65,7 +65,7 @@ class MapObjective(nn.Module):
         rule.led_by(teacher)
         share = rule.diagonal if diagonal is None else diagonal
         if not 0 < share < 1:
-            raise ValueError(f"diagonal is a share of the batch between 0 and 1, got {share}")
+            raise ValueError(f"diagonal is a fraction of the batch between 0 and 1, got {share}")
         if distance not in DISTANCES:
             raise unknown("distance", distance, DISTANCES)
         if distance != "square" and (teacher is None or rule.field == "conditional"):
@@ -102,7 +102,7 @@ class MapObjective(nn.Module):
             average: its running average.
             x_1: data, (n, *event).
             prompts: one a row.
-            generator: what noise and times are drawn from.
+            generator: generator of noise and times.
             progress: of the run, from 0 to 1.
         """
         n = len(x_1)

@@ -89,7 +89,7 @@ class SplitMeanFlow(PSD):
 
 
 class Progressive(PSD):
-    """Two jumps of half the gap, the gap doubling as the run goes on: theory (68).
+    """Two jumps of half the gap, with jump lengths that double during the run: theory (68).
 
     Rule: semigroup. Target: two jumps of the running average, at the shortest gap two Euler steps
     of the teacher. Stopped: the target. In the k-th part of a run the gaps are those up to the

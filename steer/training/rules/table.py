@@ -46,7 +46,7 @@ TABLE: Mapping[str, Callable[..., Rule]] = {
 
 
 def build(rule: str | Rule, options: Mapping[str, Any] | None = None) -> Rule:
-    """Return a rule by its name and options; a rule as it is.
+    """Return a rule by its name and options; a rule is returned unchanged.
 
     Args:
         rule: a name of `RULES`.
