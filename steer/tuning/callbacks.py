@@ -99,6 +99,7 @@ class Watch(L.Callback):
         self.readings: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.alarmed, self.seconds, self.stopped = 0, 0.0, ""
+        self.checked: int | None = None  # the last check's step, on all processes: they read alike
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -113,25 +114,26 @@ class Watch(L.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up where a run was."""
         self.readings, self.best = json.loads(state["readings"]), json.loads(state["best"])
+        self.checked = self.readings[-1]["step"] if self.readings else None
         self.alarmed, self.seconds = state["alarmed"], state["seconds"]
         self.stopped = state["stopped"]
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """Look once before the first step: the tuned pictures are the base's."""
-        if not self.readings:
+        if self.checked is None:
             self.check(trainer, module)
         if self.stopped and self.early_stop:  # a run that alarms have stopped is not taken up
             trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         """Look at the last weights, where the run does not end at a check."""
-        if self.readings and self.readings[-1]["step"] < trainer.global_step:
+        if self.checked is not None and self.checked < trainer.global_step:
             self.check(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         """Look after every so many optimizer steps."""
         k = trainer.global_step
-        if k % self.every == 0 and k and (not self.readings or self.readings[-1]["step"] < k):
+        if k % self.every == 0 and k and (self.checked is None or self.checked < k):
             self.check(trainer, module)
 
     def check(self, trainer: L.Trainer, module: Any) -> None:
@@ -140,6 +142,7 @@ class Watch(L.Callback):
         if trainer.is_global_zero or self.together:
             self._check(trainer, module)
         self.seconds += time.perf_counter() - start
+        self.checked = trainer.global_step
         stop = trainer.strategy.broadcast(self.stopped)
         if stop:
             trainer.should_stop = True
