@@ -141,6 +141,16 @@ def test_one_picture_is_steered_at_a_time(studio):
     assert [kind for kind, _ in second][-1] == "done"
 
 
+def test_a_page_that_is_closed_while_it_shows_a_value_holds_no_turn(studio):
+    shown = studio.in_turn(iter([1, 2]))
+    assert next(shown) == 1  # and nobody asks for the next
+    assert list(studio.run("after", ask(steps=1)))[-1][0] == "done"
+    assert list(shown) == [2]
+    ended = studio.begun("g")
+    studio.end("g")
+    assert ended.is_set()
+
+
 def test_the_bill_is_said_before(studio):
     assert "4 pictures x" in studio.cost(ask())
     for changed, words in (

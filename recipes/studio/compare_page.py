@@ -67,10 +67,12 @@ def page(studio: Studio) -> None:
                     "a method from a file runs its code: start the page with --allow-files true"
                 )
             entries = equal_calls(chosen, scorer.differentiable, studio.flow)
-            with studio.turn(tab) as ended:
+            ended = studio.begun(tab)
+
+            def rows_of() -> Iterator[tuple[list[Any], Any]]:
                 for one in entries:
                     if ended.is_set():
-                        break
+                        return
                     result = steer.sample(
                         studio.flow, scorer, names, one.particles, one.steps,
                         method(one.method), seed=int(number), progress=False, **one.options,
@@ -85,12 +87,14 @@ def page(studio: Studio) -> None:
                         with torch.no_grad():
                             judged = float(score(studio.judge, made, names).mean())
                     calls = one.calls(scorer.differentiable, studio.flow)
-                    rows.append(
-                        [one.label, calls, round(float(got.mean()), 4), round(judged, 4),
-                         round(result.costs["seconds"], 2)]
-                    )  # fmt: skip
-                    shown += [(crisp(to_pil(x)), one.label) for x in made]
-                    yield rows, compared(rows), shown, ""
+                    row = [one.label, calls, round(float(got.mean()), 4), round(judged, 4),
+                           round(result.costs["seconds"], 2)]  # fmt: skip
+                    yield row, made
+
+            for row, made in studio.in_turn(rows_of()):
+                rows.append(row)
+                shown += [(crisp(to_pil(x)), row[0]) for x in made]
+                yield rows, compared(rows), shown, ""
         except FAULTS as problem:
             yield gr.skip(), gr.skip(), gr.skip(), said(problem)
 

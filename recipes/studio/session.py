@@ -2,9 +2,8 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from recipes.studio.ask import Ask
 from recipes.studio.loading import Loading
@@ -17,6 +16,8 @@ if TYPE_CHECKING:  # they load torch, which the page does not wait for
     from steer.reward import Reward
 
 __all__ = ["LOADING", "Studio"]
+
+Found = TypeVar("Found")
 
 TOUCHED = "# particles were kept or the run was stopped by hand: no command makes these pictures\n"
 
@@ -140,16 +141,23 @@ class Studio:
                 yield "judged", job.judged()
             yield kind, job.shown(value) if kind == "step" else value
 
-    @contextmanager
-    def turn(self, tab: str) -> Iterator[threading.Event]:
-        """Wait for a turn, and give an event that says when the tab wants no more.
-
-        Args:
-            tab: whose; `halt` sets the event.
-        """
+    def begun(self, tab: str) -> threading.Event:
+        """Return an event that says when a tab wants no more of what it begins: `halt` sets it."""
         ended = self._halts[tab] = threading.Event()
-        with self._turn:
-            yield ended
+        return ended
+
+    def in_turn(self, found: Iterator[Found]) -> Iterator[Found]:
+        """Let an iterator make each of its values in a turn of its own.
+
+        No turn is held while a value is shown: a page that is closed meanwhile would keep it.
+        """
+        while True:
+            with self._turn:
+                try:
+                    one = next(found)
+                except StopIteration:
+                    return
+            yield one
 
     def halt(self, tab: str) -> None:
         """Say that a tab wants no more of what it has a turn for."""

@@ -132,16 +132,17 @@ def page(studio: Studio) -> gr.Textbox:
             scorer = studio.reward(wanted)
             from recipes.studio.fronts import adapters_of, scales_of
 
-            best = adapters_of(studio.root, path).name == "best"
+            best = adapters_of(studio.root, path) != path
             note = "the adapters of `best`: the run was stopped before it wrote its last" * best
 
             yield {}, *[gr.skip()] * 4, "waiting for a turn"
-            with studio.turn(tab) as ended:
-                for one in scales_of(studio.flow, studio.judge, scorer, studio.root, path, prompt):
-                    found[one.scale] = one
-                    yield found, *shown(found, factor), gr.skip(), f"scale {one.scale:g} is drawn"
-                    if ended.is_set():
-                        break
+            ended = studio.begun(tab)
+            scales = scales_of(studio.flow, studio.judge, scorer, studio.root, path, prompt)
+            for one in studio.in_turn(scales):
+                found[one.scale] = one
+                yield found, *shown(found, factor), gr.skip(), f"scale {one.scale:g} is drawn"
+                if ended.is_set():
+                    break
             most = max(found)
             nearest = min(found, key=lambda s: abs(s - factor))
             slider = gr.Slider(maximum=max(1.0, most), value=nearest)
