@@ -28,9 +28,10 @@ class Seen(NamedTuple):
         x: what is shown: clean samples, or pictures.
         decoded: whether these are pictures already.
         reward: of each particle.
-        step: how many steps were made.
+        step: how many steps were made, of `Job.total`.
         calls: network calls a particle so far.
-        positions: of its prompts in the list; with a target they are sampled one by one.
+        positions: of its prompts in the list; many pictures are sampled in groups of prompts, and
+            with a target the prompts one by one.
     """
 
     x: Tensor
@@ -49,6 +50,7 @@ class Shown:
         images: what the reward was evaluated on: lookaheads, and pictures at the end.
         captions: the reward of each.
         step: how many steps were made.
+        total: of how many in all; one that is stopped makes fewer.
         calls: network calls a particle so far.
         reward: its mean over the particles.
         late: whether further steps were made since.
@@ -57,6 +59,7 @@ class Shown:
     images: list[Image.Image]
     captions: list[str]
     step: int
+    total: int
     calls: float
     reward: float
     late: bool
@@ -82,9 +85,13 @@ class Job:
             flow, reward, list(ask.prompts), batch_size=None, **ask.keywords
         )
         self.bound = flow.given(list(ask.prompts))
+        request = self.stream.request
+        self.per_group = len(request.grid) - 1
+        self.total = len(request.groups) * self.per_group
         self.ended = threading.Event()
         self.events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self.seconds: list[float] = []
+        self._made = 0
         self._free = threading.Event()
         self._free.set()
         self._keep: list[int] | None = None
@@ -171,9 +178,14 @@ class Job:
 
     def _steps(self) -> None:
         before = time.perf_counter()
-        for k, population in enumerate(self.stream, 1):
+        group, positions, k = -1, (), 0
+        for population in self.stream:
             self.seconds.append(time.perf_counter() - before)
-            self.events.put(("step", _seen(population, k)))
+            if tuple(population.positions) != positions:
+                group, positions, k = group + 1, tuple(population.positions), 0
+            k += 1
+            self._made = group * self.per_group + k
+            self.events.put(("step", _seen(population, self._made)))
             if self.paused:
                 self.events.put(("paused", None))
                 self._free.wait()
@@ -206,8 +218,9 @@ class Job:
         captions = ["" if r.isnan() else f"{float(r):.4g}" for r in reward]
         known = reward[~reward.isnan()]
         mean = float(known.mean()) if len(known) else math.nan
-        late = seen.step < len(self.seconds)
-        return Shown([to_pil(x) for x in flat], captions, seen.step, seen.calls, mean, late)
+        late = seen.step < self._made
+        pictures = [to_pil(x) for x in flat]
+        return Shown(pictures, captions, seen.step, self.total, seen.calls, mean, late)
 
     @torch.no_grad()
     def judged(self) -> list[tuple[float, float]]:

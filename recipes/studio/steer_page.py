@@ -129,7 +129,7 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
             texts = ask.command(studio.model, out), ask.python(studio.model)
             first: list[Image.Image] = []
             curve: list[dict[str, Any]] = []
-            tab, drawn = str(request.session_hash), 0.0
+            tab, drawn, last = str(request.session_hash), 0.0, 0
             for kind, value in studio.run(tab, ask):
                 if kind == "waiting":
                     yield *keep_as_they_are, value
@@ -152,6 +152,7 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
                         *[gr.skip()] * 5,
                     )  # fmt: skip
                 elif kind == "step":
+                    last = len(value.images)
                     if not math.isnan(value.reward):
                         curve.append(_point(value.calls, value.reward, "reward"))
                     # the newest step is shown, and the curve now and then: drawing takes the
@@ -161,12 +162,20 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
                         plotted, drawn = pandas.DataFrame(curve, columns=CURVE), time.monotonic()
                     yield (
                         gr.skip(), gr.skip() if value.late else _strip(value), gr.skip(), plotted,
-                        gr.skip(), gr.skip(), [], "", f"step {value.step} of {ask.steps}",
+                        gr.skip(), gr.skip(), [], "", f"step {value.step} of {value.total}",
                     )  # fmt: skip
                 else:
                     from recipes.studio.jobs import start_of  # it loads torch: not at the start
 
                     best = int(value.rewards.flatten().argmax())
+                    ended = gr.skip()  # the last step showed them, unless there were more prompts
+                    if value.rewards.numel() > last:
+                        ended = [
+                            (crisp(steer.pictures.to_pil(x)), f"{float(r):.4g}")
+                            for x, r in zip(
+                                value.images.flatten(0, 1), value.rewards.flatten(), strict=True
+                            )
+                        ]
                     pair = (
                         first[start_of(value, best, ask.particles)],
                         crisp(steer.pictures.to_pil(value.images.flatten(0, 1)[best])),
@@ -175,7 +184,7 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
                     bill = f"done: {calls:.0f} network calls in {value.costs['seconds']:.1f} s"
                     notes = "".join(f"\n\n{text}" for text in value.warnings)
                     yield (
-                        gr.skip(), gr.skip(), pair, pandas.DataFrame(curve, columns=CURVE),
+                        gr.skip(), ended, pair, pandas.DataFrame(curve, columns=CURVE),
                         gr.skip(), gr.skip(), [], "", bill + notes,
                     )  # fmt: skip
         except FAULTS as error:
