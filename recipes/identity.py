@@ -130,7 +130,9 @@ class _Quoting(yaml.SafeDumper):
 
 
 _Quoting.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"),
+    list("-+0123456789"),
 )
 
 
