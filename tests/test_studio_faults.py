@@ -2,17 +2,23 @@
 
 import inspect
 import shlex
+import threading
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+import torch
+from torchvision.transforms.functional import pil_to_tensor
 
 import steer
 from recipes.arguments import parse
 from recipes.identity import config_text, settings_of
-from recipes.studio import steer_page
+from recipes.studio import compare_page, steer_page
 from recipes.studio.ask import Ask
+from recipes.studio.jobs import AHEAD
+from recipes.studio.loading import Loading
 from recipes.studio.session import Studio
+from steer.reward import score
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +42,15 @@ def steered(studio, *given):
         steer_page.page(studio, whole)
     (run,) = [f.fn for f in whole.fns.values() if f.name == "run"]
     return list(run(SimpleNamespace(session_hash="page"), *given))
+
+
+def compare(studio, *given):
+    """What the Compare page yields for prompts, reward, methods and seed, and its Stop."""
+    with gr.Blocks() as whole:
+        compare_page.page(studio)
+    acts = {f.name: f.fn for f in whole.fns.values()}
+    request = SimpleNamespace(session_hash="compare")
+    return acts["run"](*given, request), lambda: acts["halt"](request)
 
 
 def test_more_pictures_than_fit_in_one_group_are_counted_and_shown(studio):
@@ -108,3 +123,89 @@ def test_the_command_reads_the_prompt_as_it_was_written(text, tmp_path):
     for given in (words, ["--config", str(file)]):
         prompt = parse("sample", given).settings["prompt"]
         assert ([prompt] if isinstance(prompt, str) else prompt) == text.split("\n")
+
+
+METHODS = "none:steps=1,particles=2\nfmrg-j:steps=3,particles=2\nfmrg-j:steps=2,particles=2"
+
+
+def test_a_row_that_was_stopped_is_left_out_and_said(studio, monkeypatch):
+    found, halt = compare(studio, "bag", "brightness", METHODS, 0)
+    assert [row[0] for row in next(found)[0]] == ["none, 1 step"]
+    sample = steer.sample
+
+    def stopped_at_the_first_step(*given, callback, **named):
+        return sample(*given, callback=lambda p: (halt(), callback(p)), **named)
+
+    monkeypatch.setattr(steer, "sample", stopped_at_the_first_step)
+    (last,) = found
+    assert "stopped: the row of fmrg-j, 3 steps" in last[-1]
+    assert "left out" in last[-1]
+    monkeypatch.undo()
+    found, _ = compare(studio, "bag", "brightness", METHODS, 0)
+    assert [len(rows) for rows in [list(one[0]) for one in found]] == [1, 2, 3]
+
+
+def test_an_empty_field_of_compare_is_named(studio):
+    for prompts, methods, seed, words in (
+        ("", METHODS, 0, "write a prompt"),
+        ("bag", " \n", 0, "write a method"),
+        ("bag", METHODS, None, "seed: give a whole number"),
+        ("bag", "nosuch:steps=1", 0, "nosuch"),
+    ):
+        (last,) = compare(studio, prompts, "brightness", methods, seed)[0]
+        assert words in last[-1]
+
+
+def test_no_pause_after_the_last_step(studio):
+    kinds = []
+    for kind, _ in studio.run("p", ask(steps=1)):
+        kinds.append(kind)
+        if kind == "unguided":
+            studio.job("p").pause()
+    assert "paused" not in kinds
+    assert kinds[-1] == "done"
+    assert not studio.job("p").touched
+
+
+def test_pictures_wait_for_the_judge_alone_and_in_bounded_number(studio):
+    unjudged = Studio("fashion", studio.root)
+    unjudged.loading = Loading(lambda: (studio.flow, None))
+    found = unjudged.run("m", ask(steps=16))
+    while next(found)[0] != "step":
+        pass
+    job = unjudged.job("m")
+    made = -1
+    while made < len(job.seconds):  # until the sampler waits
+        made = len(job.seconds)
+        threading.Event().wait(0.5)
+    assert AHEAD < made <= AHEAD + 2 < 16
+    assert [kind for kind, _ in found][-1] == "done"
+    assert made < len(job.seconds) == 16
+    assert job._unjudged == []
+    waiting = studio.run("m", ask(steps=2))
+    steps = [value for kind, value in waiting if kind == "step"]
+    assert len(steps) == 2
+    assert studio.job("m")._unjudged == []
+
+
+def test_what_is_judged_is_what_is_shown(studio):
+    shown, judged, result = [], [], None
+    for kind, value in studio.run("j", ask(steps=2)):
+        if kind == "step":
+            shown.append(value)
+            x = studio.job("j")._unjudged[-1][1]
+            assert x.dtype == torch.uint8
+            assert torch.equal(x[0], pil_to_tensor(value.images[0]))
+        judged = value if kind == "judged" else judged
+        result = value
+    of_floats = score(studio.judge, result.images.flatten(0, 1), ["bag"] * 2 + ["boot"] * 2).mean()
+    assert judged[-1][1] == pytest.approx(float(of_floats), abs=0.02)
+
+
+def test_a_tab_that_is_closed_while_the_sampler_waits_gives_its_turn_back(studio):
+    found = studio.run("w", ask(steps=32))
+    while next(found)[0] != "step":
+        pass
+    threading.Event().wait(0.5)
+    found.close()
+    assert list(studio.run("next", ask(steps=1)))[-1][0] == "done"

@@ -14,11 +14,16 @@ from torch import Tensor
 
 import steer
 from recipes.studio.ask import Ask
-from steer.flow import FlowMap
+from steer.batches import Ceiling, in_batches, join_rows
+from steer.flow import FlowMap, device_of
 from steer.pictures import to_pil
 from steer.reward import Reward, score
 
 __all__ = ["Job", "Shown", "start_of"]
+
+
+AHEAD = 4
+"""Steps that the sampler makes before they are shown: it keeps so many on its device."""
 
 
 class Seen(NamedTuple):
@@ -69,8 +74,9 @@ class Job:
     """A run of one browser tab.
 
     The sampler runs in a thread of its own and puts what happens into `events`, so that showing a
-    step does not hold up the next one. The held-out reward is computed while nothing is sampled:
-    when the run is paused, and at its end.
+    step does not hold up the next one. It makes at most `AHEAD` steps that are not shown yet. The
+    held-out reward is computed while nothing is sampled: when the run is paused, and at its end.
+    Until then the pictures wait in 8 bits on the CPU.
 
     Args:
         flow: the model.
@@ -92,6 +98,8 @@ class Job:
         self.events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self.seconds: list[float] = []
         self._made = 0
+        self._room = threading.Semaphore(AHEAD)
+        self._ceiling = Ceiling()
         self._free = threading.Event()
         self._free.set()
         self._keep: list[int] | None = None
@@ -107,7 +115,7 @@ class Job:
         return not self._free.is_set()
 
     def pause(self) -> None:
-        """Wait after this step.
+        """Wait after this step, unless it is the last one.
 
         Raises:
             ValueError: the run is over.
@@ -185,8 +193,11 @@ class Job:
                 group, positions, k = group + 1, tuple(population.positions), 0
             k += 1
             self._made = group * self.per_group + k
+            while not self._room.acquire(timeout=0.2):
+                if self.ended.is_set():
+                    return
             self.events.put(("step", _seen(population, self._made)))
-            if self.paused:
+            if self.paused and population.time < 1:  # what has ended cannot go on from some
                 self.events.put(("paused", None))
                 self._free.wait()
             if self.ended.is_set():
@@ -210,16 +221,22 @@ class Job:
     @torch.no_grad()
     def shown(self, seen: Seen) -> Shown:
         """Return what the page shows of a step."""
-        images = seen.x if seen.decoded else self.bound.decode(seen.x.flatten(0, 1))
-        flat = images.reshape(-1, *images.shape[-3:]).clamp(0, 1)
-        texts = [self.ask.prompts[i] for i in seen.positions for _ in range(self.ask.particles)]
-        self._unjudged.append((seen.calls, flat, texts))
+        x, size = seen.x.flatten(0, 1), self.stream.request.rows
+        if not seen.decoded:
+            with self._ceiling.held():
+                x = join_rows(in_batches(self.bound.decode, x, size))
+        flat = x.clamp(0, 1).mul(255).round().byte().cpu()
+        self._room.release()
+        if self.judge is not None:
+            n = self.ask.particles
+            texts = [self.ask.prompts[i] for i in seen.positions for _ in range(n)]
+            self._unjudged.append((seen.calls, flat, texts))
         reward = seen.reward.flatten()
         captions = ["" if r.isnan() else f"{float(r):.4g}" for r in reward]
         known = reward[~reward.isnan()]
         mean = float(known.mean()) if len(known) else math.nan
         late = seen.step < self._made
-        pictures = [to_pil(x) for x in flat]
+        pictures = [to_pil(x / 255) for x in flat]
         return Shown(pictures, captions, seen.step, self.total, seen.calls, mean, late)
 
     @torch.no_grad()
@@ -228,7 +245,11 @@ class Job:
         waiting, self._unjudged = self._unjudged, []
         if self.judge is None:
             return []
-        return [(calls, float(score(self.judge, x, t).mean())) for calls, x, t in waiting]
+        device = device_of(self.flow)
+        return [
+            (calls, float(score(self.judge, x.to(device) / 255, t).mean()))
+            for calls, x, t in waiting
+        ]
 
 
 def start_of(result: steer.Result, i: int, particles: int) -> int:
