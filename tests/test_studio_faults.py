@@ -10,7 +10,9 @@ import pytest
 import torch
 from torchvision.transforms.functional import pil_to_tensor
 
+import rewards
 import steer
+from recipes import defaults, inputs
 from recipes.arguments import parse
 from recipes.identity import config_text, settings_of
 from recipes.studio import compare_page, steer_page
@@ -200,6 +202,27 @@ def test_what_is_judged_is_what_is_shown(studio):
         result = value
     of_floats = score(studio.judge, result.images.flatten(0, 1), ["bag"] * 2 + ["boot"] * 2).mean()
     assert judged[-1][1] == pytest.approx(float(of_floats), abs=0.02)
+
+
+class Own(steer.Reward):
+    """A reward with a weight; the package's own share theirs with other tests."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images, prompts=None, metadata=None):
+        return self.weight * images.flatten(1).mean(1)
+
+
+def test_rewards_and_judge_are_where_the_model_is(monkeypatch, tmp_path):
+    flow = torch.nn.Linear(1, 1, device="meta")
+    monkeypatch.setattr(inputs, "load_model", lambda model, device: flow)
+    monkeypatch.setattr(defaults, "judge_of", lambda *given: Own())
+    monkeypatch.setattr(rewards, "load", lambda text: Own())
+    there = Studio("fashion", tmp_path, device="meta")
+    assert there.judge.weight.device.type == "meta"
+    assert there.reward("clip").weight.device.type == "meta"
 
 
 def test_a_tab_that_is_closed_while_the_sampler_waits_gives_its_turn_back(studio):

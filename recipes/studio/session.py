@@ -54,7 +54,10 @@ class Studio:
         from recipes.inputs import load_model
         from recipes.studio import jobs, looking  # noqa: F401  their imports take a while too
 
-        return load_model(self.model, self.device), judge_of(self.model, "own", console())
+        from steer.flow import device_of
+
+        flow, judge = load_model(self.model, self.device), judge_of(self.model, "own", console())
+        return flow, None if judge is None else judge.to(device_of(flow))
 
     @property
     def flow(self) -> "FlowMap":
@@ -67,7 +70,7 @@ class Studio:
         return self.loading.get()[1]
 
     def reward(self, text: str) -> "Reward":
-        """Return a reward by its text, loaded once.
+        """Return a reward by its text, loaded once, where the model is.
 
         Raises:
             ValueError: one that cannot be read, or that this page may not load.
@@ -76,8 +79,9 @@ class Studio:
         self.loading.get()  # two threads that import torch at once may see half of it
         if text not in self._rewards:
             import rewards
+            from steer.flow import device_of
 
-            self._rewards[text] = rewards.load(text)
+            self._rewards[text] = rewards.load(text).to(device_of(self.flow))
         return self._rewards[text]
 
     def cost(self, ask: Ask) -> str:
