@@ -15,10 +15,11 @@ import steer
 from recipes import defaults, inputs
 from recipes.arguments import parse
 from recipes.identity import config_text, settings_of
-from recipes.studio import compare_page, steer_page
+from recipes.studio import compare_page, session, steer_page
 from recipes.studio.ask import Ask
 from recipes.studio.jobs import AHEAD
 from recipes.studio.loading import Loading
+from recipes.studio.places import plain_reward
 from recipes.studio.session import Studio
 from steer.reward import score
 
@@ -232,3 +233,51 @@ def test_a_tab_that_is_closed_while_the_sampler_waits_gives_its_turn_back(studio
     threading.Event().wait(0.5)
     found.close()
     assert list(studio.run("next", ask(steps=1)))[-1][0] == "done"
+
+
+def test_a_wrong_reward_loses_nothing_and_a_failed_run_says_so(studio):
+    list(studio.run("s", ask()))
+    result = studio.job("s").result
+    with pytest.raises(ValueError, match="blarg"):
+        list(studio.run("s", ask(reward="blarg")))
+    assert studio.job("s").result is result
+    assert studio.save("s", "kept-after-all").is_dir()
+    with pytest.raises(FloatingPointError):
+        list(studio.run("s", ask(reward="1e38*brightness + 1e38*brightness + 1e39*jpeg",
+                                 method="best-of-n")))  # fmt: skip
+    with pytest.raises(ValueError, match="ended with an error and has no pictures: press Steer"):
+        studio.save("s", "failed")
+    with pytest.raises(ValueError, match="press Steer"):
+        studio.job("s").stop()
+
+
+def test_who_waits_for_a_turn_is_told_why_and_may_stop(studio):
+    first, second = studio.run("x", ask(steps=32)), studio.run("y", ask(steps=1))
+    while next(first)[0] != "step":
+        pass
+    assert next(second) == ("waiting", session.WAITING)
+    found, halt = compare(studio, "bag", "brightness", METHODS, 0)
+    assert next(found)[-1] == session.WAITING
+    studio.job("x").pause()
+    while next(first)[0] != "paused":
+        pass
+    assert next(second) == ("waiting", session.PAUSED)
+    halt()
+    assert [row[-1] for row in found] == ["stopped before the first row"]
+    studio.end("x")
+    list(first)
+    assert [kind for kind, _ in second][-1] == "done"
+    assert studio.busy == ""
+
+
+def test_a_file_beside_the_server_is_no_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert plain_reward("aesthetic:head=v2", allow_files=False) == "aesthetic:head=v2"
+    (tmp_path / "v2").touch()
+    (tmp_path / "red").touch()
+    assert plain_reward("colour:name=red", allow_files=False) == "colour:name=red"
+    for text in ("aesthetic:head=v2", "0.5*aesthetic:head='v2' + clip", "similarity:image=photo",
+                 "layout:mask=photo"):  # fmt: skip
+        with pytest.raises(ValueError, match="--allow-files"):
+            plain_reward(text, allow_files=False)
+        assert plain_reward(text, allow_files=True) == text

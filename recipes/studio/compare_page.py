@@ -106,10 +106,14 @@ def page(studio: Studio) -> None:
                            round(result.costs["seconds"], 2)]  # fmt: skip
                     yield row, made
 
-            for row, made in studio.in_turn(rows_of()):
+            if studio.busy:
+                yield gr.skip(), gr.skip(), gr.skip(), studio.busy
+            for row, made in studio.in_turn(rows_of(), ended):
                 rows.append(row)
                 shown += [(crisp(to_pil(x)), row[0]) for x in made]
                 yield rows, compared(rows), shown, ""
+            if ended.is_set() and not rows and not left_out:
+                yield gr.skip(), gr.skip(), gr.skip(), "stopped before the first row"
             if left_out:
                 note = f"stopped: the row of {left_out[0]} was not finished, and is left out"
                 yield gr.skip(), gr.skip(), gr.skip(), note
