@@ -79,6 +79,8 @@ def test_prompts_with_a_target_are_counted_each_from_its_own_first_step(studio):
     _, strip, *_, message = page[-1]
     assert message.startswith("done")
     assert len(strip) == 4  # of both prompts
+    plot = page[-1][3]
+    assert len(plot) == 2 * (1 + 2)  # a point a step, not one a prompt
     assert "step 3 of 4" in [row[-1] for row in page]
 
 
@@ -148,6 +150,20 @@ def test_a_row_that_was_stopped_is_left_out_and_said(studio, monkeypatch):
     assert [len(rows) for rows in [list(one[0]) for one in found]] == [1, 2, 3]
 
 
+def test_the_curve_is_the_mean_over_groups_of_prompts():
+    def point(*values):
+        return dict(zip([*steer_page.CURVE, "pictures"], values, strict=True))
+
+    drawn = steer_page.table([
+        point(0, float("nan"), "reward", 0), point(2, 1.0, "reward", 64),
+        point(4, 3.0, "reward", 64), point(2, 6.0, "reward", 16), point(2, 9.0, "held-out", 8),
+    ])  # fmt: skip
+    assert drawn[1:].to_numpy().tolist() == [
+        [2, 2.0, "reward"], [4, 3.0, "reward"], [2, 9.0, "held-out"],
+    ]  # fmt: skip
+    assert drawn[:1].to_numpy().tolist()[0][::2] == [0, "reward"]
+
+
 def test_an_empty_field_of_compare_is_named(studio):
     for prompts, methods, seed, words in (
         ("", METHODS, 0, "write a prompt"),
@@ -202,6 +218,7 @@ def test_what_is_judged_is_what_is_shown(studio):
         judged = value if kind == "judged" else judged
         result = value
     of_floats = score(studio.judge, result.images.flatten(0, 1), ["bag"] * 2 + ["boot"] * 2).mean()
+    assert judged[-1][2] == 4
     assert judged[-1][1] == pytest.approx(float(of_floats), abs=0.02)
 
 

@@ -240,14 +240,17 @@ class Job:
         return Shown(pictures, captions, seen.step, self.total, seen.calls, mean, late)
 
     @torch.no_grad()
-    def judged(self) -> list[tuple[float, float]]:
-        """Return the held-out reward of the steps that were shown since: (network calls, mean)."""
+    def judged(self) -> list[tuple[float, float, int]]:
+        """Return the held-out reward of the steps that were shown since.
+
+        A tuple each: network calls a picture, the mean, of how many pictures.
+        """
         waiting, self._unjudged = self._unjudged, []
         if self.judge is None:
             return []
         device = device_of(self.flow)
         return [
-            (calls, float(score(self.judge, x.to(device) / 255, t).mean()))
+            (calls, float(score(self.judge, x.to(device) / 255, t).mean()), len(x))
             for calls, x, t in waiting
         ]
 
