@@ -17,7 +17,7 @@ from recipes.arguments import parse
 from recipes.identity import config_text, settings_of
 from recipes.studio import compare_page, session, steer_page
 from recipes.studio.ask import Ask
-from recipes.studio.jobs import AHEAD
+from recipes.studio.jobs import AHEAD, Job
 from recipes.studio.loading import Loading
 from recipes.studio.places import plain_reward
 from recipes.studio.session import Studio
@@ -298,3 +298,18 @@ def test_a_file_beside_the_server_is_no_name(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="--allow-files"):
             plain_reward(text, allow_files=False)
         assert plain_reward(text, allow_files=True) == text
+
+
+def test_a_benchmark_s_steps_that_nobody_is_told_of_hold_nothing_up(studio):
+    from benchmarks.studio import every_other_block
+
+    job = every_other_block(Job)(studio.flow, studio.reward("brightness"), ask(steps=16), None)
+    worker = threading.Thread(target=job.work, daemon=True)
+    worker.start()
+    told = 0
+    while (event := job.events.get(timeout=60))[0] != "over":
+        if event[0] == "step":
+            told += 1
+            job.shown(event[1])
+    assert told == 16 // 2
+    assert len(job.seconds) == 16

@@ -188,7 +188,6 @@ class Job:
         before = time.perf_counter()
         group, positions, k = -1, (), 0
         for population in self.stream:
-            self.seconds.append(time.perf_counter() - before)
             if tuple(population.positions) != positions:
                 group, positions, k = group + 1, tuple(population.positions), 0
             k += 1
@@ -196,6 +195,7 @@ class Job:
             while not self._room.acquire(timeout=0.2):
                 if self.ended.is_set():
                     return
+            self.seconds.append(time.perf_counter() - before)  # with the wait for the page
             self.events.put(("step", _seen(population, self._made)))
             if self.paused and population.time < 1:  # what has ended cannot go on from some
                 self.events.put(("paused", None))
