@@ -122,7 +122,18 @@ def config_text(settings: Mapping[str, Any], identity: Mapping[str, Any] | None 
     header = f"# made by: {versions}, Python {platform.python_version()}\n"
     header += "" if identity is None else _made_of(identity)
     kept = {k: v for k, v in settings.items() if v is not None}
-    return header + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    return header + yaml.dump(kept, Dumper=_Quoting, sort_keys=False, allow_unicode=True)
+
+
+class _Quoting(yaml.SafeDumper):
+    """Quotes the text 1e3 too, which `--config` would read as a number and YAML 1.1 does not."""
+
+
+_Quoting.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"),
+    list("-+0123456789"),
+)
 
 
 def is_made_of(config: str, identity: Mapping[str, Any]) -> bool:

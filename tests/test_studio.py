@@ -58,7 +58,7 @@ def test_a_run_is_shown_step_by_step_and_its_command_makes_the_same_pictures(stu
     assert all(len(s.images) == len(s.captions) == 4 for s in steps)
     assert steps[0].calls < steps[-1].calls
     judged = next(value for kind, value in seen if kind == "judged")
-    assert [calls for calls, _ in judged] == [s.calls for s in steps]
+    assert [calls for calls, *_ in judged] == [s.calls for s in steps]
     place = studio.save("a", "watched")
     command = (place / "command.txt").read_text()
     from recipes.cli import main

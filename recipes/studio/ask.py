@@ -1,5 +1,6 @@
 """What is asked of a run, as the page's controls say it. It loads no network."""
 
+import json
 import math
 import shlex
 from dataclasses import dataclass, field
@@ -7,12 +8,29 @@ from typing import Any
 
 import yaml
 
-__all__ = ["Ask", "options_text"]
+__all__ = ["Ask", "options_text", "whole_number"]
 
 BESIDE = ("temperature", "strength", "target", "budget", "on_bad_reward")
 """Options of `steer sample` that are not the method's, and stand with them on the page."""
 
 CONTROLS = ("prompts", "reward", "method", "particles", "steps", "seed")
+
+ABSENT = (
+    "flow", "reward_prompts", "init_image", "init_time", "init_by", "batch_size", "position",
+    "times", "options", "callback", "progress",
+)  # fmt: skip
+"""Other arguments of `steer.sample`: no options of a method, and nothing on the page sets them."""
+
+
+def whole_number(name: str, value: float | None) -> int:
+    """Return what a field for a number holds.
+
+    Raises:
+        ValueError: it is empty, or holds no whole number.
+    """
+    if value is None or not math.isfinite(value) or value != int(value):
+        raise ValueError(f"{name}: give a whole number, such as 0 or 7")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -39,13 +57,14 @@ class Ask:
 
     @classmethod
     def of(
-        cls, prompts: str, reward: str, method: str, particles: float, steps: float, seed: float,
-        options: str,
+        cls, prompts: str, reward: str, method: str, particles: float | None, steps: float | None,
+        seed: float | None, options: str,
     ) -> "Ask":  # fmt: skip
         """Read the controls.
 
         Raises:
-            ValueError: no prompt, or options that are no mapping.
+            ValueError: no prompt, an empty number, options that are no mapping of names, or one
+                among them that is no option of a method.
         """
         lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
         if not lines:
@@ -54,12 +73,19 @@ class Ask:
             read = yaml.safe_load(options or "{}")
         except yaml.YAMLError:
             read = None
-        if not isinstance(read, dict):
+        if not isinstance(read, dict) or not all(isinstance(name, str) for name in read):
             raise ValueError(f"options {options!r}: write them as {{scale: 0.3, brake: 0.8}}")
         for name in CONTROLS:
             if name in read:
                 raise ValueError(f"options: {name} has a field of its own, set it there")
-        return cls(lines, reward, method, int(particles), int(steps), int(seed), read)
+        for name in ABSENT:
+            if name in read:
+                raise ValueError(
+                    f"options: {name} is no option of a method, and cannot be set on this page: "
+                    "leave it out"
+                )
+        numbers = {"pictures": particles, "steps": steps, "seed": seed}
+        return cls(lines, reward, method, *(whole_number(*one) for one in numbers.items()), read)
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -77,7 +103,7 @@ class Ask:
     def settings(self, model: str, out: str) -> dict[str, Any]:
         """Return the options of `steer sample` that make the same pictures."""
         beside = {k: v for k, v in self.options.items() if k in BESIDE}
-        prompt = self.prompts[0] if len(self.prompts) == 1 else list(self.prompts)
+        prompt = self.prompts[0] if _is_text(self.prompts) else list(self.prompts)
         return {
             "model": model, "reward": self.reward, "prompt": prompt, "method": self.method,
             "particles": self.particles, "steps": self.steps, "seed": self.seed, **beside,
@@ -86,11 +112,16 @@ class Ask:
 
     def command(self, model: str, out: str) -> str:
         """Return the command line that makes the same pictures."""
-        parts = [
-            f"--{name} {shlex.quote(value if isinstance(value, str) else _flow(value))}"
+        words = {
+            name: value if isinstance(value, str) else _flow(value)
             for name, value in self.settings(model, out).items()
-        ]
-        return "steer sample " + " ".join(parts)
+        }
+        if not _is_text(self.prompts):  # all in quotes: a text 1e3 is no number
+            words["prompt"] = json.dumps(self.prompts, ensure_ascii=False)
+        return "steer sample " + " ".join(
+            f"--{name}{'=' if word.startswith('-') else ' '}{shlex.quote(word)}"
+            for name, word in words.items()
+        )
 
     def python(self, model: str) -> str:
         """Return the Python that makes the same pictures."""
@@ -100,6 +131,17 @@ class Ask:
             f"flow = steer.load({model!r})\n"
             f"result = steer.sample(flow, {self.reward!r}, {list(self.prompts)!r}{told})\n"
         )
+
+
+def _is_text(prompts: tuple[str, ...]) -> bool:
+    """Return whether there is one prompt, which the command line reads as the text that it is.
+
+    "null" and "[red, fox]" are read as YAML there, so that they must stand in a list.
+    """
+    try:
+        return len(prompts) == 1 and yaml.safe_load(prompts[0]) == prompts[0]
+    except (yaml.YAMLError, ValueError):  # a ValueError: a date that does not exist
+        return False
 
 
 def _flow(value: Any) -> str:

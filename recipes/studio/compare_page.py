@@ -7,6 +7,7 @@ import gradio as gr
 
 import steer
 from recipes.commands import ENTRIES
+from recipes.studio.ask import whole_number
 from recipes.studio.figures import compared
 from recipes.studio.reward_field import reward_field
 from recipes.studio.session import Studio
@@ -46,13 +47,19 @@ def page(studio: Studio) -> None:
             sheet = gallery("The best of each method", "compare-sheet")
 
     def run(
-        asked: str, wanted: str, lines: str, number: float, request: gr.Request
+        asked: str, wanted: str, lines: str, number: float | None, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
         rows: list[list[Any]] = []
         shown: list[Any] = []
         tab = str(request.session_hash)
         try:
             names = [line.strip() for line in asked.splitlines() if line.strip()]
+            wished = [line.strip() for line in lines.splitlines() if line.strip()]
+            if not names:
+                raise ValueError("write a prompt, or several, a line each")
+            if not wished:
+                raise ValueError("write a method, or several, a line each, such as fmrg-j:steps=4")
+            drawn_from = whole_number("seed", number)
             scorer = studio.reward(wanted)
             import torch  # what loads it comes after the page is there
 
@@ -61,23 +68,31 @@ def page(studio: Studio) -> None:
             from steer.pictures import to_pil
             from steer.reward import score
 
-            chosen = [entry(line.strip()) for line in lines.splitlines() if line.strip()]
+            chosen = [entry(line) for line in wished]
             if not studio.allow_files and any("." in one.method for one in chosen):
                 raise ValueError(
                     "a method from a file runs its code: start the page with --allow-files true"
                 )
             entries = equal_calls(chosen, scorer.differentiable, studio.flow)
-            ended = studio.begun(tab)
+            ended, left_out = studio.begun(tab), []
 
             def rows_of() -> Iterator[tuple[list[Any], Any]]:
                 for one in entries:
                     if ended.is_set():
                         return
+
+                    def halted(population: steer.Population, label: str = one.label) -> None:
+                        if ended.is_set() and population.time < 1:
+                            population.stop()
+                            left_out.append(label)
+
                     result = steer.sample(
                         studio.flow, scorer, names, one.particles, one.steps,
-                        method(one.method), seed=int(number), progress=False, **one.options,
-                        callback=lambda p: p.stop() if ended.is_set() and p.time < 1 else None,
+                        method(one.method), seed=drawn_from, progress=False, **one.options,
+                        callback=halted,
                     )  # fmt: skip
+                    if left_out:  # its reward is not that of so many network calls
+                        return
                     best = torch.arange(len(names)), result.best
                     made, got = result.images[best], result.rewards[best]
                     if one.mean:
@@ -91,10 +106,17 @@ def page(studio: Studio) -> None:
                            round(result.costs["seconds"], 2)]  # fmt: skip
                     yield row, made
 
-            for row, made in studio.in_turn(rows_of()):
+            if studio.busy:
+                yield gr.skip(), gr.skip(), gr.skip(), studio.busy
+            for row, made in studio.in_turn(rows_of(), ended):
                 rows.append(row)
                 shown += [(crisp(to_pil(x)), row[0]) for x in made]
                 yield rows, compared(rows), shown, ""
+            if ended.is_set() and not rows and not left_out:
+                yield gr.skip(), gr.skip(), gr.skip(), "stopped before the first row"
+            if left_out:
+                note = f"stopped: the row of {left_out[0]} was not finished, and is left out"
+                yield gr.skip(), gr.skip(), gr.skip(), note
         except FAULTS as problem:
             yield gr.skip(), gr.skip(), gr.skip(), said(problem)
 

@@ -14,11 +14,16 @@ from torch import Tensor
 
 import steer
 from recipes.studio.ask import Ask
-from steer.flow import FlowMap
+from steer.batches import Ceiling, in_batches, join_rows
+from steer.flow import FlowMap, device_of
 from steer.pictures import to_pil
 from steer.reward import Reward, score
 
 __all__ = ["Job", "Shown", "start_of"]
+
+
+AHEAD = 4
+"""Steps that the sampler makes before they are shown: it keeps so many on its device."""
 
 
 class Seen(NamedTuple):
@@ -28,9 +33,10 @@ class Seen(NamedTuple):
         x: what is shown: clean samples, or pictures.
         decoded: whether these are pictures already.
         reward: of each particle.
-        step: how many steps were made.
+        step: how many steps were made, of `Job.total`.
         calls: network calls a particle so far.
-        positions: of its prompts in the list; with a target they are sampled one by one.
+        positions: of its prompts in the list; many pictures are sampled in groups of prompts, and
+            with a target the prompts one by one.
     """
 
     x: Tensor
@@ -49,6 +55,7 @@ class Shown:
         images: what the reward was evaluated on: lookaheads, and pictures at the end.
         captions: the reward of each.
         step: how many steps were made.
+        total: of how many in all; one that is stopped makes fewer.
         calls: network calls a particle so far.
         reward: its mean over the particles.
         late: whether further steps were made since.
@@ -57,6 +64,7 @@ class Shown:
     images: list[Image.Image]
     captions: list[str]
     step: int
+    total: int
     calls: float
     reward: float
     late: bool
@@ -66,8 +74,9 @@ class Job:
     """A run of one browser tab.
 
     The sampler runs in a thread of its own and puts what happens into `events`, so that showing a
-    step does not hold up the next one. The held-out reward is computed while nothing is sampled:
-    when the run is paused, and at its end.
+    step does not hold up the next one. It makes at most `AHEAD` steps that are not shown yet. The
+    held-out reward is computed while nothing is sampled: when the run is paused, and at its end.
+    Until then the pictures wait in 8 bits on the CPU.
 
     Args:
         flow: the model.
@@ -82,9 +91,15 @@ class Job:
             flow, reward, list(ask.prompts), batch_size=None, **ask.keywords
         )
         self.bound = flow.given(list(ask.prompts))
+        request = self.stream.request
+        self.per_group = len(request.grid) - 1
+        self.total = len(request.groups) * self.per_group
         self.ended = threading.Event()
         self.events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self.seconds: list[float] = []
+        self._made = 0
+        self._room = threading.Semaphore(AHEAD)
+        self._ceiling = Ceiling()
         self._free = threading.Event()
         self._free.set()
         self._keep: list[int] | None = None
@@ -100,7 +115,7 @@ class Job:
         return not self._free.is_set()
 
     def pause(self) -> None:
-        """Wait after this step.
+        """Wait after this step, unless it is the last one.
 
         Raises:
             ValueError: the run is over.
@@ -171,10 +186,18 @@ class Job:
 
     def _steps(self) -> None:
         before = time.perf_counter()
-        for k, population in enumerate(self.stream, 1):
-            self.seconds.append(time.perf_counter() - before)
-            self.events.put(("step", _seen(population, k)))
-            if self.paused:
+        group, positions, k = -1, (), 0
+        for population in self.stream:
+            if tuple(population.positions) != positions:
+                group, positions, k = group + 1, tuple(population.positions), 0
+            k += 1
+            self._made = group * self.per_group + k
+            while not self._room.acquire(timeout=0.2):
+                if self.ended.is_set():
+                    return
+            self.seconds.append(time.perf_counter() - before)  # with the wait for the page
+            self.events.put(("step", _seen(population, self._made)))
+            if self.paused and population.time < 1:  # what has ended cannot go on from some
                 self.events.put(("paused", None))
                 self._free.wait()
             if self.ended.is_set():
@@ -198,24 +221,38 @@ class Job:
     @torch.no_grad()
     def shown(self, seen: Seen) -> Shown:
         """Return what the page shows of a step."""
-        images = seen.x if seen.decoded else self.bound.decode(seen.x.flatten(0, 1))
-        flat = images.reshape(-1, *images.shape[-3:]).clamp(0, 1)
-        texts = [self.ask.prompts[i] for i in seen.positions for _ in range(self.ask.particles)]
-        self._unjudged.append((seen.calls, flat, texts))
+        x, size = seen.x.flatten(0, 1), self.stream.request.rows
+        if not seen.decoded:
+            with self._ceiling.held():
+                x = join_rows(in_batches(self.bound.decode, x, size))
+        flat = x.clamp(0, 1).mul(255).round().byte().cpu()
+        self._room.release()
+        if self.judge is not None:
+            n = self.ask.particles
+            texts = [self.ask.prompts[i] for i in seen.positions for _ in range(n)]
+            self._unjudged.append((seen.calls, flat, texts))
         reward = seen.reward.flatten()
         captions = ["" if r.isnan() else f"{float(r):.4g}" for r in reward]
         known = reward[~reward.isnan()]
         mean = float(known.mean()) if len(known) else math.nan
-        late = seen.step < len(self.seconds)
-        return Shown([to_pil(x) for x in flat], captions, seen.step, seen.calls, mean, late)
+        late = seen.step < self._made
+        pictures = [to_pil(x / 255) for x in flat]
+        return Shown(pictures, captions, seen.step, self.total, seen.calls, mean, late)
 
     @torch.no_grad()
-    def judged(self) -> list[tuple[float, float]]:
-        """Return the held-out reward of the steps that were shown since: (network calls, mean)."""
+    def judged(self) -> list[tuple[float, float, int]]:
+        """Return the held-out reward of the steps that were shown since.
+
+        A tuple each: network calls a picture, the mean, of how many pictures.
+        """
         waiting, self._unjudged = self._unjudged, []
         if self.judge is None:
             return []
-        return [(calls, float(score(self.judge, x, t).mean())) for calls, x, t in waiting]
+        device = device_of(self.flow)
+        return [
+            (calls, float(score(self.judge, x.to(device) / 255, t).mean()), len(x))
+            for calls, x, t in waiting
+        ]
 
 
 def start_of(result: steer.Result, i: int, particles: int) -> int:

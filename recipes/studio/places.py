@@ -5,8 +5,11 @@ from pathlib import Path
 
 __all__ = ["inside", "inside_quietly", "plain_reward", "runs_in"]
 
-FOREIGN = re.compile(r"[/\\~]|\.\.|[A-Za-z_]\.[A-Za-z_]|\burl\s*=")
+FOREIGN = re.compile(r"[/\\~]|\.\.|[A-Za-z_]\.[A-Za-z_]|\b(url|image|mask)\s*=")
 """What a reward's text has when it names a file, a module or a server."""
+
+NAMED = re.compile(r"\b(?:model|weights|names|head|folder)\s*=\s*['\"]?([^,+)\s'\"]+)")
+"""An option that takes a file or a folder, or a name that means none: `head=v2`."""
 
 
 def inside(root: Path, name: str) -> Path:
@@ -32,7 +35,8 @@ def plain_reward(text: str, allow_files: bool) -> str:
     """
     if not text.strip():
         raise ValueError("say which reward: clip, or 0.7*clip + 0.3*colour:name=red")
-    if not allow_files and FOREIGN.search(text):
+    here = any(Path(value).exists() for value in NAMED.findall(text))
+    if not allow_files and (here or FOREIGN.search(text)):
         raise ValueError(
             f"the reward {text!r} names a file, a module or a server, which this page may not "
             "load: start it with `steer studio --allow-files true`, or take named rewards"

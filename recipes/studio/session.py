@@ -21,6 +21,9 @@ Found = TypeVar("Found")
 
 TOUCHED = "# particles were kept or the run was stopped by hand: no command makes these pictures\n"
 
+WAITING = "another picture is being steered: this waits for its turn"
+PAUSED = "another picture is being steered, and is paused: this waits until it goes on or ends"
+
 LOADING = "The model is still loading. What you start now waits for it."
 
 
@@ -46,6 +49,7 @@ class Studio:
         self.loading = Loading(self._load)
         self.jobs: dict[str, Job] = {}
         self._turn = threading.Lock()
+        self._at_work: Job | None = None
         self._halts: dict[str, threading.Event] = {}
         self._rewards: dict[str, Reward] = {}
 
@@ -53,8 +57,10 @@ class Studio:
         from recipes.defaults import judge_of
         from recipes.inputs import load_model
         from recipes.studio import jobs, looking  # noqa: F401  their imports take a while too
+        from steer.flow import device_of
 
-        return load_model(self.model, self.device), judge_of(self.model, "own", console())
+        flow, judge = load_model(self.model, self.device), judge_of(self.model, "own", console())
+        return flow, None if judge is None else judge.to(device_of(flow))
 
     @property
     def flow(self) -> "FlowMap":
@@ -67,7 +73,7 @@ class Studio:
         return self.loading.get()[1]
 
     def reward(self, text: str) -> "Reward":
-        """Return a reward by its text, loaded once.
+        """Return a reward by its text, loaded once, where the model is.
 
         Raises:
             ValueError: one that cannot be read, or that this page may not load.
@@ -76,8 +82,9 @@ class Studio:
         self.loading.get()  # two threads that import torch at once may see half of it
         if text not in self._rewards:
             import rewards
+            from steer.flow import device_of
 
-            self._rewards[text] = rewards.load(text)
+            self._rewards[text] = rewards.load(text).to(device_of(self.flow))
         return self._rewards[text]
 
     def cost(self, ask: Ask) -> str:
@@ -103,21 +110,23 @@ class Studio:
 
         Kinds: "waiting", "unguided", "step", "message", "judged", "paused", "done".
 
-        A second job of the same tab ends the first; other tabs' jobs are waited for.
+        A second job of the same tab ends the first, unless something is wrong with it; other tabs'
+        jobs are waited for.
         """
-        self.end(tab)
         if not self.loading.ready:
             yield "waiting", LOADING
         self.loading.get()
         from recipes.studio.jobs import Job
 
         job = Job(self.flow, self.reward(ask.reward), ask, self.judge)
+        self.end(tab)
         self.jobs[tab] = job
         try:
             while not self._turn.acquire(timeout=0.5):
-                yield "waiting", "another picture is being steered: this one is next"
+                yield "waiting", self.busy or WAITING
                 if job.ended.is_set():
                     return
+            self._at_work = job
             worker = threading.Thread(target=self._work, args=(job,), daemon=True)
             worker.start()
             yield from self._told(job)
@@ -128,6 +137,7 @@ class Studio:
         try:
             job.work()
         finally:
+            self._at_work = None
             self._turn.release()
 
     def _told(self, job: "Job") -> Iterator[tuple[str, Any]]:
@@ -141,22 +151,38 @@ class Studio:
                 yield "judged", job.judged()
             yield kind, job.shown(value) if kind == "step" else value
 
+    @property
+    def busy(self) -> str:
+        """Say what has the turn, "" where nothing has it."""
+        job = self._at_work
+        return (PAUSED if job is not None and job.paused else WAITING) * self._turn.locked()
+
     def begun(self, tab: str) -> threading.Event:
         """Return an event that says when a tab wants no more of what it begins: `halt` sets it."""
         ended = self._halts[tab] = threading.Event()
         return ended
 
-    def in_turn(self, found: Iterator[Found]) -> Iterator[Found]:
+    def in_turn(
+        self, found: Iterator[Found], ended: threading.Event | None = None
+    ) -> Iterator[Found]:
         """Let an iterator make each of its values in a turn of its own.
 
         No turn is held while a value is shown: a page that is closed meanwhile would keep it.
+
+        Args:
+            found: makes the values.
+            ended: set where no turn is waited for any more.
         """
         while True:
-            with self._turn:
-                try:
-                    one = next(found)
-                except StopIteration:
+            while not self._turn.acquire(timeout=0.5):
+                if ended is not None and ended.is_set():
                     return
+            try:
+                one = next(found)
+            except StopIteration:
+                return
+            finally:
+                self._turn.release()
             yield one
 
     def halt(self, tab: str) -> None:
@@ -198,7 +224,10 @@ class Studio:
             ValueError: there are none yet, or a place outside of the folder.
             FileExistsError: a folder of that name is there.
         """
-        result = self.job(tab).result
+        job = self.job(tab)
+        result = job.result
+        if result is None and job.finished:
+            raise ValueError("this run ended with an error and has no pictures: press Steer again")
         if result is None:
             raise ValueError(
                 "the pictures are not finished: wait for the last step, or press Stop"
@@ -207,7 +236,6 @@ class Studio:
         from steer.sampling.result import save_result
 
         place = inside(self.root, name)
-        job = self.job(tab)
         settings = job.ask.settings(self.model, f"{place}-again")
         note = TOUCHED * job.touched
         files = {

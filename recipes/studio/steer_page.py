@@ -18,7 +18,7 @@ from recipes.studio.showing import FAULTS, crisp, gallery, heard, said, title
 if TYPE_CHECKING:
     from recipes.studio.jobs import Shown
 
-__all__ = ["Steering", "page"]
+__all__ = ["Steering", "page", "table"]
 
 CURVE = ["network calls a picture", "mean", "scale"]
 REDRAWN = 0.5
@@ -129,14 +129,14 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
             texts = ask.command(studio.model, out), ask.python(studio.model)
             first: list[Image.Image] = []
             curve: list[dict[str, Any]] = []
-            tab, drawn = str(request.session_hash), 0.0
+            tab, drawn, last = str(request.session_hash), 0.0, 0
             for kind, value in studio.run(tab, ask):
                 if kind == "waiting":
                     yield *keep_as_they_are, value
                 elif kind == "unguided":
                     first = [crisp(image) for image in value]
                     # a plot knows the colours of its first points alone: both are among them
-                    curve = [_point(0, math.nan, "reward"), _point(0, math.nan, "held-out")]
+                    curve = [_point(0, math.nan, 0, "reward"), _point(0, math.nan, 0, "held-out")]
                     yield first, [], None, None, *texts, [], "", "steering"
                 elif kind == "message":
                     yield *keep_as_they_are, value
@@ -146,27 +146,36 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
                         "paused: click the pictures to keep, then press Go on",
                     )
                 elif kind == "judged":
-                    curve += [_point(calls, mean, "held-out") for calls, mean in value]
+                    curve += [_point(*one, "held-out") for one in value]
                     yield (
-                        *[gr.skip()] * 3, pandas.DataFrame(curve, columns=CURVE),
+                        *[gr.skip()] * 3, table(curve),
                         *[gr.skip()] * 5,
                     )  # fmt: skip
                 elif kind == "step":
+                    last = len(value.images)
                     if not math.isnan(value.reward):
-                        curve.append(_point(value.calls, value.reward, "reward"))
+                        curve.append(_point(value.calls, value.reward, last, "reward"))
                     # the newest step is shown, and the curve now and then: drawing takes the
                     # processor from the sampler
                     plotted = gr.skip()
                     if not value.late and time.monotonic() - drawn > REDRAWN:
-                        plotted, drawn = pandas.DataFrame(curve, columns=CURVE), time.monotonic()
+                        plotted, drawn = table(curve), time.monotonic()
                     yield (
                         gr.skip(), gr.skip() if value.late else _strip(value), gr.skip(), plotted,
-                        gr.skip(), gr.skip(), [], "", f"step {value.step} of {ask.steps}",
+                        gr.skip(), gr.skip(), [], "", f"step {value.step} of {value.total}",
                     )  # fmt: skip
                 else:
                     from recipes.studio.jobs import start_of  # it loads torch: not at the start
 
                     best = int(value.rewards.flatten().argmax())
+                    ended = gr.skip()  # the last step showed them, unless there were more prompts
+                    if value.rewards.numel() > last:
+                        ended = [
+                            (crisp(steer.pictures.to_pil(x)), f"{float(r):.4g}")
+                            for x, r in zip(
+                                value.images.flatten(0, 1), value.rewards.flatten(), strict=True
+                            )
+                        ]
                     pair = (
                         first[start_of(value, best, ask.particles)],
                         crisp(steer.pictures.to_pil(value.images.flatten(0, 1)[best])),
@@ -175,7 +184,7 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
                     bill = f"done: {calls:.0f} network calls in {value.costs['seconds']:.1f} s"
                     notes = "".join(f"\n\n{text}" for text in value.warnings)
                     yield (
-                        gr.skip(), gr.skip(), pair, pandas.DataFrame(curve, columns=CURVE),
+                        gr.skip(), ended, pair, table(curve),
                         gr.skip(), gr.skip(), [], "", bill + notes,
                     )  # fmt: skip
         except FAULTS as error:
@@ -224,5 +233,20 @@ def _strip(shown: "Shown") -> list[tuple[Image.Image, str]]:
     return [(crisp(image), caption) for image, caption in pairs]
 
 
-def _point(calls: float, mean: float, scale: str) -> dict[str, Any]:
-    return dict(zip(CURVE, (calls, mean, scale), strict=True))
+def _point(calls: float, mean: float, pictures: int, scale: str) -> dict[str, Any]:
+    return {**dict(zip(CURVE, (calls, mean, scale), strict=True)), "pictures": pictures}
+
+
+def table(points: list[dict[str, Any]]) -> pandas.DataFrame:
+    """Return what the plot draws: one mean for each number of calls, over all groups of prompts.
+
+    Args:
+        points: a group's own means, with how many `pictures` they are of.
+    """
+    calls, mean, scale = CURVE
+    told = pandas.DataFrame(points, columns=[*CURVE, "pictures"])
+    told["sum"] = told[mean] * told["pictures"]
+    sums = told.groupby([calls, scale], sort=False, as_index=False)[["sum", "pictures"]]
+    found = sums.sum(min_count=1)
+    found[mean] = found["sum"] / found["pictures"]
+    return found[CURVE]
