@@ -104,7 +104,9 @@ def _from_file(
             'steer.load("model.safetensors", config="stabilityai/stable-diffusion-xl-base-1.0")'
         )
     found = hub.named(config)
-    options = {} if found is None or found.revision is None else {"revision": found.revision}
+    options: dict[str, Any] = {}
+    if found is not None and found.revision is not None:
+        options["revision"] = found.revision
     config = config if found is None else found.repo
     said = diffusers.DiffusionPipeline.load_config(config, **options)
     name = pipeline or str(said.get("_class_name"))
