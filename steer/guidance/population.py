@@ -78,7 +78,8 @@ class Population:
         """Continue with only these particles, in repeated copies.
 
         Their weights are reset. A selection by hand no longer samples the tilt, so `log_z` is NaN
-        from then on.
+        from then on. After the last step there is nothing to continue, and nothing changes: select
+        the pictures themselves.
 
         Args:
             index: which to keep, (k,) for every prompt or (p, k), k at least 1.
