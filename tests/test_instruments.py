@@ -453,7 +453,11 @@ def test_the_message_says_what_and_how_much():
     quiet = instruments.read(pictures()).values
     alarm, *none = instruments.alarms(Reading({**quiet, "brightness": value}, (0, 0)))
     assert not none
-    for part in ("brightness rose from 0.71 to 0.93", "+2.00 standard deviations", "learning rate"):
+    for part in (
+        "brightness rose from 0.71 to 0.93",
+        "+2.00 standard deviations",
+        "learning rate",
+    ):
         assert part in alarm.message
 
 

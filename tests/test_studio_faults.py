@@ -104,7 +104,7 @@ def test_every_other_argument_of_a_request_is_refused_as_an_option(studio):
     read = parse("sample", shlex.split(command)[2:]).settings
     assert (read["target"], read["budget"], read["options"]) == (-5.0, 40, {"scale": 0.2})
     said = steered(studio, "bag", "brightness", "fmrg-j", 2, 2, 4, "{batch_size: 1}")
-    assert "batch_size is no option of a method" in said[-1][-1]
+    assert "batch_size is not an option of a method" in said[-1][-1]
 
 
 @pytest.mark.parametrize("name", ["seed", "steps", "particles"])

@@ -81,8 +81,8 @@ class Ask:
         for name in ABSENT:
             if name in read:
                 raise ValueError(
-                    f"options: {name} is no option of a method, and cannot be set on this page: "
-                    "leave it out"
+                    f"options: {name} is not an option of a method, and cannot be set on this "
+                    "page: leave it out"
                 )
         numbers = {"pictures": particles, "steps": steps, "seed": seed}
         return cls(lines, reward, method, *(whole_number(*one) for one in numbers.items()), read)

@@ -23,9 +23,9 @@ def page(studio: Studio) -> None:
     """Lay the page out."""
     with gr.Row():
         with gr.Column(min_width=300):
-            prompts = gr.Textbox(label="Prompts, one a line", value="fox\nbird", lines=2)
+            prompts = gr.Textbox(label="Prompts, one per line", value="fox\nbird", lines=2)
             reward = reward_field(studio, "clip", "Reward", "compare-reward")
-            methods = gr.Textbox(label="Methods, one a line", value="\n".join(ENTRIES), lines=4,
+            methods = gr.Textbox(label="Methods, one per line", value="\n".join(ENTRIES), lines=4,
                                  elem_id="compare-methods")  # fmt: skip
             seed = gr.Number(label="Seed", value=0, precision=0)
             with gr.Row():
@@ -40,7 +40,7 @@ def page(studio: Studio) -> None:
                 interactive=False,
                 wrap=True,
             )
-            title("Reward against network calls a prompt")
+            title("Reward against network calls per prompt")
             plot = gr.Plot(
                 show_label=False, elem_id="compare-plot", elem_classes="drawn", format="png"
             )

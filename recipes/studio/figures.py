@@ -67,10 +67,10 @@ def compared(rows: Sequence[Sequence[Any]]) -> Any:
     """Return a figure of rewards against network calls, a colour and a shape a method.
 
     Args:
-        rows: label, network calls a prompt, and reward of each.
+        rows: label, network calls per prompt, and reward of each.
     """
     look = theme("light")  # whose colours are readable on dark too
-    figure, (axes,) = _axes("network calls a prompt", ["reward"])
+    figure, (axes,) = _axes("network calls per prompt", ["reward"])
     for i, (label, calls, reward, *_) in enumerate(rows):
         axes.plot([calls], [reward], ls="none", marker=MARKERS[i % len(MARKERS)], ms=8,
                   color=look.colour(i), label=label)  # fmt: skip

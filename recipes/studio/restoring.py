@@ -11,6 +11,8 @@ from recipes.studio.places import inside_quietly
 
 __all__ = ["Restored", "restored", "shown_of"]
 
+OTHERS = "Steer makes different pictures"
+
 DEFAULTS = {"particles": 4, "steps": 16, "seed": 0}
 """What `steer sample` takes where its config does not say."""
 
@@ -48,9 +50,9 @@ class Restored(NamedTuple):
         """Say whether Steer makes the run's own pictures again."""
         if self.lost:
             named = ", ".join(f"{name}: {value}" for name, value in self.lost.items())
-            return f"this run also had {named}, which has no field here: Steer makes others"
+            return f"this run also set {named}, which has no field here: {OTHERS}"
         if self.touched:
-            return "particles were kept or the run was stopped by hand: Steer makes others"
+            return f"particles were kept or the run was stopped by hand: {OTHERS}"
         return "Steer makes these pictures again"
 
 

@@ -27,7 +27,7 @@ def page(studio: Studio) -> None:
             table = gr.Dataframe(
                 headers=["picture", "reward"], interactive=False, elem_id="scores"
             )
-            maps = gallery("The pictures, and how strongly each pixel moves the reward", "maps")
+            maps = gallery("The pictures, and how strongly each pixel changes the reward", "maps")
             report = gr.Markdown(elem_id="report")
 
     def scored(names: list[str] | None, text: str, asked: str) -> tuple[Any, ...]:

@@ -49,7 +49,7 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             prompts = gr.Textbox(
-                "a fruit", label="Prompts, one a line", lines=2, elem_id="prompts"
+                "a fruit", label="Prompts, one per line", lines=2, elem_id="prompts"
             )
             reward = reward_field(
                 studio, REWARD, "Reward: a name, or a sum with weights", "reward"
@@ -78,7 +78,7 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
         with gr.Column(scale=2, min_width=300):
             before = gallery("Unguided, the same noise", "before")
             strip = gallery(
-                "What the reward sees now. Pause, click those to keep, then Go on", "strip",
+                "What the reward sees now. Press Pause, click what to keep, then Go on", "strip",
                 allow_preview=False,
             )  # fmt: skip
             chosen = gr.State([])

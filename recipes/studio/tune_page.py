@@ -27,7 +27,7 @@ def page(studio: Studio) -> gr.Textbox:
         with gr.Column(min_width=300):
             folder = gr.Textbox(label="Run folder", value="tuned", elem_id="tune-folder")
             reward = reward_field(studio, "clip", "Reward", "tune-reward")
-            prompts = gr.Textbox(label="Prompts, one a line (empty: the model's own)", lines=2,
+            prompts = gr.Textbox(label="Prompts, one per line (empty: the model's own)", lines=2,
                                  elem_id="tune-prompts")  # fmt: skip
             objective = gr.Dropdown(label="Objective", choices=list(steer.OBJECTIVES),
                                     value="direct")  # fmt: skip

@@ -46,7 +46,7 @@ class Tunings:
             ValueError: no run of this folder is at work.
         """
         if not self.running(folder):
-            raise ValueError(f"no tuning run is at work in {folder.name!r}")
+            raise ValueError(f"no tuning run is active in {folder.name!r}")
         self._of[folder].send_signal(signal.SIGINT)
 
     def error(self, folder: Path) -> str:
