@@ -139,6 +139,8 @@ def compare(
             method=method(one.method), reward_prompts=asked.reward_prompts, **one.options,
         )  # fmt: skip
     scale = judge_of(model, judge, screen)
+    if tune is not None and by == "judge" and scale is None:
+        raise ValueError("tuning by the judge needs a judge: give --judge, or --by reward")
     learn(flow, scorer, asked.prompts, asked.reward_prompts)
     differentiable = scorer.differentiable
     tried: list[dict[str, Any]] = []
@@ -159,16 +161,13 @@ def compare(
         if tune is not None:
             pool = tune_prompts or (listed(model, None, own(model).tuned).prompts or [])
             beside = tuning_prompts_beside(asked.prompts or [], pool)
-            measure = kept_in(partial, _Bench(flow, scorer, scale, beside).run)
-            entries, tried = crew.told(
-                lambda: tune_entries(
-                    entries, grid_of(tune), by, measure, len(beside.prompts), screen.print
-                )
-            )
-        rows, bench = (
-            equal_calls(entries, differentiable, flow),
-            _Bench(flow, scorer, scale, asked),
-        )
+            measure = kept_in(partial, _Bench(flow, scorer, scale, beside).run, crew)
+            entries, tried = tune_entries(
+                entries, grid_of(tune), by, measure, len(beside.prompts),
+                screen.print if crew.first else lambda line: None,
+            )  # fmt: skip
+        rows = equal_calls(entries, differentiable, flow)
+        bench = _Bench(flow, scorer, scale, asked)
         units = units_of(rows, len(asked.prompts), range(seeds), _size)
         crew.spread(spread, len(units), max(row.particles or 1 for row in rows))
         work = {u.name: (u.end - u.start) * u.row.calls(differentiable, flow) for u in units}

@@ -1,8 +1,9 @@
 """`steer compare --tune`: one or two numbers of a method, chosen on prompts not reported."""
 
 import itertools
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from jsonargparse import get_loader
 from torch import Tensor
 
+from recipes.crew import Crew
 from recipes.entries import Entry
 from recipes.inputs import Asked
 from recipes.methods import method_options, tempered
@@ -19,6 +21,11 @@ __all__ = ["grid_of", "kept_in", "tune", "tuning_prompts_beside"]
 
 Measure = Callable[[Unit[Entry]], tuple[dict[str, Tensor], dict[str, Any]]]
 """Draws and scores a unit: tensors, and what they cost."""
+
+MeasureAll = Callable[
+    [Sequence[Unit[Entry]]], Iterable[tuple[Mapping[str, Tensor], Mapping[str, Any]]]
+]
+"""The same of several units, in their order."""
 
 MOST = 12
 """Prompts that are tuned on."""
@@ -63,25 +70,28 @@ def tuning_prompts_beside(reported: Sequence[str | None], pool: Sequence[str]) -
     return Asked(left, None)
 
 
-def kept_in(partial: Partial, run: Measure) -> Measure:
-    """Return `run` that keeps what it measured beside a run's finished units, and reads it there.
+def kept_in(partial: Partial, run: Measure, crew: Crew | None = None) -> MeasureAll:
+    """Return what measures units by `run`, and keeps each beside a run's finished units.
 
     What is tuned comes in the same order when an interrupted run is started again, so that each
-    measurement is known by its number.
+    measurement is known by its number. Several processes measure a share each, and read all.
 
     Args:
         partial: of the run.
         run: draws and scores a unit.
+        crew: the processes of the run. Default: this one alone.
     """
-    numbers = itertools.count()
+    crew = crew or Crew()
 
-    def measured(unit: Unit[Entry]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        name = f"tune_{next(numbers):03d}"
-        if not partial.has(name):
-            tensors, notes = run(unit)
-            scores = {k: tensors[k] for k in ("reward", "judge") if k in tensors}
-            partial.add(name, scores, {"entry": unit.row.label, **notes})
-        return partial.read(name)
+    def measured(units: Sequence[Unit[Entry]]) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
+        names = [f"tune_{k:03d}" for k in range(len(units))]
+        for name, unit in crew.share(list(zip(names, units, strict=True))):
+            if not partial.has(name):
+                tensors, notes = run(unit)
+                scores = {k: tensors[k] for k in ("reward", "judge") if k in tensors}
+                partial.add(name, scores, {"entry": unit.row.label, **notes})
+        crew.wait(lambda: all(partial.has(name) for name in names))
+        return [partial.read(name) for name in names]
 
     return measured
 
@@ -90,7 +100,7 @@ def tune(
     entries: Sequence[Entry],
     grid: Mapping[str, Sequence[Any]],
     by: str,
-    run: Measure,
+    run: MeasureAll,
     prompts: int,
     say: Callable[[str], None],
 ) -> tuple[list[Entry], list[dict[str, Any]]]:
@@ -102,7 +112,7 @@ def tune(
         entries: what is compared.
         grid: option -> values.
         by: "judge" or "reward": the mean over the prompts of the picture that is returned.
-        run: draws and scores a unit.
+        run: draws and scores units.
         prompts: how many are drawn.
         say: prints a line.
 
@@ -111,25 +121,31 @@ def tune(
     """
     if by not in ("judge", "reward"):
         raise ValueError(f"by is judge or reward, got {by!r}")
-    chosen, rows = [], []
-    for place, one in enumerate(entries):
-        known = {"steps", *method_options(one.method)}
-        known |= {"temperature", "strength"} if tempered(one.method) else set()
-        names = [n for n in grid if n in known and one.particles is not None]
-        best, height = one, float("-inf")
-        for values in itertools.product(*(grid[n] for n in names)) if names else ():
-            given = dict(zip(names, values, strict=True))
-            steps = given.pop("steps", one.steps)
-            tried = replace(one, steps=steps, options={**one.options, **given})
-            tensors, _ = run(Unit(place, tried, 0, prompts, 1000))
-            if by not in tensors:
-                raise ValueError("tuning by the judge needs a judge: give --judge, or --by reward")
-            found = {k: float(tensors[k].mean()) for k in ("reward", "judge") if k in tensors}
-            rows.append({"entry": tried.label, **found})
-            say(f"tuning {tried.label}: {', '.join(f'{k} {v:.4f}' for k, v in found.items())}")
-            if found[by] > height:
-                best, height = tried, found[by]
-        chosen.append(best)
-    if not rows:
+    trials = [
+        Unit(place, tried, 0, prompts, 1000)
+        for place, one in enumerate(entries)
+        for tried in _tried(one, grid)
+    ]
+    if not trials:
         raise ValueError(f"no method here takes {' or '.join(grid)}: see steer methods")
+    chosen, height, rows = list(entries), [-math.inf] * len(entries), []
+    for unit, (tensors, _) in zip(trials, run(trials), strict=True):
+        if by not in tensors:
+            raise ValueError("tuning by the judge needs a judge: give --judge, or --by reward")
+        found = {k: float(tensors[k].mean()) for k in ("reward", "judge") if k in tensors}
+        rows.append({"entry": unit.row.label, **found})
+        say(f"tuning {unit.row.label}: {', '.join(f'{k} {v:.4f}' for k, v in found.items())}")
+        if found[by] > height[unit.index]:
+            chosen[unit.index], height[unit.index] = unit.row, found[by]
     return chosen, rows
+
+
+def _tried(one: Entry, grid: Mapping[str, Sequence[Any]]) -> Iterator[Entry]:
+    """Yield an entry with each of the grid's values that its method takes."""
+    known = {"steps", *method_options(one.method)}
+    known |= {"temperature", "strength"} if tempered(one.method) else set()
+    names = [n for n in grid if n in known and one.particles is not None]
+    for values in itertools.product(*(grid[n] for n in names)) if names else ():
+        given = dict(zip(names, values, strict=True))
+        steps = given.pop("steps", one.steps)
+        yield replace(one, steps=steps, options={**one.options, **given})

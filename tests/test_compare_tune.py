@@ -1,10 +1,15 @@
 """`steer compare --tune`: the best of a grid, and never by the prompts that are reported."""
 
+import functools
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from recipes import compare as compare_module
 from recipes.compare_tune import grid_of, kept_in, tune, tuning_prompts_beside
+from recipes.crew import Crew
 from recipes.entries import entry
 from recipes.partial import Partial
 
@@ -25,6 +30,10 @@ def test_prompts_that_are_reported_are_left_out():
         tuning_prompts_beside(pool, pool[:5])
 
 
+def each(run):
+    return lambda units: [run(unit) for unit in units]
+
+
 def test_each_method_gets_the_best_of_the_values_that_it_takes():
     asked = []
 
@@ -36,18 +45,18 @@ def test_each_method_gets_the_best_of_the_values_that_it_takes():
 
     entries = [entry(t) for t in ("fmrg-j:steps=16", "reno:steps=4", "best-of-n")]
     grid = grid_of("scale=0.1,0.3,1; steps=8,16")
-    chosen, rows = tune(entries, grid, "judge", run, 3, lambda line: None)
+    chosen, rows = tune(entries, grid, "judge", each(run), 3, lambda line: None)
     assert (chosen[0].options["scale"], chosen[0].steps) == (0.3, 8)
     assert chosen[1].steps == 8  # it has no scale
     assert "scale" not in chosen[1].options
     assert chosen[2] == entries[2]  # its candidates follow from the others' calls
     assert len(rows) == len(asked) == 6 + 2
-    by_reward, _ = tune(entries, grid, "reward", run, 3, lambda line: None)
+    by_reward, _ = tune(entries, grid, "reward", each(run), 3, lambda line: None)
     assert by_reward[0].options["scale"] == 1
     with pytest.raises(ValueError, match="no method here takes churn"):
-        tune(entries, grid_of("churn=0,1"), "judge", run, 3, lambda line: None)
+        tune(entries, grid_of("churn=0,1"), "judge", each(run), 3, lambda line: None)
     with pytest.raises(ValueError, match="judge or reward"):
-        tune(entries, grid, "luck", run, 3, lambda line: None)
+        tune(entries, grid, "luck", each(run), 3, lambda line: None)
 
 
 def test_without_a_judge_there_is_nothing_to_tune_by():
@@ -55,7 +64,7 @@ def test_without_a_judge_there_is_nothing_to_tune_by():
         return {"reward": torch.zeros(1, 1)}, {}
 
     with pytest.raises(ValueError, match="needs a judge"):
-        tune([entry("fmrg-j")], grid_of("scale=1,2"), "judge", run, 1, lambda line: None)
+        tune([entry("fmrg-j")], grid_of("scale=1,2"), "judge", each(run), 1, lambda line: None)
 
 
 def test_what_was_measured_is_read(tmp_path):
@@ -74,6 +83,34 @@ def test_what_was_measured_is_read(tmp_path):
             assert len(asked) == 3
             assert "images" not in partial.read("tune_002")[0]
     assert found[0] == found[1]
+
+
+def test_processes_measure_a_share_each_and_read_all(tmp_path):
+    asked = [], []
+
+    class One(Crew):
+        """A process of two in threads."""
+
+        def __init__(self, rank):
+            self.rank, self.count = rank, 2
+
+        def wait(self, done):
+            while not done():
+                time.sleep(0.01)
+
+    def run(rank, unit):
+        asked[rank].append(unit.row.options["scale"])
+        return {"reward": torch.tensor([[float(unit.row.options["scale"])]])}, {}
+
+    def tuned(rank):
+        measure = kept_in(partial, functools.partial(run, rank), One(rank))
+        return tune([entry("fmrg-j")], grid_of("scale=1,2,3"), "reward", measure, 1, print)
+
+    with Partial(tmp_path / "out", {"made": "so"}) as partial, ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(tuned, range(2))
+    assert one == other
+    assert one[0][0].options["scale"] == 3
+    assert asked == ([1, 3], [2])
 
 
 @pytest.mark.slow
