@@ -49,7 +49,7 @@ COMMANDS = {
             "sample --config demo.yaml --seed 1 --out outputs/demo_1",
         ),
         {
-            "model": _MODEL + " devices num_nodes spread cfg negative_prompt",
+            "model": _MODEL + " compile devices num_nodes spread cfg negative_prompt",
             "what to sample": "prompt prompts_file init_image init_time init_by",
             "reward": "reward reward_prompt temperature strength",
             "method": "method particles steps seed target budget batch_size on_bad_reward",

@@ -167,7 +167,7 @@ def test_timm_folder_and_published_weights(tmp_path, monkeypatch):
     named = Classifier("timm:test_resnet", target="tabby cat")
     assert (named.target, len(named.names)) == (281, 1000)
     assert Classifier("timm:test_resnet", "r160_in1k", target=281).backbone.model is not None
-    with pytest.raises(ValueError, match=r"any of 134 .* and 517"):
+    with pytest.raises(ValueError, match=r"ambiguous \(134 .* and 517"):
         named.index("crane")
 
 

@@ -49,7 +49,7 @@ def test_truncated_or_missing_weights(tmp_path):
     (tmp_path / "config.json").write_text((EMBEDDED / "config.json").read_text())
     whole = (EMBEDDED / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 3])
-    with pytest.raises(ValueError, match="not whole"):
+    with pytest.raises(ValueError, match="is incomplete"):
         Judge(tmp_path)
 
 

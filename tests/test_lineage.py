@@ -159,7 +159,7 @@ def test_uneven_weights_on_the_way_lose_nothing_where_they_are_not_resampled():
             progress=False, threshold=threshold,
         )  # fmt: skip
         assert result.trace["weighed"][:-1].min() < 2
-        return [w for w in result.warnings if "collapsed onto" in w]
+        return [w for w in result.warnings if "collapsed to" in w]
 
     assert said(0.0) == []
     assert said(0.5)

@@ -103,7 +103,7 @@ def test_a_guided_step_is_as_measured(name):
     assert plan.guided.row > 0.2 * plan.guided.at(1), "rows matter, or this shows nothing"
 
 
-@pytest.mark.parametrize("name", quick("flux", "sana_sprint"))
+@pytest.mark.parametrize("name", quick("flux"))
 def test_a_tuning_step_is_as_measured(name):
     """The peak of a real run of `steer.finetune`, three steps, within 10 %."""
     one = flow(name)
@@ -119,6 +119,7 @@ def test_a_tuning_step_is_as_measured(name):
         assert plan.tuning.at(rows) == pytest.approx(live.peak, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_base_split_over_processes():
     """Weights fall as 1 / N, down to what is gathered; rows, adapters and reward stay."""
     one = flow("flux")
@@ -135,6 +136,7 @@ def test_a_base_split_over_processes():
     assert planned(one, devices=4, strategy="ddp", **given).tuning == whole.tuning
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_a_card_measures_what_is_planned():
     """On a CPU: random weights from configurations, no text encoder, and the same bars."""
     one = flow("sd3")

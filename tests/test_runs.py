@@ -41,6 +41,11 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
+def replaceable():
+    """Allow folders of any content here, which other tests may not write."""
+
+
+@pytest.fixture
 def samples(tmp_path):
     """A run folder as `sample` leaves it."""
     folder = tmp_path / "samples"
@@ -283,7 +288,7 @@ def test_damage_to_both_checkpoints_is_said(cut, model):
     out, _ = cut
     for name in ("last.ckpt", "before.ckpt"):
         (out / "checkpoints" / name).write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"last.ckpt is damaged .*before.ckpt is damaged .*anew"):
+    with pytest.raises(ValueError, match=r"last.ckpt is damaged .*before.ckpt is damaged .*again"):
         tune(load(model), out, steps=7)
 
 

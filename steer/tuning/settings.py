@@ -95,9 +95,11 @@ class Settings:
             raise ValueError(f"micro_batch must be at least 1, got {self.micro_batch}")
         if any(k < 1 for k in self.sweep_steps or ()):
             raise ValueError(f"sweep_steps must be at least 1 each, got {self.sweep_steps}")
+        from lightning.pytorch.strategies import StrategyRegistry
+
         known = ("auto", "ddp", "fsdp")
         splits = "deepspeed" in self.strategy or ("fsdp" in self.strategy and not self.sharded)
-        if self.strategy not in known and not splits and not self.strategy.startswith("ddp"):
+        if self.strategy not in {*known, *StrategyRegistry} and not splits:
             raise unknown("strategy", self.strategy, known)
         if splits:
             raise ValueError(
