@@ -94,7 +94,7 @@ def test_every_other_argument_of_a_request_is_refused_as_an_option(studio):
     known = set(inspect.signature(steer.sample).parameters) - {"options"}
     allowed = {"temperature", "strength", "target", "budget", "on_bad_reward"}
     for name in known - allowed:
-        with pytest.raises(ValueError, match=f"options: {name} (has a field|is no option)"):
+        with pytest.raises(ValueError, match=f"options: {name} (has a field|is not an option)"):
             ask(options=f"{{{name}: 5}}")
     for options in ("{1: 2}", "[scale]", "scale", "{"):
         with pytest.raises(ValueError, match="write them as"):
