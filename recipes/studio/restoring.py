@@ -18,7 +18,7 @@ DEFAULTS = {"particles": 4, "steps": 16, "seed": 0}
 
 ELSEWHERE = {
     "out", "overwrite", "unguided", "keep", "film", "batch_size", "device", "devices",
-    "num_nodes", "spread",
+    "num_nodes", "spread", "compile",
 }  # fmt: skip
 """Settings that change no picture."""
 
