@@ -1,6 +1,5 @@
 """The exact tilt of a mixture: the reference beside the methods of `steer compare`."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from recipes.figures import Estimate, estimate, markdown
 from steer.exact import GaussianMixture
+from steer.guidance.resampler import ess, log_mean_exp, multinomial
 from steer.reward import LinearReward, QuadraticReward, Reward
 
 __all__ = ["exact_tilts", "tilt_table"]
@@ -56,34 +56,29 @@ def exact_tilts(
         if isinstance(reward, LinearReward | QuadraticReward):
             tilted, log_z = flow.tilt(reward, temperature)
             samples = tilted.sample(SAMPLES, torch.Generator().manual_seed(1)).to(base)
-            log_evidence, ess = float(log_z), float(SAMPLES)
+            log_evidence, size = float(log_z), float(SAMPLES)
         else:
             log_w = values / temperature
-            weights = log_w.softmax(0)
-            log_evidence = float(log_w.logsumexp(0)) - math.log(SAMPLES)
-            ess = 1 / float((weights**2).sum())
-            if not ess >= LEAST:
+            log_evidence, size = float(log_mean_exp(log_w)), float(ess(log_w))
+            if not size >= LEAST:
                 continue
-            chosen = torch.multinomial(
-                weights.cpu(), SAMPLES, True, generator=torch.Generator().manual_seed(1)
-            )
-            samples = base[chosen.to(base.device)]
-        estimates = _estimates(measure(samples), ess)
+            samples = base[multinomial(log_w, torch.Generator().manual_seed(1))]
+        estimates = _estimates(measure(samples), size)
         mean = estimates["reward"].mean
         assert mean is not None
         rows.append(
             {"temperature": temperature, "strength": scale / temperature,
-             "kl": mean / temperature - log_evidence, "ess": ess} | estimates
+             "kl": mean / temperature - log_evidence, "ess": size} | estimates
         )  # fmt: skip
     return rows
 
 
-def _estimates(measured: Mapping[str, Tensor], ess: float) -> dict[str, Estimate]:
+def _estimates(measured: Mapping[str, Tensor], size: float) -> dict[str, Estimate]:
     """Return means with their standard errors, which a smaller effective sample widens."""
     features = measured["features"].flatten(1).float()
     half = len(features) // 2
     apart = (features[:half] - features[half : 2 * half]).norm(dim=1)  # of independent pairs
-    widen = (len(features) / ess) ** 0.5
+    widen = (len(features) / size) ** 0.5
     columns = {n: measured[n] for n in ("reward", "judge") if n in measured} | {"diversity": apart}
     made = {name: estimate(values.flatten()) for name, values in columns.items()}
     return {
