@@ -14,6 +14,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from steer.names import reason
+
 __all__ = ["Fabric", "Ranks", "counted", "idle"]
 
 T = TypeVar("T")
@@ -165,7 +167,7 @@ class Ranks:
             raise ConnectionError(
                 f"another of the {self.count} processes of this run has ended, or cannot be "
                 "reached, so this one ends too: see its messages. Finished parts of the run are "
-                f"kept: the same command resumes from there ({_first(error)})"
+                f"kept: the same command resumes from there ({reason(error)})"
             ) from error
 
     def total(self, value: Tensor) -> Tensor:
@@ -186,10 +188,6 @@ class Ranks:
                 "reliable: all must be called with the same arguments, by the same versions, on "
                 "devices of one kind; or spread prompts over them instead (--spread prompts)"
             )
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _sum(values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
+from steer.names import reason
 from steer.training.checkpoints import Checkpoints
 from steer.training.log import RowLog
 from steer.tuning.module import RewardTuning
@@ -88,12 +89,11 @@ def fit(trainer: L.Trainer, module: RewardTuning, last: Path | None = None) -> N
             trainer.fit(module, module.loader(), ckpt_path=last, weights_only=True)
         except RuntimeError as error:
             if trainer.world_size > 1 and _of_another(error):
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise ChildProcessError(
                     f"process {trainer.global_rank} of {trainer.world_size} waited for another "
                     "one that has ended (killed, out of memory, or with an error of its own "
-                    f"above) or cannot be reached ({first}): the run ends; give the same command "
-                    "again to resume from its last checkpoint"
+                    f"above) or cannot be reached ({reason(error)}): the run ends; give the same "
+                    "command again to resume from its last checkpoint"
                 ) from error
             raise
 
