@@ -5,9 +5,9 @@ Steer, and until it shows the first steered lookahead.
 
 Live steps: in one run that chromium shows, blocks of steps are watched and not watched in turn.
 An unwatched step is made by the same sampler on the same particles, and nobody is told of it. The
-figure is the median over pairs of neighbouring blocks of a watched step's time over an unwatched
-one's. The first step of a block is left out, because it is made while the page still shows, or
-not yet shows, the block before. Run it with the machine otherwise idle:
+figure is the median over pairs of neighbouring blocks of the mean watched step's time over the
+mean unwatched one's. The first step of a block is left out, because it is made while the page
+still shows, or not yet shows, the block before. Run it with the machine otherwise idle:
 
     python -m benchmarks.studio
 
@@ -31,8 +31,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-BLOCK = 4
-"""Steps of a block; the first is not counted."""
+BLOCK = 8
+"""Steps of a block; the first is not counted. The page draws at most two steps a second."""
 
 
 def free_port() -> int:
@@ -147,12 +147,12 @@ def ratios(seconds: list[float]) -> tuple[list[float], list[float], list[float]]
     """
     blocks = [seconds[i : i + BLOCK] for i in range(0, len(seconds) - BLOCK + 1, BLOCK)][1:]
     shift = 1  # the first block, which holds the start of the run, is left out
-    medians = [statistics.median(block[1:]) for block in blocks]
-    watched = [m for i, m in enumerate(medians, shift) if i % 2 == 0]
-    plain = [m for i, m in enumerate(medians, shift) if i % 2]
+    means = [statistics.mean(block[1:]) for block in blocks]
+    watched = [m for i, m in enumerate(means, shift) if i % 2 == 0]
+    plain = [m for i, m in enumerate(means, shift) if i % 2]
     pairs = []
-    for i, one in enumerate(medians[:-1], shift):
-        other = medians[i + 1 - shift]
+    for i, one in enumerate(means[:-1], shift):
+        other = means[i + 1 - shift]
         pairs.append(one / other if i % 2 == 0 else other / one)
     return pairs, watched, plain
 
@@ -216,7 +216,7 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--starts", type=int, default=3)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=12)
     parser.add_argument("--steps", type=int, default=32)
     args = parser.parse_args()
     with chromium() as browser, tempfile.TemporaryDirectory() as folder:

@@ -1,22 +1,18 @@
 """`steer distill`: a velocity model becomes a flow map, by adapters and a second time."""
 
-import json
 import os
-from collections.abc import Callable
 from contextlib import nullcontext
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from recipes.fitting import begun_alike, fit
+from recipes.distill_data import data_of
+from recipes.fitting import begun_alike, divided, fit, place_of
 from recipes.inputs import Dtype, load_model, model_name
-from recipes.sources import source_of
 from recipes.terminal import say
 from steer.files import expanded, tidy
-from steer.flow import FlowMap, device_of
+from steer.flow import FlowMap
 from steer.lock import locked
 from steer.training.processes import is_first
 
@@ -51,6 +47,7 @@ def distill(
     dtype: Dtype | None = None,
     precision: str = "32-true",
     devices: int = 1,
+    strategy: Literal["ddp", "fsdp"] = "ddp",
     model_options: dict[str, Any] = {},  # noqa: B006
 ) -> Path:
     """Make a flow map of a pretrained velocity model: adapters, and a term for the jump's end.
@@ -91,10 +88,14 @@ def distill(
         prompts: for data "samples". Default: the model's own, else the empty one.
         seed: seed of all random numbers.
         save_every: steps between checkpoints.
-        device: device on which the model is loaded.
+        device: device of the run: cuda, cpu, or one device such as cuda:1. Default: what Lightning
+            chooses.
         dtype: precision of its weights; adapters are in float32.
         precision: precision of Lightning.
-        devices: number of processes, one per device.
+        devices: number of processes, one per device; they divide every batch.
+        strategy: ddp, where each process holds the model; or fsdp, where its weights are sharded
+            over the processes and a block is gathered when it is called. Derivatives are then
+            central differences.
         model_options: options of `steer.load`.
 
     Returns:
@@ -102,13 +103,16 @@ def distill(
 
     Raises:
         ValueError: an unknown rule, a model without a known embedding of the time, a rule that
-            must not follow the velocity that was asked for, a folder of other settings.
+            must not follow the velocity that was asked for, a folder of other settings; a batch
+            that does not divide by the processes; with fsdp, a model that cannot be sharded, or
+            forward derivatives.
     """
     settings = {
         k: os.fspath(v) if isinstance(v, Path) else v
         for k, v in locals().items()
-        if k not in ("out", "device", "precision", "save_every")
+        if k not in ("out", "device", "precision", "save_every", "strategy")
     }
+    divided(batch_size, devices)
     settings["model"] = model_name(model)
     from steer.adapters.fingerprint import fingerprint
     from steer.adapters.inject import adapt
@@ -116,6 +120,7 @@ def distill(
     from steer.models.second_timed import fresh_second_time, with_second_time
     from steer.training.adapting import AdapterTraining
     from steer.training.rules import MapObjective, build
+    from steer.tuning.sharding import ShardedBase, refuse_unshardable
 
     out = expanded(out)
     if (out / WEIGHTS).is_file():
@@ -123,7 +128,9 @@ def distill(
         say(f"{out} is finished: steer.load({model!r}, lora={os.fspath(out)!r})")
         return out
     taught = build(rule, options)
-    loaded = load_model(model, device, dtype, options=model_options)
+    sharded, place = strategy == "fsdp", place_of(device, devices)
+    at_first = "cpu" if sharded and isinstance(model, str) else None if sharded else str(place)
+    loaded = load_model(model, at_first, dtype, options=model_options)
     mixed = getattr(loaded, "cfg", None)
     guidance = (1.0 if mixed is None else mixed) if guidance is None else guidance
     base = velocity_of(loaded)
@@ -138,16 +145,24 @@ def distill(
         if first:
             tidy(out)
             begun_alike(out, settings, "*.ckpt", WEIGHTS)
-        batches = _batches(base, model, data, batch_size, seed, guidance, prompts, own_steps, out)
+        pictures = data_of(
+            data, model, out, size=batch_size, seed=seed, empty=0.12 if guidance != 1 else 0.0,
+            prompts=prompts, own_steps=own_steps, name=model_name(model),
+        )  # fmt: skip
+        if sharded:
+            refuse_unshardable(tuned)
+            derivative = _by_difference(derivative)
+            _encode_now(tuned, pictures.captions)
         objective = MapObjective(
             taught, _teacher(tuned), guidance, pairs=pairs, weight=weight, diagonal=diagonal,
             distance=distance, derivative=derivative,
         )  # fmt: skip
         training = AdapterTraining(
-            tuned, term, objective, batches, steps=steps, seed=seed, rate=learning_rate,
-            average=average,
+            tuned, term, objective, lambda: pictures.on(_teacher(tuned)), steps=steps, seed=seed,
+            rate=learning_rate, average=average,
         )  # fmt: skip
-        fit(training, out, save_every, precision, devices=devices)
+        spread = ShardedBase() if sharded else None
+        fit(training, out, save_every, precision, devices=devices, strategy=spread, place=place)
         if training.global_step >= steps and first:
             with training.averaged() as found:
                 notes = {
@@ -172,101 +187,31 @@ def _teacher(tuned: Any) -> Any:
     return tuned.at(0.0) if without is None else tuned.at(0.0).around(without(None))
 
 
-def _batches(
-    base: FlowMap, model: str, data: str, size: int, seed: int, guidance: float,
-    prompts: list[str] | None, own_steps: int, out: Path,
-) -> Callable[[int], tuple[Tensor, list[str]]]:  # fmt: skip
-    """Return step -> (x_1, prompts): latents of the data's pictures."""
-    from steer.training.data import Batches
+def _by_difference(derivative: str) -> Any:
+    """Return how a sharded network is differentiated along the flow.
 
-    empty = 0.12 if guidance != 1 else 0.0
-    if data == "samples":
-        x, captions = _samples(base, model, prompts, own_steps, out, seed)
-        return Batches(len(x), lambda i, g: (x[i], captions[i]), size, seed=seed, empty=empty)
-    if data == "emoji":
-        source = source_of("emoji")
-        count, draw = source.count, source.draw
-    else:
-        count, draw = _folder(Path(data), base)
-    pictures = Batches(count, draw, size, seed=seed, empty=empty)
-
-    @torch.no_grad()
-    def encoded(step: int) -> tuple[Tensor, list[str]]:
-        x, captions = pictures(step)
-        return base.encode(((x + 1) / 2).to(device_of(base))), captions
-
-    return encoded
-
-
-@torch.no_grad()
-def _samples(
-    base: FlowMap, model: str, prompts: list[str] | None, steps: int, out: Path, seed: int
-) -> tuple[Tensor, list[str]]:
-    """Return the model's own samples, drawn once and kept in the run's folder."""
-    import safetensors.torch
-
-    from recipes.defaults import own
-    from steer.files import pack, read_notes, write_atomically
-
-    listed = own(model).tuned
-    told = prompts or ([""] if listed is None else Path(listed).read_text().splitlines())
-    told = [p.strip() for p in told if p.strip()] or [""]
-    told = (told * (256 // len(told) + 1))[:256]
-    file = out / "samples.safetensors"
-    notes = {"prompts": told, "model": model_name(model), "steps": steps, "seed": seed}
-    if file.is_file() and read_notes(file) == notes:
-        return safetensors.torch.load_file(file)["x"], told
-    found = []
-    generator = torch.Generator().manual_seed(seed)
-    for k in range(0, len(told), 16):
-        few = told[k : k + 16]
-        x = torch.randn(len(few), *base.event_shape, generator=generator).to(device_of(base))
-        found.append(_euler(base.given(few), x, steps).cpu())
-    x = torch.cat(found)
-    write_atomically(file, pack({"x": x}, notes))
-    return x, told
-
-
-def _euler(flow: FlowMap, x: Tensor, steps: int) -> Tensor:
-    times = flow.times(steps)
-    for s, t in pairwise(times):
-        x = x + (t - s) * flow.velocity(x, s)
-    return x
-
-
-def _folder(folder: Path, base: FlowMap) -> tuple[int, Callable[..., tuple[Tensor, str]]]:
-    """Return how many captioned pictures a folder has, and how one is read, in [-1, 1]."""
-    from torchvision.io import ImageReadMode, decode_image
-    from torchvision.transforms.functional import center_crop, resize
-
-    table = folder / "metadata.jsonl"
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"no folder of pictures at {folder}: data is emoji, samples, or a folder of pictures"
+    Raises:
+        ValueError: forward derivatives are asked for.
+    """
+    if derivative == "jvp":
+        raise ValueError(
+            "derivative='jvp': the gathering of a sharded network's weights has no forward-mode "
+            "derivatives: use difference, or strategy ddp"
         )
-    if table.is_file():
-        rows = [json.loads(line) for line in table.read_text().splitlines() if line.strip()]
-        pairs = [(folder / r["file_name"], str(r["text"])) for r in rows]
-    else:
-        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
-        pairs = [(p, _beside(p)) for p in files]
-    if not pairs:
-        raise ValueError(f"{folder} contains no pictures ({', '.join(sorted(PICTURES))})")
-    height, width = base.decode(torch.zeros(1, *base.event_shape).to(device_of(base))).shape[-2:]
-
-    def draw(i: int, generator: torch.Generator) -> tuple[Tensor, str]:
-        image = decode_image(os.fspath(pairs[i][0]), ImageReadMode.RGB).float() / 255
-        scale = max(height / image.shape[1], width / image.shape[2])
-        sides = [round(image.shape[1] * scale), round(image.shape[2] * scale)]
-        image = center_crop(resize(image, sides, antialias=True), [height, width])
-        return 2 * image - 1, pairs[i][1]
-
-    return len(pairs), draw
+    return "difference"
 
 
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+def _encode_now(tuned: Any, captions: list[str] | None) -> None:
+    """Let a pipeline know all texts of the run, while its text encoders are where it is.
 
-
-def _beside(picture: Path) -> str:
-    text = picture.with_suffix(".txt")
-    return text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+    Raises:
+        ValueError: they are not known before the run.
+    """
+    if not tuned.flow.component:
+        return
+    if captions is None:
+        raise ValueError(
+            "data 'emoji' has captions that are made as they are drawn, and with strategy fsdp "
+            "they are encoded before the run: give a folder of pictures, or samples"
+        )
+    tuned.given(list(dict.fromkeys(["", *captions])))

@@ -1,18 +1,20 @@
 """What the training recipes share: a stage's module, Lightning's loop, sheets."""
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from recipes.inputs import usable_device
 from recipes.sheet import contact_sheet
 from steer.files import write_atomically
 from steer.flow import composed
 from steer.identity import changes
 
-__all__ = ["begun_alike", "fit", "module_of", "sheet_of"]
+__all__ = ["begun_alike", "divided", "fit", "module_of", "place_of", "sheet_of"]
 
 
 def module_of(
@@ -88,6 +90,46 @@ def sheet_of(
     return draw
 
 
+def place_of(device: str | None, devices: int) -> torch.device:
+    """Return the device of this process.
+
+    Args:
+        device: its kind, and of one process also its number. Default: Lightning's choice.
+        devices: number of processes, one per device.
+
+    Raises:
+        ValueError: several processes on a device with a number, or no such device.
+    """
+    import lightning as L
+
+    usable_device(device)
+    asked = None if device is None else torch.device(device)
+    if asked is not None and asked.index is not None and devices > 1:
+        raise ValueError(
+            f"device {device!r} is one device, and devices={devices} takes one for each process: "
+            f"give --device {asked.type}, or CUDA_VISIBLE_DEVICES to choose which"
+        )
+    if asked is not None and (asked.index is not None or asked.type == "cpu"):
+        return asked
+    kind = "auto" if asked is None else asked.type
+    return L.Fabric(
+        accelerator=kind, devices=devices, strategy="ddp" if devices > 1 else "auto"
+    ).device
+
+
+def divided(batch_size: int, devices: int) -> None:
+    """Raise where processes would have different numbers of rows: their gradients are averaged.
+
+    Raises:
+        ValueError: the batch does not divide.
+    """
+    if batch_size % devices:
+        raise ValueError(
+            f"batch_size {batch_size} does not divide by {devices} processes, which have one "
+            f"share of it each: give a multiple of {devices}"
+        )
+
+
 def fit(
     module: Any,
     folder: Path,
@@ -96,6 +138,8 @@ def fit(
     sheet_every: int = 0,
     sheet: Callable[[Any, int], None] | None = None,
     devices: int = 1,
+    strategy: Any = None,
+    place: torch.device | None = None,
 ) -> None:
     """Run Lightning's loop on, from the last checkpoint in the folder where there is one.
 
@@ -110,6 +154,8 @@ def fit(
         sheet_every: steps between calls of `sheet`.
         sheet: called with (module.average, global step).
         devices: number of processes, one per device; they divide every batch.
+        strategy: Lightning's. Default: DDP for several processes.
+        place: the device of this process, see `place_of`. Default: Lightning's choice.
     """
     import lightning as L
     from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, ProgressBar
@@ -117,9 +163,10 @@ def fit(
     from steer.training.checkpoints import Checkpoints, usable
     from steer.training.data import step_loader
     from steer.training.log import KeepRows, RowLog
+    from steer.training.processes import with_others
     from steer.training.progress import progress
     from steer.training.stopping import Signals, StepEnd
-    from steer.tuning.trainer import loggers
+    from steer.tuning.trainer import KNOWN, loggers
 
     def after(trainer: L.Trainer, module: Any, *_: Any) -> None:
         due = sheet is not None and sheet_every and trainer.is_global_zero
@@ -151,8 +198,9 @@ def fit(
     trainer = L.Trainer(
         max_steps=module.steps,
         max_epochs=-1,
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        accelerator="auto" if place is None else place.type,
+        devices=devices if place is None or place.type == "cpu" or devices > 1 else [place.index],
+        strategy=strategy or ("ddp" if devices > 1 else "auto"),
         use_distributed_sampler=False,
         precision=precision,  # type: ignore[arg-type]
         logger=boards,
@@ -162,5 +210,7 @@ def fit(
         enable_progress_bar=isinstance(seen, ProgressBar),
         enable_model_summary=False,
     )
-    with signals.heard():
+    with signals.heard(), warnings.catch_warnings(), with_others(trainer):
+        for message in KNOWN:
+            warnings.filterwarnings("ignore", message)
         trainer.fit(module, step_loader(module.steps), ckpt_path=last, weights_only=True)

@@ -52,6 +52,21 @@ def weights_of(model: Any, flow: steer.FlowMap) -> dict[str, str]:
     return {model_name(model): fingerprint(flow)}
 
 
+def usable_device(device: str | None) -> None:
+    """Raise where torch has no such device.
+
+    Raises:
+        ValueError: it has none, or the name is not one of a device.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): give --device "
+            "cpu, or cuda where torch sees one"
+        ) from error
+
+
 def load_model(
     model: Any,
     device: str | None = None,
@@ -81,13 +96,7 @@ def load_model(
         raise ValueError(
             "lora_scale needs adapters: give --lora FOLDER, or leave --lora-scale out"
         )
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): give --device "
-            "cpu, or cuda where torch sees one"
-        ) from error
+    usable_device(device)
     scale = 1.0 if lora_scale is None else lora_scale
     options = dict(options or {})
     if isinstance(model, steer.FlowMap) and not options:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from recipes.fitting import begun_alike, fit, module_of, sheet_of
+from recipes.fitting import begun_alike, divided, fit, module_of, sheet_of
 from recipes.sources import Name, Source, source_of
 from steer.files import expanded, tidy
 from steer.lock import locked
@@ -115,6 +115,7 @@ def train(
         for k, v in locals().items()
         if k not in ("out", "stages", "precision")
     }
+    divided(batch_size, devices)
     out = expanded(out)
     first = is_first()
     with locked(out) if first else nullcontext():

@@ -76,7 +76,7 @@ def evaluate_tuned(
         reward: a name that `steer rewards` lists, a weighted sum of names, or file.py:Name.
             Default: the reward that the adapters were tuned for.
         held_out: further held-out rewards.
-        judge: the held-out reward: the held-out reward: "own", the model's if it has one;
+        judge: the held-out reward: "own", the model's if it has one;
             "embedded", that of emoji; the folder of a judge, a reward by name, or null for none.
             Its features are used for diversity and KID; without a judge averaged pixels are used.
         prompts: a text or jsonl file, or a list. Default: the model's own prompts that are not

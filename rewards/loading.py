@@ -24,7 +24,17 @@ from steer.reward import Reward, hint, unknown, wrap
 from steer.secrets import redacted
 from steer.user_code import from_file
 
-__all__ = ["FUNCTIONS", "NAMES", "Reward", "from_file", "load", "load_plain", "missing", "wrap"]
+__all__ = [
+    "FUNCTIONS",
+    "NAMES",
+    "Reward",
+    "from_file",
+    "load",
+    "load_plain",
+    "missing",
+    "read",
+    "wrap",
+]
 
 _URL = re.compile(r"https?://\S+")
 _FILE = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)(?::(?P<options>.*))?")
@@ -70,14 +80,41 @@ def load_plain(spec: str) -> Reward:
     """
     refuse_size(spec)
     with nothing_fetched():
-        return _sum(spec, {}, plain=True)()
+        return _sum(spec, {}, _of_the_package)()
 
+
+def read(spec: str, check: "Check") -> "Maker":
+    """Read a text, and let a check refuse rewards and options before anything is imported.
+
+    Args:
+        spec: sums and functions of rewards; files and servers are not understood.
+        check: called for each reward and each function.
+
+    Returns:
+        What makes the reward.
+
+    Raises:
+        ValueError: it cannot be read; what the check raises.
+    """
+    refuse_size(spec)
+    return _sum(spec, {}, check)
+
+
+def _of_the_package(name: str | None, options: Mapping[str, Any]) -> None:
+    """Refuse what a stranger's text may not name."""
+    if name is not None:
+        refuse_unknown(name)
+    refuse_options(options)
+
+
+Check = Callable[[str | None, Mapping[str, Any]], None]
+"""(the reward's name, or None for a function; options) -> raises what may not be named."""
 
 Maker = Callable[[], Reward]
 """What makes a reward of a text that was read: the whole text is, before any weights are."""
 
 
-def _sum(spec: str, options: Mapping[str, Any], plain: bool = False) -> Maker:
+def _sum(spec: str, options: Mapping[str, Any], check: "Check | None" = None) -> Maker:
     """Read a weighted sum."""
     parts = list(terms(spec))
     if options and len(parts) > 1:
@@ -85,7 +122,7 @@ def _sum(spec: str, options: Mapping[str, Any], plain: bool = False) -> Maker:
             f"options {sorted(options)} for the sum {spec!r}: write them into its terms, as in "
             "'0.5*colour:name=red + clip'"
         )
-    makers = [(weight, _one(text, options, plain)) for weight, text in parts]
+    makers = [(weight, _one(text, options, check)) for weight, text in parts]
 
     def make() -> Reward:
         made = [(weight, maker()) for weight, maker in makers]
@@ -115,34 +152,34 @@ def missing(name: str) -> list[str]:
     return [need.place for need in getattr(module, "NEEDS", ()) if need.here is None]
 
 
-def _one(text: str, options: Mapping[str, Any], plain: bool) -> Maker:
+def _one(text: str, options: Mapping[str, Any], check: "Check | None") -> Maker:
     """Read one reward: 'name:key=value,key=value', a URL, a file, a function of rewards."""
     called = call(text)
     if called is not None:
-        return _apply(*called, options, text, plain)
+        return _apply(*called, options, text, check)
     if "(" in text and text.split("(")[0].strip() in FUNCTION_PLACES:
         raise ValueError(f"cannot read the reward {text!r}: a bracket is not closed")
-    if not plain and _URL.fullmatch(text):
+    if check is None and _URL.fullmatch(text):
         return partial(_make, _find("remote"), "remote", {"url": text, **options})
-    match = None if plain else _FILE.fullmatch(text)
+    match = None if check else _FILE.fullmatch(text)
     if match is not None:
         found = from_file(Path(match["file"]), match["name"])
         name, written = f"{match['file']}:{match['name']}", match["options"]
     else:
         name, _, written = text.partition(":")
-        if plain:
-            refuse_unknown(name.strip())
-            refuse_options(written_options(written, name))
+        if check is not None:
+            check(name.strip(), {})  # the name first: what follows it may be no options at all
+            check(name.strip(), written_options(written, name))
         found = _find(name.strip())
     return partial(_make, found, name, {**written_options(written, name), **options})
 
 
 def _apply(
-    function: str, inside: str, options: Mapping[str, Any], text: str, plain: bool
+    function: str, inside: str, options: Mapping[str, Any], text: str, check: "Check | None"
 ) -> Maker:
     """Read 'function(reward, reward, key=value)', or a sum in brackets."""
     if not function and not options:
-        return _sum(inside, {}, plain)
+        return _sum(inside, {}, check)
     if function not in FUNCTION_PLACES:
         raise unknown("function of rewards", function, FUNCTION_PLACES)
     made = _ours(FUNCTION_PLACES[function][0])
@@ -150,14 +187,14 @@ def _apply(
     own = [p for p in parameters if p.name not in {"reward", "rewards"}]
     rewards, written = arguments(inside, [p.name for p in own], function, text)
     given = {**written_options(",".join(written), function), **options}
-    if plain:
-        refuse_options(given)
+    if check is not None:
+        check(None, given)
     single = "rewards" not in {p.name for p in parameters}
     if single and len(rewards) != 1:
         raise ValueError(f"{function}(...) takes one reward, and {text!r} has {len(rewards)}")
     if lacking := _lacking(own, given):
         raise ValueError(f"{function}(...) needs {lacking[0]}=...: {text!r} leaves it out")
-    inner = [_sum(part, {}, plain) for part in rewards]
+    inner = [_sum(part, {}, check) for part in rewards]
     return lambda: _called(made, function, *(maker() for maker in inner), **given)
 
 

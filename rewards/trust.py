@@ -20,6 +20,8 @@ from steer.reward import Reward
 
 __all__ = [
     "LONGEST",
+    "PLAIN",
+    "is_plain",
     "may_fetch",
     "nothing_fetched",
     "refuse_fetch",
@@ -63,11 +65,11 @@ def refuse_options(options: Mapping[str, Any]) -> None:
     """Raise a ValueError for an option that may be a path, a URL or the name of a download."""
     for key, value in options.items():
         values = value if isinstance(value, list) else [value]
-        if key not in PLAIN or not all(map(_is_plain, values)):
+        if key not in PLAIN or not all(map(is_plain, values)):
             raise ValueError(f"the option {key[:60]!r} may name a file or a download")
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Tell whether a value is a number or a word, and nothing that is on this machine."""
     if not isinstance(value, str):
         return value is None or isinstance(value, bool | int | float)

@@ -25,6 +25,7 @@ __all__ = [
     "lora_of",
     "lora_path",
     "named",
+    "unreached",
 ]
 
 _ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
@@ -115,7 +116,7 @@ def commit(name: Named, *files: str) -> str | None:
 
     try:
         return HfApi().model_info(name.repo, revision=name.revision, timeout=10).sha
-    except (OSError, ValueError):  # what loads it says what is wrong
+    except (*unreached(), ValueError):  # what loads it says what is wrong
         return None
 
 
@@ -133,7 +134,7 @@ def file_of(name: Named, file: str) -> Path:
 
     try:
         return Path(hf_hub_download(name.repo, file, revision=name.revision))
-    except (OSError, ValueError) as error:
+    except (*unreached(), ValueError) as error:
         chain = errors_of(error)
         missing = among(chain, errors.EntryNotFoundError)
         if missing and not among(chain, errors.LocalEntryNotFoundError):
@@ -144,12 +145,16 @@ def file_of(name: Named, file: str) -> Path:
 def folder_with(name: Named, *files: str) -> Path:
     """Return the folder of a repository with all of these files, fetched where they are missing.
 
+    They are all of one commit, that of the first.
+
     Raises:
         FileNotFoundError: the repository has no such file.
         ConnectionError: as `file_of` says.
     """
-    places = [file_of(name, file) for file in files]
-    return places[0].parents[len(Path(files[0]).parts) - 1]
+    folder = file_of(name, files[0]).parents[len(Path(files[0]).parts) - 1]
+    for file in files[1:]:
+        file_of(name._replace(revision=folder.name), file)
+    return folder
 
 
 def listing(name: Named) -> list[str]:
@@ -162,7 +167,7 @@ def listing(name: Named) -> list[str]:
 
     try:
         return list(HfApi().list_repo_files(name.repo, revision=name.revision))
-    except (OSError, ValueError) as error:
+    except (*unreached(), ValueError) as error:
         raise explained(error, name.repo, "the names of its files") from error
 
 
@@ -190,7 +195,13 @@ def lora_of(name: Named) -> Path:
         folder = cached(name, files[-1])
         if folder is not None and all((folder / file).is_file() for file in files):
             return folder
-    there = listing(name)
+    try:
+        there = listing(name)
+    except ConnectionError:
+        folder = _in_cache(name)
+        if folder is None:
+            raise
+        there = [file.name for file in folder.iterdir()]
     for files in LORAS:
         if set(files) <= set(there):
             return folder_with(name, *files)
@@ -205,7 +216,29 @@ def lora_of(name: Named) -> Path:
     return file_of(name, own[0])
 
 
+def _in_cache(name: Named) -> Path | None:
+    """Return the folder of what the cache has of a repository, all or not; None: nothing."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(name.repo, revision=name.revision, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    return Path(found)
+
+
 # ------------------------------------------------------------------ what goes wrong
+
+
+def unreached() -> tuple[type[Exception], ...]:
+    """Return the errors by which huggingface_hub says that something could not be had.
+
+    Its HTTP client's are no `OSError` where that is httpx.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    clients = [kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"]
+    return OSError, *clients
 
 
 def page(repo: str) -> str:

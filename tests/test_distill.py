@@ -2,8 +2,11 @@
 
 import copy
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -12,10 +15,13 @@ from PIL import Image
 
 import steer
 from recipes.distill import distill, velocity_of
+from recipes.distill_data import data_of
+from recipes.fitting import divided, place_of
 from steer.adapters.inject import adapt
 from steer.adapters.store import WEIGHTS, read_metadata
 from steer.models.second_timed import fresh_second_time, with_second_time
 from steer.training.adapting import AdapterTraining
+from steer.tuning.sharding import ShardedBase, shards
 from tests.tiny_flows import PROMPT, flow, pipe, seen_as
 
 QUICK = {"steps": 4, "batch_size": 4, "rank": 4, "data": "emoji", "save_every": 2}
@@ -171,14 +177,84 @@ def test_a_finished_folder_is_not_taken_for_other_settings(made, capsys):
 
 
 def test_samples_of_another_run_are_not_trained_on(emoji, tmp_path):
-    from recipes.distill import _samples
+    def drawn(prompt):
+        sizes = {"size": 4, "seed": 0, "empty": 0.0}
+        given = {"prompts": [prompt], "own_steps": 1, "name": "emoji", **sizes}
+        x, told = data_of("samples", "emoji", tmp_path, **given).on(emoji)(0)
+        assert set(told) == {prompt}
+        return x
 
-    one, _ = _samples(emoji, "emoji", ["a fox"], 1, tmp_path, 0)
-    same, told = _samples(emoji, "emoji", ["a fox"], 1, tmp_path, 0)
-    assert torch.equal(one, same)
-    other, told = _samples(emoji, "emoji", ["an owl"], 1, tmp_path, 0)
-    assert set(told) == {"an owl"}
-    assert not torch.equal(one, other)
+    one = drawn("a fox")
+    file = tmp_path / "samples.safetensors"
+    written = file.stat().st_mtime_ns
+    assert torch.equal(one, drawn("a fox"))
+    assert file.stat().st_mtime_ns == written
+    assert not torch.equal(one, drawn("an owl"))
+
+
+SEVERAL = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from tests import test_distill
+if __name__ == "__main__":
+    test_distill.several(*sys.argv[1:])
+"""
+
+
+def several(kind, out, strategy, rule):
+    """Distill in two processes, and say what this one holds of the base."""
+    torch.set_num_threads(1)
+    split = ShardedBase.model_to_device
+
+    def told(self):
+        split(self)
+        held, whole = shards(self.lightning_module.tuned.flow)
+        print(f"rank {self.global_rank} holds {held} of {whole} bytes", flush=True)
+
+    ShardedBase.model_to_device = told
+    one = "emoji" if kind == "emoji" else seen_as(pipe(kind), kind)
+    settings = {**QUICK, "data": "samples", "own_steps": 2, "prompts": ["a fox", "an owl"]}
+    distill(
+        one, rule, out=Path(out), devices=2, strategy=strategy, learning_rate=1e-2,
+        derivative="difference", device="cpu", guidance=2.0, **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "rule"), [("emoji", "lsd"), ("sd3", "psd-m")])
+def test_a_sharded_base_learns_the_map_of_a_whole_one(kind, rule, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SEVERAL)
+    for strategy in ("ddp", "fsdp"):
+        done = subprocess.run(
+            [sys.executable, script, kind, tmp_path / strategy, strategy, rule],
+            capture_output=True, text=True, timeout=280,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+    held = re.findall(r"rank (\d) holds (\d+) of (\d+) bytes", done.stdout)
+    assert sorted(rank for rank, _, _ in held) == ["0", "1"]
+    assert all(int(own) / int(whole) < 0.6 for _, own, whole in held)
+    a, b = (safetensors.torch.load_file(tmp_path / s / WEIGHTS) for s in ("ddp", "fsdp"))
+    assert a.keys() == b.keys()
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) <= 1e-5
+    assert sum(float(p.abs().sum()) for name, p in a.items() if "lora_B" in name) > 0
+    drawn = [
+        safetensors.torch.load_file(tmp_path / s / "samples.safetensors")["x"]
+        for s in ("ddp", "fsdp")
+    ]
+    assert torch.allclose(*drawn, atol=1e-5)
+
+
+def test_what_a_sharded_base_cannot_do_is_said(tmp_path):
+    with pytest.raises(ValueError, match="no forward-mode"):
+        distill("emoji", "lsd", out=tmp_path, strategy="fsdp", derivative="jvp", **QUICK)
+    with pytest.raises(ValueError, match="does not divide by 3 processes"):
+        divided(16, 3)
+    with pytest.raises(ValueError, match="takes one for each process"):
+        place_of("cpu:0", 2)
+    one = seen_as(pipe("sd3"), "sd3")
+    with pytest.raises(ValueError, match="encoded before the run"):
+        distill(one, "psd-m", out=tmp_path, strategy="fsdp", device="cpu", **QUICK)
 
 
 def test_a_learned_weight_is_learned(emoji):

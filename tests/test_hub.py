@@ -35,6 +35,9 @@ def hub(monkeypatch, tmp_path):
         yield made
 
 
+NOWHERE = "http://127.0.0.1:9"
+
+
 def offline(hub, monkeypatch):
     hub.repositories.clear()
     hub.asked.clear()
@@ -151,6 +154,52 @@ def test_a_lora_file_and_several_of_them(hub, tmp_path):
     (folder / "b.safetensors").unlink()
     (folder / "config.json").write_text("{}")
     refused(FileNotFoundError, lambda: steer.load(base, lora="hf://someone/files"), "no LoRA")
+
+
+def test_a_lora_file_in_the_cache_needs_no_network(hub, monkeypatch, tmp_path):
+    base, tuned = flow("flux"), trained(flow("flux"))
+    save_adapters(tuned, tmp_path / "lora")
+    folder = tmp_path / "files"
+    folder.mkdir()
+    shutil.copy(tmp_path / "lora" / "pytorch_lora_weights.safetensors", folder / "a.safetensors")
+    hub.repositories["someone/files"] = folder
+    steer.load(base, lora="hf://someone/files")
+    use_hub(monkeypatch, NOWHERE, tmp_path / "cache")
+    assert steer.load(base, lora="hf://someone/files").kind == base.kind
+    use_hub(monkeypatch, NOWHERE, tmp_path / "empty")
+    refused(ConnectionError, lambda: steer.load(base, lora="hf://someone/files"), "not reached")
+
+
+def test_a_hub_that_is_not_reached_is_said_to_be(monkeypatch, tmp_path):
+    """Without the offline flag: the HTTP client's own error is no OSError."""
+    use_hub(monkeypatch, NOWHERE, tmp_path / "cache")
+    name = names.Named("owner/name")
+    assert names.commit(name, "config.json") is None
+    for ask in (
+        lambda: names.listing(name), lambda: names.file_of(name, "config.json"),
+        lambda: names.lora_of(name), lambda: steer.load("hf://owner/name"),
+        lambda: steer.load("owner/name"), lambda: steer.load("emoji", lora="hf://owner/name"),
+    ):  # fmt: skip
+        refused(ConnectionError, ask, "the hub was not reached", "hf download owner/name")
+
+
+def test_files_of_two_commits_are_not_mixed(hub, tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (folder / file).write_text("1")
+    hub.repositories["someone/own"] = folder
+    name = names.Named("someone/own")
+    first = names.file_of(name, "config.json")
+    assert names.folder_with(name, "config.json", "model.safetensors") == first.parent
+    (first.parent / "model.safetensors").unlink()
+    (folder / "config.json").write_text("2")
+    hub.asked.clear()
+    refused(
+        ConnectionError,  # this small hub has the newest commit alone
+        lambda: names.folder_with(name, "config.json", "model.safetensors"), "no such revision",
+    )  # fmt: skip
+    assert any(first.parent.name in asked for asked in hub.asked)
 
 
 def test_a_judge_and_a_model_of_our_own_format(hub, monkeypatch):

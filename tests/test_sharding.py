@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 import steer
+from steer.training.processes import _of_another
 from steer.tuning.settings import Settings
 from steer.tuning.sharding import ShardedBase, refuse_unshardable, shards, units
-from steer.tuning.trainer import _of_another
 from tests import test_tuning, tiny_pipelines
 from tests.children import children, gone, said_when_killed
 

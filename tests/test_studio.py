@@ -22,7 +22,7 @@ from recipes.studio.guard import COOKIE, Guard
 from recipes.studio.jobs import start_of
 from recipes.studio.loading import Loading
 from recipes.studio.looking import looked_at, report_of
-from recipes.studio.places import inside, plain_reward, runs_in
+from recipes.studio.places import inside, plain_method, plain_reward, runs_in
 from recipes.studio.restoring import restored, shown_of
 from recipes.studio.session import Studio
 from steer.adapters.inject import adapt
@@ -168,12 +168,25 @@ def test_the_bill_is_said_before(studio):
 @pytest.mark.parametrize(
     "text",
     ["reward.py:R", "os.path.join", "similarity:image=/etc/passwd", "lpips:image=a.png",
-     "remote:url=http://x", "http://x", "~/r.py:R", "clip + ../r.py:R"],
+     "remote:url=http://x", "http://x", "~/r.py:R", "clip + ../r.py:R", "good1.py:Good",
+     "gü.py:Good", "min(clip, r1.x:R)", "clip:pretrained=w1.pt", "clip:tokenizer=a1.b2",
+     "remote"],
 )  # fmt: skip
 def test_files_modules_and_servers_are_refused_where_they_were_not_allowed(text):
     with pytest.raises(ValueError, match="--allow-files"):
         plain_reward(text, allow_files=False)
     assert plain_reward(text, allow_files=True) == text
+
+
+def test_methods_from_files_are_refused_before_their_code_is_run(tmp_path, monkeypatch):
+    (tmp_path / "m1.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    for text in ("m1.py:Own", f"{tmp_path}/m1.py:Own:steps=2", "m1.Own", ""):
+        with pytest.raises(ValueError, match="--allow-files"):
+            plain_method(text, allow_files=False)
+        assert plain_method(text, allow_files=True) == text
+    assert plain_method("fmtt:steps=4,strength=3.5", allow_files=False).startswith("fmtt")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_plain_rewards_are_read():

@@ -81,7 +81,7 @@ def test_prompts_with_a_target_are_counted_each_from_its_own_first_step(studio):
     assert len(strip) == 4  # of both prompts
     plot = page[-1][3]
     assert len(plot) == 2 * (1 + 2)  # a point a step, not one a prompt
-    assert "step 3 of 4" in [row[-1] for row in page]
+    assert "step 4 of 4" in [row[-1] for row in page]
 
 
 @pytest.mark.parametrize("name", ["seed", "particles", "steps", "method", "prompts", "reward"])

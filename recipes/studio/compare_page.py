@@ -9,6 +9,7 @@ import steer
 from recipes.commands import ENTRIES
 from recipes.studio.ask import whole_number
 from recipes.studio.figures import compared
+from recipes.studio.places import plain_method
 from recipes.studio.reward_field import reward_field
 from recipes.studio.session import Studio
 from recipes.studio.showing import FAULTS, crisp, gallery, said, title
@@ -68,11 +69,7 @@ def page(studio: Studio) -> None:
             from steer.pictures import to_pil
             from steer.reward import score
 
-            chosen = [entry(line) for line in wished]
-            if not studio.allow_files and any("." in one.method for one in chosen):
-                raise ValueError(
-                    "a method from a file runs its code: start the page with --allow-files true"
-                )
+            chosen = [entry(plain_method(line, studio.allow_files)) for line in wished]
             entries = equal_calls(chosen, scorer.differentiable, studio.flow)
             ended, left_out = studio.begun(tab), []
 

@@ -52,22 +52,26 @@ class Shown:
     """What the page shows after a step.
 
     Attributes:
-        images: what the reward was evaluated on: lookaheads, and pictures at the end.
+        pictures: what the reward was evaluated on, (b, 3, h, w) in 8 bits on the CPU: lookaheads,
+            and pictures at the end.
         captions: the reward of each.
         step: how many steps were made.
         total: of how many in all; one that is stopped makes fewer.
         calls: network calls a particle so far.
         reward: its mean over the particles.
-        late: whether further steps were made since.
     """
 
-    images: list[Image.Image]
+    pictures: Tensor
     captions: list[str]
     step: int
     total: int
     calls: float
     reward: float
-    late: bool
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The pictures, made anew at each use."""
+        return [to_pil(x / 255) for x in self.pictures]
 
 
 class Job:
@@ -97,7 +101,6 @@ class Job:
         self.ended = threading.Event()
         self.events: SimpleQueue[tuple[str, Any]] = SimpleQueue()
         self.seconds: list[float] = []
-        self._made = 0
         self._room = threading.Semaphore(AHEAD)
         self._ceiling = Ceiling()
         self._free = threading.Event()
@@ -191,12 +194,12 @@ class Job:
             if tuple(population.positions) != positions:
                 group, positions, k = group + 1, tuple(population.positions), 0
             k += 1
-            self._made = group * self.per_group + k
+            made = group * self.per_group + k
             while not self._room.acquire(timeout=0.2):
                 if self.ended.is_set():
                     return
             self.seconds.append(time.perf_counter() - before)  # with the wait for the page
-            self.events.put(("step", _seen(population, self._made)))
+            self.events.put(("step", _seen(population, made)))
             if self.paused and population.time < 1:  # what has ended cannot go on from some
                 self.events.put(("paused", None))
                 self._free.wait()
@@ -235,9 +238,7 @@ class Job:
         captions = ["" if r.isnan() else f"{float(r):.4g}" for r in reward]
         known = reward[~reward.isnan()]
         mean = float(known.mean()) if len(known) else math.nan
-        late = seen.step < self._made
-        pictures = [to_pil(x / 255) for x in flat]
-        return Shown(pictures, captions, seen.step, self.total, seen.calls, mean, late)
+        return Shown(flat, captions, seen.step, self.total, seen.calls, mean)
 
     @torch.no_grad()
     def judged(self) -> list[tuple[float, float, int]]:

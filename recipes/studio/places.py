@@ -1,15 +1,14 @@
 """What the page may read and write: run folders below the one that it was started with."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["inside", "inside_quietly", "plain_reward", "runs_in"]
+__all__ = ["inside", "inside_quietly", "plain_method", "plain_reward", "runs_in"]
 
-FOREIGN = re.compile(r"[/\\~]|\.\.|[A-Za-z_]\.[A-Za-z_]|\b(url|image|mask)\s*=")
-"""What a reward's text has when it names a file, a module or a server."""
-
-NAMED = re.compile(r"\b(?:model|weights|names|head|folder)\s*=\s*['\"]?([^,+)\s'\"]+)")
-"""An option that takes a file or a folder, or a name that means none: `head=v2`."""
+WORD = re.compile(r"[\w-]+")
+"""What the name of a reward or of a method is, and no file, module or server."""
 
 
 def inside(root: Path, name: str) -> Path:
@@ -35,13 +34,45 @@ def plain_reward(text: str, allow_files: bool) -> str:
     """
     if not text.strip():
         raise ValueError("say which reward: clip, or 0.7*clip + 0.3*colour:name=red")
-    here = any(Path(value).exists() for value in NAMED.findall(text))
-    if not allow_files and (here or FOREIGN.search(text)):
-        raise ValueError(
-            f"the reward {text!r} names a file, a module or a server, which this page may not "
-            "load: start it with `steer studio --allow-files true`, or take named rewards"
-        )
+    if not allow_files:
+        from rewards.loading import read  # it loads torch, which the page does not wait for
+
+        def check(name: str | None, options: Mapping[str, Any]) -> None:
+            named = name is None or (WORD.fullmatch(name) and name != "remote")
+            if not named or not all(_plain_option(*one) for one in options.items()):
+                raise ValueError(
+                    f"the reward {text!r} names a file, a module or a server, which this page may "
+                    "not load: start it with `steer studio --allow-files true`, or take named "
+                    "rewards"
+                )
+
+        if "://" in text:
+            check("://", {})
+        read(text, check)
     return text.strip()
+
+
+def plain_method(text: str, allow_files: bool) -> str:
+    """Return a method's text, where the page may run it.
+
+    Raises:
+        ValueError: it names a file of code, while that was not allowed at the start.
+    """
+    if not allow_files and not WORD.fullmatch(text.partition(":")[0].strip()):
+        raise ValueError(
+            f"the method {text!r} is from a file, whose code would be run: start the page with "
+            "--allow-files true"
+        )
+    return text
+
+
+def _plain_option(key: str, value: Any) -> bool:
+    """Return whether an option of a reward names nothing outside: numbers, and known words."""
+    from rewards.trust import PLAIN, is_plain
+
+    if key in PLAIN or not isinstance(value, str | list | dict):
+        return True
+    return key == "head" and is_plain(value)
 
 
 def runs_in(root: Path) -> list[str]:

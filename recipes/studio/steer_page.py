@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["Steering", "page", "table"]
 
 CURVE = ["network calls a picture", "mean", "scale"]
-REDRAWN = 0.5
-"""Seconds between two drawings of the curve while a run is going."""
+REDRAWN = 0.75
+"""Least seconds between two steps that are drawn: drawing takes the processor from the sampler."""
+
+PLOTTED = 4 * REDRAWN
+"""Least seconds between two drawings of the curve while the run goes on."""
 
 REWARD = "0.7*clip + 0.3*colour:name=red"
 
@@ -129,8 +132,28 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
             texts = ask.command(studio.model, out), ask.python(studio.model)
             first: list[Image.Image] = []
             curve: list[dict[str, Any]] = []
-            tab, drawn, last = str(request.session_hash), 0.0, 0
+            tab, drawn, plotted = str(request.session_hash), 0.0, 0.0
+            newest: Shown | None = None
+            waiting = False  # whether the newest step is not drawn yet
             for kind, value in studio.run(tab, ask):
+                if kind == "step":
+                    newest, waiting = value, True
+                    if not math.isnan(value.reward):
+                        of = len(value.pictures)
+                        curve.append(_point(value.calls, value.reward, of, "reward"))
+                    if time.monotonic() - drawn < REDRAWN:
+                        continue
+                if waiting and newest is not None:
+                    waiting, drawn = False, time.monotonic()
+                    points = gr.skip()
+                    if kind != "step" or drawn - plotted > PLOTTED:
+                        points, plotted = table(curve), drawn
+                    yield (
+                        gr.skip(), _strip(newest), gr.skip(), points, gr.skip(), gr.skip(),
+                        [], "", f"step {newest.step} of {newest.total}",
+                    )  # fmt: skip
+                if kind == "step":
+                    continue
                 if kind == "waiting":
                     yield *keep_as_they_are, value
                 elif kind == "unguided":
@@ -151,25 +174,12 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
                         *[gr.skip()] * 3, table(curve),
                         *[gr.skip()] * 5,
                     )  # fmt: skip
-                elif kind == "step":
-                    last = len(value.images)
-                    if not math.isnan(value.reward):
-                        curve.append(_point(value.calls, value.reward, last, "reward"))
-                    # the newest step is shown, and the curve now and then: drawing takes the
-                    # processor from the sampler
-                    plotted = gr.skip()
-                    if not value.late and time.monotonic() - drawn > REDRAWN:
-                        plotted, drawn = table(curve), time.monotonic()
-                    yield (
-                        gr.skip(), gr.skip() if value.late else _strip(value), gr.skip(), plotted,
-                        gr.skip(), gr.skip(), [], "", f"step {value.step} of {value.total}",
-                    )  # fmt: skip
                 else:
                     from recipes.studio.jobs import start_of  # it loads torch: not at the start
 
                     best = int(value.rewards.flatten().argmax())
                     ended = gr.skip()  # the last step showed them, unless there were more prompts
-                    if value.rewards.numel() > last:
+                    if newest is None or value.rewards.numel() > len(newest.pictures):
                         ended = [
                             (crisp(steer.pictures.to_pil(x)), f"{float(r):.4g}")
                             for x, r in zip(

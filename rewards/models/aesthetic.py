@@ -77,7 +77,7 @@ class Aesthetic(Reward):
     Raises:
         FileNotFoundError: no such file.
         ValueError: an unknown head, one of another layout or width, or weights that cannot be
-            loaded; the message the message says what to download and where to put it.
+            loaded; the message says what to download and where to put it.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ class HPSv2(Cosine):
     Raises:
         FileNotFoundError: no such file.
         ValueError: an unknown version, weights of another layout, or weights that cannot be
-            loaded; the message the message says what to download and where to put it.
+            loaded; the message says what to download and where to put it.
     """
 
     def __init__(

@@ -119,7 +119,7 @@ def fetch(source: Source, reward: str, option: str = "model") -> Path:
         option: its option that takes a path instead.
 
     Raises:
-        ValueError: they are not here and the hub cannot be reached; the message the message says
+        ValueError: they are not here and the hub cannot be reached; the message says
             what to download and where to put it.
     """
     folder = local(source)
@@ -177,7 +177,7 @@ def fetch_url(url: str, reward: str, option: str) -> Path:
         option: its option that takes a path instead.
 
     Raises:
-        ValueError: it is not here and cannot be had; the message the message says what to download
+        ValueError: it is not here and cannot be had; the message says what to download
             and where to put it.
     """
     from torch import hub

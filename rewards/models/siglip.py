@@ -69,7 +69,7 @@ class Siglip(Cosine):
     Raises:
         FileNotFoundError: no such folder.
         ValueError: an unknown output, a NaFlex model, weights of another layout, or weights that
-            cannot be loaded; the message the message says what to download and where to put it.
+            cannot be loaded; the message says what to download and where to put it.
     """
 
     def __init__(

@@ -115,7 +115,7 @@ def open_clip_backbone(
         **execution: see `Backbone`.
 
     Raises:
-        ValueError: it cannot be had; the message the message says what to download and where to
+        ValueError: it cannot be had; the message says what to download and where to
             put it.
     """
     files = [Path(text) for text in (name, pretrained) if text and Path(text).exists()]

@@ -60,7 +60,7 @@ def open_pipeline(
             pipe = _from_file(diffusers, path, config, pipeline, kind)
         else:
             pipe = _from_folder(diffusers, path, kind, variant_of(path, variant))
-    except OSError as error:
+    except hub.unreached() as error:
         raise _explained(error, name, repository) from error
     return pipe if device is None else pipe.to(device)
 
@@ -156,7 +156,7 @@ def _from_hub(diffusers: Any, name: Named, dtype: torch.dtype, variant: str | No
     if folder is None:
         try:
             diffusers.DiffusionPipeline.load_config(name.repo, **revision)
-        except OSError as error:
+        except hub.unreached() as error:
             chain = hub.errors_of(error)
             if not hub.among(chain, EntryNotFoundError) or hub.among(
                 chain, LocalEntryNotFoundError
@@ -184,7 +184,7 @@ def _modular(diffusers: Any, name: str, dtype: torch.dtype, **options: Any) -> A
     return pipe
 
 
-def _explained(error: OSError, what: Any, name: Named | None) -> Exception:
+def _explained(error: Exception, what: Any, name: Named | None) -> Exception:
     """Return what a user can do about a model that could not be loaded."""
     if name is None:
         known = isinstance(error, FileNotFoundError)

@@ -28,7 +28,7 @@ class AdapterTraining(RuleTraining):
         tuned: adapters on a flow with a second time.
         term: the second time's term.
         rule: what the loss of a batch is.
-        batches: step -> (x_1, prompts).
+        batches_on: called once the base is on its device; it returns step -> (x_1, prompts).
         steps: length of the run; the learning rate follows a cosine to zero over it.
         seed: with the step, it fixes noise and times.
         rate: AdamW's.
@@ -40,14 +40,15 @@ class AdapterTraining(RuleTraining):
         tuned: Adapted,
         term: nn.Module,
         rule: Rule,
-        batches: Callable[[int], Batch],
+        batches_on: Callable[[], Callable[[int], Batch]],
         *,
         steps: int,
         seed: int = 0,
         rate: float = 1e-4,
         average: float = 0.99,
     ) -> None:
-        super().__init__(rule, batches, steps, seed, average)
+        super().__init__(rule, _not_yet, steps, seed, average)
+        self.batches_on = batches_on
         tuned.switch.trained = (term,)
         self._tuned = [tuned]  # no submodule: the base is in no checkpoint
         own = [*tuned.adapters().values(), *term.parameters()]
@@ -57,14 +58,19 @@ class AdapterTraining(RuleTraining):
         self.rate = rate
 
     @property
+    def tuned(self) -> Adapted:
+        """The adapters on the base: `ShardedBase` splits it."""
+        return self._tuned[0]
+
+    @property
     def flow(self) -> Adapted:  # type: ignore[override]
         """The trained flow."""
-        return self._tuned[0]
+        return self.tuned
 
     @property
     def target(self) -> Adapted:  # type: ignore[override]
         """The trained flow itself."""
-        return self._tuned[0]
+        return self.tuned
 
     @contextmanager
     def averaged(self) -> Iterator[Adapted]:
@@ -77,8 +83,9 @@ class AdapterTraining(RuleTraining):
             _put(self.trained, now)
 
     def on_fit_start(self) -> None:
-        """Move the base to where the adapters are."""
+        """Move the base to where the adapters are, and let it give the batches."""
         self.flow.to(self.device)
+        self.batches = self.batches_on()
 
     def followed(self) -> tuple[Iterable[Tensor], Iterable[Tensor]]:
         """Return the average's tensors and the trained ones."""
@@ -89,6 +96,10 @@ class AdapterTraining(RuleTraining):
         trained = [*self.trained, *self.weighing]  # what a rule learns of its own has no average
         optimizer = torch.optim.AdamW(trained, self.rate, betas=(0.9, 0.99), weight_decay=0.0)
         return {"optimizer": optimizer, "lr_scheduler": warm_cosine(optimizer, self.steps)}
+
+
+def _not_yet(step: int) -> Batch:
+    raise RuntimeError("the run has not begun: its batches are those of `batches_on()`")
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ __all__ = ["ShardedBase", "refuse_unshardable", "shard", "shards", "units", "who
 
 
 class ShardedBase(DDPStrategy):
-    """Lightning's DDP for the adapters of a tuned flow whose base is split by `shard`.
+    """Lightning's DDP for the adapters of a flow, a module's `tuned`, whose base is split.
 
     Args:
         **kwargs: of Lightning's `DDPStrategy`.
@@ -41,7 +41,7 @@ class ShardedBase(DDPStrategy):
 
     def model_to_device(self) -> None:
         """Split the base, block by block, and move what is beside it; no device holds it whole."""
-        tuned: Adapted = self.lightning_module.tuned  # type: ignore[union-attr, assignment]
+        tuned: Any = self.lightning_module.tuned  # type: ignore[union-attr]
         shard(tuned, self.root_device)
         super().model_to_device()
 

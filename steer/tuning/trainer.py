@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from steer.names import reason
 from steer.training.checkpoints import Checkpoints
 from steer.training.log import RowLog
+from steer.training.processes import with_others
 from steer.tuning.module import RewardTuning
 from steer.tuning.settings import Settings
 from steer.tuning.sharding import ShardedBase
@@ -85,25 +85,8 @@ def fit(trainer: L.Trainer, module: RewardTuning, last: Path | None = None) -> N
     with warnings.catch_warnings():
         for message in KNOWN:
             warnings.filterwarnings("ignore", message)
-        try:
+        with with_others(trainer):
             trainer.fit(module, module.loader(), ckpt_path=last, weights_only=True)
-        except RuntimeError as error:
-            if trainer.world_size > 1 and _of_another(error):
-                raise ChildProcessError(
-                    f"process {trainer.global_rank} of {trainer.world_size} waited for another "
-                    "one that has ended (killed, out of memory, or with an error of its own "
-                    f"above) or cannot be reached ({reason(error)}): the run ends; give the same "
-                    "command again to resume from its last checkpoint"
-                ) from error
-            raise
-
-
-def _of_another(error: RuntimeError) -> bool:
-    """Return whether an error is of the connection to other processes."""
-    text = str(error).lower()
-    return isinstance(error, torch.distributed.DistError) or any(
-        word in text for word in ("gloo", "nccl", "connection closed by peer")
-    )
 
 
 def precision(settings: Settings) -> str:
