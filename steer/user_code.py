@@ -48,9 +48,9 @@ def from_file(file: Path, name: str) -> Any:
         spec.loader.exec_module(module)
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
-        raise ValueError(
-            f"{file} defines no {name!r}: {hint(name, public)}It has {', '.join(public)}"
-        )
+        near = hint(name, public)
+        has = f"{near}It has {', '.join(public)}" if public else "it defines no public names"
+        raise ValueError(f"{file} defines no {name!r}: {has}")
     return getattr(module, name)
 
 
