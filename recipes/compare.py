@@ -86,12 +86,12 @@ def compare(
         prompts_file: instead of prompts: a text file with one prompt per line, or a jsonl file.
         methods: a list of `method:key=value,...`, with steps (none, best-of-n: default 4; the
             others: 16), particles (default 4), temperature or strength, and the method's own
-                options. best-of-n without particles gets one row for each guided method, with as
-                many candidates as the same number of network calls allows. keep=all takes every
-                particle for a picture, resampled by the weights, instead of the one with the
-                highest reward: it compares the laws that methods sample from. Your own method is
-                file.py:Name, a kernel or a builder of a sampler (docs/extend.md), with options
-                after a colon. Default: none, best-of-n, fmrg-j, reno.
+            options. best-of-n without particles gets one row for each guided method, with as
+            many candidates as the same number of network calls allows. keep=all takes every
+            particle for a picture, resampled by the weights, instead of the one with the
+            highest reward: it compares the laws that methods sample from. Your own method is
+            file.py:Name, a kernel or a builder of a sampler (docs/extend.md), with options
+            after a colon. Default: none, best-of-n, fmrg-j, reno.
         seeds: pictures per prompt, from seed 0 on.
         tune: one or two numbers of the methods, as 'scale=0.1,0.3,1; steps=8,16': each method with
             these options gets the values that are best on up to 12 other prompts, never on the

@@ -46,7 +46,7 @@ class PickScore(Cosine):
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: weights of another layout, or weights that cannot be loaded; the message the
+        ValueError: weights of another layout, or weights that cannot be loaded; the
             message says what to download and where to put it.
     """
 

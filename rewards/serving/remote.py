@@ -26,11 +26,11 @@ class Remote(Reward):
 
     The server says whether the reward is differentiable; if it is, score and gradient come in
     one request, so that a reward in another environment can guide. Images out of range are scored
-    as if clamped, the gradient passed straight through. Connection errors and the statuses 429,
-    502, 503 and 504 are met by asking again, ever more rarely, for `wait` seconds in all. What the
-    server has is not sent again while it is at work, so `wait` must be longer than the scoring of
-    a batch. Redirections are not followed. May be used by many threads, copied, and
-    taken into a forked process.
+    as if clamped, the gradient passed straight through. After a connection error or a status 429,
+    502, 503 or 504 the request is sent again, at growing intervals, for at most `wait` seconds in
+    all. A request that the server is working on is not sent again, so `wait` must be longer than
+    the scoring of a batch. Redirections are not followed. The reward may be used by several
+    threads, copied, and taken into a forked process.
 
     Args:
         url: the server, as http://127.0.0.1:8000.
@@ -39,7 +39,10 @@ class Remote(Reward):
             host under the login flowsteer. It travels unencrypted over http.
         batch: how many rows a request has at most; less where the server's limits say so.
         timeout: the seconds until the server must have taken a request.
-        wait: time limit in seconds for a request, and for the first request.
+        wait: time limit in seconds for each request as a whole: connecting, retries with the
+            pauses between them, scoring and the answer. It also covers the first request, which
+            asks what the server offers. A call that needs several requests allows each of them
+            this time.
 
     Raises:
         ValueError: the URL or an option is none; no reward server answers there, or one of

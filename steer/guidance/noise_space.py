@@ -73,17 +73,20 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 class NoiseSMC:
     """Tempered SMC on `N(x_0; 0, I) exp(g R(G(x_0)))`, G the map in `jumps` jumps, g from 0 to 1.
 
-    Exact for the tilt of G's own law, its push-forward of N(0, I), for any learned map, with or
-    without distilled guidance, with or without a gradient: it needs neither velocity nor density.
+    Exact for the tilt of G's own law, its push-forward of N(0, I), for any learned map: it needs
+    neither velocity nor density. It is exact with classifier-free guidance too, whether that is
+    distilled into the map or mixed at sampling, and with or without a gradient of the reward.
+
     An iteration raises each prompt's g as far as the weights allow (`next_inverse`), accumulates
     the weights, resamples where the ESS has fallen, and moves by kernels that leave `N exp(g R)`
     invariant, each with a Metropolis test. g reaches 1 after half of the iterations at the
     earliest, so that more iterations make log Z more precise. The moves:
 
-    - "langevin": `langevin`, with the gradient through G; - "pcn": `neal`, without; - "slice":
-    elliptical slice sampling (Murray, Adams, MacKay 2010, arXiv 1001.0175) with at most `shrinks`
-    proposals, after which a row stays. This is still invariant, because the reverse move has the
-    same brackets.
+    - "langevin": `langevin`, with the gradient through G;
+    - "pcn": `neal`, without a gradient;
+    - "slice": elliptical slice sampling (Murray, Adams, MacKay 2010, arXiv 1001.0175) with at most
+      `shrinks` proposals, after which a row stays. This is still invariant, because the reverse
+      move has the same brackets.
 
     A fraction of the rows, `fresh`, proposes an independent sample instead, which can change
     between modes that local moves do not connect. The step β is adapted for each prompt to the

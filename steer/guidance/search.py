@@ -20,19 +20,20 @@ from steer.reward import Rest, plain
 __all__ = ["PICKS", "Search"]
 
 PICKS = ("softmax", "own", "best")
-"""Who goes on: a draw among a particle's own candidates; the best of them; the best of all."""
+"""What is kept: one of a particle's candidates, sampled; the best of them; the best of all."""
 
 
 class Search:
     """Each particle proposes candidates by a kernel; the reward of their views selects.
 
-    - "softmax": each particle continues with one of its own, sampled by `softmax(R)`: SVDD (Li et
-    al.
-      2024, arXiv 2408.08252).
-    - "own": with the best of its own: tree search with one branch per particle. - "best": the best
-    of all candidates of a prompt are kept: beam search with copies (Sabour et al.
-      2025, 2511.22688, appendix); with `Jump(churn=1)`, one candidate and width 1, best-of-n in
-      rounds: clean samples, of which the best is re-noised. It collapses to few modes.
+    - "softmax": each particle continues with one of its own candidates, sampled by `softmax(R)`:
+      SVDD (Li et al. 2024, arXiv 2408.08252).
+    - "own": each particle continues with the best of its own candidates: tree search with one
+      branch per particle.
+    - "best": the best of all candidates of a prompt are kept: beam search with copies (Sabour et
+      al. 2025, 2511.22688, appendix). With `Jump(churn=1)`, one candidate and width 1 it is
+      best-of-n in rounds: clean samples, of which the best is re-noised. It collapses to few
+      modes.
 
     Args:
         kernel: the proposal; it must be stochastic, or all candidates of a particle are equal.

@@ -55,8 +55,9 @@ class Direct(Objective):
             x_1 and x_1'.
         consistency: weight of the map's consistency, theory (7), between random times. It
             transfers what one jump learns to the jumps that compose it.
-        normalise: rescale each row's reward gradient to this norm; None: no rescaling. With it R
-            is no longer maximised exactly, and the temperature has no effect.
+        normalise: rescale each row's reward gradient to this norm; None: no rescaling. With it
+            the quantity that is maximised is no longer R itself, and the temperature has no
+            effect.
         reference: what the anchors measure the distance from: the base, or the running average of
             the adapters.
     """

@@ -141,9 +141,9 @@ def wrap(
     - `f(images)`, `f(images, prompts)` or `f(images, prompts, metadata)`, images (n, 3, h, w) in
       [0, 1]; it returns (n,), (n, 1), or (scores, anything). Optional parameters with names such
       as prompt or captions get the prompts, `**kwargs` the rest;
-    - an object with a method `score(images, prompts)`, which is called; - a torchmetrics metric of
-    one image, called for each image; it is negated if lower is better; - with `pil`, a function of
-    a list of PIL pictures that returns a list of numbers.
+    - an object with a method `score(images, prompts)`, which is called;
+    - a torchmetrics metric of one image, called for each image; it is negated if lower is better;
+    - with `pil`, a function of a list of PIL pictures that returns a list of numbers.
 
     Args:
         f: any of these.
