@@ -1,4 +1,4 @@
-"""Every reward with one line and its place in the code. Needs no torch."""
+"""All rewards, each with a one-line description and its place in the code. Does not need torch."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

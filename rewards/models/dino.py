@@ -1,4 +1,4 @@
-"""Likeness to a picture that is given, by features that were learned without labels."""
+"""Similarity to a given picture, by features that were learned without labels."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -103,12 +103,12 @@ class Tokens(Backbone):
     """A vision transformer of transformers; its features are all tokens (n, tokens, d).
 
     Args:
-        model: gives `last_hidden_state`.
+        model: a model that returns `last_hidden_state`.
         preprocess: from pictures in [0, 1] to `pixel_values`.
         **execution: see `Backbone`.
 
     Attributes:
-        extra: how many tokens come before the patches': CLS and registers.
+        extra: number of tokens before those of the patches: CLS and registers.
     """
 
     def __init__(self, model: nn.Module, preprocess: Preprocess, **execution: Any) -> None:

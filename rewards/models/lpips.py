@@ -1,4 +1,4 @@
-"""The perceptual distance to a picture that is given."""
+"""The perceptual distance to a given picture."""
 
 import re
 from collections.abc import Sequence
@@ -115,7 +115,7 @@ class Lpips(Reward):
 
 
 class _Trunk(Backbone):
-    """torchmetrics' LPIPS: two sets of pictures in [0, 1] -> their distances."""
+    """LPIPS of torchmetrics: two sets of pictures in [0, 1] -> their distances."""
 
     @property
     def tower(self) -> nn.Module:
@@ -140,7 +140,7 @@ def _trunk(net: str, trunk: str | Path | None, execution: dict[str, Any]) -> _Tr
         from torchmetrics.functional.image import lpips
 
         found = state(file, "lpips", "trunk")
-        with torch.device("meta"):  # nothing is drawn: all weights come from files
+        with torch.device("meta"):  # nothing is initialised at random: all weights come from files
             model = lpips._LPIPS(pretrained=False, net=net, pnet_rand=True)
         theirs = model.net.state_dict()
         # "slice2.3.weight" is torchvision's "features.3.weight"
@@ -154,7 +154,7 @@ def _trunk(net: str, trunk: str | Path | None, execution: dict[str, Any]) -> _Tr
                 )
         heads = state(Path(lpips.__file__).parent / "lpips_models" / f"{net}.pth", "lpips", "net")
         weights = {f"net.{key}": found[name] for key, name in names.items()}
-        for key, value in heads.items():  # the model names each of its layers twice
+        for key, value in heads.items():  # the model has two names for each of its layers
             weights[key] = weights[key.replace("lin", "lins.", 1)] = value
         model.load_state_dict(weights, assign=True)
         model.scaling_layer = lpips.ScalingLayer()

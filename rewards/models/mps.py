@@ -42,8 +42,8 @@ class MPS(Reward):
     largest); the state of the class token is compared with the prompt. Scores compare pictures of
     one prompt; a point is a nat of preference between two.
 
-    Known hack: as for other tuned CLIPs, glossy detail whatever the prompt; the condition names
-    what is judged, and what it does not name is free.
+    Known hack: as for other tuned CLIPs, glossy detail for any prompt. Only what the condition
+    names is judged; everything else is unconstrained.
 
     Args:
         model: the checkpoint's weights, .safetensors or a .pth of tensors alone, or the folder

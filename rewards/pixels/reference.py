@@ -1,4 +1,4 @@
-"""A reward of closeness to a picture that is given."""
+"""A reward for closeness to a given picture."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A reward behind a URL: pictures go to a server, scores and gradients come back."""
+"""A reward behind a URL: pictures are sent to a server, which returns scores and gradients."""
 
 import json
 import math
@@ -72,7 +72,7 @@ class Remote(Reward):
         self._ask_what_it_is()
 
     def _ask_what_it_is(self) -> None:
-        """Take the name, the limits and the promise of a gradient from the server."""
+        """Ask the server for its name, its limits, and whether it gives gradients."""
         body = self._connection.ask("GET", "/", None, self.wait, SLACK)
         try:
             info = json.loads(body)
@@ -93,7 +93,7 @@ class Remote(Reward):
             )
 
     def extra_repr(self) -> str:
-        """Return what the module prints of itself: never the token."""
+        """Return the module's description, without the token."""
         return f"{self.__name__} at {self.url}, differentiable={self.differentiable}"
 
     def forward(
@@ -142,7 +142,7 @@ class Remote(Reward):
         metadata: Sequence[Any] | None,
         gradient: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Ask for the scores of a chunk of the rows, and for d scores_i / d images_i."""
+        """Request the scores of a chunk of the rows, and d scores_i / d images_i."""
         rows, key = f"rows from {chunk.start} of {len(pixels)}", uuid.uuid4().hex
         pixels = pixels[chunk]
         asked = {
@@ -170,7 +170,7 @@ class Remote(Reward):
     def _read(
         self, answer: bytes, key: str, pixels: Tensor, gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Check an answer and take the scores and the gradient out of it."""
+        """Check an answer, and return its scores and gradient."""
         tensors, said = unpack(answer)
         if said.get("id") != key:
             raise ValueError(f"it is for the request {said.get('id')!r}, not for {key!r}")
@@ -190,6 +190,6 @@ class Remote(Reward):
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """Return what is sent of images: clamped to [0, 1], float32 or float64."""
+    """Return images as they are sent: clamped to [0, 1], in float32 or float64."""
     wide = images.detach().clamp(0, 1)
     return wide if wide.dtype == torch.float64 else wide.float()

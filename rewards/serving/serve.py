@@ -1,8 +1,8 @@
-"""A server of a reward, for `rewards.serving.remote.Remote`: its processes and its address.
+"""A reward server for `rewards.serving.remote.Remote`: its processes and its address.
 
-By default it listens on this machine only; other addresses need a token. Processes score, and one
-more looks after them: a process that ends, or in which a reward hangs, is replaced. What they
-answer is in `rewards.serving.application`, how long they listen in `rewards.serving.doorway`.
+By default it listens on this machine only; other addresses need a token. Worker processes score,
+and one more process supervises them: a worker that ends, or in which a reward hangs, is replaced.
+`rewards.serving.application` defines the answers, `rewards.serving.doorway` the deadlines.
 """
 
 import asyncio
@@ -52,8 +52,8 @@ def serve(
 ) -> None:
     """Serve the reward of a text until the process gets SIGTERM or SIGINT.
 
-    Requests in work are finished first. A worker that dies is started again, as is one whose
-    reward takes longer than `max_seconds`.
+    Requests that are being processed are finished first. A worker that dies, or whose reward takes
+    longer than `max_seconds`, is replaced.
 
     Args:
         spec: the reward, as `rewards.load` takes it.
@@ -88,8 +88,8 @@ def serve(
             "out to serve only this machine"
         )
     with _bound(host, port) as listener:
-        there = device is not None and torch.cuda.is_available()  # leave memory to the workers
-        app(_load(spec, None if there else device), token=token, **limits)  # its errors first
+        there = device is not None and torch.cuda.is_available()  # leave the memory to the workers
+        app(_load(spec, None if there else device), token=token, **limits)  # for its errors
         told = {"spec": spec, "device": device, "limits": limits, "parent": os.getpid()}
         os.environ[SETTINGS] = json.dumps(told)
         if token is not None:
@@ -111,12 +111,12 @@ def serve(
 
 
 def _failed(config: Any, listener: socket.socket) -> bool:
-    """Look after the workers until told to stop; return whether they could not start."""
+    """Supervise the workers until a signal to stop; return whether they could not start."""
     from uvicorn.supervisors import Multiprocess
 
     class Supervisor(Multiprocess):
         def join_all(self) -> None:
-            """Wait for requests in work, and end what hangs."""
+            """Wait for requests that are being processed, and end workers that hang."""
             until = time.monotonic() + FINISH + 5
             for process in self.processes:
                 process.process.join(max(0.0, until - time.monotonic()))
@@ -130,7 +130,7 @@ def _failed(config: Any, listener: socket.socket) -> bool:
 
 
 def _refuse_place() -> None:
-    """Raise a ValueError where no processes can be looked after."""
+    """Raise a ValueError where processes cannot be supervised."""
     if multiprocessing.parent_process() is not None and SETTINGS in os.environ:
         print(
             "error: serve() is called where the workers start too: put it under "
@@ -161,7 +161,7 @@ def worker() -> Any:
 
 
 def _replace_me(spec: str) -> Callable[[], None]:
-    """Return what ends this worker once its last answers are sent: a thread cannot be ended."""
+    """Return a function that ends this worker after its last answers; threads cannot be ended."""
 
     def end() -> None:
         print(
@@ -175,9 +175,10 @@ def _replace_me(spec: str) -> Callable[[], None]:
 
 
 def _leave_with(parent: int) -> None:
-    """End this worker once its parent is gone, so that it does not hold on to the port.
+    """End this worker when its parent ends, so that the port becomes free.
 
-    Linux does it, even where the reward holds the interpreter; elsewhere a thread looks.
+    On Linux the kernel does it, even if the reward blocks the interpreter; elsewhere a thread
+    polls.
     """
     if sys.platform == "linux":
         import ctypes
@@ -194,7 +195,7 @@ def _leave_with(parent: int) -> None:
 
 
 def _load(spec: str, device: str | None) -> Reward:
-    """Make the reward, on its device."""
+    """Load the reward on its device."""
     from rewards.loading import load
 
     reward = load(spec)
@@ -211,7 +212,7 @@ def _load(spec: str, device: str | None) -> Reward:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Return a socket that has the address; it does not listen yet."""
+    """Return a socket that is bound to the address and does not listen yet."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # the protocol is named because asyncio turns off Nagle's delay, 40 ms an answer, only then
     made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -229,7 +230,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _announce(spec: str, listener: socket.socket) -> None:
-    """Say where the server is, once it listens."""
+    """Print the server's address when it listens."""
     host, port = listener.getsockname()[:2]
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     while True:
