@@ -116,7 +116,7 @@ class FlowMap(nn.Module):
         """
         time = as_time(t)
         end = time == 1
-        asked = time.device.type == "cpu"  # elsewhere the answer would have to be waited for
+        asked = time.device.type == "cpu"  # elsewhere the host would wait
         if asked and bool(end.all()):
             return x
         time = torch.where(end, 0.5, time)  # rows at the end are replaced below
@@ -210,34 +210,34 @@ class Wrapped(FlowMap):
 
     @property
     def posterior_map(self) -> Any:
-        """The posterior map of the flow inside."""
+        """The posterior map of the inner flow."""
         return self.flow.posterior_map
 
     @property
     def event_shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The shape of one x of the flow inside."""
+        """The shape of one x of the inner flow."""
         return self.flow.event_shape
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What adapters on the flow inside say of it."""
+        """What files of adapters store about the inner flow."""
         return self.flow.about
 
     @property
     def lacks(self) -> Mapping[str, str]:
-        """What the flow inside cannot do."""
+        """What the inner flow cannot do."""
         return self.flow.lacks
 
     def times(self, steps: int, start: float = 0.0) -> list[float]:
-        """Return the times of the flow inside."""
+        """Return the times of the inner flow."""
         return self.flow.times(steps, start)
 
     def calls(self, name: str, *times: Time) -> int:
-        """Return what a call of the flow inside takes."""
+        """Return the number of network evaluations of a call of the inner flow."""
         return self.flow.calls(name, *times)
 
     def along(self, times: Sequence[float]) -> Self:
-        """Return this wrapper around the flow inside, for a run on these times."""
+        """Return this wrapper around the inner flow for a run on these times."""
         return self.around(self.flow.along(times))
 
     def around(self, flow: FlowMap) -> Self:
@@ -251,11 +251,11 @@ class Wrapped(FlowMap):
 
     @property
     def denoiser(self) -> nn.Module:
-        """The denoiser of the flow inside."""
+        """The denoiser of the inner flow."""
         return self.flow.denoiser
 
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
-        """Call velocity, jump, denoise or score of the flow inside, (n, *event)."""
+        """Call velocity, jump, denoise or score of the inner flow, (n, *event)."""
         return getattr(self.flow, name)(x, *times)
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
@@ -279,7 +279,7 @@ class Wrapped(FlowMap):
         return super().score(x, t) if self.derives("score") else self.call("score", x, t)
 
     def derives(self, name: str) -> bool:
-        """Return what the flow inside says."""
+        """Return whether the inner flow has no closed form."""
         return self.flow.derives(name)
 
     def log_prob(self, x: Tensor, t: Time = 1.0) -> Tensor | None:
@@ -295,7 +295,7 @@ class Wrapped(FlowMap):
         return self.flow.decode(x)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return what decodes to the images."""
+        """Return the states that decode to the images."""
         return self.flow.encode(images)
 
 
@@ -327,7 +327,7 @@ def flat_prompts(prompts: Sequence[str], rows: int) -> list[str]:
 
 
 def device_of(flow: nn.Module) -> torch.device:
-    """Return where a flow's parameters are; the CPU for one without parameters."""
+    """Return the device of a flow's parameters; the CPU for a flow without parameters."""
     some = next(iter(flow.parameters()), None)
     return torch.device("cpu") if some is None else some.device
 

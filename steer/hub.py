@@ -1,8 +1,8 @@
-"""Names on the model hub, `hf://owner/name[@revision][/file]`: the local cache is looked at first.
+"""Names on the model hub, `hf://owner/name[@revision][/file]`: the local cache is tried first.
 
-What is in huggingface_hub's cache is taken as it is, and the hub is asked for the rest. So a run
-that goes on has the files that it began with, and needs no network. `hf download owner/name`
-fetches what has come since.
+Files in huggingface_hub's cache are used as they are; missing ones are fetched. So a resumed run
+uses the files that it started with, and needs no network. `hf download owner/name` fetches newer
+files.
 """
 
 import os
@@ -37,12 +37,12 @@ LORAS = ("adapter_config.json", "adapter_model.safetensors"), ("pytorch_lora_wei
 
 
 class Named(NamedTuple):
-    """What a name of the hub says.
+    """The parts of a hub name.
 
     Attributes:
         repo: owner/name.
         revision: a branch, a tag or a commit; None: the main branch.
-        file: a file inside; "": none.
+        file: a file in the repository; "": none.
     """
 
     repo: str
@@ -64,7 +64,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def named(text: Any) -> Named | None:
-    """Return what a text with `hf://` names; None where it does not begin so.
+    """Parse a text with `hf://`; None if it does not start with that.
 
     >>> named("hf://stabilityai/sdxl-turbo@main")
     Named(repo='stabilityai/sdxl-turbo', revision='main', file='')
@@ -72,10 +72,10 @@ def named(text: Any) -> Named | None:
     True
 
     Args:
-        text: a text, or a path: these have one slash for two.
+        text: a text, or a path, in which the double slash has become a single one.
 
     Raises:
-        ValueError: it begins so and names no repository.
+        ValueError: it starts with `hf://` but names no repository.
     """
     if not isinstance(text, str | os.PathLike):
         return None
@@ -92,7 +92,7 @@ def named(text: Any) -> Named | None:
 
 
 def cached(name: Named, *files: str) -> Path | None:
-    """Return the folder of a snapshot in the cache that has one of these files, or None."""
+    """Return the folder of a cached snapshot that has one of these files, or None."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in files:
@@ -103,11 +103,11 @@ def cached(name: Named, *files: str) -> Path | None:
 
 
 def commit(name: Named, *files: str) -> str | None:
-    """Return the commit whose files are taken; None: neither the cache nor the hub says it.
+    """Return the commit whose files are used; None if neither the cache nor the hub gives it.
 
     Args:
         name: the repository.
-        files: by which a snapshot in the cache is known.
+        files: files that identify a snapshot in the cache.
     """
     folder = cached(name, *files)
     if folder is not None:
@@ -116,16 +116,16 @@ def commit(name: Named, *files: str) -> str | None:
 
     try:
         return HfApi().model_info(name.repo, revision=name.revision, timeout=10).sha
-    except (*unreached(), ValueError):  # what loads it says what is wrong
+    except (*unreached(), ValueError):  # the loader reports what is wrong
         return None
 
 
 def file_of(name: Named, file: str) -> Path:
-    """Return a file's path in the cache, fetched where it is missing.
+    """Return a file's path in the cache; it is fetched if it is missing.
 
     Raises:
         FileNotFoundError: the repository has no such file.
-        ConnectionError: it is not in the cache, and the hub cannot be reached or lets nobody in.
+        ConnectionError: it is not in the cache, and the hub cannot be reached or denies access.
     """
     folder = cached(name, file)
     if folder is not None:
@@ -143,13 +143,13 @@ def file_of(name: Named, file: str) -> Path:
 
 
 def folder_with(name: Named, *files: str) -> Path:
-    """Return the folder of a repository with all of these files, fetched where they are missing.
+    """Return the folder of a repository with all of these files; missing ones are fetched.
 
-    They are all of one commit, that of the first.
+    All are of the same commit as the first.
 
     Raises:
         FileNotFoundError: the repository has no such file.
-        ConnectionError: as `file_of` says.
+        ConnectionError: as for `file_of`.
     """
     folder = file_of(name, files[0]).parents[len(Path(files[0]).parts) - 1]
     for file in files[1:]:
@@ -187,7 +187,7 @@ def lora_of(name: Named) -> Path:
     Raises:
         FileNotFoundError: the repository has none.
         ValueError: it has several: name one of them, hf://owner/name/FILE.
-        ConnectionError: as `file_of` says.
+        ConnectionError: as for `file_of`.
     """
     if name.file:
         return file_of(name, name.file)

@@ -5,8 +5,8 @@ the noise level sigma = 1 - t gives
 
     v(x,t) = sign * net(x, scale (1-t)),      X(s,t,x) = x + (t-s) v,
 
-one with a target time `net(x, scale (1-s), target = scale (1-t))` the map itself. A family is a
-subclass with the few lines in which its pipelines differ.
+and a denoiser with a target time, `net(x, scale (1-s), target = scale (1-t))`, gives the map
+itself. A family is a subclass with the few lines in which its pipelines differ.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ class PipelineFlow(Conditioned):
     """Rows and columns of patches, where something says them; else they follow from the size."""
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """Return `b_t(x)`; of a map its diagonal, target time = time. (n, *event)."""
+        """Return `b_t(x)`, (n, *event); of a map its diagonal, where both times are equal."""
         return self.sign * self.predict(x, t, t)
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
@@ -84,7 +84,7 @@ class PipelineFlow(Conditioned):
         return self.sign * self.predict(x, s, t)
 
     def along(self, times: Sequence[float]) -> Self:
-        """Return this flow as the pipeline samples on this grid, where that is its own."""
+        """Return this flow as the pipeline itself samples on this grid, if the grid is its own."""
         grid = self.source.grid_like(times) if type(self).hear is not PipelineFlow.hear else None
         if grid is None:
             return self
@@ -93,7 +93,7 @@ class PipelineFlow(Conditioned):
         return view
 
     def hear(self, grid: Sequence[float]) -> None:
-        """Do what the pipeline does on a grid of its own. Default: nothing.
+        """Prepare for a grid of the pipeline's own. Default: do nothing.
 
         Args:
             grid: its times, as `grid` returns them.
@@ -111,7 +111,7 @@ class PipelineFlow(Conditioned):
         return self.by_rows(x, now, target)
 
     def by_rows(self, x: Tensor, now: Tensor, target: Tensor) -> Tensor:
-        """Return the denoiser's output at its own times, a call for each length of the prompts."""
+        """Return the denoiser's output at its own times, with one call per length of prompts."""
         parts = self._arguments(len(x), x.device)
         if len(parts) == 1:
             return self._mixed(x, now, target, parts[0])
@@ -142,7 +142,7 @@ class PipelineFlow(Conditioned):
             return run(x)
 
     def _told(self, now: Tensor, target: Tensor) -> AbstractContextManager[None]:
-        """Let the denoiser know the target time, where that is a term of its own."""
+        """Pass the target time to the denoiser, if it enters through an added term."""
         if self.second_time is None:
             return nullcontext()
         scale = self.time_scale
@@ -153,12 +153,12 @@ class PipelineFlow(Conditioned):
         return self.network(**{self.state_argument: x}, **arguments, return_dict=False)[0]
 
     def mix(self, c: Tensor, u: Tensor) -> Tensor:
-        """Return the guided prediction of those with the prompt (c) and the negative one (u)."""
+        """Return the guided prediction from those of the prompt (c) and negative prompt (u)."""
         assert self.cfg is not None
         return (c if self.from_prompt else u) + self.cfg * (c - u)
 
     def network_time(self, t: Tensor) -> Tensor:
-        """Return what the denoiser calls our times (n,)."""
+        """Convert our times (n,) to the denoiser's."""
         return (1 - t) * self.time_scale
 
     def _arguments(self, rows: int, device: torch.device) -> list[Rows]:
@@ -177,7 +177,7 @@ class PipelineFlow(Conditioned):
 
     @property
     def codec(self) -> Codec:
-        """How states become pictures, at this resolution."""
+        """The codec between states and pictures at this resolution."""
         return Codec(self.vae, self.layout, self._patches(), self.epsilon)
 
     def decode(self, x: Tensor) -> Tensor:
@@ -230,5 +230,5 @@ class PipelineFlow(Conditioned):
 
 
 def rows_time(t: Time, x: Tensor) -> Tensor:
-    """Return times as (n,) where x is, in float32, or float64 for states of doubles."""
+    """Return times (n,) on the device of x, in float32, or in float64 for float64 states."""
     return row_times(t, x, torch.float64 if x.dtype == torch.float64 else torch.float32)

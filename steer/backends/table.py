@@ -1,4 +1,4 @@
-"""Which class of pipelines is which family."""
+"""The families of pipelines, by class."""
 
 import inspect
 from typing import Any
@@ -50,7 +50,7 @@ FAMILIES: dict[str, type[PipelineFlow]] = {
 
 
 def family_of(pipe: Any) -> type[PipelineFlow] | None:
-    """Return the family of a pipeline's class; None for one that is not named."""
+    """Return the family of a pipeline's class; None for a class that is not in the table."""
     names = (kind.__name__ for kind in type(pipe).__mro__)
     found = next((FAMILIES[name] for name in names if name in FAMILIES), None)
     if found is StableDiffusion:

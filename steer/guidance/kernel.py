@@ -64,7 +64,7 @@ class Kernel(ABC):
         return x
 
     def refresh(self, here: State, noise: Noise, run: Adaptation | None = None) -> State:
-        """Make the moves of `move`, what is known of the rows going along."""
+        """Apply `move` to a state; values that are known for the moved rows are passed on."""
         x = self.move(here.x, here.t, here.views()[1], noise, run)
         return here if x is here.x else here.at(x, here.t)
 
@@ -88,7 +88,7 @@ def _shifted(
     clip: float | None,
     noise: Noise,
 ) -> tuple[Tensor, Tensor]:
-    """Draw from N(mean + shift, variance), and the log-ratio to N(mean, variance): theory (27)."""
+    """Sample N(mean + shift, variance); return also its log-ratio to N(mean, variance): (27)."""
     if variance <= 0:
         return mean, torch.zeros_like(_dot(mean[:, :1], mean[:, :1]))
     z = noise.normal(mean.shape[1:]).to(mean)
@@ -240,7 +240,7 @@ class Langevin(Kernel):
 
     def refresh(self, here: State, noise: Noise, run: Adaptation | None = None) -> State:
         """Make the moves from a state; none at t = 1."""
-        if type(self).move is not Langevin.move:  # a kernel of one's own, made of this one
+        if type(self).move is not Langevin.move:  # a user's kernel, derived from this one
             return super().refresh(here, noise, run)
         return self._moved(here, noise, run)
 
@@ -284,7 +284,8 @@ class Langevin(Kernel):
     def _log_density_ratio(here: State, there: State) -> tuple[Tensor, Tensor | None]:
         """Return `log rho_t(there) - log rho_t(here)`, theory (33), and an error estimate.
 
-        That is how far Simpson is from the trapezoid; None where the flow knows its density.
+        The estimate is the difference of Simpson's rule and the trapezoid; None if the flow knows
+        its density.
         """
         x, y, t, flow = here.x, there.x, here.t, here.flow
         log_x, log_y = flow.log_prob(x, t), flow.log_prob(y, t)

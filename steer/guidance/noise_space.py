@@ -24,10 +24,10 @@ from steer.reward import Rest, plain
 __all__ = ["MOVES", "NoiseSMC", "elliptical", "langevin", "neal"]
 
 MOVES = ("langevin", "pcn", "slice")
-"""How noise is moved: with the gradient; without; on an ellipse, without a step size."""
+"""How noise is moved: with the gradient; without it; on an ellipse, without a step size."""
 
 BEST = {"langevin": 0.57, "pcn": 0.3}
-"""Acceptance that the step is adapted to."""
+"""Target acceptance of the adapted step."""
 
 
 def neal(x: Tensor, share: Tensor, z: Tensor) -> Tensor:
@@ -222,7 +222,7 @@ class _Run:
 
     def temper(self, g: Tensor) -> None:
         """Weigh the particles for a higher g, (p,)."""
-        self.weighed = None  # until it is resampled
+        self.weighed = None  # until the next resampling
         r = self.here.value.reshape(self.rows.p, self.rows.n)
         self.log_w = self.log_w + (g - self.g).to(r)[:, None] * r
         self.g = g
@@ -242,7 +242,7 @@ class _Run:
         self._take(onto(index.flatten(), self.here.x.device))
 
     def _read(self) -> Tensor:
-        """Return the log-weights on the host, once all that waits was found finite."""
+        """Check that all collected values are finite, and return the log-weights on the host."""
         (log_w,) = self.checks.read(self.log_w)
         if self.smc.drop:
             self.rows.refuse_no_weight(log_w)
@@ -301,7 +301,7 @@ class _Run:
         return gradient
 
     def hear(self, population: Population) -> None:
-        """Do what the caller wished of the population that was yielded."""
+        """Apply the caller's request for the yielded population."""
         wish = population.wish
         if wish.keep is not None:
             self._take(onto(self.rows.kept(wish.keep), self.here.x.device))
@@ -316,7 +316,7 @@ class _Run:
         return self.population()
 
     def population(self) -> Population:
-        """Return what the caller sees."""
+        """Return the population for the caller."""
         seen = self.here.evaluation()
         if self.here.t == 1:
             self._read()
@@ -333,15 +333,15 @@ class _Run:
 
 
 def _picks(where: Tensor, x: Tensor) -> Tensor:
-    """Shape a truth (n,) so that it picks rows of x."""
+    """Shape a mask (n,) so that it selects rows of x."""
     return where.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _drift_ratio(x: Tensor, y: Tensor, slope: Tensor, back: Tensor, share: Tensor) -> Tensor:
-    """Return what the drifts of `langevin` add to the log acceptance, (n,).
+    """Return the contribution of the drifts of `langevin` to the log acceptance, (n,).
 
-    With `a = sqrt(1-β²)`, `c = 1-a`, and the drifts `c slope` at x and `c back` at y, what N(0, I)
-    and the proposals leave of `log N(y) q(x|y) - log N(x) q(y|x)` is
+    With `a = sqrt(1-β²)`, `c = 1-a`, and the drifts `c slope` at x and `c back` at y, `log N(y)
+    q(x|y) - log N(x) q(y|x)` reduces to
 
         c/β² (<x - a y, back> - <y - a x, slope>) - c²/(2β²) (|back|² - |slope|²)
     """

@@ -90,7 +90,7 @@ class Potential(ABC):
 
     @property
     def asked(self) -> tuple[nn.Module, ...]:
-        """The modules that it calls: a run holds them in evaluation mode. Default: none."""
+        """The modules that it calls, which a run keeps in evaluation mode. Default: none."""
         return ()
 
     @abstractmethod
@@ -140,14 +140,14 @@ def _arrived(t: Tensor) -> bool:
 
 
 class Viewed(Potential):
-    """`g(t) R(view_t(x))`: everything but the view.
+    """`g(t) R(view_t(x))`: everything except the view.
 
     Args:
         flow: the flow map, prompts already bound.
         reward: a Reward or any callable on images.
         prompts: the reward's prompts, one per prompt.
         temperature: in the reward's units, > 0: a float, or one per prompt or per row.
-        steps: jumps of a view that has some.
+        steps: number of jumps of a view that uses jumps.
         ramp: g, with g(0) = 0 and g(1) = 1. Default: g(t) = t.
     """
 
@@ -177,7 +177,7 @@ class Viewed(Potential):
 
     @abstractmethod
     def _view(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the clean sample that x is seen as, (n, *event)."""
+        """Return the view of x as a clean sample, (n, *event)."""
 
     def _score(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the reward of the view, (n,), the view decoded, and the view, (n, *event)."""
@@ -232,7 +232,7 @@ class Viewed(Potential):
         )
 
     def _total(self, slope: Tensor) -> Tensor | None:
-        """Return the total derivative, where it is just `g'(t) R`: theory (22)."""
+        """Return the total derivative if it is just `g'(t) R`: theory (22)."""
         return None
 
     def _need_gradient(self) -> None:
@@ -246,7 +246,7 @@ class Viewed(Potential):
     def _differentiate(
         self, x: Tensor, t: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return what `_score` does, and gradients in x (n, *event) and in t (n,)."""
+        """Return the results of `_score`, and gradients in x (n, *event) and in t (n,)."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             time = self._time_to_differentiate(t, x)
@@ -269,7 +269,7 @@ class Viewed(Potential):
         )
 
     def _time_to_differentiate(self, t: Tensor, x: Tensor) -> Tensor:
-        """Return the time given to the view: a leaf (n,) where its derivative is wanted."""
+        """Return the time for the view: a leaf (n,) if its derivative is needed."""
         return t
 
 

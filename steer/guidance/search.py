@@ -93,7 +93,7 @@ class Search:
                 if stopped:
                     here = run.at(run.flow.jump(here.x, here.t, t), t)
                 else:
-                    # a jump follows the last but one: all that it leads to are kept
+                    # the last but one step is followed by a jump, so all n are kept
                     width = self.width if run.k + 2 < run.count else None
                     here = self._step(run, kernel, here, t, noise.at(run.k), width)
                 seen = here.evaluation()
@@ -109,9 +109,9 @@ class Search:
     def _step(
         self, run: Ascent, kernel: Kernel, here: State, t: float, noise: Noise, width: int | None
     ) -> State:
-        """Return the rows that go on, at t, with what is known of them."""
+        """Return the kept rows at t, with the values that are known for them."""
         found = []
-        # a step to t = 1 re-noises nothing: all candidates would be one
+        # a step to t = 1 adds no noise, so all candidates would be equal
         for _ in range(self.candidates if t < 1 else 1):
             y, _ratio = kernel.propose(here.x, here.t, t, run.potential, 0.0, noise)
             found.append(run.at(y, t))

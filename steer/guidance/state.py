@@ -1,4 +1,4 @@
-"""`State`: rows at one time with all that was evaluated on them, passed from step to step."""
+"""`State`: rows at one time with all values computed for them, passed from step to step."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,7 @@ __all__ = ["BatchedPotential", "KnownFlow", "State"]
 
 
 def _dropped(seen: Evaluation) -> Evaluation:
-    """Give the rows that are not finite a value of `NOTHING`, a reward of -inf, no gradient."""
+    """Give rows that are not finite a value of `NOTHING`, a reward of -inf and a zero gradient."""
     bad = ~torch.isfinite(seen.value)
     gradient = seen.gradient
     if gradient is not None:
@@ -62,7 +62,7 @@ class State:
         return State(x, t, self.flow, self.potential)
 
     def evaluation(self, derivatives: bool = False) -> Evaluation:
-        """Return what the potential sees, with its gradient if `derivatives`."""
+        """Return the potential's evaluation, with its gradient if `derivatives`."""
         if self._seen is None or (derivatives and self._seen.gradient is None):
             self._seen = self.potential.evaluate(self.x, self.t, derivatives)
         return self._seen
@@ -81,7 +81,7 @@ class State:
 
     @property
     def score(self) -> Tensor:
-        """`s_t(x)`, (n, *event): of the same velocity, where the flow has no closed form."""
+        """`s_t(x)`, (n, *event): computed from the velocity if the flow has no closed form."""
         if self._score is None:
             if self.flow.derives("score") and self.flow.derives("denoise"):
                 path = self.flow.path
@@ -104,7 +104,7 @@ class State:
         return self._map(pick, other)
 
     def _map(self, f: Callable[..., Tensor], *others: "State") -> "State":
-        """Apply `f` to all that these states know."""
+        """Apply `f` to all known values of these states."""
         states = (self, *others)
         made = self.at(f(*(s.x for s in states)), self.t)
         seen, *rest = (s._seen for s in states)
@@ -117,21 +117,21 @@ class State:
         return made
 
     def views(self) -> "tuple[FlowMap, Potential]":
-        """Return flow and potential for a kernel: for these rows they return known values.
+        """Return flow and potential for a kernel: they reuse the known values of these rows.
 
         A kernel's `propose(x, s, t, potential, ...)` has no other access to them.
         """
         return KnownFlow(self), _KnownPotential(self)
 
     def learn_of(self, potential: Potential) -> "State":
-        """Return itself, with the values that a kernel has computed through `views`."""
+        """Return this state, with the values that a kernel has computed through `views`."""
         noted = getattr(potential, "noted", None)
         if self._seen is None and noted is not None and self.is_of(*noted[:2]):
             self._seen = noted[2]
         return self
 
     def is_of(self, x: Tensor, t: Time) -> bool:
-        """Return whether these are the very rows x at t."""
+        """Return whether this state is for exactly these rows x at t."""
         scalar = not isinstance(t, Tensor) or t.ndim == 0
         return x is self.x and scalar and bool(t == self.t)
 
@@ -150,7 +150,7 @@ class KnownFlow(Wrapped):
         return super().call(name, x, *times)
 
     def around(self, flow: FlowMap) -> Any:
-        """Return another flow as it is: of that one nothing is known."""
+        """Return another flow unchanged, because no values are known for it."""
         return self if flow is self.flow else flow
 
     def score(self, x: Tensor, t: Time) -> Tensor:
@@ -159,7 +159,7 @@ class KnownFlow(Wrapped):
 
 
 class _KnownPotential(Potential):
-    """The potential, which tells what is known of one state."""
+    """The potential, which reuses the known values of one state."""
 
     def __init__(self, state: State) -> None:
         inner = state.potential
@@ -181,11 +181,11 @@ class BatchedPotential(Potential):
 
     Args:
         potential: the potential.
-        size: the most rows in one call; None: all.
-        prompts: how many prompts its rows belong to.
+        size: maximum number of rows in one call; None: all.
+        prompts: number of prompts that its rows belong to.
         check: called with (name, numbers (n,)) of each evaluation.
-        drop: whether rows whose reward or gradient is not finite get weight zero, a value of
-            `NOTHING`, instead of being refused by `check`.
+        drop: whether rows with a reward or gradient that is not finite get weight zero, a value of
+            `NOTHING`, instead of an error by `check`.
         eager: whether to compute the gradient with every value before t = 1.
     """
 
@@ -204,7 +204,7 @@ class BatchedPotential(Potential):
         self.differentiable, self.temperature = potential.differentiable, potential.temperature
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
-        """Evaluate part after part."""
+        """Evaluate part by part."""
         derivatives = derivatives or (self.eager and float(t) < 1)
         parts = in_batches(
             lambda part: self.potential.evaluate(part, t, derivatives), x, self.size, self.count
@@ -212,7 +212,7 @@ class BatchedPotential(Potential):
         seen = parts[0].map(lambda *v: join_rows(v, self.count), *parts[1:])
         if self.drop:
             seen = _dropped(seen)
-        strange = ~(seen.value.isfinite() | seen.reward.isfinite())  # as the reward itself gave it
+        strange = ~(seen.value.isfinite() | seen.reward.isfinite())  # as returned by the reward
         self.check("reward", torch.where(strange, seen.reward.to(seen.value), seen.value))
         if seen.gradient is not None:
             self.check("gradient", seen.gradient.flatten(1).sum(1))
