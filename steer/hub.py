@@ -172,20 +172,20 @@ def listing(name: Named) -> list[str]:
 
 
 def lora_path(lora: str | os.PathLike[str]) -> Path:
-    """Return where a LoRA is: the path itself, or what its name on the hub stands for.
+    """Return the path of a LoRA: the given path, or the local path for its name on the hub.
 
     Raises:
-        FileNotFoundError: as `lora_of` says, and so on.
+        FileNotFoundError: as for `lora_of`; so are the other errors.
     """
     found = named(lora)
     return Path(lora) if found is None else lora_of(found)
 
 
 def lora_of(name: Named) -> Path:
-    """Return the folder or the file of a LoRA on the hub, fetched where it is missing.
+    """Return the folder or the file of a LoRA on the hub; it is fetched if it is missing.
 
     Raises:
-        FileNotFoundError: the repository has none.
+        FileNotFoundError: the repository has no LoRA.
         ValueError: it has several: name one of them, hf://owner/name/FILE.
         ConnectionError: as for `file_of`.
     """
@@ -217,7 +217,7 @@ def lora_of(name: Named) -> Path:
 
 
 def _in_cache(name: Named) -> Path | None:
-    """Return the folder of what the cache has of a repository, all or not; None: nothing."""
+    """Return the cached folder of a repository, complete or not; None if nothing is cached."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -231,9 +231,9 @@ def _in_cache(name: Named) -> Path | None:
 
 
 def unreached() -> tuple[type[Exception], ...]:
-    """Return the errors by which huggingface_hub says that something could not be had.
+    """Return the errors with which huggingface_hub reports that something is not available.
 
-    Its HTTP client's are no `OSError` where that is httpx.
+    If its HTTP client is httpx, that client's errors are not `OSError`s.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -242,12 +242,12 @@ def unreached() -> tuple[type[Exception], ...]:
 
 
 def page(repo: str) -> str:
-    """Return where a browser finds a repository."""
+    """Return the web page of a repository."""
     return f"https://huggingface.co/{repo}"
 
 
 def errors_of(error: BaseException | None) -> list[BaseException]:
-    """Return an error and those that it came from."""
+    """Return an error and its causes."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)
@@ -256,17 +256,17 @@ def errors_of(error: BaseException | None) -> list[BaseException]:
 
 
 def among(chain: Iterable[BaseException], *kinds: type[BaseException]) -> bool:
-    """Return whether one of some errors is of these kinds."""
+    """Return whether any of the errors is of one of these kinds."""
     return any(isinstance(error, kinds) for error in chain)
 
 
 def explained(error: Exception, repo: str, wanted: str | Sequence[str]) -> Exception:
-    """Return what a user can do about files that could not be had from the hub.
+    """Return an error that says what to do about files that could not be fetched from the hub.
 
     Args:
-        error: huggingface_hub's, or one that came of it.
+        error: the error of huggingface_hub, or one caused by it.
         repo: owner/name.
-        wanted: what is not in the cache.
+        wanted: what is missing in the cache.
     """
     from huggingface_hub import constants, errors
 

@@ -76,7 +76,7 @@ class OneTime(FlowMap):
         if not 0 < first < 1:
             raise ValueError(f"first must be between 0 and 1, got {first}")
         self.network: nn.Module | None = network if isinstance(network, nn.Module) else None
-        self._function = None if self.network is not None else network  # registered once
+        self._function = None if self.network is not None else network  # registered only once
         self._encode, self._condition = encode_prompts, cast(Tensor | None, None)
         self.path, self.event_shape, self.predicts = path, tuple(event_shape), predicts
         self.steps, self.first, self.churn = steps, first, churn

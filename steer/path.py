@@ -73,11 +73,11 @@ class Path(ABC):
 
     @abstractmethod
     def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
-        """Return (alpha_t, beta_t), of the shape of `t`."""
+        """Return (alpha_t, beta_t), with the shape of `t`."""
 
     @abstractmethod
     def derivative(self, t: Time) -> tuple[Tensor, Tensor]:
-        """Return their time derivatives (alpha'_t, beta'_t), of the shape of `t`."""
+        """Return their time derivatives (alpha'_t, beta'_t), with the shape of `t`."""
 
     def interpolate(self, x_0: Tensor, x_1: Tensor, t: Time) -> Tensor:
         """Return `x_t = alpha_t x_0 + beta_t x_1`, theory (1), (n, *event)."""

@@ -1,4 +1,4 @@
-"""Contracts that flows should keep: inherit the one of your kind in your tests.
+"""Contracts that flows should satisfy: inherit the one for your kind of flow in your tests.
 
     from steer.testing import FlowMapContract  # or OneJumpContract, VelocityContract
 
@@ -22,7 +22,7 @@ __all__ = ["Corrected", "FlowMapContract", "OneJumpContract", "VelocityContract"
 
 
 class _Contract:
-    """What flows of every kind keep; `n` rows a test."""
+    """The contract of all kinds of flows; each test uses `n` rows."""
 
     n = 6
     tolerance = 1e-5
@@ -33,7 +33,7 @@ class _Contract:
         raise NotImplementedError("abstract: return your flow map")
 
     def points(self, flow: FlowMap, t: float) -> Tensor:
-        """Return n points at time t, (n, *event), in the flow's precision: noise carried there."""
+        """Return n points at time t, (n, *event), in the flow's precision: noise carried to t."""
         source, dtype = torch.Generator().manual_seed(0), noise_dtype(flow)
         x = torch.randn(self.n, *flow.event_shape, generator=source, dtype=dtype)
         with torch.no_grad():

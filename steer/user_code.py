@@ -1,4 +1,4 @@
-"""Run a Python file of a user's, named as `file.py:Name`, so that it may import its neighbours."""
+"""Run a user's Python file, named as `file.py:Name`, so that it can import its neighbours."""
 
 import importlib.util
 import sys
@@ -27,10 +27,10 @@ def split_place(text: str) -> tuple[Path, str] | None:
 
 
 def from_file(file: Path, name: str) -> Any:
-    """Run a Python file and return what it calls `name`.
+    """Run a Python file and return the object `name` of it.
 
-    Its folder comes first among those that imports look in, as with `python file.py`, while it
-    runs, and last from then on.
+    Its folder is first in the import path while it runs, as with `python file.py`, and last
+    afterwards.
 
     Raises:
         FileNotFoundError: no such file.
@@ -56,7 +56,7 @@ def from_file(file: Path, name: str) -> Any:
 
 @contextmanager
 def _neighbours(file: Path) -> Iterator[None]:
-    """Let a file import what lies beside it, and not what another file had beside it."""
+    """Let a file import modules of its own folder, and not those of another file's folder."""
     folder = str(file.parent)
     for near in python_files(file)[1:]:
         loaded = getattr(sys.modules.get(near.stem), "__file__", None)

@@ -43,14 +43,14 @@ class ClassifierFree(Wrapped):
         self.evaluations = 2 * flow.evaluations
 
     def around(self, flow: FlowMap) -> Self:
-        """Return the mixture of another flow and the same negative one, at twice its cost."""
+        """Return the mixture of another flow with the same negative flow, at twice its cost."""
         view = super().around(flow)
         if view is not self:
             view.evaluations = 2 * flow.evaluations
         return view
 
     def calls(self, name: str, *times: Time) -> int:
-        """Return what both flows' calls take."""
+        """Return the number of network evaluations of both flows' calls."""
         return self.flow.calls(name, *times) + self.plain.calls(name, *times)
 
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:

@@ -21,7 +21,7 @@ def ascend(batch: Batch, x_1: Tensor, normalise: float | None) -> tuple[Tensor, 
     Args:
         batch: the batch.
         x_1: where the reward is evaluated, with its graph.
-        normalise: the norm that each row's gradient is given; None: its own.
+        normalise: norm to which each row's gradient is rescaled; None: no rescaling.
     """
     if normalise is None:
         value = batch.score(x_1)

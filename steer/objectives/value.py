@@ -35,7 +35,7 @@ def tilt_gain(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def slot(prompt: str) -> int:
-    """Return where a prompt's running constant is kept."""
+    """Return the slot of a prompt's running constant."""
     digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % SLOTS
 
@@ -85,7 +85,7 @@ class Value(Objective):
         ValueError: an option out of its range; the message says what it may be.
     """
 
-    per_call = True  # the running estimates move with each call
+    per_call = True  # the running estimates change with each call
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Value(Objective):
         return r, w, like(kappa, x) * each.reshape(n, m, *event).mean(1)
 
     def weigh(self, batch: Batch, r: Tensor) -> Tensor:
-        """Return `w = exp(R - c)`, (n, draws), and move the running estimates afterwards."""
+        """Return `w = exp(R - c)`, (n, draws), and then update the running estimates."""
         texts = [""] if batch.prompts is None else batch.prompts
         slots = onto(torch.tensor([slot(text) for text in texts]), self.log_z.device)
         n, m = r.shape

@@ -146,14 +146,14 @@ def plan(
 
 @contextmanager
 def _calm() -> Iterator[None]:
-    """Let nobody hear the warnings of machinery that a plan runs without values."""
+    """Suppress warnings that are caused by running without values."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _tunes(reward: Reward, objective: Any) -> bool:
-    """Return whether an objective can be tried: on one row, with the gradient that it needs."""
+    """Return whether an objective can be planned: on one row, with the gradient that it needs."""
     return reward.differentiable or not objective.differentiable
 
 
