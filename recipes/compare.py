@@ -195,28 +195,28 @@ def compare(
 
 
 def _size(row: Entry) -> int:
-    """Return how many prompts a unit has: as many as fill a batch."""
+    """Return the number of prompts per unit, as many as fill a batch."""
     assert row.particles is not None
     return max(1, BATCH // row.particles)
 
 
 def _by_weight(log_w: Tensor, seed: int) -> Tensor:
-    """Return which particles (p, n) are kept when each prompt's are resampled by their weights."""
+    """Return the particles (p, n) that are kept when each prompt's are resampled by weight."""
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([systematic(few, generator) for few in log_w]).to(log_w.device)
 
 
 class _Bench:
-    """What draws and judges.
+    """Samples and measures the units.
 
     Args:
         flow: the model.
-        reward: what is climbed.
-        judge: what is not, if there is one.
+        reward: the reward that guides.
+        judge: the held-out reward, if there is one.
         asked: the prompts.
 
     Attributes:
-        words: whether the judge knows the emoji's labels, and can tell one of 100.
+        words: whether the judge knows the labels of emoji, and can choose one of 100.
     """
 
     def __init__(
@@ -230,15 +230,16 @@ class _Bench:
     def run(self, unit: Unit[Entry]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Sample and judge a unit -> images (p, k, 3, h, w), scores (p, k, ...), and its cost.
 
-        Of a model that decodes to no pictures, samples (p, k, *event) in place of images.
+        For a model that does not decode to pictures, samples (p, k, *event) instead of images.
 
-        k is 1, the particle with the highest reward, or all of them where each is a final picture.
+        k is 1 for the particle with the highest reward, or the number of particles if each is a
+        final picture.
         """
         with plain(*(m for m in (self.flow, self.judge) if m is not None)), torch.no_grad():
             return self._run(unit)
 
     def tilts(self, rows: Sequence[Entry]) -> list[dict[str, Any]]:
-        """Return the exact tilts of a mixture, of the rows' temperatures too; else nothing."""
+        """Return the exact tilts of a mixture, also at the rows' temperatures; else nothing."""
         if not isinstance(self.flow, GaussianMixture) or len(self.asked.prompts) != 1:
             return []
         with plain(*(m for m in (self.flow, self.judge) if m is not None)), torch.no_grad():
@@ -246,7 +247,7 @@ class _Bench:
             return exact_tilts(self.flow, self.reward, self._measure, [t for t in own if t])
 
     def _measure(self, samples: Tensor) -> dict[str, Tensor]:
-        """Return the scores and features of samples of the only prompt."""
+        """Return the scores and features of samples of a single prompt."""
         texts = self.asked.questions * len(samples)
         measured = {
             "reward": score(self.reward, samples, texts),
@@ -257,7 +258,7 @@ class _Bench:
         return measured
 
     def _features(self, samples: Tensor) -> Tensor:
-        """Return the features of samples that are no pictures, (n, f)."""
+        """Return the features of samples that are not pictures, (n, f)."""
         return samples.flatten(1) if self.features is pooled_pixels else self.features(samples)
 
     def _run(self, unit: Unit[Entry]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -282,7 +283,7 @@ class _Bench:
         if result.images is None:
             flat = self.flow.decode(flat)
             features = self._features(flat)
-            tensors = {"samples": made.clone()}  # features may be the same tensor
+            tensors = {"samples": made.clone()}  # features may be a view of the samples
         else:
             features, tensors = self.features(flat), {"images": made}
         tensors |= {"reward": scores, "features": features.reshape(n, k, -1)}
@@ -298,7 +299,7 @@ class _Bench:
         return {name: t.float() for name, t in tensors.items()}, {"nfe": nfe, "seconds": seconds}
 
     def _top1(self, images: Tensor, texts: Sequence[str], seed: int) -> Tensor:
-        """Return which pictures of a label score highest by it, of 100 labels; NaN without one."""
+        """Return whether a picture's own label scores highest of 100 labels; NaN without one."""
         assert isinstance(self.judge, Judge)
         labels = emoji.load().concepts
         made = []

@@ -1,4 +1,4 @@
-"""Defaults of a model's commands: its own reward, judge and prompts.
+"""Defaults of the commands for a model: its own reward, judge and prompts.
 
 They belong to the models of the package. Your own model has none: required arguments must then be
 given, and optional ones are skipped with a message.
@@ -37,14 +37,14 @@ DATA = Path(__file__).with_name("data")
 
 @dataclass(frozen=True)
 class Own:
-    """A model's own; None where it has none.
+    """The defaults of a model; None if it has none.
 
     Attributes:
-        reward: what `sample`, `compare` and `finetune` ask.
-        judge: what no reward is tuned on.
-        tuned: file of the prompts that are tuned on.
-        held_out: file of those that are not.
-        compared: file of what `compare` draws.
+        reward: the reward of `sample`, `compare` and `finetune`.
+        judge: the held-out reward.
+        tuned: file of the tuning prompts.
+        held_out: file of the held-out prompts.
+        compared: file of the prompts of `compare`.
     """
 
     reward: str | None = None
@@ -74,7 +74,7 @@ def own(model: str) -> Own:
 
 
 def reward_of(model: str, reward: str | None) -> str:
-    """Return the reward that was named, else the model's own.
+    """Return the reward that was given, else the model's own.
 
     Raises:
         ValueError: neither.

@@ -178,7 +178,7 @@ class Watch(L.Callback):
             part.training = training
 
     def _keep_best(self, entry: dict[str, Any], alarms: Sequence[Alarm], writes: bool) -> None:
-        """Keep the adapters with the best judge score, or without a judge the last without alarm."""
+        """Keep the adapters that the judge scores highest; without one, the last without alarm."""
         name = "judge" if "judge" in entry else "reward"
         if name == "reward" and alarms:
             return

@@ -177,7 +177,7 @@ class MapObjective(nn.Module):
         prompts: Sequence[str],
         scale: Tensor,
     ) -> Tensor:
-        """Return the pair's velocity, guided for rows with a prompt: `w x' + (1-w) v(x,t,t|"")`."""
+        """Return the pair's velocity; with a prompt, guided: `w x' + (1-w) v(x,t,t | "")`."""
         if self.guidance == 1 or (self._teacher and self.rule.field != "conditional"):
             return slope
         leads = self._teacher[0] if self._teacher else average  # as on the diagonal
