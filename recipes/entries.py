@@ -1,4 +1,4 @@
-"""What is compared, as it is written: `method:key=value,key=value`, at equal network calls.
+"""Entries of a comparison at equal network calls, written as `method:key=value,key=value`.
 
 Your own method is `file.py:Name`, or `file.py:Name:key=value,key=value`.
 """
@@ -34,11 +34,13 @@ class Entry:
 
     Attributes:
         method: its name.
-        steps: of the method.
-        particles: for each prompt; None: as many as the other rows' network calls buy.
+        steps: steps of the method.
+        particles: particles for each prompt; None: as many as the network calls of the other rows
+            allow.
         options: the method's own, and temperature or strength.
-        keep: "best", the particle with the highest reward is the picture, or "all": each is one,
-            after a resampling by the weights, so that they follow the method's law.
+        keep: "best": the picture is the particle with the highest reward; "all": every particle is
+            a picture, after resampling by the weights, so that the pictures follow the method's
+            law.
     """
 
     method: str
@@ -49,12 +51,12 @@ class Entry:
 
     @property
     def mean(self) -> bool:
-        """Whether every particle is a final picture, and not the best one alone."""
+        """Whether every particle is a final picture, instead of only the best one."""
         return self.method == "none" or self.keep == "all"
 
     @property
     def label(self) -> str:
-        """What the tables call it."""
+        """Its name in the tables."""
         rest = "".join(f", {name} {value}" for name, value in self.options.items())
         steps = f"{self.steps} step{'s' * (self.steps > 1)}"
         if self.method == "none":
@@ -67,15 +69,15 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The method's name; of `file.py:Name` the Name."""
+        """The method's name; for `file.py:Name` it is Name."""
         return self.method.rpartition(":")[2]
 
     def each(self, differentiable: bool, flow: FlowMap | None = None) -> int:
-        """Return the network calls of one particle, those that set a temperature left out."""
+        """Return the network calls of one particle, without those that set a temperature."""
         return network_calls(self.method, self.steps, differentiable, self.options, flow)
 
     def calls(self, differentiable: bool, flow: FlowMap | None = None) -> int:
-        """Return the network calls of one prompt, those that set its temperature included."""
+        """Return the network calls of one prompt, including those that set its temperature."""
         probed = tempered(self.method) and "temperature" not in self.options
         return (self.particles or 0) * self.each(differentiable, flow) + (
             probe_calls(flow) if probed else 0
@@ -89,7 +91,8 @@ def entry(text: str) -> Entry:
     'fmtt, 8 steps, 4 particles, strength 3'
 
     Raises:
-        ValueError: an unknown method or option, with the nearest names; a value of a wrong kind.
+        ValueError: an unknown method or option (the message has the nearest names), or a value of
+            the wrong type.
     """
     own = re.match(r"(.*\.py:\w+)(?::|$)(.*)", text, re.DOTALL)
     name, _, written = (own[1], "", own[2]) if own else text.partition(":")
@@ -100,7 +103,7 @@ def entry(text: str) -> Entry:
         values = get_loader("yaml")(f"{{{pairs}}}")
     except (yaml.YAMLError, RecursionError):
         values = None
-    if not isinstance(values, dict):  # the loader gives back as text what it cannot read
+    if not isinstance(values, dict):  # the loader returns text that it cannot parse unchanged
         raise ValueError(f"cannot read {text[:60]!r}: write method:key=value,key=value")
     for key, value in values.items():
         if key not in known:
@@ -127,13 +130,13 @@ def entry(text: str) -> Entry:
 def equal_calls(
     entries: Sequence[Entry], differentiable: bool, flow: FlowMap | None = None
 ) -> list[Entry]:
-    """Put a best-of-n without `particles` beside each method, with as many network calls.
+    """Replace a best-of-n without `particles` by one row per method, with as many network calls.
 
-    Methods that cost the same share a row. Counted is what the flow's own calls take, for one
-    picture: of all particles, or of one where all are kept.
+    Methods with the same cost share a row. The cost is the number of network calls for one
+    picture: those of all particles, or of one particle if all are kept.
 
     Raises:
-        ValueError: there is no method whose calls it could have, or a row is there twice.
+        ValueError: there is no method to match, or a row occurs twice.
     """
     open_ones = [e for e in entries if e.particles is None]
     rows: list[Entry] = []

@@ -1,4 +1,4 @@
-"""The film of a sampling run: kept with its units, and written with its folder."""
+"""The film of a sampling run, stored with its units and written with its folder."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ UNIT = "film"
 
 
 class Reel:
-    """The films of a group of prompts, or nothing where none is wanted.
+    """The films of a group of prompts, if they are requested.
 
     Args:
-        wanted: whether.
-        prompts: of the group.
+        wanted: whether films are requested.
+        prompts: prompts of the group.
     """
 
     def __init__(self, wanted: bool, prompts: list[str] | None) -> None:
@@ -29,7 +29,7 @@ class Reel:
     def of(
         self, title: str, flow: steer.FlowMap, show: Callable[[Any], None] | None = None
     ) -> Callable[[Any], None] | None:
-        """Return what a run is to call after each step: the film's own, and `show`."""
+        """Return the callback of a run after each step: that of the film, and `show`."""
         if not self.wanted:
             return show
         film = self.films[title] = Film(flow, self.prompts)
@@ -42,7 +42,7 @@ class Reel:
         return both
 
     def keep(self, partial: Partial) -> None:
-        """Keep the films beside the run's finished units."""
+        """Store the films with the run's finished units."""
         if self.wanted:
             tensors = {
                 f"{title}/{name}": tensor
@@ -53,7 +53,7 @@ class Reel:
 
 
 def files_of(partial: Partial, titles: Sequence[str]) -> dict[str, bytes]:
-    """Return the files of a film, where one was kept: the guided run is the last row.
+    """Return the files of a film, if one was stored; the guided run is the last row.
 
     They are film.gif and filmstrip.png, and film.mp4 where PyAV is installed.
     """
