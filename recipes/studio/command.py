@@ -17,7 +17,7 @@ __all__ = ["application", "studio"]
 TOKEN = "FLOWSTEER_STUDIO_TOKEN"
 
 ALONE = 5.0
-"""Seconds after which the model is loaded though nobody has opened the page."""
+"""Seconds after which the model is loaded even if the page has not been opened."""
 
 
 def studio(
@@ -60,20 +60,20 @@ def studio(
     server.run()
     if state.loading.error is not None:
         raise state.loading.error
-    if not server.started:  # the address is in use: uvicorn has said so
+    if not server.started:  # the address is in use, as uvicorn has reported
         raise SystemExit(1)
 
 
 def application(state: Studio, host: str = "127.0.0.1", token: str | None = None) -> Any:
-    """Return the page as an ASGI application, behind its guard.
+    """Return the page as an ASGI application, with its guard.
 
-    The model begins to load when the page is there, or after some seconds without a visitor: its
-    imports would hold up the page.
+    The model starts to load when the page has been loaded, or after some seconds without a
+    visitor, because its imports would delay the page.
 
     Args:
-        state: what is behind the page.
+        state: the state behind the page.
         host: the address that is bound.
-        token: needed by all, or None.
+        token: the token that all requests need, or None.
 
     Raises:
         ModuleNotFoundError: gradio is not installed.

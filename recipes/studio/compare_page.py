@@ -1,4 +1,4 @@
-"""The Compare page: methods at equal network calls, row by row as they come."""
+"""The Compare page: methods at equal network calls, shown row by row as they finish."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +21,7 @@ WIDTHS = ["36%", "15%", "17%", "16%", "16%"]
 
 
 def page(studio: Studio) -> None:
-    """Lay the page out."""
+    """Lay out the page."""
     with gr.Row():
         with gr.Column(min_width=300):
             prompts = gr.Textbox(label="Prompts, one per line", value="fox\nbird", lines=2)
@@ -62,7 +62,7 @@ def page(studio: Studio) -> None:
                 raise ValueError("write a method, or several, a line each, such as fmrg-j:steps=4")
             drawn_from = whole_number("seed", number)
             scorer = studio.reward(wanted)
-            import torch  # what loads it comes after the page is there
+            import torch  # loaded only after the page is shown
 
             from recipes.entries import entry, equal_calls
             from recipes.methods import method
@@ -88,7 +88,7 @@ def page(studio: Studio) -> None:
                         method(one.method), seed=drawn_from, progress=False, **one.options,
                         callback=halted,
                     )  # fmt: skip
-                    if left_out:  # its reward is not that of so many network calls
+                    if left_out:  # its reward does not belong to this number of calls
                         return
                     best = torch.arange(len(names)), result.best
                     made, got = result.images[best], result.rewards[best]

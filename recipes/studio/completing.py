@@ -1,4 +1,4 @@
-"""Completion of a reward's text while it is typed, by the browser itself."""
+"""Completion of a reward's text while it is typed, in the browser."""
 
 import json
 
@@ -7,7 +7,7 @@ from rewards.catalogue import FUNCTIONS, NAMES
 __all__ = ["COMPLETE", "WORDS"]
 
 WORDS = [*sorted(NAMES), *(f"{name}(" for name in sorted(FUNCTIONS))]
-"""What a term of a reward may begin with."""
+"""Possible beginnings of a term of a reward."""
 
 COMPLETE = (
     """(text) => {

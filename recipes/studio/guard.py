@@ -1,4 +1,4 @@
-"""Who may use the page: this machine's own browser, or who has the token."""
+"""Access to the page: only for a browser on this machine, or with the token."""
 
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -25,16 +25,16 @@ App = Callable[[Scope, Any, Any], Awaitable[None]]
 class Guard:
     """An ASGI application behind a check of each request.
 
-    - `Host` must name this machine (or the address that was bound): a foreign name that resolves
-      here is a page elsewhere that would read ours.
-    - A request that another site makes (`Origin`, `Sec-Fetch-Site`) is refused.
-    - Where there is a token, a request shows it as `?token=...`, once, or as the cookie that it is
-      given then.
+    - `Host` must name this machine (or the bound address). A foreign name that resolves to it
+      would allow another site to read the page (DNS rebinding).
+    - A request from another site (`Origin`, `Sec-Fetch-Site`) is refused.
+    - If there is a token, the first request sends it as `?token=...` and gets a cookie, which
+      later requests send.
 
     Args:
-        app: what is guarded.
-        host: the address that is bound.
-        token: needed by all, or None.
+        app: the application to guard.
+        host: the bound address.
+        token: the token that all requests need, or None.
     """
 
     def __init__(self, app: App, host: str, token: str | None = None) -> None:

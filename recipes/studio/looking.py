@@ -1,4 +1,4 @@
-"""What a reward says of pictures, and where its gradient points."""
+"""Scores of pictures by a reward, and maps of its gradient."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +16,9 @@ __all__ = ["heat", "looked_at", "report_of"]
 
 
 def heat(image: Tensor, gradient: Tensor) -> Image.Image:
-    """Return a picture (3, h, w) with the size of its gradient over it, in orange.
+    """Return a picture (3, h, w) overlaid with the size of its gradient, in orange.
 
-    Strength: the norm over channels, over its 99th percentile.
+    The strength is the norm over channels, divided by its 99th percentile.
     """
     size = gradient.norm(dim=0)
     share = (size / size.flatten().quantile(0.99).clamp(min=1e-30)).clamp(0, 1)
@@ -33,7 +33,7 @@ def looked_at(
     """Score pictures -> (name, score, picture, its gradient as a heat map or None) of each.
 
     Raises:
-        ValueError: no pictures, or a file that is none.
+        ValueError: no pictures, or a file that is not a picture.
     """
     if not files:
         raise ValueError("drop in some pictures first")
@@ -59,7 +59,7 @@ def looked_at(
 
 
 def report_of(reward: Reward) -> str:
-    """Return what `steer check-reward` finds, as a table in Markdown."""
+    """Return the findings of `steer check-reward` as a Markdown table."""
     report = check(reward)
     mark = {"pass": "ok", "warn": "note", "fail": "**FAILED**", "skip": "skipped"}
     rows = "".join(

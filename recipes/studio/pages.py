@@ -1,4 +1,4 @@
-"""The whole page: a tab each for steering, rewards, comparing, tuning and run folders."""
+"""The whole page, with one tab each for steering, rewards, comparing, tuning and run folders."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ CSS = """
 
 
 def theme() -> Any:
-    """Return a theme that loads no fonts from elsewhere."""
+    """Return a theme that does not load fonts from other sites."""
     plain = ["system-ui", "sans-serif"]
     return gr.themes.Soft(font=plain, font_mono=["ui-monospace", "monospace"])
 

@@ -1,4 +1,4 @@
-"""A run folder's settings, read back as what the Steer page asks for. It loads no network."""
+"""Restore a run folder's settings for the Steer page. It loads no network."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ __all__ = ["Restored", "restored", "shown_of"]
 OTHERS = "Steer makes different pictures"
 
 DEFAULTS = {"particles": 4, "steps": 16, "seed": 0}
-"""What `steer sample` takes where its config does not say."""
+"""Defaults of `steer sample` for settings that are not in the config."""
 
 ELSEWHERE = {
     "out", "overwrite", "unguided", "keep", "film", "batch_size", "device", "devices",
@@ -33,12 +33,12 @@ PLAIN = {"init_by": "noise", "on_bad_reward": "stop", "model_options": {}}
 
 
 class Restored(NamedTuple):
-    """What a run folder was made with.
+    """The restored settings of a run folder.
 
     Attributes:
-        ask: for the page's fields.
-        lost: settings of the run that have no field: its pictures will not be these.
-        touched: whether a person kept particles or stopped the run.
+        ask: settings for the page's fields.
+        lost: settings of the run without a field on the page, so that its pictures will differ.
+        touched: whether particles were kept by hand, or the run was stopped.
     """
 
     ask: Ask
@@ -47,7 +47,7 @@ class Restored(NamedTuple):
 
     @property
     def note(self) -> str:
-        """Say whether Steer makes the run's own pictures again."""
+        """A text on whether Steer will reproduce the run's pictures."""
         if self.lost:
             named = ", ".join(f"{name}: {value}" for name, value in self.lost.items())
             return f"this run also set {named}, which has no field here: {OTHERS}"
@@ -57,15 +57,15 @@ class Restored(NamedTuple):
 
 
 def restored(root: Path, folder: Path, model: str) -> Restored:
-    """Read the config.yaml of a run of `steer sample`, or of one that the studio saved.
+    """Read the config.yaml of a run that `steer sample` or the studio wrote.
 
     Args:
-        root: nothing outside of it is read.
-        folder: the run's.
-        model: the page's own.
+        root: the folder outside of which nothing is read.
+        folder: folder of the run.
+        model: the page's model.
 
     Raises:
-        ValueError: there is none that can be read, or it was made with another model.
+        ValueError: the file cannot be read, or the run was made with another model.
     """
     text = _text(root, folder / "config.yaml")
     try:
@@ -109,7 +109,7 @@ def restored(root: Path, folder: Path, model: str) -> Restored:
 
 
 def _scored(root: Path, folder: Path) -> tuple[list[str], list[str]]:
-    """Return the prompts of a run, and what its reward was asked, of its scores.jsonl."""
+    """Return the prompts of a run, and its reward's prompts, from its scores.jsonl."""
     rows = [json.loads(line) for line in _text(root, folder / "scores.jsonl").splitlines()]
     first = [row for row in rows if row.get("particle") == 0]
     return [row["prompt"] for row in first], [row["reward_prompt"] for row in first]
@@ -122,7 +122,7 @@ def _text(root: Path, file: Path) -> str:
 
 
 def shown_of(root: Path, folder: Path) -> list[tuple[Path, str]]:
-    """Return the pictures of a run folder with their rewards, as scores.jsonl names them."""
+    """Return the pictures of a run folder that scores.jsonl lists, with their rewards."""
     try:
         rows = [json.loads(line) for line in _text(root, folder / "scores.jsonl").splitlines()]
         named = [(folder / row["image"], f"{row['reward']:.4g}") for row in rows if row["image"]]

@@ -1,4 +1,4 @@
-"""How pictures and errors are shown on the page."""
+"""Display of pictures and errors on the page."""
 
 import functools
 import math
@@ -12,10 +12,10 @@ from PIL import Image
 __all__ = ["FAULTS", "crisp", "gallery", "heard", "said", "title"]
 
 FAULTS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
-"""What the library refuses with a sentence."""
+"""Errors whose message the library wrote for users."""
 
 SIDE = 192
-"""Small pictures are shown at a multiple of their size that has at least so many pixels."""
+"""Small pictures are shown at a multiple of their size with at least this many pixels per side."""
 
 
 def crisp(image: Image.Image) -> Image.Image:
@@ -26,7 +26,7 @@ def crisp(image: Image.Image) -> Image.Image:
 
 
 def title(text: str) -> gr.Markdown:
-    """Put a title above what follows; gradio's own labels would cover the pictures."""
+    """Add a title above the next element; gradio's own labels would cover the pictures."""
     return gr.Markdown(f"**{text}**", elem_classes="title")
 
 
@@ -46,12 +46,12 @@ def gallery(text: str, name: str, **more: Any) -> gr.Gallery:
 
 
 def said(error: Exception | str) -> str:
-    """Return an error as the page shows it: the library's own sentence."""
+    """Return the message of an error for the page, as the library wrote it."""
     return f"<span class='said'>{escape(str(error))}</span>"
 
 
 def heard(f: Callable[..., Any], empty: int) -> Callable[..., Any]:
-    """Let a handler return its error as the last of its outputs, `empty` ones unchanged before."""
+    """Let a handler return an error as its last output, after `empty` unchanged outputs."""
 
     @functools.wraps(f)
     def handler(*given: Any) -> Any:

@@ -20,7 +20,7 @@ __all__ = ["page"]
 
 
 def page(studio: Studio) -> gr.Textbox:
-    """Lay the page out, and return the field for the run folder."""
+    """Lay out the page, and return the field for the run folder."""
     tunings = Tunings()
     atexit.register(tunings.close)
     with gr.Row():
