@@ -35,19 +35,19 @@ CONFIGS = Path(__file__).with_name("configs")
 """The config files of the package, for `--config NAME.yaml`."""
 
 EARLIER = {"finetune": {"clip": "gradient_clip"}}
-"""Command -> earlier names of its options -> those of today (`steer.tuning.settings.RENAMED`)."""
+"""Command -> earlier names of its options -> current names (`steer.tuning.settings.RENAMED`)."""
 
 LATER = {
     "height": "other sizes than the model's own",
     "width": "other sizes than the model's own",
 }
-"""Options of `sample` that the models of this version cannot use -> what they are for."""
+"""Options of `sample` that the models of this version cannot use -> their purpose."""
 
 SWITCHES = {
     "--check", "--cpu", "--json", "--names", "--overwrite", "--private", "--table", "--training",
     "--unguided",
 }  # fmt: skip
-"""Options that mean true where they stand alone."""
+"""Options that mean true without a value."""
 
 
 def function_of(command: str) -> Callable[..., Any]:
@@ -223,7 +223,7 @@ def _settings(words: Sequence[str]) -> Iterator[Given]:
 
 
 DEEPEST, MOST = 100, 100_000
-"""How deep brackets may go in a config, and how many values it may come to."""
+"""Maximum depth of brackets in a config, and maximum number of values."""
 
 
 def _refuse_depth(text: str) -> None:
@@ -247,7 +247,7 @@ def _refuse_size(content: Any) -> None:
 
 
 _CODE = re.compile(r"\.py:\w|https?://|(?<![\w./=-])[A-Za-z_]\w*(?:\.\w+)+")
-"""A Python file's name in it, a URL, a dotted path."""
+"""Matches a name in a Python file, a URL, or a dotted path."""
 
 
 def _say_code(file: str, content: Mapping[Any, Any]) -> None:

@@ -25,7 +25,7 @@ Measure = Callable[[Unit[Entry]], tuple[dict[str, Tensor], dict[str, Any]]]
 MeasureAll = Callable[
     [Sequence[Unit[Entry]]], Iterable[tuple[Mapping[str, Tensor], Mapping[str, Any]]]
 ]
-"""The same of several units, in their order."""
+"""The same for several units, in order."""
 
 MOST = 12
 """Number of prompts for tuning."""

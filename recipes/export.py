@@ -27,7 +27,7 @@ from steer.models.loading import save
 __all__ = ["diffusers_file", "export", "push_folder"]
 
 DIFFUSERS = SHARED
-"""The name that diffusers looks for."""
+"""The file name that diffusers expects."""
 
 COMFYUI = "lora.safetensors"
 """The file for ComfyUI, which accepts any name."""

@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Name", "Source", "source_of"]
 
 Name = Literal["emoji", "fashion"]
-"""Data sets of the package."""
+"""Names of the data sets of the package."""
 
 EMOJI = """blue apple|purple fox|green cat|red frog|blue pizza|red apple|green apple|fox|cat|
 panda|tiger|elephant|penguin|frog|octopus|butterfly|strawberry|watermelon|banana|carrot|hamburger|

@@ -108,10 +108,10 @@ def _of_the_package(name: str | None, options: Mapping[str, Any]) -> None:
 
 
 Check = Callable[[str | None, Mapping[str, Any]], None]
-"""(the reward's name, or None for a function; options) -> raises what may not be named."""
+"""(the reward's name, or None for a function; options) -> raises an error for forbidden names."""
 
 Maker = Callable[[], Reward]
-"""What makes a reward of a text that was read: the whole text is, before any weights are."""
+"""Makes a reward from a parsed text: the whole text is parsed before any weights are loaded."""
 
 
 def _sum(spec: str, options: Mapping[str, Any], check: "Check | None" = None) -> Maker:

@@ -22,7 +22,7 @@ ARCHITECTURES: Mapping[str, str] = MappingProxyType(
         "aesthetic": "ViT-L-14",
     }
 )
-"""Reward -> the architecture of open_clip that has its sizes; heads on top are left out."""
+"""Reward -> the open_clip architecture with its sizes; heads are left out."""
 
 
 def outlined(spec: str, within: AbstractContextManager[Any]) -> Reward:

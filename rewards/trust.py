@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 LONGEST = 1000
-"""Letters of a reward's text that is taken from a file."""
+"""Maximum length of a reward's text in a file."""
 
 PLAIN = {
     "answer", "at", "axis", "by", "centre", "checkpoint", "compile", "condition", "contrast",
@@ -40,10 +40,10 @@ PLAIN = {
     "quality", "question", "region", "seed", "sign", "size", "smooth", "soft", "target",
     "template", "threshold", "version", "views", "width",
 }  # fmt: skip
-"""Options whose values are numbers and words: none says where something is."""
+"""Options whose values are numbers and words, so that none is a path or an address."""
 
 IMAGES = {"batch", "image", "images", "img", "imgs", "pictures", "pixels", "x"}
-"""What the first parameter of a reward may be called, where it is found by a dotted path."""
+"""Possible names of the first parameter of a reward that is given by a dotted path."""
 
 
 # ------------------------------------------------------------------ a text from a file

@@ -73,11 +73,11 @@ RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
               ("*.ckpt", "*.json", "*.safetensors", "sheets/[0-9]*.png", *_LOGS)),
     ),
 }  # fmt: skip
-"""What is a run of ours -> the files that say so, all of them there, and what else it may hold."""
+"""Kind of run -> the files that identify it, all required, and other files that it may have."""
 
 _SCRATCH = ".*.[0-9]*.tmp"
 _ANYWHERE = (_SCRATCH, ".DS_Store", ".lock")
-"""Hidden files that are nobody's: what a killed run had not finished, and a desktop's own."""
+"""Hidden files that may be deleted: unfinished files of killed runs, and files of desktops."""
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:

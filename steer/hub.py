@@ -33,7 +33,7 @@ _NAME = re.compile(
     rf"hf:/{{1,2}}(?P<repo>{_ID})(@(?P<revision>refs/[\w-]+/[\w.-]+|[\w.-]+))?(/(?P<file>.+))?"
 )
 LORAS = ("adapter_config.json", "adapter_model.safetensors"), ("pytorch_lora_weights.safetensors",)
-"""Files by which a repository of adapters is known: peft's, diffusers'."""
+"""Files that identify a repository of adapters: peft's, diffusers'."""
 
 
 class Named(NamedTuple):

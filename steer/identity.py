@@ -21,10 +21,10 @@ WHOLE, BLOCKS, BLOCK = 1 << 28, 256, 1 << 16
 size of a block."""
 
 LARGEST_HEADER = 100_000_000
-"""Bytes of the longest header that safetensors allows."""
+"""Maximum size of a header of safetensors, in bytes."""
 
 PIECE = 4096
-"""Bytes at a tensor's beginning and at its end that are read in a larger file of weights."""
+"""Bytes at the start and at the end of each tensor that are read in a larger file of weights."""
 
 _PLACES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
 _PLACES += [Path(__file__).parent, Path(__file__).parents[1] / "rewards"]

@@ -13,7 +13,7 @@ from steer.path import Time, as_time
 __all__ = ["onto", "row_times"]
 
 PINNED = ("cuda", "xpu")
-"""Devices that copy from pinned memory while the host goes on."""
+"""Devices that copy from pinned memory asynchronously."""
 
 
 def onto(values: Tensor, device: torch.device | str | None) -> Tensor:

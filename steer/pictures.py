@@ -17,7 +17,7 @@ Row = tuple[str, Tensor, Sequence[str]]
 """A row of a grid: its title, images (n, 3, h, w) and a caption for each."""
 
 WIDEST = 1200
-"""Titles are cut to this many pixels, or to the pictures below them where those are wider."""
+"""Titles are truncated to this many pixels, or to the pictures below them if those are wider."""
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -10,7 +10,7 @@ from PIL import Image
 __all__ = ["Report", "page", "picture", "table"]
 
 WIDEST, MOST = 900, 400_000
-"""Pictures are shown at most so many pixels wide, and with at most so many bytes."""
+"""Maximum width in pixels, and maximum size in bytes, of displayed pictures."""
 
 
 def picture(image: Image.Image) -> str:

@@ -26,7 +26,7 @@ class _Contract:
 
     n = 6
     tolerance = 1e-5
-    """How far results may differ between ways to say the same (batches, kinds of times)."""
+    """Tolerance between equivalent calls (batches, kinds of times)."""
 
     def create_flow(self) -> FlowMap:
         """Return the flow under test."""

@@ -13,7 +13,7 @@ from steer.names import hint
 __all__ = ["from_file", "split_place"]
 
 _FOLDERS: list[str] = []
-"""The folders of files that were run."""
+"""The folders of files that have been run."""
 
 
 def split_place(text: str) -> tuple[Path, str] | None:

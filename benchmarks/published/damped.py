@@ -1,7 +1,8 @@
-"""Damped guidance (Dandapanthula and Boffi 2026, arXiv 2606.02884): its toys.
+"""Toys of damped guidance (Dandapanthula and Boffi 2026, arXiv 2606.02884).
 
-Plug-in guidance takes `∇ R(x̂)` for the value's gradient: it is too strong inside a mode and does
-not weigh the modes anew. Damping divides it by `1 + 2 λ σ²_{1|t}`; modes are chosen by best-of-n.
+Plug-in guidance uses `∇ R(x̂)` instead of the value's gradient: it is too strong inside a mode and
+does not reweight the modes. Damping divides it by `1 + 2 λ σ²_{1|t}`; modes are chosen by
+best-of-n.
 """
 
 import torch
@@ -105,7 +106,7 @@ def selection(n: int, steps: int) -> list[Figure]:
     flow = steer.GaussianMixture(torch.tensor([[-3.0], [3.0]]), 1.0)
     g = torch.Generator().manual_seed(4)
     made = []
-    for k in (1, 2, 4):  # the step reward has no gradient: best-of-n alone
+    for k in (1, 2, 4):  # the step reward has no gradient: only best-of-n
         x = flow.jump(torch.randn(n * k, 1, generator=g), 0.0, 1.0).reshape(n, k)
         right = (x > 0).any(1).double()
         name = f"step reward, best of {k}, right mode"

@@ -1,7 +1,7 @@
-"""DAS (Kim, Kim and Park 2025, arXiv 2501.05803): what it claims, on a mixture with a closed form.
+"""The claims of DAS (Kim, Kim and Park 2025, arXiv 2501.05803), on a mixture in closed form.
 
-Its claim is a sampler of the tilt with few particles that does not over-optimise. Each of 512 runs
-ends in one draw by its weights; guidance alone (`dps`) stands beside it.
+It claims to sample the tilt with few particles and without over-optimisation. Each of 512 runs
+ends with one sample by its weights; it is compared with guidance without weights (`dps`).
 """
 
 import torch
@@ -38,7 +38,7 @@ def exact() -> tuple[float, float]:
 
 
 def one_each(particles: int, runs: int = RUNS, steps: int = STEPS) -> torch.Tensor:
-    """Return one draw of each run, by its weights, (runs, 2)."""
+    """Return one sample of each run, by its weights, (runs, 2)."""
     flow, reward = problem()
     g = torch.Generator().manual_seed(particles)
     x = torch.randn(runs, particles, 2, generator=g)
@@ -49,7 +49,7 @@ def one_each(particles: int, runs: int = RUNS, steps: int = STEPS) -> torch.Tens
 
 
 def figures(runs: int = RUNS, steps: int = STEPS) -> list[Figure]:
-    """Return mean reward and its spread, of DAS by its particles and of what climbs."""
+    """Return mean reward and its spread: DAS by number of particles, and gradient ascent."""
     flow, reward = problem()
     wanted, deviation = exact()
     sets = {f"das, n = {n}": one_each(n, runs, steps) for n in (1, 4, 16)}

@@ -1,8 +1,8 @@
 """The perception-distortion knob of flow-map denoisers (arXiv 2606.19802), on their mixture.
 
 Two modes at (4.5, 3.5) and (3.5, 5.5), standard deviation .35. From `x_t`, t = .3, the views
-`x̂_u = x_t + (1-t) (X(t,u,x_t) - x_t) / (u - t)` go from the denoiser, u = t, with the least mean
-square error, to the map's end, u = 1, whose law is the data's own.
+`x̂_u = x_t + (1-t) (X(t,u,x_t) - x_t) / (u - t)` go from the denoiser, u = t, which has the
+smallest mean square error, to the map's end, u = 1, which has the law of the data.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""`Figure`: a published number beside ours."""
+"""`Figure`: a published number and ours."""
 
 import math
 from typing import NamedTuple
@@ -15,14 +15,14 @@ __all__ = ["Figure", "drawn", "mean"]
 
 
 class Figure(NamedTuple):
-    """A number that a publication, or a closed form, has, and ours.
+    """A number from a publication or a closed form, and ours.
 
     Attributes:
-        what: what it is of.
-        wanted: the number; None where none is public.
-        ours: what was found.
-        error: its standard error; None where it has none, as of quadrature.
-        source: "published", "closed form", or what else `wanted` is.
+        what: description of the number.
+        wanted: the number; None if it is not public.
+        ours: our number.
+        error: its standard error; None if it has none, for example by quadrature.
+        source: source of `wanted`: "published", "closed form" or another one.
     """
 
     what: str
@@ -48,7 +48,7 @@ def drawn(
     seed: int = 0,
     **options: object,
 ) -> Tensor:
-    """Return n draws (n, d) of a method of the table, without weights."""
+    """Return n samples (n, d) by a method of the table, without weights."""
     x = torch.randn(n, *flow.event_shape, generator=torch.Generator().manual_seed(seed))
     build = TABLE[method].build
     sampler = build(flow, reward, None, temperature, step_times(steps), **options)

@@ -3,8 +3,8 @@
 The toy is that of 2609.27033: base N(0, 1), linear path, `r = exp(-(y - 4.75)² / (2 2.25²))`. It
 prints .142 for the base, .367 for the exponential tilt and .617 for the transport optimum, at
 λ = 7. Guidance is `dx = (b + λ ∇ r(X(t,1,x))) dt`, the base's lookahead, not normalised; its
-figures beside the optimum of `λ E r - ½ E ∫|u|² dt` are no publication's, but an independent
-numerical solution of the same equation.
+reference figures beside the optimum of `λ E r - ½ E ∫|u|² dt` are not published, but from an
+independent numerical solution of the same equation.
 """
 
 import torch
@@ -48,7 +48,7 @@ def tilted(strength: float) -> float:
 
 
 def figures() -> list[Figure]:
-    """Return the toy's published figures, and guidance beside its optimum."""
+    """Return the toy's published figures, and guidance compared with its optimum."""
     made = [
         Figure("E r, base", PUBLISHED["base"], tilted(0)),
         Figure("E r, exponential tilt, λ = 7", PUBLISHED["exponential tilt"], tilted(7)),

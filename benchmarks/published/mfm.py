@@ -31,7 +31,7 @@ def reward() -> steer.QuadraticReward:
 
 
 def steered(draws: int, n: int = 1000, steps: int = 250, seed: int = 0) -> torch.Tensor:
-    """Return n samples by the gradient-free velocity of so many posterior draws."""
+    """Return n samples by the gradient-free velocity with this number of posterior samples."""
     flow, score, g = mixture(), reward(), torch.Generator().manual_seed(seed)
     x = torch.randn(n, 2, generator=g)
     for k in range(steps):
@@ -44,7 +44,7 @@ def steered(draws: int, n: int = 1000, steps: int = 250, seed: int = 0) -> torch
 
 
 def figures(counts: tuple[int, ...] = (1, 4, 16, 64, 128), seeds: int = 3) -> list[Figure]:
-    """Return the sliced distance to the exact posterior by the number of draws."""
+    """Return the sliced distance to the exact posterior, by number of samples."""
     posterior, _ = mixture().tilt(reward())
     exact = [posterior.sample(1000, torch.Generator().manual_seed(50 + s)) for s in range(seeds)]
     other = [posterior.sample(1000, torch.Generator().manual_seed(90 + s)) for s in range(seeds)]

@@ -96,4 +96,4 @@ POINTS: Mapping[str, Callable[[], GaussianMixture | Checkerboard]] = {
     "ring": _ring,
     "checkerboard": Checkerboard,
 }
-"""Name -> makes the law."""
+"""Name -> function that makes the law."""

@@ -23,7 +23,7 @@ CHECKED = 8
 """Number of prompts that are read if the run has no front."""
 
 SAMPLES, PICTURES, STEPS = 4, 4, 4
-"""Pictures of each of these; those that are shown, and the jumps that make them."""
+"""Pictures per prompt; pictures that are shown; and their number of jumps."""
 
 
 class AtScale(NamedTuple):

@@ -20,7 +20,7 @@ ELSEWHERE = {
     "out", "overwrite", "unguided", "keep", "film", "batch_size", "device", "devices",
     "num_nodes", "spread", "compile",
 }  # fmt: skip
-"""Settings that change no picture."""
+"""Settings that do not change the pictures."""
 
 WITHOUT = {
     "lora", "lora_scale", "reward_prompt", "cfg", "negative_prompt", "init_image", "init_time",
@@ -29,7 +29,7 @@ WITHOUT = {
 """Settings that change the pictures and have no field on the page."""
 
 PLAIN = {"init_by": "noise", "on_bad_reward": "stop", "model_options": {}}
-"""Settings that change nothing at these values."""
+"""Settings that change nothing if they have these values."""
 
 
 class Restored(NamedTuple):

@@ -15,7 +15,7 @@ from steer.reward import Reward, check_scores, name_of, reason
 __all__ = ["PROMPTS", "Bench", "ask", "ordinary"]
 
 PROMPTS = ("a red apple", "a cat", "a house", "a green leaf", "a blue car", "the sun")
-"""What a reward that needs prompts is asked where none are given."""
+"""Default prompts of a reward that needs prompts."""
 
 
 def ask(reward: Reward, images: Tensor, prompts: Sequence[str] | None) -> Tensor:

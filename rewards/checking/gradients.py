@@ -22,17 +22,17 @@ __all__ = [
 ]
 
 STEP = 1 / 255
-"""Of the ascent that asks for noise that nobody sees; it takes `STEPS` of them."""
+"""Step of the ascent that looks for invisible noise; it takes `STEPS` of them."""
 STEPS = 4
 
 SLOPE = {torch.float64: 2e-2, torch.float32: 0.1}
 """Relative error of the slope along random directions, of which there are `DIRECTIONS`."""
 DIRECTIONS = 8
 NOISE = 0.85
-"""A gradient with more of white noise's share of high frequencies than this is noise itself."""
+"""A gradient with more than this fraction of white noise's share of high frequencies is noise."""
 GAIN, SURVIVAL = 0.1, 0.3
-"""Where an unseen change gains more spreads than the first, this share of it should survive a
-blur."""
+"""If an invisible change gains more spreads than the first number, at least the second fraction of
+the gain should survive a blur."""
 
 ADVICE = (
     "gradient ascent may add adversarial noise: average over views, as augmented(NAME, noise=0.2) "

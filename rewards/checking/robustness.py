@@ -10,9 +10,9 @@ from rewards.checking.report import Seen, graded, said
 __all__ = ["bfloat16", "copies", "devices", "double", "float16", "resolution"]
 
 HALF = 0.25
-"""A half type may cost so many spreads, standard deviations of the ordinary pictures' scores."""
+"""Largest error of a half type, in standard deviations of the ordinary pictures' scores."""
 CHANGE, RANK = 0.5, 0.7
-"""At another size a score may change by so many spreads, and ranks may correlate no less."""
+"""At another size: largest change of a score in spreads, and smallest rank correlation."""
 
 
 def copies(bench: Bench) -> Seen:

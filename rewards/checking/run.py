@@ -41,7 +41,7 @@ CHECKS: Mapping[str, tuple[Look, tuple[str, ...]]] = {
     "speed": (cost.speed, ("shape",)),
     "memory": (cost.memory, ("shape",)),
 }
-"""Name -> what looks, and the checks that it stands on."""
+"""Name -> the check, and the checks that it depends on."""
 
 
 def check(

@@ -22,8 +22,8 @@ __all__ = [
 ]
 
 ROUNDING = 1e-3, 5e-2
-"""Scores that should agree may differ by the first; beyond the second they are others: in spreads,
-the standard deviation of the scores over the ordinary pictures."""
+"""Scores that should agree may differ by the first number; beyond the second one they are
+different. Both are in spreads, the standard deviation of the scores over the ordinary pictures."""
 
 
 def shape(bench: Bench) -> Seen:

@@ -15,10 +15,10 @@ from steer.reward import shared, unknown
 __all__ = ["DTYPES", "Backbone", "checkpointed", "recomputed"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""What the `dtype` option of a reward may be."""
+"""Values of the `dtype` option of a reward."""
 
 TEXTS = 4096
-"""Prompts whose features a backbone keeps."""
+"""Number of prompts whose features a backbone caches."""
 
 
 class Backbone(nn.Module):
@@ -41,10 +41,10 @@ class Backbone(nn.Module):
     """
 
     texts = TEXTS
-    """Prompts whose features are kept."""
+    """Number of prompts whose features are cached."""
 
     tokenizer: Callable[[list[str]], Any] | None = None
-    """What reads texts, where something does: texts -> ids (n, length), or what holds them."""
+    """The tokenizer, if there is one: texts -> ids (n, length), or an object that holds them."""
 
     def __init__(
         self,

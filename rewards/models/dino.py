@@ -30,7 +30,7 @@ POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "cls": lambda tokens, extra: tokens[:, 0],
     "mean": lambda tokens, extra: tokens[:, extra:].mean(1),
 }
-"""From tokens (n, extra + patches, d), `extra` of them not of patches, to one vector."""
+"""Tokens (n, extra + patches, d), `extra` of them not of patches -> one vector per picture."""
 
 
 NEEDS = (SOURCE,)

@@ -24,13 +24,13 @@ SOURCE = Source(
 """The published weights."""
 
 TOKENS = Source("google-bert/bert-base-uncased", ("vocab.txt",), "Apache-2.0", "0.2 MB")
-"""The words of its text encoder."""
+"""The vocabulary of its text encoder."""
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""What the authors standardise the head's output with."""
+"""The authors' standardisation of the head's output."""
 
 LENGTH = 35
-"""Tokens of a prompt, with the first and the last; shorter ones are filled up, longer ones cut."""
+"""Tokens of a prompt, with the first and the last; shorter ones are padded, longer ones cut."""
 
 HEAD = 64
 """Width of an attention head, in BLIP's ViT-B and ViT-L and in BERT-base."""

@@ -13,7 +13,7 @@ from steer.reward import hint
 __all__ = ["LIBRARIES", "of_timm", "put"]
 
 _FILES = ("config.json", "model.safetensors")
-"""What a repository of the hub in timm's layout holds."""
+"""Files of a hub repository in timm's layout."""
 
 
 def put(model: nn.Module, file: str | Path, what: str) -> None:
@@ -162,9 +162,10 @@ def _torchvision(
 
 
 LIBRARIES = {"timm": _timm, "torchvision": _torchvision}
-"""Name -> what makes a network, its preprocessing and the names of its classes.
+"""Name -> function that makes a network, its preprocessing and the names of its classes.
 
-Of its name there, the tag or file of its weights, and the number of classes; None: the library's.
+Its arguments are the model's name in the library, the tag or file of its weights, and the number
+of classes; None: the library's defaults.
 """
 
 

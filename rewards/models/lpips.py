@@ -30,7 +30,7 @@ NETS = {
     "vgg": ("vgg16", "VGG16_Weights", 16),
     "squeeze": ("squeezenet1_1", "SqueezeNet1_1_Weights", 17),
 }
-"""Trunk -> torchvision's model, its weights, the smallest side that it takes."""
+"""Trunk -> torchvision's model, its weights, the smallest side that it accepts."""
 
 
 NEEDS = (

@@ -27,7 +27,7 @@ CONDITION = (
 PAGE = "https://github.com/Kwai-Kolors/MPS"
 FILE = "Kwai-Kolors/MPS/mps.safetensors"
 ENDED = 49407
-"""The token that ends a text, and fills it up."""
+"""The token that ends a text, and pads it."""
 
 
 NEEDS = (Source("Kwai-Kolors/MPS", ("mps.safetensors",), size="about 4 GB", page=PAGE),)

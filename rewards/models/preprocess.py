@@ -15,8 +15,8 @@ from steer.reward import clamp01, unknown
 __all__ = ["FITS", "Preprocess"]
 
 FITS = ("squash", "crop", "pad")
-"""How another shape is brought to the network's: stretched; the shorter side fitted and the centre
-cut out; the longer side fitted and the rest filled."""
+"""How another shape is converted to the network's: stretched; the shorter side fitted and the
+centre cropped; the longer side fitted and the rest filled."""
 
 
 class Preprocess(nn.Module):

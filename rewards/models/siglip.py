@@ -36,7 +36,7 @@ SOURCE = Source(
 """The default model's weights."""
 
 OUTPUTS = ("cosine", "logit", "probability")
-"""What the score may be."""
+"""Kinds of score."""
 
 
 NEEDS = (SOURCE,)

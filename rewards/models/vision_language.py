@@ -15,7 +15,7 @@ from steer.reward import clamp01, reason
 __all__ = ["ROWS", "VisionLanguage"]
 
 ROWS = 1024
-"""Questions whose tokens a model keeps."""
+"""Number of questions whose tokens a model caches."""
 
 
 class VisionLanguage(Backbone):

@@ -13,7 +13,7 @@ from steer.reward import Reward, clamp01
 __all__ = ["LARGEST", "PixelReward", "drawing", "ink", "luma", "read", "rms"]
 
 LARGEST = 1024
-"""Pictures from files are brought down to this side, so that they are quick to resize."""
+"""Pictures from files are downscaled to this side, so that they can be resized quickly."""
 
 
 class PixelReward(Reward):

@@ -24,14 +24,14 @@ from steer.reward import Reward, name_of, score
 __all__ = ["LIMITS", "MISSING", "app"]
 
 LIMITS = {"max_bytes": 128 * 2**20, "max_rows": 256, "max_side": 4096, "max_seconds": 300}
-"""What a request may be: bytes of the body, pictures, pixels of a side, seconds of scoring."""
+"""Limits of a request: bytes of the body, pictures, pixels of a side, seconds of scoring."""
 
 WAITING = 16
-"""How many requests may be in a process, one of them in work; more are told to come again."""
+"""Maximum number of requests in a process, one of them being processed; others must retry."""
 
 UPLOAD, GRACE, RATE = 60.0, 10.0, 2**18
-"""The seconds that a request's body may take to arrive; those after which it must have come at so
-many bytes a second."""
+"""Maximum seconds for receiving a request's body; the seconds after which a minimum rate is
+required; and that rate in bytes per second."""
 
 MISSING = "serving a reward needs starlette and uvicorn: pip install 'flowsteer[serve]'"
 

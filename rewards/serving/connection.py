@@ -17,7 +17,7 @@ from steer.secrets import HIDDEN, redacted
 __all__ = ["BUSY", "Connection", "printable"]
 
 BUSY = {429, 502, 503, 504}
-"""Statuses after which the client asks again."""
+"""Statuses after which the client retries."""
 
 DOWN, BROKEN = "no server can be reached", "the connection ended without an answer"
 STUCK, HELD = "it does not take the request", "it has the request and is still working"
@@ -26,7 +26,7 @@ LATE = {
     Stage.REACHED: (STUCK, "WriteTimeout"),
     Stage.TAKEN: (HELD, "ReadTimeout"),
 }
-"""How far an exchange came before its time was up -> what the server did, and its usual name."""
+"""Stage of an exchange at its deadline -> what the server did, and the usual name of the error."""
 
 
 class Connection:

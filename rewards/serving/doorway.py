@@ -13,16 +13,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 __all__ = ["CONNECTIONS", "HEAD", "PER_CLIENT", "TAKE", "Doorway"]
 
 HEAD = 10.0
-"""The seconds that a request's head may take, from the connection or its first byte on."""
+"""Maximum seconds for a request's head, from the connection or its first byte on."""
 
 TAKE = 60.0
-"""The seconds that a client may take to read its answer."""
+"""Maximum seconds for a client to read its answer."""
 
 CONNECTIONS = 256
-"""How many connections a process keeps."""
+"""Maximum number of connections of a process."""
 
 PER_CLIENT = 128
-"""How many of one address."""
+"""Maximum number of connections from one address."""
 
 
 class Doorway(H11Protocol):

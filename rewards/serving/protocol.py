@@ -33,13 +33,13 @@ from rewards.serving.tokens import TOKEN
 __all__ = ["HEADER", "PROTOCOL", "TENSORS", "TOKEN", "pack", "unpack"]
 
 PROTOCOL = 1
-"""The version of the protocol that client and server speak."""
+"""The version of the protocol."""
 
 HEADER = 4 * 2**20
-"""The most bytes of a file's header, which holds prompts and metadata."""
+"""Maximum size of a file's header in bytes, which holds prompts and metadata."""
 
 TENSORS = 8
-"""The most tensors of a file: two are needed."""
+"""Maximum number of tensors in a file; two are needed."""
 
 
 def pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

@@ -18,7 +18,7 @@ from steer.secrets import redacted
 __all__ = ["Remote"]
 
 SLACK = 2**20
-"""What an answer may have beside its numbers, in bytes."""
+"""Maximum size of an answer in addition to its numbers, in bytes."""
 
 
 class Remote(Reward):

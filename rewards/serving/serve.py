@@ -28,16 +28,16 @@ from steer.secrets import redacted
 __all__ = ["serve", "worker"]
 
 SETTINGS = "FLOWSTEER_SERVE_REWARD"
-"""The environment variable through which `serve` tells its workers what they serve."""
+"""The environment variable with which `serve` passes the settings to its workers."""
 
 STARTUP_FAILURE = 3
-"""The exit code by which a worker says that to start it again would not help."""
+"""The exit code of a worker that need not be restarted, because that would not help."""
 
 HUNG = 70
-"""The exit code of a worker in which a reward hangs: another is started."""
+"""The exit code of a worker in which a reward hangs: another worker is started."""
 
 FINISH = 30
-"""The seconds that requests in work have once the server is told to stop."""
+"""Seconds for requests that are being processed when the server has to stop."""
 
 
 def serve(

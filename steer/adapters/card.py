@@ -22,7 +22,7 @@ PICTURES = {
     "samples.png": "base and tuned, same seeds",
     "front.png": "reward against diversity and drift, by the scale of the adapters",
 }
-"""Pictures that a card shows where they lie beside it -> what they are."""
+"""Pictures that a card shows if they are in its folder -> their captions."""
 
 FORMS = {
     "peft": "LoRA adapters for `steer.load` and peft",
@@ -30,10 +30,10 @@ FORMS = {
     "comfyui": "LoRA adapters for ComfyUI",
     "merged": "a whole model with the adapters added to its weights",
 }
-"""What a folder can hold -> a line."""
+"""Format of a folder -> its line in a card."""
 
 LIBRARIES = {"peft": "peft", "diffusers": "diffusers", "comfyui": "diffusers"}
-"""What a folder is of -> the library that a hub names; else our own."""
+"""Format of a folder -> the library for a hub; else our own."""
 
 EXAMPLES = 8
 """Prompts that a card shows."""
@@ -43,7 +43,7 @@ _KINDS: dict[str, tuple[type, ...]] = (
     | dict.fromkeys(("scale", "baked_scale", "prompt_count"), (int, float))
     | {"prompts": (list,), "base": (str,)}
 )
-"""What values of the notes have to be, where a card or an export takes them apart."""
+"""The types of metadata whose parts a card or an export uses."""
 
 
 def known_notes(metadata: Mapping[str, Any]) -> dict[str, Any]:

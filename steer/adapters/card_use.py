@@ -19,7 +19,7 @@ LOADERS = {
         "pipe.{component}.set_adapters('reward', {scale})",
     ),
 }
-"""What reads a LoRA in diffusers -> the lines."""
+"""Kind of LoRA loader in diffusers -> the code."""
 
 
 def how_to_use(where: str, repository: str | None, form: str, metadata: Mapping[str, Any]) -> str:

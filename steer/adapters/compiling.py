@@ -21,7 +21,7 @@ __all__ = ["compile_again", "compile_blocks", "is_compiled"]
 LISTS = nn.ModuleList, nn.ModuleDict, nn.Sequential
 
 GRAPHS = 64
-"""The most graphs of one kind of block, before torch goes on without; its default is 8."""
+"""Maximum number of graphs for one kind of block before torch stops compiling (its default: 8)."""
 
 
 def compile_blocks(flow: FlowMap, backend: bool | str = True) -> None:

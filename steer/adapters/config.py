@@ -15,7 +15,7 @@ RANKS = 4096
 """The largest rank."""
 
 NAMES, LENGTH = 10_000, 512
-"""The most names of layers in a list, and the most characters of one."""
+"""Maximum number of names of layers in a list, and of characters in a name."""
 
 MORE = (
     "alora_invocation_tokens", "arrow_config", "bias", "ensure_weight_tying", "kasa_config",
@@ -25,7 +25,7 @@ MORE = (
 """Settings under which a LoRA is more than `W x + alpha / r B A x`."""
 
 MOVING = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to start a LoRA that change the base's weights."""
+"""Initialisations of a LoRA that change the base's weights."""
 
 
 def understood(found: Mapping[str, Any], file: object) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from steer.flow import FlowMap
 __all__ = ["WHOLE", "fingerprint"]
 
 WHOLE = 500_000_000
-"""Values of a flow whose weights are hashed whole: 1e9 bytes in bfloat16."""
+"""Maximum number of values that are all hashed: 1e9 bytes in bfloat16."""
 
 SAMPLE = 4096
-"""Values of each tensor that are hashed of a larger flow's weights."""
+"""Number of values of each tensor that are hashed for a larger flow."""
 
 
 def fingerprint(flow: FlowMap) -> str:

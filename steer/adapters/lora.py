@@ -24,10 +24,10 @@ from steer.path import Time
 __all__ = ["DEFAULT", "START", "Adapted", "at_least_single"]
 
 DEFAULT = "default"
-"""The name of the adapters that a flow has first."""
+"""The name of a flow's first adapters."""
 
 START = "start"
-"""The name of those that a run which tunes adapters further began with: its base has them on."""
+"""The name of the adapters that a run tunes further: its base includes them."""
 
 T = TypeVar("T")
 
@@ -91,8 +91,8 @@ class Adapted(Wrapped):
             self.flow.checkpointing = True  # type: ignore[assignment]
 
     preview: Callable[["Adapted"], Any] | None = None
-    """Returns a picture of samples of this flow and its base (a PIL image, or None), if the run is
-    known."""
+    """Returns a picture of samples of this flow and its base (a PIL image, or None); set if the
+    run is known."""
 
     def _repr_html_(self) -> str:
         """Show in a notebook what it is, and what the same noise becomes before and after."""

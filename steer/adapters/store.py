@@ -37,13 +37,13 @@ __all__ = [
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 PREFIX = "base_model.model."
-"""What peft puts before the names of the parameters in its files."""
+"""peft's prefix of the names of parameters in its files."""
 
 BESIDE = "second_time."
-"""What the names of tensors begin with that are kept beside the adapters."""
+"""Prefix of the names of tensors that are stored in addition to the adapters."""
 
 LARGEST = 1 << 24
-"""Bytes of the largest configuration that is read."""
+"""Maximum size of a configuration, in bytes."""
 
 
 def save_adapters(

@@ -11,7 +11,7 @@ __all__ = ["split_bytes", "units"]
 LISTS = nn.ModuleList, nn.ModuleDict
 
 LARGE = 0.1
-"""A unit with more than this share of the denoiser's values is split into its own blocks."""
+"""A unit with more than this fraction of the denoiser's values is split into its blocks."""
 
 
 def units(flow: FlowMap) -> list[nn.Module]:

@@ -22,7 +22,7 @@ from steer.flow import FlowMap
 __all__ = ["lora_file", "pipe_of", "read_lora"]
 
 OTHERS = ("dora_scale", "lokr_", "hada_", "oft_", "glora", "lora_mid")
-"""What the tensors of adapters that are more than `B A` have in their names."""
+"""Parts of the names of tensors of adapters that are more than `B A`."""
 
 
 def lora_file(path: Path) -> Path:

@@ -45,19 +45,19 @@ class Conditioned(FlowMap):
     sign: ClassVar[float] = -1.0
     layout: Layout = "grid"
     shared: ClassVar[frozenset[str]] = frozenset()
-    """Arguments of the denoiser without a batch axis, whose shapes could be taken for one."""
+    """Arguments of the denoiser that have no batch axis, although their shapes may suggest one."""
     cfg_argument: ClassVar[str | None] = "guidance_scale"
     no_cfg: ClassVar[float] = 1.0
     guidance_argument: ClassVar[str | None] = None
     prompt_first: ClassVar[bool] = False
     """Whether a batch of both prompts has the negative one last."""
     from_prompt: ClassVar[bool] = False
-    """Whether guidance counts from the prompt's own: `c + scale (c - u)`."""
+    """Whether guidance starts from the prompt's prediction: `c + scale (c - u)`."""
     epsilon: ClassVar[float | None] = None
     time_embedding: ClassVar[str | None] = None
     """The denoiser's module that a second time can be added to, see `SecondTime`."""
     lora_loader: ClassVar[str] = "pipeline"
-    """What reads a LoRA's file in diffusers: "pipeline", "denoiser", or nothing that works."""
+    """What loads a LoRA file in diffusers: "pipeline", "denoiser", or "" if neither works."""
     output: ClassVar[str] = "images"
     adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 

@@ -38,7 +38,7 @@ LAYOUTS: dict[int, tuple[Layout, ...]] = {
     4: ("grid", "patches"),
     5: ("grid", "frames"),
 }
-"""Axes of a state, the batch's among them -> how it may lie."""
+"""Number of axes of a state, including the batch axis -> its possible layouts."""
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 

@@ -11,8 +11,9 @@ from steer.backends.checks import dtype_of
 __all__ = ["Codec", "Layout", "patched", "unpatched"]
 
 Layout = Literal["grid", "patches", "tokens", "frames"]
-"""How a state lies: as the autoencoder's latent, (n, c, h, w) or (n, c, frames, h, w); in patches
-of 2 x 2, (n, 4 c, h / 2, w / 2); those in a row, (n, h w / 4, 4 c); frames first, (n, f, c, h, w).
+"""The layout of a state: as the autoencoder's latent, (n, c, h, w) or (n, c, frames, h, w); in
+patches of 2 x 2, (n, 4 c, h / 2, w / 2); as a sequence of patches, (n, h w / 4, 4 c); with frames
+first, (n, f, c, h, w).
 """
 
 

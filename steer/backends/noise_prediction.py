@@ -20,10 +20,10 @@ from steer.path import Time, as_time, like
 __all__ = ["StableDiffusion"]
 
 STUDENTS = ("LCMScheduler", "TCDScheduler")
-"""Schedulers that only students are sampled by."""
+"""Schedulers that are only used for students."""
 
 HINTS = ("turbo", "lcm", "hyper", "lightning", "tcd", "dmd", "distill")
-"""What the names of students have in them."""
+"""Parts of the names of students."""
 
 
 Number = float | Tensor

@@ -25,7 +25,7 @@ __all__ = [
 ]  # fmt: skip
 
 TEXTS = "text_encoder"
-"""What the name of a part that reads texts begins with."""
+"""Prefix of the names of text encoders."""
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class PipelineFlow(Conditioned):
     """
 
     patches_told: tuple[int, int] | None = None
-    """Rows and columns of patches, where something says them; else they follow from the size."""
+    """Rows and columns of patches, if they are known; else they follow from the size."""
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
         """Return `b_t(x)`, (n, *event); of a map its diagonal, where both times are equal."""

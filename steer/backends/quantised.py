@@ -16,7 +16,7 @@ from steer.backends.checks import dtype_of
 __all__ = ["is_quantised", "unsound"]
 
 WRONG = 0.1
-"""Share by which a layer's gradient may differ from its own differences: precisions round."""
+"""Relative tolerance between a layer's gradient and finite differences, because of rounding."""
 
 
 def is_quantised(p: nn.Parameter) -> bool:

@@ -21,7 +21,7 @@ from steer.adapters.switch import Afresh, as_now
 __all__ = ["again", "by_block", "has_blocks"]
 
 BLOCKS = {"AutoencoderDC": "decoder.up_blocks"}
-"""Models whose blocks can be computed again, though diffusers does not do it: where they are."""
+"""Models whose blocks can be recomputed although diffusers does not support it -> their blocks."""
 
 
 def again(function: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -22,7 +22,7 @@ from steer.reward import at_rest, plain
 __all__ = ["Answer", "Recorder", "instead", "modules_of"]
 
 KEPT = 64
-"""How many prompts' encodings are kept, as long as the text encoders are there to make them."""
+"""Number of prompts whose encodings are cached, while the text encoders exist."""
 
 
 class Answer(tuple[Tensor]):

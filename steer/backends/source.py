@@ -16,10 +16,10 @@ from steer.backends.recording import Recorder, modules_of
 __all__ = ["Source", "at_one_time"]
 
 KEPT = 64
-"""How many prompts' conditions are kept, while they can be made again."""
+"""Number of prompts whose conditions are cached, while they can be recomputed."""
 
 STEPS = 4
-"""How many steps a pipeline is asked for to record a prompt: any number does."""
+"""Number of steps of the call that records a prompt: any number works."""
 
 
 class Source:

@@ -34,7 +34,7 @@ LENGTHS: Mapping[type[PipelineFlow], int] = {
     Flux3: 480, HunyuanImage: 1000, QwenImage: 128, ZImage: 128, Krea2: 128, Ernie: 128,
     StableDiffusion: 77, RectifiedUNet: 77,
 }  # fmt: skip
-"""Tokens of a prompt, where the pipeline's call has no number that every prompt is padded to."""
+"""Number of tokens of a prompt, if the pipeline's call does not pad prompts to a fixed length."""
 
 
 def text_length(flow: PipelineFlow) -> int:

@@ -46,7 +46,7 @@ FAMILIES: dict[str, type[PipelineFlow]] = {
     "Krea2Pipeline": Krea2,
     "DreamLiteMobilePipeline": DreamLite,
 }
-"""The pipeline's class -> the family; the name is looked for among its base classes too."""
+"""The pipeline's class -> the family; names of base classes match as well."""
 
 
 def family_of(pipe: Any) -> type[PipelineFlow] | None:

@@ -18,7 +18,7 @@ __all__ = ["BOUNDS", "Bound", "Tempered", "next_inverse"]
 Bound = Literal["ess", "entropy"]
 
 BOUNDS = ("ess", "entropy")
-"""How far weights are from equal: `ESS / n`, or the relative entropy to the uniform law."""
+"""Measures of unequal weights: `ESS / n`, or the relative entropy to the uniform law."""
 
 
 def next_inverse(

@@ -17,7 +17,7 @@ from steer.names import hint
 __all__ = ["ZOO", "folder_of", "read_network", "write_network"]
 
 ZOO = Path(__file__).parents[1] / "zoo"
-"""Where the embedded models are."""
+"""The folder of the embedded models."""
 
 
 def read_network(folder: Path, kind: type[TwoTimeUNet], form: str) -> Any:

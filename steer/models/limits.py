@@ -7,13 +7,13 @@ from typing import Any
 __all__ = ["HEADS", "check_network"]
 
 HEADS = 4
-"""Heads of the attention: the channels of the last level are a multiple of them."""
+"""Heads of the attention: the channels of the last level must be a multiple of this."""
 
 MOST = {"channels": 4096, "blocks": 64, "size": 1024, "width": 8192, "groups": 4096}
-"""The largest numbers that are taken."""
+"""The largest numbers that are accepted."""
 
 LEVELS, WORDS, FREQUENCY = 8, 1_000_000, 1e6
-"""The most levels and words, and the highest frequency of a time's embedding."""
+"""Maximum numbers of levels and words, and the highest frequency of a time embedding."""
 
 
 def check_network(config: Mapping[str, Any]) -> None:

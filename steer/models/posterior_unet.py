@@ -22,7 +22,7 @@ __all__ = ["PosteriorUNet", "load_posterior", "save_posterior"]
 FORMAT = "steer.posterior-unet/1"
 
 FOLDER = "posterior"
-"""Where a model's folder has its posterior map."""
+"""The folder of the posterior map in a model's folder."""
 
 
 class PosteriorUNet(TwoTimeUNet):

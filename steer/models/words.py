@@ -38,7 +38,7 @@ IGNORED = frozenset(
         "emoji",
     ]
 )
-"""Words that carry nothing in a bag: dropped without a warning."""
+"""Words without meaning in a bag of words, which are dropped without a warning."""
 
 
 def split(text: str) -> list[str]:

@@ -21,7 +21,7 @@ COUPLED = ("fmrg-j",)
 """Methods whose picture is a function of its noise: the map can learn the pairs."""
 
 Drawn = Mapping[str, Tensor]
-"""A prompt's guided draws: "x_0", "x_1" (m, *event) and "log_w" (m,)."""
+"""A prompt's guided samples: "x_0", "x_1" (m, *event) and "log_w" (m,)."""
 
 
 class Amortise(Objective):

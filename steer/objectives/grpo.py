@@ -13,7 +13,7 @@ from steer.objectives.policy import advantages, whole_group
 __all__ = ["GRPO"]
 
 KNOTS = (0.1, 0.7)
-"""Where a rollout's knots are: earlier a transition has no signal, later hardly any noise."""
+"""Range of a rollout's times: earlier a transition has no signal, later hardly any noise."""
 
 
 class GRPO(Objective):

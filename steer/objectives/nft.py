@@ -15,7 +15,7 @@ from steer.path import like
 __all__ = ["NFT"]
 
 LATEST = 0.98
-"""No state later than this is trained: some paths have an infinite velocity at t = 1."""
+"""The latest time of a trained state, because some paths have an infinite velocity at t = 1."""
 
 
 class NFT(Objective):

@@ -28,14 +28,14 @@ TABLE: dict[str, type[Objective]] = {
     "adjoint": Adjoint,
     "draft": Draft,
 }
-"""Name -> its class; `steer.catalogue.OBJECTIVES` says in a line what each is."""
+"""Name -> its class; `steer.catalogue.OBJECTIVES` has one line on each."""
 
 RENAMED = {
     "direct": {"data": "data_anchor", "noise": "noise_anchor"},
     "value": {"clip": "max_log_w"},
     "nft": {"clip": "max_advantage"},
 }
-"""Objective -> earlier names of its options -> those of today."""
+"""Objective -> earlier names of its options -> current names."""
 
 
 def build(objective: str | Objective, options: Mapping[str, Any] | None = None) -> Objective:

@@ -9,15 +9,15 @@ from steer.planning.steps import Need
 __all__ = ["CARDS", "Fit", "Lever", "Plan", "gib", "usable"]
 
 CARDS = (12, 16, 24, 48, 80, 141)
-"""Memory of the cards that are looked at, in GiB."""
+"""Memory of the cards in a plan, in GiB."""
 
 GIB = 2**30
 
 SHARE = 0.95
-"""Of free memory, what tensors can have: an allocator leaves holes."""
+"""Fraction of free memory that is usable for tensors, because of fragmentation."""
 
 MOST_ROWS = 64
-"""Rows of a call where nothing else is said: more are never used."""
+"""Maximum number of rows per call, unless a number is given."""
 
 
 def gib(count: float) -> str:

@@ -15,7 +15,7 @@ from steer.reward import Reward, learners, name_of, score
 __all__ = ["learn", "one_jump_scores", "spread"]
 
 ROWS = 64
-"""Rows of one call, where nothing else is said."""
+"""Default number of rows per call."""
 
 
 @torch.no_grad()

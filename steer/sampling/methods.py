@@ -86,14 +86,14 @@ class Method:
 
 
 AnyMethod = str | Method | Callable[..., Any]
-"""A method by its name, as an entry of the table, or one of one's own: see `method_of`."""
+"""A method by its name, as an entry of the table, or a user's own: see `method_of`."""
 
 
 _NEUTRAL: Mapping[str, Any] = {
     "view": "denoiser", "rho": 1.0, "mu": 0.0, "inner": 1, "recur": 1, "smooth": 0.0, "draws": 1,
     "normalise": False, "damp": None, "early": False, "cap": 1.0,
 }  # fmt: skip
-"""TFG's numbers where a method of its kin has none."""
+"""Neutral values of TFG's parameters for methods of its family."""
 
 
 def _kin(

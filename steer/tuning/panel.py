@@ -20,7 +20,7 @@ from steer.tuning.statistics import DRIFT_CALLS, Drift, velocity_distance
 __all__ = ["Panel", "has_pictures"]
 
 ROWS = 64
-"""Rows of one network call when pictures are drawn for a check."""
+"""Rows of one network call when pictures are sampled for a check."""
 
 PROMPTS = 16
 """Number of tuning prompts that are sampled if no others are given."""

@@ -15,7 +15,7 @@ from steer.reward import Reward
 __all__ = ["Preview"]
 
 PROMPTS = 4
-"""How many prompts are drawn: two network calls each."""
+"""Number of prompts: two network calls each."""
 
 
 @dataclass(frozen=True)

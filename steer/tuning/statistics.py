@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 BINS = 16
-"""Of the histogram of luminance: its entropy is at most 4 bits. More of them see faint grain."""
+"""Bins of the histogram of luminance, of at most 4 bits entropy. More would detect faint grain."""
 
 EDGE = 0.2
 """Luminance that changes by more than this over two pixels is an edge."""
@@ -36,7 +36,7 @@ OUTSIDE = 0.02
 """A channel value further than this outside [0, 1] counts as clipped; 5 of 255 levels."""
 
 PIXELS = 2**22
-"""As many pixels are measured at once."""
+"""Number of pixels that are measured at once."""
 
 DRIFT_CALLS = 13
 """Network calls of `velocity_distance` for each row, of both flows, at its default times."""
