@@ -103,9 +103,9 @@ def distill(
 
     Raises:
         ValueError: an unknown rule, a model without a known embedding of the time, a rule that
-            must not follow the velocity that was asked for, a folder of other settings; a batch
-            that does not divide by the processes; with fsdp, a model that cannot be sharded, or
-            forward derivatives.
+            must not follow the requested velocity, a folder of other settings; a batch that does
+            not divide by the processes; with fsdp, a model that cannot be sharded, or forward
+            derivatives.
     """
     settings = {
         k: os.fspath(v) if isinstance(v, Path) else v

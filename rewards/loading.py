@@ -76,7 +76,8 @@ def load_plain(spec: str) -> Reward:
             and words.
 
     Raises:
-        ValueError: it names something else, or what would be downloaded; says what.
+        ValueError: it names something else, or something that would be downloaded; the message
+            says what.
     """
     refuse_size(spec)
     with nothing_fetched():

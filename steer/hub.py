@@ -158,7 +158,7 @@ def folder_with(name: Named, *files: str) -> Path:
 
 
 def listing(name: Named) -> list[str]:
-    """Return the names of all files of a repository, as the hub says.
+    """Return the names of all files of a repository, from the hub.
 
     Raises:
         ConnectionError: the hub cannot be reached, or lets nobody in.

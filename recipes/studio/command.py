@@ -34,7 +34,7 @@ def studio(
 
     Args:
         model: a name that `steer models` lists, a folder, a hub id, or file.py:Name.
-        root: the folder that the page may read and write; nothing else is.
+        root: the only folder that the page may read and write.
         host: the address to listen at. Default: this machine alone. Others need a token, which is
             printed, or is the environment variable FLOWSTEER_STUDIO_TOKEN.
         port: the port.

@@ -60,11 +60,11 @@ def check(
 
     Args:
         reward: the reward to check. Its network may be large, but is called about 60 times.
-        prompts: the pictures get them in turn. Default: none, or `PROMPTS` where the reward does
-            not go without.
+        prompts: the pictures get them in turn. Default: none, or `PROMPTS` if the reward needs
+            prompts.
         size: side of the pictures.
         images: the ordinary pictures (n, 3, h, w) in [0, 1], at least 2, instead of ours.
-        device: where the reward is moved to. Default: where it is.
+        device: device for the check. Default: that of the reward.
         seed: seed of pictures and directions.
 
     Raises:

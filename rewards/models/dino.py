@@ -42,16 +42,16 @@ class Dino(Reward):
 
     f is the CLS token, or the mean of the patches' tokens, after the last norm of a vision
     transformer: DINOv2 (Oquab et al. 2023, arXiv 2304.07193), DINO (Caron et al. 2021, arXiv
-    2104.14294), DINOv3 (Siméoni et al. 2025, arXiv 2508.10104). The CLS token tells what is
-    there; the patches also how it looks.
+    2104.14294), DINOv3 (Siméoni et al. 2025, arXiv 2508.10104). The CLS token represents the
+    content; the patches also the appearance.
 
     Known hack: adversarial textures; place and colour have little influence, so a picture with
     another layout scores high.
 
     Args:
-        image: the reference, a picture file; what is transparent in it lies on white.
+        image: the reference, a picture file; transparent parts are placed on white.
         model: a folder that transformers saved, or a hub id. Default: facebook/dinov2-small.
-        pool: what stands for a picture: cls or mean.
+        pool: how the tokens of a picture are pooled: cls or mean.
         dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the network.
         checkpoint: recompute its blocks in the backward pass, for less memory.

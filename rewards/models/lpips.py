@@ -40,18 +40,18 @@ NEEDS = (
 
 
 class Lpips(Reward):
-    """Minus the perceptual distance to a reference picture, in (-inf, 0]; 0 where they are one.
+    """Minus the perceptual distance to a reference picture, in (-inf, 0]; 0 if they are equal.
 
-    `-sum_l mean_hw w_l . (u_l(x) - u_l(r))^2`, u_l the activations of layer l of a trunk that
-    was trained on ImageNet, a unit vector at each place, and w_l >= 0 a learned weight a channel
-    (Zhang et al. 2018, arXiv 1801.03924). The reference r is stretched to the picture's size.
-    Its authors rank by "alex" and optimise by "vgg".
+    `-sum_l mean_hw w_l . (u_l(x) - u_l(r))^2`, with u_l the activations of layer l of a trunk that
+    was trained on ImageNet, normalised to a unit vector at each place, and w_l >= 0 a learned
+    weight per channel (Zhang et al. 2018, arXiv 1801.03924). The reference r is stretched to the
+    picture's size. Its authors rank by "alex" and optimise by "vgg".
 
-    Known hack: noise that the trunk does not see at its stride; a picture that is moved by many
-    pixels counts as another.
+    Known hack: noise to which the trunk is blind at its stride. A picture that is shifted by many
+    pixels counts as a different one.
 
     Args:
-        image: the reference, a picture file; what is transparent in it lies on white.
+        image: the reference, a picture file; transparent parts are placed on white.
         net: the trunk: alex, vgg or squeeze.
         trunk: the file of its weights, as torchvision publishes them. Default: torch's cache,
             downloaded where it is missing.
@@ -61,8 +61,8 @@ class Lpips(Reward):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown trunk, one whose weights cannot be had (says what to download and
-            where to put it) or do not fit, a size or picture that is too small.
+        ValueError: an unknown trunk, one whose weights cannot be loaded (the message says what to
+            download and where to put it) or do not fit, a size or picture that is too small.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ class MPS(Reward):
         checkpoint: recompute the tower's blocks in the backward pass, for less memory.
 
     Raises:
-        FileNotFoundError: no such file; says where to get it and how to convert it.
+        FileNotFoundError: no such file; the message says where to get it and how to convert it.
         ValueError: weights of another layout.
     """
 
@@ -158,7 +158,7 @@ def _backbone(file: Path, config: Path, execution: dict[str, Any]) -> Crossed:
 
 
 def _clip(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Any:
-    """Return a CLIP of transformers of the sizes that the weights have."""
+    """Return a CLIP of transformers with the sizes of the weights."""
     from transformers import CLIPConfig, CLIPModel
 
     given = {side: settings.get(f"{side}_config") or {} for side in ("vision", "text")}

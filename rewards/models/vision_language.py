@@ -32,7 +32,8 @@ class VisionLanguage(Backbone):
         **execution: see `Backbone`.
 
     Raises:
-        ValueError: the model is of another kind, or its processor does not fit; says how.
+        ValueError: the model is of another kind, or its processor does not fit; the message says
+            how.
     """
 
     def __init__(

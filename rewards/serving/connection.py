@@ -35,7 +35,7 @@ class Connection:
     Args:
         url: the server's URL.
         token: the token that is sent. Default: the one that belongs to its host.
-        timeout: the seconds until a server must have taken a request.
+        timeout: time limit in seconds for a server to accept a request.
 
     Raises:
         ValueError: an invalid URL, or a token that cannot be sent.

@@ -33,20 +33,21 @@ class Remote(Reward):
     threads, copied, and taken into a forked process.
 
     Args:
-        url: the server, as http://127.0.0.1:8000.
-        token: the server's token, if it needs one. Default: for a server of this machine the
-            environment variable FLOWSTEER_REWARD_TOKEN, for another what ~/.netrc holds for its
-            host under the login flowsteer. It travels unencrypted over http.
-        batch: how many rows a request has at most; less where the server's limits say so.
-        timeout: the seconds until the server must have taken a request.
+        url: the server, such as http://127.0.0.1:8000.
+        token: the server's token, if it needs one. Default: for a server on this machine the
+            environment variable FLOWSTEER_REWARD_TOKEN, for any other the entry of ~/.netrc for
+            its host under the login flowsteer. Over http it is sent unencrypted.
+        batch: maximum number of rows in a request; fewer if the server's limits are lower.
+        timeout: time limit in seconds for the server to accept a request.
         wait: time limit in seconds for each request as a whole: connecting, retries with the
             pauses between them, scoring and the answer. It also covers the first request, which
             asks what the server offers. A call that needs several requests allows each of them
             this time.
 
     Raises:
-        ValueError: the URL or an option is none; no reward server answers there, or one of
-            another version; it refuses the request or answers wrongly. The message says which.
+        ValueError: the URL or an option is invalid; there is no reward server at the URL, or one
+            of another version; or it refuses the request or gives a bad answer. The message says
+            which.
         PermissionError: the token is missing or wrong.
         ConnectionError: no answer within `wait` seconds; the message says whether the server was
             away, busy, broken or at work.

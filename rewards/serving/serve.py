@@ -56,13 +56,14 @@ def serve(
     longer than `max_seconds`, is replaced.
 
     Args:
-        spec: the reward, as `rewards.load` takes it.
-        host: the address to listen at; one that others can reach needs a token.
-        port: the port; 0 takes a free one.
-        token: what clients must show. Default: the environment variable FLOWSTEER_REWARD_TOKEN.
-        workers: processes, each with a reward of its own.
-        device: where to compute. Default: where the reward is loaded.
-        limits: of a request, see `rewards.serving.application.LIMITS`.
+        spec: the reward, as for `rewards.load`.
+        host: the address to listen on; a token is needed if other machines can reach it.
+        port: the port; 0 chooses a free one.
+        token: token that clients must send. Default: the environment variable
+            FLOWSTEER_REWARD_TOKEN.
+        workers: number of processes, each with its own copy of the reward.
+        device: device to compute on. Default: where the reward is loaded.
+        limits: limits of a request, see `rewards.serving.application.LIMITS`.
 
     Raises:
         ValueError: no such reward, device or limit; an open address without a token.

@@ -31,18 +31,18 @@ def adapt(
 ) -> Adapted:
     """Put new adapters on a flow's denoiser; the result shares the flow's tensors.
 
-    The denoiser's modules are new ones, what is beside it (a decoder, a text encoder) is the
-    flow's own. The adapters are in float32 (float64 for a flow of doubles), and require no
-    gradient until a trainer enables it: `for p in tuned.adapters().values(): p.requires_grad_()`.
+    The denoiser's modules are new ones; other modules (a decoder, a text encoder) are the flow's
+    own. The adapters are in float32 (float64 for a float64 flow), and require no gradient until a
+    trainer enables it: `for p in tuned.adapters().values(): p.requires_grad_()`.
 
     Args:
-        flow: any flow with linear layers or convolutions; it stays as it is.
+        flow: any flow with linear layers or convolutions; it is not changed.
         rank: r.
         alpha: the update is scaled by alpha / r. Default: 2 r.
-        targets: names of layers of the denoiser, or the ends of their names. Default: every
-            linear layer and convolution of it that can be adapted; a warning says what is left
-            out, and `steer.adapters.targets.targets(flow)` names it.
-        dropout: share of the inputs of the adapters that is dropped in training.
+        targets: names of layers of the denoiser, or the ends of their names. Default: every linear
+            layer and convolution of it that can be adapted; a warning lists those that are left
+            out, see `steer.adapters.targets.targets(flow)`.
+        dropout: fraction of the adapters' inputs that is dropped in training.
         seed: fixes A; B is zero.
 
     Raises:
@@ -98,7 +98,7 @@ def inject(
     """Put adapters on these layers, on new modules that share the flow's tensors.
 
     Args:
-        flow: the base; it stays as it is.
+        flow: the base, which is not changed.
         config: peft's configuration of a LoRA.
         names: names of the layers in the flow.
         shared: modules that both flows share unchanged.

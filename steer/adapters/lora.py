@@ -95,14 +95,14 @@ class Adapted(Wrapped):
     run is known."""
 
     def _repr_html_(self) -> str:
-        """Show in a notebook what it is, and what the same noise becomes before and after."""
+        """Show in a notebook a description, and the same noise before and after tuning."""
         from steer.shown import page, picture
 
         image = None if self.preview is None else self.preview(self)
         return page(repr(self), *([] if image is None else [picture(image)]))
 
     def __repr__(self) -> str:
-        """Say in a line what it is; `tuned.flow` prints every layer."""
+        """Describe the flow in one line; `tuned.flow` prints every layer."""
         config = self.configs[self.adapter]
         base = self.name or type(self.flow).__name__
         return (
@@ -148,14 +148,14 @@ class Adapted(Wrapped):
     def add(self, adapter: str, trainable: bool = False) -> None:
         """Add a second set of adapters, a copy of this view's: an average, or an old policy.
 
-        Every view has it, `at(adapter=...)` shows it.
+        All views have it; `at(adapter=...)` selects it.
 
         Args:
             adapter: its name.
             trainable: whether its parameters require gradients; the others are not changed.
 
         Raises:
-            ValueError: there is one of that name.
+            ValueError: there already are adapters of that name.
         """
         from peft import inject_adapter_in_model
 

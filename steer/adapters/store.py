@@ -54,9 +54,9 @@ def save_adapters(
 ) -> None:
     """Write a folder that `steer.load(base, lora=folder)` and peft read: adapters alone.
 
-    Those of a diffusers pipeline are written for `pipe.load_lora_weights(folder)` too. The file's
-    metadata contain the base that it is for: its name and the hash of its weights, and the
-    versions of what wrote it. Each file is written atomically.
+    Those of a diffusers pipeline are also written for `pipe.load_lora_weights(folder)`. The file's
+    metadata contain the name of its base, the hash of the base's weights, and the versions of the
+    software that wrote it. Each file is written atomically.
 
     Args:
         tuned: the flow; the adapters of its view are written.
@@ -155,7 +155,7 @@ def load_adapters(
     Args:
         flow: the base that they were made for.
         folder: what `save_adapters` or peft wrote.
-        scale: what their update is multiplied by: 0 is the base.
+        scale: factor for their update; 0 is the base.
         check: refuse adapters that were made for other weights.
 
     Raises:

@@ -34,21 +34,21 @@ def open_pipeline(
 
     Args:
         name: a folder that `save_pretrained` wrote, a .safetensors file, or a hub's owner/name,
-            hf://owner/name or hf://owner/name@revision, whose files are looked for in the local
+            hf://owner/name or hf://owner/name@revision, whose files are looked up in the local
             cache first.
         config: for a single file, the folder or the hub's owner/name of a pipeline of its class.
-        pipeline: the pipeline's class, where its files do not say.
-        device: where to put it.
-        dtype: of its weights. Default: float32 on the CPU, bfloat16 elsewhere.
-        variant: of the weights' files, "fp16" for instance. Default: none, or the only one that
-            there is.
-        revision: of the hub's repository: a branch, a tag or a commit.
+        pipeline: class of the pipeline, if its files do not specify it.
+        device: device of the pipeline.
+        dtype: dtype of its weights. Default: float32 on the CPU, bfloat16 elsewhere.
+        variant: variant of the weights' files, for instance "fp16". Default: none, or the only
+            existing one.
+        revision: revision of the hub's repository: a branch, a tag or a commit.
 
     Raises:
         ModuleNotFoundError: diffusers is not installed.
-        FileNotFoundError: files that a folder should have; names them.
-        ConnectionError: the hub cannot be reached, or does not let us in.
-        ValueError: no pipeline, or one that this release of diffusers does not know.
+        FileNotFoundError: files that a folder should have; the message names them.
+        ConnectionError: the hub cannot be reached, or denies access.
+        ValueError: not a pipeline, or one that this release of diffusers does not know.
     """
     diffusers = needs_diffusers()
     kind = dtype or (torch.float32 if _on_cpu(device) else torch.bfloat16)

@@ -30,36 +30,38 @@ __all__ = ["Kind", "PipelineFlow", "rows_time"]
 class PipelineFlow(Conditioned):
     """The flow of a pipeline's denoiser, at a resolution and a guidance scale.
 
-    `given` encodes prompts by the pipeline itself, each once; the state is whatever the denoiser
-    eats (FLUX: packed tokens), so `event_shape` follows the resolution. States are float32 (or
-    float64) whatever the denoiser's precision is. The pipeline is not changed: its modules are
-    held in evaluation mode without gradients of their weights while they are used.
+    `given` encodes each prompt once, by the pipeline itself. The state is the denoiser's input
+    (for FLUX, packed tokens), so `event_shape` depends on the resolution. States are float32 (or
+    float64) for any precision of the denoiser. The pipeline is not changed: its modules are kept
+    in evaluation mode, without gradients of their weights, while they are used.
 
     Args:
         pipe: the pipeline; this flow and it share all modules.
-        height: of the pictures, in pixels. Default: the pipeline's own.
-        width: likewise.
-        cfg: scale of classifier-free guidance, mixed at run time at two evaluations a call, as
-            the pipeline counts it. Default: the pipeline's own for a velocity model; off for a map
-            or a student.
-        guidance: of a model that was distilled with it: the guidance scale that is its input.
-            Default: the pipeline's own.
-        negative_prompt: what classifier-free guidance leads away from. Default: what the pipeline
-            leads away from where none is given.
-        kind: what the model is, see `FlowMap.kind`, where its files do not say.
-        frame: of a clip, which frame `decode` gives; None: the middle one.
-        second_time: what lets a denoiser of one time jump to any other, see
-            `steer.backends.second_time`, or its folder; the model is a map then.
-        checkpointing: whether denoiser and decoder are computed again in the backward pass instead
-            of being kept (Chen et al. 2016, arXiv 1604.06174), block by block where they have
-            blocks, else a call at a time.
-        guide_vae: an autoencoder that decodes where a gradient passes through, see
-            `steer.backends.glimpse`: a tiny one (TAESD, TAEF1), live, its folder or its hub id.
-            Pictures that are returned are decoded by the pipeline's own.
-        guide_size: there, height and width as a share of the whole: 1, 0.5 or 0.25.
-        guide_crop: there, only the middle is decoded, with this height and width in pixels.
-        decode_rows: there, the most rows of a decoder's call.
-        call: more arguments of the pipeline's call: max_sequence_length, num_frames and the like.
+        height: height of the pictures in pixels. Default: the pipeline's own.
+        width: width of the pictures in pixels. Default: the pipeline's own.
+        cfg: scale of classifier-free guidance, mixed at run time with two evaluations per call, in
+            the pipeline's convention. Default: the pipeline's own for a velocity model; off for a
+            map or a student.
+        guidance: guidance scale that a guidance-distilled model takes as an input. Default: the
+            pipeline's own.
+        negative_prompt: the negative prompt of classifier-free guidance. Default: the pipeline's
+            own.
+        kind: kind of the model, see `FlowMap.kind`, if its files do not specify it.
+        frame: the frame of a clip that `decode` returns; None: the middle one.
+        second_time: a second time input for a denoiser with one time, see
+            `steer.backends.second_time`, or its folder; the model is then a map.
+        checkpointing: whether activations of denoiser and decoder are recomputed in the backward
+            pass instead of being kept (Chen et al. 2016, arXiv 1604.06174), block by block if they
+            have blocks, else call by call.
+        guide_vae: an autoencoder that decodes if a gradient is needed, see
+            `steer.backends.glimpse`: a tiny one (TAESD, TAEF1), as an object, its folder or its
+            hub id. Returned pictures are decoded by the pipeline's own.
+        guide_size: if a gradient is needed: height and width as a fraction of the whole: 1, 0.5 or
+            0.25.
+        guide_crop: if a gradient is needed: decode only the middle, with this height and width in
+            pixels.
+        decode_rows: if a gradient is needed: maximum number of rows in a decoder call.
+        call: further arguments of the pipeline's call, such as max_sequence_length and num_frames.
 
     Raises:
         ValueError: a size that the model does not take, guidance that it does not have, an unknown

@@ -32,8 +32,8 @@ def _zero(layer: nn.Module) -> None:
 class Waves(nn.Module):
     """A time as sines and cosines up to a highest frequency in radians, then a small MLP.
 
-    The derivative in time is bounded by the highest frequency: keep the gap's low, or the map's
-    time derivative runs wild.
+    The derivative in time is bounded by the highest frequency: keep that of the gap low, or the
+    map's time derivative becomes very large.
     """
 
     def __init__(self, highest: float, width: int, waves: int = 16) -> None:
@@ -271,13 +271,13 @@ class NetworkFlow(FlowMap):
         return self.network.scale is not None
 
     def guided(self, scale: float | Tensor, negative: str | None = None) -> "NetworkFlow":
-        """Return the same flow at another scale of guidance, where its network takes one.
+        """Return the same flow at another guidance scale, if its network takes one as an input.
 
-        One call a jump at any scale, and the jumps compose.
+        Each jump is one call at any scale, and jumps compose.
 
         Args:
-            scale: within the network's own range, a number or one a row (n,).
-            negative: must be None: the map leads away from the empty prompt.
+            scale: within the network's own range; a number, or one per row (n,).
+            negative: must be None, because the negative prompt of the map is the empty one.
 
         Raises:
             ValueError: the network takes no scale, the scale is out of its range, or a negative

@@ -129,7 +129,7 @@ class Draft(Objective):
 
     DRaFT-K (Clark et al. 2023, arXiv 2309.17400), AlignProp (Prabhudesai et al. 2023, arXiv
     2310.03739): the baseline that needs no flow map. The gradient is truncated, so it has no
-    optimum of its own: early stops and the adapters' scale are what holds it.
+    optimum of its own: early stopping and the adapters' scale are its only regularisation.
 
     Args:
         steps: Euler steps of a rollout.

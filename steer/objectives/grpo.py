@@ -33,19 +33,20 @@ class GRPO(Objective):
     the second term the divergence of the two Gaussians in closed form. Both are divided by the
     dimension d, as peers do: the sum over thousands of pixels would have huge gradients, and
     the optimum is the same. Rollouts are of the current weights and used once, so the ratio of
-    PPO is 1 where its gradient is taken, and its clip (Liu et al. 2025, Flow-GRPO, arXiv
-    2505.05470) never acts: there is none. The transitions are evaluated again with gradients.
+    PPO is 1 where its gradient is taken, and its clipping (Liu et al. 2025, Flow-GRPO, arXiv
+    2505.05470) would never act, so it is omitted. The transitions are evaluated again with
+    gradients.
 
     With `sigma` the standard deviation of R in the batch (at least .1), the sum of both terms is
     that of `E[R] - kl KL(π_θ | π_b)`, divided by sigma. The optimum over all policies is `p exp(R
     / kl)`; this policy has fixed variances, and cannot choose x_0. The published weight, .04 on
     normalised advantages, is `kl = .04 sigma`.
 
-    Only jumps that a noise follows are trained: never the last one, nor the velocity. The times
-    and the churn are sampled again for each batch, so that jumps between all times are trained.
-    With only churn 1, only jumps to the data are trained, and several composed jumps gain less.
-    The part `consistency` carries what was learned to the other jumps. (Self-distillation would
-    undo it: its teacher is the velocity, which is not trained here.)
+    Only jumps that are followed by noise are trained: never the last one, nor the velocity. The
+    times and the churn are sampled again for each batch, so that jumps between all times are
+    trained. With only churn 1, only jumps to the data are trained, and several composed jumps gain
+    less. The part `consistency` carries what was learned to the other jumps. (Self-distillation
+    would undo it: its teacher is the velocity, which is not trained here.)
 
     Args:
         steps: jumps of a rollout, at least 2.
