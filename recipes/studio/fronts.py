@@ -72,8 +72,8 @@ def scales_of(
 ) -> Iterator[AtScale]:
     """Sample the same seeds at each scale, and read the instruments if the run itself has not.
 
-    If the run has a front.json, its readings are used. Otherwise the instruments of `steer
-    finetune` read one-jump pictures of the run's own check prompts.
+    If the run has a front.json, its readings are used. Otherwise the instruments of
+    `steer finetune` read one-jump pictures of the run's own check prompts.
 
     Args:
         flow: the base.

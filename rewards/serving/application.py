@@ -57,8 +57,8 @@ def app(
 ) -> Any:
     """Return an ASGI application that scores pictures by a reward.
 
-    It answers `GET /` and `POST /score` as `rewards.serving.protocol` specifies. It answers `GET
-    /health` with `{"ok": true}`, without a token and also during a scoring.
+    It answers `GET /` and `POST /score` as `rewards.serving.protocol` specifies. It answers
+    `GET /health` with `{"ok": true}`, without a token and also during a scoring.
 
     Args:
         reward: the reward, on its device; it is put into evaluation mode, and its parameters are

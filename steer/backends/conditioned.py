@@ -124,8 +124,7 @@ class Conditioned(FlowMap):
     def with_second_time(self, term: Any) -> Self:
         """Return the same flow with a `SecondTime` for the end of its jumps; None: without one.
 
-        No prompts are bound, and no guidance is mixed, because a map has it distilled in its
-        weights. See `guided`.
+        No prompts are bound, and no guidance is mixed: a map has it distilled in its weights.
         """
         view = self._view()
         view.second_time = self._second_time(term)
@@ -244,10 +243,9 @@ class Conditioned(FlowMap):
     def times(self, steps: int, start: float = 0.0) -> list[float]:
         """Return the pipeline's own times for `steps` steps from `start` to 1, shifted as it does.
 
-        With a start above 0, these are the last `steps` times of the longest grid that has that
-        many times after the start, as in diffusers' image-to-image pipelines. With a `second_time`
-        the steps are equal, because the scheduler of a pipeline without jumps places its last step
-        just before the data.
+        With a start above 0, they are the last `steps` times of the longest grid with that many
+        times after the start, as in diffusers' image-to-image pipelines. With a `second_time` the
+        steps are equal: other schedulers place the last step just before the data.
         """
         if self.second_time is not None:
             return step_times(steps, start)
@@ -291,8 +289,7 @@ class Conditioned(FlowMap):
     def _negative(self, known: Mapping[str, Any]) -> dict[str, str]:
         """Return the negative prompt, if one was given; else the pipeline decides.
 
-        Without one, SDXL uses zeros. A pipeline with `true_cfg_scale` guides only with a negative
-        prompt, so it gets an empty one.
+        SDXL then uses zeros. With `true_cfg_scale`, guidance needs one: it gets an empty one.
         """
         said = self.negative_prompt
         if said is None and self.cfg_argument == "true_cfg_scale":

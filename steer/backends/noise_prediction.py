@@ -3,8 +3,8 @@
 With `y = a x_1 + s eps`, `a² + s² = 1`, the state `x = y / (a + s)` lies on the linear path at
 `t = a / (a + s)`, its velocity is `x_1 - eps`, and DDIM (Song et al. 2021, 2010.02502) is its
 Euler step. The schedule of these models ends before pure noise, at t = .064. Below that time their
-own samplers give the denoiser pure noise for y, and so does this package: `y = x / c_t`, `c_t² =
-t² + (1-t)²`.
+own samplers give the denoiser pure noise for y, and so does this package: `y = x / c_t`,
+`c_t² = t² + (1-t)²`.
 """
 
 from collections.abc import Callable, Sequence

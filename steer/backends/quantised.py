@@ -31,8 +31,8 @@ def is_quantised(p: nn.Parameter) -> bool:
 def unsound(network: nn.Module) -> str:
     """Return why gradients through a network's weights would be wrong; empty if they are correct.
 
-    Each linear layer with quantised weights is called with three rows. It is linear, so with `D =
-    W d`, from calls at x + d and x - d, the gradient g of `<y(x), D>` has `<g, d> = |D|²`.
+    Each linear layer with quantised weights is called with three rows. It is linear, so with
+    `D = W d`, from calls at x + d and x - d, the gradient g of `<y(x), D>` has `<g, d> = |D|²`.
 
     Args:
         network: the denoiser.

@@ -75,18 +75,16 @@ class NoiseSMC:
 
     Exact for the tilt of G's own law, its push-forward of N(0, I), for any learned map: it needs
     neither velocity nor density. It is exact with classifier-free guidance too, whether that is
-    distilled into the map or mixed at sampling, and with or without a gradient of the reward.
-
-    An iteration raises each prompt's g as far as the weights allow (`next_inverse`), accumulates
+    distilled into the map or mixed at sampling, and with or without a gradient of the reward. An
+    iteration raises each prompt's g as far as the weights allow (`next_inverse`), accumulates
     the weights, resamples where the ESS has fallen, and moves by kernels that leave `N exp(g R)`
     invariant, each with a Metropolis test. g reaches 1 after half of the iterations at the
     earliest, so that more iterations make log Z more precise. The moves:
 
     - "langevin": `langevin`, with the gradient through G;
     - "pcn": `neal`, without a gradient;
-    - "slice": elliptical slice sampling (Murray, Adams, MacKay 2010, arXiv 1001.0175) with at most
-      `shrinks` proposals, after which a row stays. This is still invariant, because the reverse
-      move has the same brackets.
+    - "slice": elliptical slice sampling (Murray, Adams, MacKay 2010, arXiv 1001.0175), where a row
+      stays after `shrinks` proposals: still invariant, as the reverse move has the same brackets.
 
     A fraction of the rows, `fresh`, proposes an independent sample instead, which can change
     between modes that local moves do not connect. The step β is adapted for each prompt to the
@@ -340,8 +338,8 @@ def _picks(where: Tensor, x: Tensor) -> Tensor:
 def _drift_ratio(x: Tensor, y: Tensor, slope: Tensor, back: Tensor, share: Tensor) -> Tensor:
     """Return the contribution of the drifts of `langevin` to the log acceptance, (n,).
 
-    With `a = sqrt(1-β²)`, `c = 1-a`, and the drifts `c slope` at x and `c back` at y, `log N(y)
-    q(x|y) - log N(x) q(y|x)` reduces to
+    With `a = sqrt(1-β²)`, `c = 1-a`, and the drifts `c slope` at x and `c back` at y,
+    `log N(y) q(x|y) - log N(x) q(y|x)` reduces to
 
         c/β² (<x - a y, back> - <y - a x, slope>) - c²/(2β²) (|back|² - |slope|²)
     """

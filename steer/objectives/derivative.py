@@ -22,8 +22,8 @@ def derivative(
         b - u + (t-s) (∂_s u + ∇u·b) = 0,   so   b = u - (t-s) d   at v = b_s(x):
 
     the MeanFlow identity (Geng et al. 2025, arXiv 2505.13447) with noise at t = 0, where the start
-    of the interval moves. For weights in float32 or better, d is a finite difference along `x + h
-    v` at `s + h`: central, and one-sided within a step of s = 0. With less precise weights
+    of the interval moves. For weights in float32 or better, d is a finite difference along
+    `x + h v` at `s + h`: central, and one-sided within a step of s = 0. With less precise weights
     rounding would dominate such a difference. Then d is the directional derivative by forward-mode
     automatic differentiation, which is as exact as the velocity. If a layer does not support
     forward mode, d is a difference with a quarter of the step and the same weights in float32.

@@ -38,9 +38,9 @@ class GRPO(Objective):
     gradients.
 
     With `sigma` the standard deviation of R in the batch (at least .1), the sum of both terms is
-    that of `E[R] - kl KL(π_θ | π_b)`, divided by sigma. The optimum over all policies is `p exp(R
-    / kl)`; this policy has fixed variances, and cannot choose x_0. The published weight, .04 on
-    normalised advantages, is `kl = .04 sigma`.
+    that of `E[R] - kl KL(π_θ | π_b)`, divided by sigma. The optimum over all policies is
+    `p exp(R / kl)`; this policy has fixed variances, and cannot choose x_0. The published weight,
+    .04 on normalised advantages, is `kl = .04 sigma`.
 
     Only jumps that are followed by noise are trained: never the last one, nor the velocity. The
     times and the churn are sampled again for each batch, so that jumps between all times are

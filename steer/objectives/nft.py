@@ -44,11 +44,12 @@ class NFT(Objective):
 
         β δ = E[(2r-1) (v - v_old) | x_s] = Cov(A, v | x_s) / m
 
-    where no advantage is clipped: the first-order change of the velocity under the tilt `exp(eps
-    A)`, `eps = 1 / (β m)`. A small β is thus a large step: 2 standard deviations of the reward at
-    the published β = .1 and m = 5. The average follows, so tuning continues until the penalty
-    balances the advantage. The penalty is `kl β / (m sigma)`, with sigma the standard deviation of
-    R in the batch (at least .1): the advantage's scale cancels, and at the fixed point
+    where no advantage is clipped: the first-order change of the velocity under the tilt
+    `exp(eps A)`, `eps = 1 / (β m)`. A small β is thus a large step: 2 standard deviations of the
+    reward at the published β = .1 and m = 5. The average follows, so tuning continues until the
+    penalty balances the advantage. The penalty is `kl β / (m sigma)`, with sigma the standard
+    deviation of R in the batch (at least .1): the advantage's scale cancels, and at the fixed
+    point
 
         v_θ - v_b = Cov_θ(R, v | x_s) / kl,
 

@@ -53,10 +53,10 @@ class Value(Objective):
     maps, equation 43 (2026, arXiv 2601.14430); it needs a posterior map, and `glass` needs none.
 
     `(σ²/2) ∇w` is computed in one of two ways. With `gradient`, through `glass` and the reward:
-    its error is the inner flow's, which falls with `steps`. Without, by `∇E[w|x] = β/α² Cov(w,
-    x_1|x)` as `κ (w - 1) (x_1' - D(x))`, which needs only the reward's value; with the base's own
-    points, x_1 itself is one exact sample of the posterior and there is no inner flow. Its
-    variance grows with the dimension.
+    its error is the inner flow's, which falls with `steps`. Without, by
+    `∇E[w|x] = β/α² Cov(w, x_1|x)` as `κ (w - 1) (x_1' - D(x))`, which needs only the reward's
+    value; with the base's own points, x_1 itself is one exact sample of the posterior and there is
+    no inner flow. Its variance grows with the dimension.
 
     Points: `x_t = α x_0' + β x_1`, with x_1 one jump of the base from noise (p is the law of those
     jumps), or of the student. t is uniform on [ends, 1 - ends]: `σ²` is infinite at 0, κ at 1, and

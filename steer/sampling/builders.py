@@ -59,9 +59,9 @@ def fmtt(
 ) -> Guidance:
     """Build FMTT's scheme, theory (20, 29) (2511.22688): Sde, Continuous weights.
 
-    With a scale other than 1, or with controls of the gradient, the weights are Ratio. `eps_t =
-    noise (1 - t)`. The published weights have a bias of the order of the step, so log Z is not
-    reliable with few steps (docs/results.md).
+    With a scale other than 1, or with controls of the gradient, the weights are Ratio.
+    `eps_t = noise (1 - t)`. The published weights have a bias of the order of the step, so log Z
+    is not reliable with few steps (docs/results.md).
     """
     not_negative("noise", noise, ": eps_t = noise (1 - t)")
     plain = view(flow, reward, prompts, temperature, lookahead)
