@@ -5,6 +5,7 @@ that goes on has the files that it began with, and needs no network. `hf downloa
 fetches what has come since.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,10 @@ _NAME = re.compile(
 )
 LORAS = ("adapter_config.json", "adapter_model.safetensors"), ("pytorch_lora_weights.safetensors",)
 """Files by which a repository of adapters is known: peft's, diffusers'."""
+
+
+OF_THIS_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+"""Numbers of errors that the network has no part in."""
 
 
 class Named(NamedTuple):
@@ -271,6 +276,15 @@ def explained(error: Exception, repo: str, wanted: str | Sequence[str]) -> Excep
     from huggingface_hub import constants, errors
 
     chain = errors_of(error)
+    local = next((e for e in chain if isinstance(e, OSError) and e.errno in OF_THIS_MACHINE), None)
+    if local is not None:
+        return OSError(
+            local.errno,
+            f"{repo} could not be written into {constants.HF_HUB_CACHE} ({local.strerror}): make "
+            "room, or give another place by the environment variable HF_HOME",
+        )
+    if among(chain, errors.HFValidationError):
+        return ValueError(f"{repo!r} is not the name of a repository ({_first(error)})")
     if among(chain, errors.GatedRepoError):
         return ConnectionError(
             f"{repo} is gated: accept its licence at {page(repo)}, log in with `hf auth login`, "

@@ -70,7 +70,7 @@ def compared(rows: Sequence[Sequence[Any]]) -> Any:
         rows: label, network calls per prompt, and reward of each.
     """
     look = theme("light")  # whose colours are readable on dark too
-    figure, (axes,) = _axes("network calls per prompt", ["reward"])
+    figure, (axes,) = _axes("network calls per picture", ["reward"])
     for i, (label, calls, reward, *_) in enumerate(rows):
         axes.plot([calls], [reward], ls="none", marker=MARKERS[i % len(MARKERS)], ms=8,
                   color=look.colour(i), label=label)  # fmt: skip

@@ -1,6 +1,7 @@
 """How pictures and errors are shown on the page."""
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from html import escape
@@ -11,8 +12,11 @@ from PIL import Image
 
 __all__ = ["FAULTS", "crisp", "gallery", "heard", "said", "title"]
 
-FAULTS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
-"""What the library refuses with a sentence."""
+FAULTS = Exception
+"""What a page shows beside what caused it, instead of gradio's own notice."""
+
+SENTENCES = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
+"""Errors by which the library refuses something; their message is enough."""
 
 SIDE = 192
 """Small pictures are shown at a multiple of their size that has at least so many pixels."""
@@ -46,8 +50,15 @@ def gallery(text: str, name: str, **more: Any) -> gr.Gallery:
 
 
 def said(error: Exception | str) -> str:
-    """Return an error as the page shows it: the library's own sentence."""
-    return f"<span class='said'>{escape(str(error))}</span>"
+    """Return an error as the page shows it: the library's own sentence.
+
+    Any other error is shown with its kind, and its traceback is logged.
+    """
+    text = str(error)
+    if isinstance(error, Exception) and not isinstance(error, SENTENCES):
+        logging.getLogger(__name__).error("unexpected error", exc_info=error)
+        text = f"{type(error).__name__}: {text}"
+    return f"<span class='said'>{escape(text)}</span>"
 
 
 def heard(f: Callable[..., Any], empty: int) -> Callable[..., Any]:

@@ -129,7 +129,8 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
         try:
             ask = Ask.of(*given)
             out = f"{studio.root.name}/steered"
-            texts = ask.command(studio.model, out), ask.python(studio.model)
+            place = studio.device
+            texts = ask.command(studio.model, out, place), ask.python(studio.model, place)
             first: list[Image.Image] = []
             curve: list[dict[str, Any]] = []
             tab, drawn, plotted = str(request.session_hash), 0.0, 0.0

@@ -56,6 +56,8 @@ class Amortise(Objective):
 
     uneven = True  # guidance of a prompt is paid for by the process that has it first
 
+    per_call = False
+
     def __init__(
         self,
         method: str = "split",

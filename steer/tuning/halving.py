@@ -55,7 +55,7 @@ class Halving:
     @staticmethod
     def applies(objective: Objective, sharded: bool) -> bool:
         """Return whether parts give the same gradient, and each process may call as it likes."""
-        return not (objective.per_call or objective.uneven or sharded)
+        return objective.per_call is False and not (objective.uneven or sharded)
 
     def loss(self, step: int, first: int, last: int) -> tuple[Tensor, Terms, list[Any]]:
         """Return a micro-batch's loss, its terms' means and what the reward gave.
