@@ -121,7 +121,7 @@ def commit(name: Named, *files: str) -> str | None:
 
     try:
         return HfApi().model_info(name.repo, revision=name.revision, timeout=10).sha
-    except (*unreached(), ValueError):  # what loads it says what is wrong
+    except unreached(ValueError):  # what loads it says what is wrong
         return None
 
 
@@ -139,7 +139,7 @@ def file_of(name: Named, file: str) -> Path:
 
     try:
         return Path(hf_hub_download(name.repo, file, revision=name.revision))
-    except (*unreached(), ValueError) as error:
+    except unreached(ValueError) as error:
         chain = errors_of(error)
         missing = among(chain, errors.EntryNotFoundError)
         if missing and not among(chain, errors.LocalEntryNotFoundError):
@@ -172,7 +172,7 @@ def listing(name: Named) -> list[str]:
 
     try:
         return list(HfApi().list_repo_files(name.repo, revision=name.revision))
-    except (*unreached(), ValueError) as error:
+    except unreached(ValueError) as error:
         raise explained(error, name.repo, "the names of its files") from error
 
 
@@ -235,15 +235,18 @@ def _in_cache(name: Named) -> Path | None:
 # ------------------------------------------------------------------ what goes wrong
 
 
-def unreached() -> tuple[type[Exception], ...]:
+def unreached(*more: type[Exception]) -> tuple[type[Exception], ...]:
     """Return the errors by which huggingface_hub says that something could not be had.
 
     Its HTTP client's are no `OSError` where that is httpx.
+
+    Args:
+        more: further errors to return with them.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
     clients = [kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"]
-    return OSError, *clients
+    return OSError, *clients, *more
 
 
 def page(repo: str) -> str:
