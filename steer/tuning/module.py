@@ -25,7 +25,7 @@ from steer.sampling.counts import CountedReward
 from steer.training.average import follow
 from steer.training.optim import warm_cosine
 from steer.tuning.counts import Metered, TuningCounts
-from steer.tuning.halving import Halving
+from steer.tuning.halving import Halving, advice
 from steer.tuning.prompts import Prompts
 
 __all__ = ["AVERAGE", "RewardTuning"]
@@ -191,34 +191,11 @@ class RewardTuning(L.LightningModule):
         try:
             terms = self.objective(drawn)
         except torch.OutOfMemoryError as error:
-            raise torch.OutOfMemoryError(f"{error}\n{self._advice(last - first)}") from error
+            raise torch.OutOfMemoryError(
+                f"{error}\n{advice(self.objective, last - first, self._sharded)}"
+            ) from error
         kept = {name: value.detach().float() for name, value in terms.items()}
         return terms["loss"], kept, drawn.seen
-
-    def _advice(self, rows: int) -> str:
-        """Return what to do where so many rows a call are too many for the memory."""
-        group = self.objective.group
-        fewer = rows // 2 // group * group
-        what = (
-            f"give micro_batch={fewer} (--micro-batch)"
-            if fewer
-            else "they are the fewest that this objective can take: load the base in a lower "
-            "precision, or tune with checkpointing"
-        )
-        return (
-            f"{rows} rows a call are too many here, and this run cannot halve them by itself "
-            f"({self._why}): {what}, or see `steer plan`"
-        )
-
-    @property
-    def _why(self) -> str:
-        if self._sharded:
-            return "the processes of a split base make their calls together"
-        if self.objective.uneven:
-            return "this objective samples inside its calls"
-        if self.objective.per_call is None:
-            return "this objective does not say, by per_call = False, that its loss is a mean"
-        return "this objective compares the rows of a call"
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Take the backward pass.
@@ -230,7 +207,9 @@ class RewardTuning(L.LightningModule):
             super().backward(loss, *args, **kwargs)
         except torch.OutOfMemoryError as error:
             rows = self.micro_batch
-            raise torch.OutOfMemoryError(f"{error}\n{self._advice(rows)}") from error
+            raise torch.OutOfMemoryError(
+                f"{error}\n{advice(self.objective, rows, self._sharded)}"
+            ) from error
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Count weight gradients from here on."""
