@@ -351,8 +351,8 @@ def test_a_row_of_the_compare_page_is_that_of_steer_compare(studio, tmp_path):
     figures = json.loads((made / "figures.json").read_text())["methods"]
     for label, calls, reward, judged, _ in rows:
         there = figures[label]
-        assert reward == pytest.approx(torch.tensor(there["reward"]).mean().item(), abs=1e-4)
-        assert judged == pytest.approx(torch.tensor(there["judge"]).mean().item(), abs=1e-4)
+        assert reward == pytest.approx(torch.tensor(there["reward"]).mean().item(), abs=6e-4)
+        assert judged == pytest.approx(torch.tensor(there["judge"]).mean().item(), abs=6e-4)
         assert calls == pytest.approx(torch.tensor(there["nfe"]).mean().item(), abs=0.5)
 
 

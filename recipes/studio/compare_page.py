@@ -100,8 +100,8 @@ def page(studio: Studio) -> None:
                         texts = flat_prompts(names, len(names) * k)
                         with torch.no_grad():
                             judged = float(score(studio.judge, made.flatten(0, 1), texts).mean())
-                    row = [one.label, round(paid(one, result)), round(float(got.mean()), 4),
-                           round(judged, 4), round(result.costs["seconds"], 2)]  # fmt: skip
+                    row = [one.label, round(paid(one, result)), round(float(got.mean()), 3),
+                           round(judged, 3), round(result.costs["seconds"], 2)]  # fmt: skip
                     yield row, made[range(len(names)), got.argmax(1)]
 
             if studio.busy:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Steering", "page", "table"]
 
 CURVE = ["network calls a picture", "mean", "scale"]
-REDRAWN = 0.75
+REDRAWN = 1.0
 """Least seconds between two steps that are drawn: drawing takes the processor from the sampler."""
 
-PLOTTED = 4 * REDRAWN
+PLOTTED = 3 * REDRAWN
 """Least seconds between two drawings of the curve while the run goes on."""
 
 REWARD = "0.7*clip + 0.3*colour:name=red"
