@@ -90,7 +90,7 @@ class Search:
             t = times[run.k + 1]
             with plain(asked), torch.no_grad():
                 if stopped:
-                    here = run.at(run.flow.jump(here.x, here.t, t), t)
+                    here = run.at(here.jump(t), t)
                 else:
                     # a jump follows the last but one: all that it leads to are kept
                     width = self.width if run.k + 2 < run.count else None
@@ -110,9 +110,10 @@ class Search:
     ) -> State:
         """Return the rows that go on, at t, with what is known of them."""
         found = []
+        kernel.flow, potential = here.views()  # all candidates share a jump
         # a step to t = 1 re-noises nothing: all candidates would be one
         for _ in range(self.candidates if t < 1 else 1):
-            y, _ratio = kernel.propose(here.x, here.t, t, run.potential, 0.0, noise)
+            y, _ratio = kernel.propose(here.x, here.t, t, potential, 0.0, noise)
             found.append(run.at(y, t))
         if len(found) == 1 and (self.pick != "best" or width is None):
             return found[0]
