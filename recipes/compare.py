@@ -17,7 +17,7 @@ from recipes.compare_tune import tune as tune_entries
 from recipes.crew import Spread, crew_of
 from recipes.data import emoji
 from recipes.defaults import compared_prompts, judge_of, listed, own, reward_of
-from recipes.entries import Entry, entry, equal_calls
+from recipes.entries import Entry, entry, equal_calls, finals, paid
 from recipes.exact_tilt import exact_tilts
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import Asked, Dtype, asked_for, load_model, model_name, weights_of
@@ -29,7 +29,6 @@ from rewards.judge import EMBEDDED, Judge
 from steer.exact import GaussianMixture
 from steer.files import whole_folder
 from steer.flow import device_of, flat_prompts
-from steer.guidance.resampler import systematic
 from steer.reward import Reward, plain, score
 from steer.secrets import redacted
 from steer.tuning.statistics import features_of, pooled_pixels
@@ -200,12 +199,6 @@ def _size(row: Entry) -> int:
     return max(1, BATCH // row.particles)
 
 
-def _by_weight(log_w: Tensor, seed: int) -> Tensor:
-    """Return the particles (p, n) that are kept when each prompt's are resampled by weight."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([systematic(few, generator) for few in log_w]).to(log_w.device)
-
-
 class _Bench:
     """Samples and measures the units.
 
@@ -269,15 +262,8 @@ class _Bench:
             method(row.method), seed=unit.seed, position=unit.start,
             reward_prompts=asked.reward_prompts, progress=False, **row.options,
         )  # fmt: skip
-        made, scores = result.x if result.images is None else result.images, result.rewards
         n = len(asked.prompts)
-        if row.mean:
-            kept = _by_weight(result.log_w, unit.seed)
-            of = torch.arange(n, device=kept.device)[:, None]
-            made, scores = made[of, kept], scores[of, kept]
-        else:
-            best = torch.arange(n, device=result.best.device), result.best
-            made, scores = made[best][:, None], scores[best][:, None]
+        made, scores = finals(row, result, unit.seed)
         k = made.shape[1]
         flat = made.flatten(0, 1)
         if result.images is None:
@@ -292,11 +278,9 @@ class _Bench:
             tensors["judge"] = score(self.judge, flat, texts).reshape(n, k)
         if self.words:
             tensors["top1"] = self._top1(made, asked.questions, unit.seed)
-        each = 1 if row.mean else row.particles
-        probed = result.costs["temperature_nfe_per_prompt"]
-        nfe = each * result.nfe + probed * each / row.particles
         seconds = result.costs["seconds"] / (n * k)
-        return {name: t.float() for name, t in tensors.items()}, {"nfe": nfe, "seconds": seconds}
+        notes = {"nfe": paid(row, result), "seconds": seconds}
+        return {name: t.float() for name, t in tensors.items()}, notes
 
     def _top1(self, images: Tensor, texts: Sequence[str], seed: int) -> Tensor:
         """Return whether a picture's own label scores highest of 100 labels; NaN without one."""

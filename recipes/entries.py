@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import get_loader
+from torch import Tensor
 
+import steer
 from recipes.methods import (
     TEMPERED,
     method_options,
@@ -20,9 +23,10 @@ from recipes.methods import (
     tempered,
 )
 from steer.flow import FlowMap
+from steer.guidance.resampler import systematic
 from steer.names import unknown
 
-__all__ = ["Entry", "entry", "equal_calls"]
+__all__ = ["Entry", "entry", "equal_calls", "finals", "paid"]
 
 COUNTED = ("steps", "particles")
 KEPT = ("best", "all")
@@ -161,3 +165,36 @@ def equal_calls(
         if labels.count(label) > 1:
             raise ValueError(f"{label!r} is given twice: leave one out")
     return rows
+
+
+def finals(row: Entry, result: steer.Result, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the pictures (p, k, ...) that a row is judged by, and their rewards (p, k).
+
+    k is 1, the particle with the highest reward; or all of them, resampled by their weights, where
+    each is a final picture.
+
+    Args:
+        row: the entry that was sampled.
+        result: its samples; those of a model without pictures are taken as they are.
+        seed: seed of the resampling.
+    """
+    made, scores = result.x if result.images is None else result.images, result.rewards
+    if row.mean:
+        generator = torch.Generator().manual_seed(seed)
+        kept = torch.stack([systematic(few, generator) for few in result.log_w]).to(made.device)
+    else:
+        kept = result.best[:, None]
+    of = torch.arange(len(made), device=kept.device)[:, None]
+    return made[of, kept], scores[of, kept]
+
+
+def paid(row: Entry, result: steer.Result) -> float:
+    """Return the network calls that one of a row's final pictures took, by what was counted.
+
+    Args:
+        row: the entry that was sampled.
+        result: its samples.
+    """
+    n = result.rewards.shape[1]
+    each = 1 if row.mean else n
+    return each * result.nfe + result.costs["temperature_nfe_per_prompt"] * each / n

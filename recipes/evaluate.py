@@ -208,6 +208,7 @@ def evaluate(
     kernel: int = 200,
     breadth: int = 8,
     samples: int = 16,
+    overwrite: bool = False,
     devices: int = 1,
     num_nodes: int = 1,
 ) -> dict[str, Any]:
@@ -226,6 +227,7 @@ def evaluate(
         kernel: pictures for the kernel inception distance (KID), for each number of steps.
         breadth: prompts of each kind (from specific to broad) for the diversity.
         samples: pictures of each.
+        overwrite: delete what an interrupted run with other settings has finished.
         devices: processes on this machine, on the CPU; they divide the figures among them.
         num_nodes: number of machines, with a shared file system; SLURM or torchrun starts the
             processes.
@@ -242,7 +244,7 @@ def evaluate(
     with torch.no_grad():
         shape = flow.decode(torch.zeros(1, *flow.event_shape)).shape[1:]
     if flow.event_shape == (1, 28, 28):
-        return _evaluate_classes(model, flow, sizes, out, crew)
+        return _evaluate_classes(model, flow, sizes, out, overwrite, crew)
     emoji, judge = load_emoji(), Judge()
     if shape != emoji.images.shape[1:]:
         raise ValueError(
@@ -260,33 +262,39 @@ def evaluate(
         lambda: {"diversity": _diversity(flow, emoji, judge, real, breadth, samples)},
         lambda: _distances(flow, emoji, pictures, out),
     ]
-    metrics = _metrics(parts, {"model": str(model), "sizes": sizes}, out, crew)
+    metrics = _metrics(parts, {"model": str(model), "sizes": sizes}, out, overwrite, crew)
     if crew.first:
         show(metrics)
     return metrics
 
 
 def _evaluate_classes(
-    model: str, flow: FlowMap, sizes: dict[str, int], out: Path, crew: Crew
+    model: str, flow: FlowMap, sizes: dict[str, int], out: Path, overwrite: bool, crew: Crew
 ) -> dict[str, Any]:
     """Measure a model of Fashion-MNIST, and its posterior map where it has one."""
     out.mkdir(parents=True, exist_ok=True)
     folder, posterior = own("fashion").judge, None
     with suppress(ValueError, FileNotFoundError):  # a model without a posterior map
         posterior = load_posterior(model)
-    kernel = 5 * sizes["kernel"]  # the pictures are small
+    kernel = max(5 * sizes["kernel"], sizes["paths"])  # pictures are small
     parts = class_parts(
         flow, posterior, fashion_data.load(), Judge(folder), kernel, sizes["paths"], out
     )
-    head = {"model": str(model), "pictures": kernel, "data": "fashion"}
-    metrics = _metrics(parts, head, out, crew)
+    head = {
+        "model": str(model), "pictures": kernel, "paths": sizes["paths"], "data": "fashion",
+    }  # fmt: skip
+    metrics = _metrics(parts, head, out, overwrite, crew)
     if crew.first:
         show_classes(metrics)
     return metrics
 
 
 def _metrics(
-    parts: Sequence[Callable[[], dict[str, Any]]], metrics: dict[str, Any], out: Path, crew: Crew
+    parts: Sequence[Callable[[], dict[str, Any]]],
+    metrics: dict[str, Any],
+    out: Path,
+    overwrite: bool,
+    crew: Crew,
 ) -> dict[str, Any]:
     """Measure all parts, and write the figures to metrics.json.
 
@@ -297,7 +305,7 @@ def _metrics(
     began = time.perf_counter()
     names = [f"{i:03d}" for i in range(len(parts))]
     identity = {**metrics, "files": fingerprints(metrics["model"])}
-    with Partial(out, identity, True, console(), crew) as partial:
+    with Partial(out, identity, overwrite, console(), crew) as partial:
         left = crew.told(lambda: [name for name in names if not partial.has(name)])
         for name in track(crew.share(left), "measuring", console=console()):
             partial.add(name, {}, numbers(parts[int(name)]()))
@@ -306,9 +314,9 @@ def _metrics(
         crew.wait(lambda: all(partial.has(name) for name in names))
         for name in names:
             metrics |= partial.read(name)[1]
+        metrics["seconds"] = time.perf_counter() - began
+        write_atomically(out / "metrics.json", json.dumps(numbers(metrics), indent=1).encode())
         partial.drop()
-    metrics["seconds"] = time.perf_counter() - began
-    write_atomically(out / "metrics.json", json.dumps(numbers(metrics), indent=1).encode())
     return metrics
 
 

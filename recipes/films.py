@@ -7,6 +7,7 @@ from typing import Any
 
 import steer
 from recipes.partial import Partial
+from recipes.terminal import console
 from steer.film import Film, animation, filmstrip, movie
 
 __all__ = ["Reel", "files_of"]
@@ -65,4 +66,9 @@ def files_of(partial: Partial, titles: Sequence[str]) -> dict[str, bytes]:
     data = io.BytesIO()
     filmstrip(films).save(data, "PNG")
     files = {"film.gif": animation(films), "filmstrip.png": data.getvalue()}
-    return files | ({"film.mp4": movie(films)} if find_spec("av") else {})
+    if find_spec("av"):
+        try:
+            files["film.mp4"] = movie(films)
+        except RuntimeError as error:  # the run is finished, and its GIF is there
+            console().print(f"no film.mp4: {error}", soft_wrap=True)
+    return files

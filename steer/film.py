@@ -14,6 +14,7 @@ from steer.doors import as_flow
 from steer.files import expanded, write_atomically
 from steer.flow import device_of
 from steer.pictures import captioned_grid, save_picture, side_of
+from steer.ranges import above
 
 __all__ = ["Film", "Frame", "animation", "filmstrip", "movie"]
 
@@ -197,8 +198,9 @@ def animation(
         size: the side of a picture in pixels. Default: as in grids.
 
     Raises:
-        ValueError: a film without a frame.
+        ValueError: a film without a frame, a time that is not above zero.
     """
+    above("milliseconds", milliseconds)
     pages = _pages(films, size)
     # one palette for all pages, from the last and the first, so that constant pixels do not
     # flicker
@@ -224,9 +226,11 @@ def movie(films: Mapping[str, Film], milliseconds: int = 200, size: int | None =
         size: the side of a picture in pixels. Default: as in grids.
 
     Raises:
-        ValueError: a film without a frame.
+        ValueError: a film without a frame, a time that is not above zero.
+        RuntimeError: this PyAV has no encoder for H.264.
         ModuleNotFoundError: PyAV is not installed.
     """
+    above("milliseconds", milliseconds)
     try:
         import av
     except ModuleNotFoundError as error:
@@ -240,7 +244,13 @@ def movie(films: Mapping[str, Film], milliseconds: int = 200, size: int | None =
     # both sides have an even number of pixels, because colours have half the resolution
     sides = pages[0].width + pages[0].width % 2, pages[0].height + pages[0].height % 2
     with av.open(data, "w", format="mp4") as file:
-        stream = file.add_stream("libx264", Fraction(1000, milliseconds))
+        try:
+            stream = file.add_stream("libx264", Fraction(1000) / Fraction(milliseconds))
+        except (ValueError, av.FFmpegError) as error:
+            raise RuntimeError(
+                f"this PyAV cannot write H.264 ({error}): install PyAV's own wheel, pip install "
+                "av, or write a GIF"
+            ) from error
         stream.width, stream.height = sides
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
         for page in pages:

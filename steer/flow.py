@@ -155,6 +155,20 @@ class FlowMap(nn.Module):
         """
         return self.evaluations
 
+    def reuses(self, s: Time, t: Time) -> bool:
+        """Return whether `X(s,t,x)` follows from the network's one prediction at (x, s).
+
+        Then `X(s,t,x) = path.step(x, D, s, t)` and `b_s(x) = path.velocity(x, D, s)` with
+        `D = denoise(x, s)`, and `D = X(s,1,x)` if also `reuses(s, 1)`. A sampler that has
+        evaluated the reward at (x, s) then makes its step without another network call. This is
+        so for a velocity whose jump is one Euler step. Default: False, as for a two-time map.
+
+        Args:
+            s: start, a float or ().
+            t: end, likewise.
+        """
+        return False
+
     def derives(self, name: str) -> bool:
         """Return whether `denoise`, `score` or `log_prob` has no closed form here."""
         return getattr(type(self), name) is getattr(FlowMap, name)
@@ -235,6 +249,10 @@ class Wrapped(FlowMap):
     def calls(self, name: str, *times: Time) -> int:
         """Return the number of network evaluations of a call of the inner flow."""
         return self.flow.calls(name, *times)
+
+    def reuses(self, s: Time, t: Time) -> bool:
+        """Return what the flow inside says."""
+        return self.flow.reuses(s, t)
 
     def along(self, times: Sequence[float]) -> Self:
         """Return this wrapper around the inner flow for a run on these times."""

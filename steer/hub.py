@@ -5,6 +5,7 @@ uses the files that it started with, and needs no network. `hf download owner/na
 files.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,10 @@ _NAME = re.compile(
 )
 LORAS = ("adapter_config.json", "adapter_model.safetensors"), ("pytorch_lora_weights.safetensors",)
 """Files that identify a repository of adapters: peft's, diffusers'."""
+
+
+OF_THIS_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+"""Numbers of errors that the network has no part in."""
 
 
 class Named(NamedTuple):
@@ -116,7 +121,7 @@ def commit(name: Named, *files: str) -> str | None:
 
     try:
         return HfApi().model_info(name.repo, revision=name.revision, timeout=10).sha
-    except (*unreached(), ValueError):  # the loader reports what is wrong
+    except unreached(ValueError):  # what loads it says what is wrong
         return None
 
 
@@ -134,7 +139,7 @@ def file_of(name: Named, file: str) -> Path:
 
     try:
         return Path(hf_hub_download(name.repo, file, revision=name.revision))
-    except (*unreached(), ValueError) as error:
+    except unreached(ValueError) as error:
         chain = errors_of(error)
         missing = among(chain, errors.EntryNotFoundError)
         if missing and not among(chain, errors.LocalEntryNotFoundError):
@@ -167,7 +172,7 @@ def listing(name: Named) -> list[str]:
 
     try:
         return list(HfApi().list_repo_files(name.repo, revision=name.revision))
-    except (*unreached(), ValueError) as error:
+    except unreached(ValueError) as error:
         raise explained(error, name.repo, "the names of its files") from error
 
 
@@ -230,15 +235,18 @@ def _in_cache(name: Named) -> Path | None:
 # ------------------------------------------------------------------ what goes wrong
 
 
-def unreached() -> tuple[type[Exception], ...]:
-    """Return the errors with which huggingface_hub reports that something is not available.
+def unreached(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return the errors by which huggingface_hub says that something could not be had.
 
-    If its HTTP client is httpx, that client's errors are not `OSError`s.
+    Its HTTP client's are no `OSError` where that is httpx.
+
+    Args:
+        more: further errors to return with them.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
     clients = [kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"]
-    return OSError, *clients
+    return OSError, *clients, *more
 
 
 def page(repo: str) -> str:
@@ -271,6 +279,15 @@ def explained(error: Exception, repo: str, wanted: str | Sequence[str]) -> Excep
     from huggingface_hub import constants, errors
 
     chain = errors_of(error)
+    local = next((e for e in chain if isinstance(e, OSError) and e.errno in OF_THIS_MACHINE), None)
+    if local is not None:
+        return OSError(
+            local.errno,
+            f"{repo} could not be written into {constants.HF_HUB_CACHE} ({local.strerror}): make "
+            "room, or give another place by the environment variable HF_HOME",
+        )
+    if among(chain, errors.HFValidationError):
+        return ValueError(f"{repo!r} is not the name of a repository ({_first(error)})")
     if among(chain, errors.GatedRepoError):
         return ConnectionError(
             f"{repo} is gated: accept its licence at {page(repo)}, log in with `hf auth login`, "

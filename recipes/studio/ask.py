@@ -100,21 +100,28 @@ class Ask:
         """The method's own options."""
         return {k: v for k, v in self.options.items() if k not in BESIDE}
 
-    def settings(self, model: str, out: str) -> dict[str, Any]:
-        """Return the options of `steer sample` that make the same pictures."""
+    def settings(self, model: str, out: str, device: str | None = None) -> dict[str, Any]:
+        """Return the options of `steer sample` that make the same pictures.
+
+        Args:
+            model: its text.
+            out: the folder to write.
+            device: that the studio was started with, if it was with one.
+        """
         beside = {k: v for k, v in self.options.items() if k in BESIDE}
         prompt = self.prompts[0] if _is_text(self.prompts) else list(self.prompts)
         return {
             "model": model, "reward": self.reward, "prompt": prompt, "method": self.method,
             "particles": self.particles, "steps": self.steps, "seed": self.seed, **beside,
-            **({"options": self.own} if self.own else {}), "out": out,
+            **({"options": self.own} if self.own else {}),
+            **({} if device is None else {"device": device}), "out": out,
         }  # fmt: skip
 
-    def command(self, model: str, out: str) -> str:
-        """Return the command line that makes the same pictures."""
+    def command(self, model: str, out: str, device: str | None = None) -> str:
+        """Return the command line that makes the same pictures, see `settings`."""
         words = {
             name: value if isinstance(value, str) else _flow(value)
-            for name, value in self.settings(model, out).items()
+            for name, value in self.settings(model, out, device).items()
         }
         if not _is_text(self.prompts):  # all quoted, so that a prompt such as 1e3 is not a number
             words["prompt"] = json.dumps(self.prompts, ensure_ascii=False)
@@ -123,12 +130,13 @@ class Ask:
             for name, word in words.items()
         )
 
-    def python(self, model: str) -> str:
-        """Return the Python that makes the same pictures."""
+    def python(self, model: str, device: str | None = None) -> str:
+        """Return the Python that makes the same pictures, see `settings`."""
+        where = "" if device is None else f", device={device!r}"
         told = "".join(f", {name}={value!r}" for name, value in self.keywords.items())
         return (
             "import steer\n\n"
-            f"flow = steer.load({model!r})\n"
+            f"flow = steer.load({model!r}{where})\n"
             f"result = steer.sample(flow, {self.reward!r}, {list(self.prompts)!r}{told})\n"
         )
 

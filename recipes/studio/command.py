@@ -36,7 +36,8 @@ def studio(
         model: a name that `steer models` lists, a folder, a hub id, or file.py:Name.
         root: the only folder that the page may read and write.
         host: the address to listen at. Default: this machine alone. Others need a token, which is
-            printed, or is the environment variable FLOWSTEER_STUDIO_TOKEN.
+            printed, or is the environment variable FLOWSTEER_STUDIO_TOKEN. With that variable set
+            it is needed on this machine too, as behind a reverse proxy.
         port: the port.
         allow_files: whether a reward may be a file of code, a module, a picture or a server. Who
             may open the page can then run code as you.
@@ -44,9 +45,9 @@ def studio(
     """
     import uvicorn
 
-    token = None
-    if not is_loopback(host):
-        token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
+    token = os.environ.get(TOKEN) or None
+    if token is None and not is_loopback(host):
+        token = secrets.token_urlsafe(24)
     state = Studio(model, Path(root), allow_files, device)
     app = application(state, host, token)
     address = f"http://{host}:{port}/" + (f"?token={token}" if token else "")

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import steer
+from recipes.studio.jobs import NO_PICTURES
 from recipes.studio.places import inside_quietly
 from steer.adapters.store import WEIGHTS, load_adapters
 from steer.flow import FlowMap
@@ -103,7 +104,8 @@ def scales_of(
         made = steer.sample(
             tuned.at(scale), reward, [prompt], PICTURES, STEPS, "none", seed=0, progress=False
         )
-        assert made.images is not None
+        if made.images is None:
+            raise ValueError(NO_PICTURES)
         images = [to_pil(image) for image in made.images.flatten(0, 1)]
         yield AtScale(scale, images, made.rewards.flatten().tolist(), entry)
 

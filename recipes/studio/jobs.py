@@ -26,6 +26,12 @@ AHEAD = 4
 """Maximum number of steps that the sampler is ahead of the page, and keeps on its device."""
 
 
+NO_PICTURES = (
+    "the samples of this model are no pictures, and this page shows pictures: use `steer sample`, "
+    "or start the studio with another model"
+)
+
+
 class Seen(NamedTuple):
     """A population after a step, with tensors that are no longer modified.
 
@@ -106,7 +112,7 @@ class Job:
         self._free = threading.Event()
         self._free.set()
         self._keep: list[int] | None = None
-        self._stop = False
+        self._stop = self._waits = False
         self._unjudged: list[tuple[float, Tensor, list[str]]] = []
         self.touched = False
         self.finished = False
@@ -131,9 +137,12 @@ class Job:
         """Continue, with only the given particles (their indices in the strip) if there are any.
 
         Raises:
-            ValueError: the run is over.
+            ValueError: the run is over; or particles are chosen while it is not paused, so that
+                those in the strip may be others by now.
         """
         self._going()
+        if keep and not self._waits:
+            raise ValueError("press Pause first: what is kept is chosen while the run is paused")
         self._keep = None if not keep else sorted(set(keep))
         self._free.set()
 
@@ -164,7 +173,8 @@ class Job:
             self.flow, self.reward, list(self.ask.prompts), self.ask.particles, self.ask.steps,
             "none", seed=self.ask.seed, progress=False,
         )  # fmt: skip
-        assert made.images is not None
+        if made.images is None:
+            raise ValueError(NO_PICTURES)
         return [to_pil(x) for x in made.images.flatten(0, 1)]
 
     def work(self) -> None:
@@ -200,9 +210,11 @@ class Job:
                     return
             self.seconds.append(time.perf_counter() - before)  # including the wait for the page
             self.events.put(("step", _seen(population, made)))
-            if self.paused and population.time < 1:  # not after the end
+            if self.paused and population.time < 1:  # what has ended cannot go on from some
+                self._waits = True
                 self.events.put(("paused", None))
                 self._free.wait()
+                self._waits = False
             if self.ended.is_set():
                 return
             if self._keep is not None:

@@ -28,9 +28,15 @@ def heat(image: Tensor, gradient: Tensor) -> Image.Image:
 
 
 def looked_at(
-    reward: Reward, files: Sequence[str], prompt: str
+    reward: Reward, files: Sequence[str], prompt: str, device: torch.device | None = None
 ) -> list[tuple[str, float, Image.Image, Image.Image | None]]:
     """Score pictures -> (name, score, picture, its gradient as a heat map or None) of each.
+
+    Args:
+        reward: what scores.
+        files: pictures.
+        prompt: what it is asked, if anything.
+        device: where the reward is.
 
     Raises:
         ValueError: no pictures, or a file that is not a picture.
@@ -41,9 +47,9 @@ def looked_at(
     for name in files:
         try:
             image = Image.open(name).convert("RGB")
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(f"{Path(name).name} is no picture that can be read") from error
-        x = (pil_to_tensor(image).float() / 255)[None]
+        x = (pil_to_tensor(image).float() / 255)[None].to(device)
         asked = [prompt] if prompt.strip() else None
         if not reward.differentiable:
             with torch.no_grad():
@@ -53,7 +59,7 @@ def looked_at(
         x.requires_grad_()
         value = score(reward, x, asked)
         (gradient,) = torch.autograd.grad(value.sum(), x)
-        picture = heat(x[0].detach(), gradient[0])
+        picture = heat(x[0].detach().cpu(), gradient[0].cpu())
         found.append((Path(name).name, float(value.detach()), image, picture))
     return found
 

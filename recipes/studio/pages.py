@@ -19,7 +19,13 @@ CSS = """
 .drawn img {max-width: min(100%, 640px); margin: auto}
 @media (max-width: 500px) {
   .pictures .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}
-  #compare-table th *, #compare-table td * {font-size: .66rem !important; padding: 1px}
+  #compare-table th *, #compare-table .body-cell * {
+    font-size: .62rem !important; padding: 0 !important
+  }
+  #compare-table th, #compare-table .body-cell {padding: 6px 2px !important}
+  #compare-table th *, #compare-table .body-cell:not(:first-child) * {
+    white-space: nowrap !important
+  }
 }
 .pictures .caption-label {white-space: normal; max-width: 96%; font-size: .75rem; padding: 1px 5px}
 .beside:not(:has(p)), #loading:not(:has(p)) {display: none}

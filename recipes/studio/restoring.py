@@ -17,19 +17,18 @@ DEFAULTS = {"particles": 4, "steps": 16, "seed": 0}
 """Defaults of `steer sample` for settings that are not in the config."""
 
 ELSEWHERE = {
-    "out", "overwrite", "unguided", "keep", "film", "batch_size", "device", "devices",
-    "num_nodes", "spread", "compile",
+    "out", "overwrite", "unguided", "keep", "film", "batch_size", "devices", "num_nodes", "spread",
 }  # fmt: skip
 """Settings that do not change the pictures."""
 
 WITHOUT = {
     "lora", "lora_scale", "reward_prompt", "cfg", "negative_prompt", "init_image", "init_time",
-    "dtype", "model_options",
+    "dtype", "model_options", "compile", "device",
 }  # fmt: skip
 """Settings that change the pictures and have no field on the page."""
 
-PLAIN = {"init_by": "noise", "on_bad_reward": "stop", "model_options": {}}
-"""Settings that change nothing if they have these values."""
+PLAIN = {"init_by": "noise", "on_bad_reward": "stop", "model_options": {}, "compile": False}
+"""Settings that change nothing at these values."""
 
 
 class Restored(NamedTuple):
@@ -56,13 +55,14 @@ class Restored(NamedTuple):
         return "Steer makes these pictures again"
 
 
-def restored(root: Path, folder: Path, model: str) -> Restored:
-    """Read the config.yaml of a run that `steer sample` or the studio wrote.
+def restored(root: Path, folder: Path, model: str, device: str | None = None) -> Restored:
+    """Read the config.yaml of a run of `steer sample`, or of one that the studio saved.
 
     Args:
-        root: the folder outside of which nothing is read.
-        folder: folder of the run.
-        model: the page's model.
+        root: nothing outside of it is read.
+        folder: the run's.
+        model: the page's own.
+        device: likewise.
 
     Raises:
         ValueError: the file cannot be read, or the run was made with another model.
@@ -82,7 +82,10 @@ def restored(root: Path, folder: Path, model: str) -> Restored:
             f"{folder.name} was made with the model {read.get('model')!r}, and this page has "
             f"{model!r}: start `steer studio --model {read.get('model')}`"
         )
-    found = {k: v for k, v in read.items() if k not in ELSEWHERE and PLAIN.get(k, ...) != v}
+    usual = {**PLAIN, "device": device}
+    found = {k: v for k, v in read.items() if k not in ELSEWHERE and usual.get(k, ...) != v}
+    if device is not None and "device" not in read:
+        found["device"] = None
     lost = {k: found.pop(k) for k in sorted(WITHOUT & found.keys())}
     own = found.pop("options", {})
     found.pop("model", None)
@@ -109,10 +112,15 @@ def restored(root: Path, folder: Path, model: str) -> Restored:
 
 
 def _scored(root: Path, folder: Path) -> tuple[list[str], list[str]]:
-    """Return the prompts of a run, and its reward's prompts, from its scores.jsonl."""
-    rows = [json.loads(line) for line in _text(root, folder / "scores.jsonl").splitlines()]
-    first = [row for row in rows if row.get("particle") == 0]
-    return [row["prompt"] for row in first], [row["reward_prompt"] for row in first]
+    """Return the prompts of a run, and what its reward was asked, of its scores.jsonl."""
+    lines = _text(root, folder / "scores.jsonl").splitlines()
+    try:
+        first = [row for row in map(json.loads, lines) if row.get("particle") == 0]
+        return [row["prompt"] for row in first], [row["reward_prompt"] for row in first]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{folder.name}/scores.jsonl is damaged, and the prompts of this run are in it alone"
+        ) from error
 
 
 def _text(root: Path, file: Path) -> str:
@@ -126,6 +134,6 @@ def shown_of(root: Path, folder: Path) -> list[tuple[Path, str]]:
     try:
         rows = [json.loads(line) for line in _text(root, folder / "scores.jsonl").splitlines()]
         named = [(folder / row["image"], f"{row['reward']:.4g}") for row in rows if row["image"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return []
     return [(f, caption) for f, caption in named if f.is_file() and inside_quietly(root, f)]

@@ -77,7 +77,7 @@ def page(
         place = inside(studio.root, name)
         if _there(studio.root, place / "run.json"):
             return *[gr.skip()] * (len(outputs) - 2), name, gr.Tabs(selected="tune"), ""
-        found = restored(studio.root, place, studio.model)
+        found = restored(studio.root, place, studio.model, studio.device)
         ask = found.ask
         note = f"opened {name}: {found.note}"
         return (

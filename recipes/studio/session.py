@@ -50,7 +50,7 @@ class Studio:
         self.jobs: dict[str, Job] = {}
         self._turn = threading.Lock()
         self._at_work: Job | None = None
-        self._halts: dict[str, threading.Event] = {}
+        self._halts: dict[tuple[str, str], threading.Event] = {}
         self._rewards: dict[str, Reward] = {}
 
     def _load(self) -> "tuple[FlowMap, Reward | None]":
@@ -87,6 +87,21 @@ class Studio:
             self._rewards[text] = rewards.load(text).to(device_of(self.flow))
         return self._rewards[text]
 
+    def fresh(self, text: str) -> "Reward":
+        """Return a reward for one run: one that learns a scale has none of an earlier run's.
+
+        Raises:
+            ValueError: as `reward` says.
+        """
+        known = self.reward(text)
+        import rewards
+        from steer.flow import device_of
+        from steer.reward import learners
+
+        if not learners(known):
+            return known
+        return rewards.load(text.strip()).to(device_of(self.flow))
+
     def cost(self, ask: Ask) -> str:
         """Return the cost of a run, in one line.
 
@@ -118,8 +133,8 @@ class Studio:
         self.loading.get()
         from recipes.studio.jobs import Job
 
-        job = Job(self.flow, self.reward(ask.reward), ask, self.judge)
-        self.end(tab)
+        job = Job(self.flow, self.fresh(ask.reward), ask, self.judge)
+        self._end_job(tab)
         self.jobs[tab] = job
         try:
             while not self._turn.acquire(timeout=0.5):
@@ -157,9 +172,13 @@ class Studio:
         job = self._at_work
         return (PAUSED if job is not None and job.paused else WAITING) * self._turn.locked()
 
-    def begun(self, tab: str) -> threading.Event:
-        """Return an event that `halt` sets when a tab no longer needs the work that it starts."""
-        ended = self._halts[tab] = threading.Event()
+    def begun(self, tab: str, page: str) -> threading.Event:
+        """Return an event that is set when a tab wants no more of what it begins on a page.
+
+        What it began there before is ended.
+        """
+        self.halt(tab, page)
+        ended = self._halts[tab, page] = threading.Event()
         return ended
 
     def in_turn(
@@ -186,10 +205,11 @@ class Studio:
                 self._turn.release()
             yield one
 
-    def halt(self, tab: str) -> None:
-        """Signal that a tab no longer needs the work for which it has a turn."""
-        if tab in self._halts:
-            self._halts[tab].set()
+    def halt(self, tab: str, page: str | None = None) -> None:
+        """Say that a tab wants no more of what it began on a page, or on any."""
+        for key in list(self._halts):
+            if key[0] == tab and page in (None, key[1]):
+                self._halts.pop(key).set()
 
     def job(self, tab: str) -> "Job":
         """Return a tab's job.
@@ -202,15 +222,18 @@ class Studio:
         return self.jobs[tab]
 
     def end(self, tab: str) -> None:
-        """End a tab's job, if it has one."""
+        """End what a tab has begun on all pages, if there is something."""
         self.halt(tab)
+        self._end_job(tab)
+
+    def _end_job(self, tab: str) -> None:
         job = self.jobs.pop(tab, None)
         if job is not None:
             job.end()
 
     def close(self) -> None:
-        """End all runs, and wait until the sampler has released the network."""
-        for tab in list(self.jobs):
+        """End every run, and wait until the sampler has let go of the network."""
+        for tab in [*self.jobs, *(tab for tab, _ in self._halts)]:
             self.end(tab)
         if self._turn.acquire(timeout=30):
             self._turn.release()
@@ -237,10 +260,12 @@ class Studio:
         from steer.sampling.result import save_result
 
         place = inside(self.root, name)
-        settings = job.ask.settings(self.model, f"{place}-again")
+        settings = job.ask.settings(self.model, f"{place}-again", self.device)
         note = TOUCHED * job.touched
         files = {
             "config.yaml": note + config_text(settings_of(settings)),
-            "command.txt": job.ask.command(self.model, f"{place}-again") + "\n" + note,
+            "command.txt": job.ask.command(self.model, f"{place}-again", self.device)
+            + "\n"
+            + note,
         }
         return save_result(result, place, files=files)

@@ -1,6 +1,7 @@
 """Display of pictures and errors on the page."""
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from html import escape
@@ -11,8 +12,11 @@ from PIL import Image
 
 __all__ = ["FAULTS", "crisp", "gallery", "heard", "said", "title"]
 
-FAULTS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
-"""Errors whose message the library wrote for users."""
+FAULTS = Exception
+"""What a page shows beside what caused it, instead of gradio's own notice."""
+
+SENTENCES = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
+"""Errors by which the library refuses something; their message is enough."""
 
 SIDE = 192
 """Small pictures are shown at a multiple of their size with at least this many pixels per side."""
@@ -46,8 +50,15 @@ def gallery(text: str, name: str, **more: Any) -> gr.Gallery:
 
 
 def said(error: Exception | str) -> str:
-    """Return the message of an error for the page, as the library wrote it."""
-    return f"<span class='said'>{escape(str(error))}</span>"
+    """Return an error as the page shows it: the library's own sentence.
+
+    Any other error is shown with its kind, and its traceback is logged.
+    """
+    text = str(error)
+    if isinstance(error, Exception) and not isinstance(error, SENTENCES):
+        logging.getLogger(__name__).error("unexpected error", exc_info=error)
+        text = f"{type(error).__name__}: {text}"
+    return f"<span class='said'>{escape(text)}</span>"
 
 
 def heard(f: Callable[..., Any], empty: int) -> Callable[..., Any]:

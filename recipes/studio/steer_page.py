@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["Steering", "page", "table"]
 
 CURVE = ["network calls a picture", "mean", "scale"]
-REDRAWN = 0.75
-"""Minimum seconds between two drawn steps: drawing takes processor time from the sampler."""
+REDRAWN = 1.0
+"""Least seconds between two steps that are drawn: drawing takes the processor from the sampler."""
 
-PLOTTED = 4 * REDRAWN
-"""Minimum seconds between two drawings of the curve during a run."""
+PLOTTED = 3 * REDRAWN
+"""Least seconds between two drawings of the curve while the run goes on."""
 
 REWARD = "0.7*clip + 0.3*colour:name=red"
 
@@ -129,7 +129,8 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
         try:
             ask = Ask.of(*given)
             out = f"{studio.root.name}/steered"
-            texts = ask.command(studio.model, out), ask.python(studio.model)
+            place = studio.device
+            texts = ask.command(studio.model, out, place), ask.python(studio.model, place)
             first: list[Image.Image] = []
             curve: list[dict[str, Any]] = []
             tab, drawn, plotted = str(request.session_hash), 0.0, 0.0

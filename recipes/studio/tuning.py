@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Tunings", "readings"]
+__all__ = ["READINGS", "Tunings", "readings"]
+
+READINGS = "readings.jsonl"
+"""A run's checks, a line each."""
 
 
 class Tunings:
@@ -26,12 +29,14 @@ class Tunings:
         """Start `steer finetune`, or resume it: the same command continues an interrupted run.
 
         Raises:
-            ValueError: a run of this folder, or any other run, is in progress.
+            ValueError: a run of this folder is at work, or any other; its log is a link.
         """
         if any(self.running(other) for other in self._of):
             raise ValueError("a tuning run is at work already: stop it first, or wait")
-        words = [str(w) for name, value in options.items() for w in (f"--{name}", value)]
+        words = [f"--{name}={value}" for name, value in options.items()]
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if self.log(folder).is_symlink():
+            raise ValueError(f"{self.log(folder)} is a link, and is not written to: remove it")
         with self.log(folder).open("wb") as log:
             self._of[folder] = subprocess.Popen(
                 [sys.executable, "-m", "recipes.cli", "finetune", *words, "--out", str(folder)],
@@ -71,7 +76,8 @@ class Tunings:
 
 def readings(folder: Path) -> list[dict[str, Any]]:
     """Return the checks of a run so far, step by step."""
-    file = folder / "readings.jsonl"
+    file = folder / READINGS
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+    whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # the last may be unfinished
+    return [json.loads(line) for line in whole.splitlines() if line.strip()]

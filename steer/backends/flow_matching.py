@@ -81,6 +81,10 @@ class RectifiedUNet(PipelineFlow):
         """Return `X(s,t,x)`, (n, *event)."""
         return super().jump(x, self._begun(s), self._begun(t))
 
+    def reuses(self, s: Time, t: Time) -> bool:
+        """Return whether the jump begins where the schedule does, or later."""
+        return super().reuses(s, t) and float(s) >= self.first
+
     def network_time(self, t: Tensor) -> Tensor:
         """Return the training step."""
         step = super().network_time(t)

@@ -180,7 +180,7 @@ def _modular(diffusers: Any, name: str, dtype: torch.dtype, **options: Any) -> A
     blocks = diffusers.ModularPipeline.from_pretrained(name, **options).blocks
     blocks.sub_blocks.pop("prompt_upsampler", None)
     pipe = blocks.init_pipeline(name, **options)
-    pipe.load_components(dtype=dtype)
+    pipe.load_components(dtype=dtype, use_safetensors=True)
     return pipe
 
 

@@ -164,6 +164,10 @@ class StableDiffusion(PipelineFlow):
         out = self._seen(x, scale, step)
         return _for_rows(of_x, x) * x + _for_rows(of_out, x) * out
 
+    def reuses(self, s: Time, t: Time) -> bool:
+        """Return whether the jump begins where the denoiser is given the state, and no noise."""
+        return super().reuses(s, t) and float(s) >= self.start
+
     def _once(self, formula: Callable[..., tuple[Tensor, ...]], *times: Time) -> Sequence[Number]:
         """Return a formula's values at these times; a single time gives cached numbers."""
         given = [as_time(t) for t in times]

@@ -81,6 +81,10 @@ class PipelineFlow(Conditioned):
         gap = like(as_time(t) - as_time(s), x)
         return x + gap * (self.sign * self.predict(x, s, t))
 
+    def reuses(self, s: Time, t: Time) -> bool:
+        """Return whether the denoiser is not told where a jump ends."""
+        return self.kind != "two-time"
+
     def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return `v(x,s,t)`, the denoiser's, (n, *event); of a velocity model `b_s(x)`."""
         return self.sign * self.predict(x, s, t)

@@ -109,15 +109,17 @@ def by_block(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _wrapped(blocks: nn.Module) -> Iterator[None]:
-    """Wrap each block so that it is recomputed."""
-    held = list(blocks.children())
+    """Let each of some blocks compute itself again."""
+    held = [(block, vars(block).get("forward")) for block in blocks.children()]
     try:
-        for block in held:
+        for block, _ in held:
             block.forward = partial(_block, block.forward, block)
         yield
     finally:
-        for block in held:
+        for block, own in held:
             del block.forward
+            if own is not None:  # hooks of others put one there
+                block.forward = own
 
 
 def _block(forward: Callable[..., Tensor], block: nn.Module, *args: Any, **kwargs: Any) -> Tensor:

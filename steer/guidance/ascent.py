@@ -165,7 +165,7 @@ class FlowMapControl:
         while run.k + 1 < len(times):
             t = times[run.k + 1]
             with plain(asked), torch.no_grad():
-                x = self._step(here, t) if here.t in guided else run.flow.jump(here.x, here.t, t)
+                x = self._step(here, t) if here.t in guided else here.jump(t)
                 here = run.at(x, t)
                 population = self._population(run, here)
             run.k += 1
@@ -180,9 +180,9 @@ class FlowMapControl:
                 )
 
     def _step(self, here: State, t: float) -> Tensor:
-        y = here.flow.jump(here.x, here.t, t)
         gradient = here.evaluation(derivatives=True).gradient
         assert gradient is not None
+        y = here.jump(t)
         return y + like(self.scale * row_norm(y - here.x), here.x) * direction(gradient)
 
     def _population(self, run: Ascent, here: State) -> Population:

@@ -41,6 +41,10 @@ class _Wrapper(Potential):
         """The modules that the inner potential calls."""
         return self.potential.asked
 
+    def predicts(self, t: float) -> bool:
+        """Return what the potential inside says."""
+        return self.potential.predicts(t)
+
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Evaluate the inner potential, and change its gradient."""
         seen = self.potential.evaluate(x, t, derivatives)

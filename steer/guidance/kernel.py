@@ -83,7 +83,7 @@ def _clipped(shift: Tensor, bound: float) -> Tensor:
 def _shifted(
     mean: Tensor,
     variance: float,
-    gradient: Callable[[], Tensor],
+    gradient: Tensor | None,
     scale: float,
     clip: float | None,
     noise: Noise,
@@ -93,9 +93,9 @@ def _shifted(
         return mean, torch.zeros_like(_dot(mean[:, :1], mean[:, :1]))
     z = noise.normal(mean.shape[1:]).to(mean)
     sigma = math.sqrt(variance)
-    if scale == 0:
+    if scale == 0 or gradient is None:
         return mean + sigma * z, torch.zeros_like(_dot(z[:, :1], z[:, :1]))
-    shift = scale * (variance / 2) * gradient()
+    shift = scale * (variance / 2) * gradient
     if clip is not None:
         shift = _clipped(shift, clip * math.sqrt(variance * mean[0].numel()))
     log_ratio = -(_dot(shift, shift) + 2 * sigma * _dot(shift, z)) / (2 * variance)
@@ -130,10 +130,10 @@ class Jump(Kernel):
         """Return (x', log-ratio): one jump, and the gradient at (x, s) if scale is not 0."""
         u = t + self.churn * (1 - t)
         k, variance = (float(c) for c in self.flow.path.renoise(u, t))
+        # the gradient first: a jump may follow from what it asked of the network
+        gradient = potential.gradient(x, s)[1] if scale and variance > 0 else None
         y = self.flow.jump(x, s, u)
-        return _shifted(
-            k * y, variance, lambda: potential.gradient(x, s)[1], scale, self.clip, noise
-        )
+        return _shifted(k * y, variance, gradient, scale, self.clip, noise)
 
 
 class Sde(Kernel):
@@ -174,13 +174,14 @@ class Sde(Kernel):
             raise ValueError(
                 f"the noise of the SDE is {eps} at t = {s}: it must be finite and not negative"
             )
+        gradient = potential.gradient(x, s)[1] if scale and eps > 0 else None
         drift = self.flow.velocity(x, s)
         if eps > 0:
             drift = drift + eps * self.flow.score(x, s)
         return _shifted(
             x + h * drift,
             2 * eps * h,
-            lambda: potential.gradient(x, s)[1],
+            gradient,
             scale,
             self.clip,
             noise,

@@ -93,6 +93,13 @@ class Potential(ABC):
         """The modules that it calls, which a run keeps in evaluation mode. Default: none."""
         return ()
 
+    def predicts(self, t: float) -> bool:
+        """Return whether an evaluation's `clean` at t is the network's one prediction there.
+
+        See `FlowMap.reuses`. Default: False.
+        """
+        return False
+
     @abstractmethod
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Evaluate `r_t` at x (n, *event), with its gradient if `derivatives`.
@@ -299,6 +306,10 @@ class Lookahead(Viewed):
     def _total(self, slope: Tensor) -> Tensor | None:
         return slope
 
+    def predicts(self, t: float) -> bool:
+        """Return whether the lookahead is one step of one prediction."""
+        return self.steps == 1 and self.flow.reuses(t, 1.0)
+
 
 class Denoised(Viewed):
     """`r_t(x) = g(t) R(E[x_1 | x_t = x])`, theory (4, 17).
@@ -308,6 +319,10 @@ class Denoised(Viewed):
 
     def _view(self, x: Tensor, t: Tensor) -> Tensor:
         return self.flow.denoise(x, t)
+
+    def predicts(self, t: float) -> bool:
+        """Return True: the denoiser is the prediction, where a flow reuses it at all."""
+        return True
 
     def _time_to_differentiate(self, t: Tensor, x: Tensor) -> Tensor:
         return row_times(t.detach(), x, x.dtype).clone().requires_grad_()

@@ -91,7 +91,7 @@ class Search:
             t = times[run.k + 1]
             with plain(asked), torch.no_grad():
                 if stopped:
-                    here = run.at(run.flow.jump(here.x, here.t, t), t)
+                    here = run.at(here.jump(t), t)
                 else:
                     # the last but one step is followed by a jump, so all n are kept
                     width = self.width if run.k + 2 < run.count else None
@@ -111,9 +111,10 @@ class Search:
     ) -> State:
         """Return the kept rows at t, with the values that are known for them."""
         found = []
-        # a step to t = 1 adds no noise, so all candidates would be equal
+        kernel.flow, potential = here.views()  # all candidates share a jump
+        # a step to t = 1 re-noises nothing: all candidates would be one
         for _ in range(self.candidates if t < 1 else 1):
-            y, _ratio = kernel.propose(here.x, here.t, t, run.potential, 0.0, noise)
+            y, _ratio = kernel.propose(here.x, here.t, t, potential, 0.0, noise)
             found.append(run.at(y, t))
         if len(found) == 1 and (self.pick != "best" or width is None):
             return found[0]

@@ -56,6 +56,7 @@ class State:
         self._seen: Evaluation | None = None
         self._velocity: Tensor | None = None
         self._score: Tensor | None = None
+        self._jump: tuple[float, Tensor] | None = None
 
     def at(self, x: Tensor, t: float) -> "State":
         """Return other rows, for which nothing has been computed yet."""
@@ -76,8 +77,35 @@ class State:
     def velocity(self) -> Tensor:
         """`b_t(x)`, (n, *event)."""
         if self._velocity is None:
-            self._velocity = self.flow.velocity(self.x, self.t)
+            d = self._prediction(self.t) if self.t < 1 else None
+            if d is None:
+                self._velocity = self.flow.velocity(self.x, self.t)
+            else:
+                self._velocity = self.flow.path.velocity(self.x, d, self.t)
         return self._velocity
+
+    def jump(self, t: float) -> Tensor:
+        """Return `X(s,t,x)`, computed once.
+
+        It takes no network call if an evaluation has made the only one that is needed.
+        """
+        if self._jump is not None and self._jump[0] == float(t):
+            return self._jump[1]
+        d = self._prediction(t)
+        if d is None:
+            y = self.flow.jump(self.x, self.t, t)
+        else:
+            y = self.flow.path.step(self.x, d, self.t, t)
+        self._jump = float(t), y
+        return y
+
+    def _prediction(self, t: float) -> Tensor | None:
+        """Return the prediction of the data from which a jump to t follows, if it is known."""
+        seen = self._seen
+        if seen is None or seen.clean is None:
+            return None
+        known = self.potential.predicts(self.t) and self.flow.reuses(self.t, t)
+        return seen.clean if known else None
 
     @property
     def score(self) -> Tensor:
@@ -144,9 +172,12 @@ class KnownFlow(Wrapped):
         self._state = state
 
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
-        """Return the state's velocity for its own rows, else that of the flow."""
-        if name == "velocity" and self._state.is_of(x, times[0]):
+        """Return the state's velocity or jump for its own rows, else that of the flow."""
+        known = name in ("velocity", "jump") and self._state.is_of(x, times[0])
+        if known and name == "velocity":
             return self._state.velocity
+        if known and not isinstance(times[1], Tensor):
+            return self._state.jump(times[1])
         return super().call(name, x, *times)
 
     def around(self, flow: FlowMap) -> Any:
@@ -167,6 +198,9 @@ class _KnownPotential(Potential):
         self.temperature, self.prompts = inner.temperature, inner.prompts
         self.differentiable = inner.differentiable
         self.noted: tuple[Tensor, Time, Evaluation] | None = None
+
+    def predicts(self, t: float) -> bool:
+        return self._state.potential.predicts(t)
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         if self._state.is_of(x, t):
@@ -202,6 +236,10 @@ class BatchedPotential(Potential):
         self.drop = drop
         self.count, self.prompts = prompts, potential.prompts
         self.differentiable, self.temperature = potential.differentiable, potential.temperature
+
+    def predicts(self, t: float) -> bool:
+        """Return what the potential says."""
+        return self.potential.predicts(t)
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Evaluate part by part."""

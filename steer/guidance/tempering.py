@@ -91,6 +91,10 @@ class Tempered(Potential):
         self.g = torch.zeros(prompts, dtype=kind, device=device)
         self._last: tuple[Tensor, float, Evaluation] | None = None
 
+    def predicts(self, t: float) -> bool:
+        """Return what the potential inside says."""
+        return self.potential.predicts(t)
+
     def whole(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Return the evaluation at g = 1."""
         last = self._last

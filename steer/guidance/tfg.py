@@ -225,8 +225,8 @@ class TrainingFree:
         """Return the rows at t, and the evaluation at s."""
         for turn in range(self.recur):
             here = run.at(x, s)
-            y = run.flow.jump(x, s, t)
             seen = here.evaluation(derivatives=self.rho > 0)
+            y = here.jump(t)
             push = self._through(here, s, t, y - x) if self.rho else torch.zeros_like(x)
             if self.mu:
                 push = push + self._clean(run, here, s, t, row_norm(y - x) / (t - s))

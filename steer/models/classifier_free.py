@@ -53,6 +53,10 @@ class ClassifierFree(Wrapped):
         """Return the number of network evaluations of both flows' calls."""
         return self.flow.calls(name, *times) + self.plain.calls(name, *times)
 
+    def reuses(self, s: Time, t: Time) -> bool:
+        """Return whether both flows do: their steps are mixed as their predictions are."""
+        return self.flow.reuses(s, t) and self.plain.reuses(s, t)
+
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
         """Return the mixed velocity or jump."""
         c, u = (getattr(flow, name)(x, *times) for flow in (self.flow, self.plain))

@@ -48,6 +48,10 @@ class SecondTimed(Wrapped):
         now, target = 1 - row_times(s, x), 1 - row_times(t, x)
         return self.second_time.told(self.flow.denoiser, now, target)
 
+    def reuses(self, s: Time, t: Time) -> bool:
+        """Return False: a jump knows its end."""
+        return False
+
     def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return v(x, s, t), (n, *event)."""
         with self._told(x, s, t):

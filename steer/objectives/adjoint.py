@@ -61,6 +61,8 @@ class Adjoint(Objective):
         ValueError: an option out of its range; the message says what it may be.
     """
 
+    per_call = False
+
     def __init__(
         self,
         steps: int = 16,

@@ -56,6 +56,8 @@ class Amortise(Objective):
 
     uneven = True  # the process that first gets a prompt computes its guidance
 
+    per_call = False
+
     def __init__(
         self,
         method: str = "split",

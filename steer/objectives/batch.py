@@ -126,13 +126,15 @@ class Objective(nn.Module):
         group: rows of each prompt in a batch.
         uneven: whether processes make different numbers of network calls, depending on their
             prompts: then the base cannot be split over them.
-        per_call: whether the loss depends, a little, on which rows are in one call.
+        per_call: whether the loss depends, a little, on which rows are in one call. False: it is
+            a mean over rows (or groups), so that a call for which the memory is too small may be
+            made in parts. None: the objective does not say, and its calls are not made in parts.
     """
 
     differentiable: bool = True
     group: int = 1
     uneven: bool = False
-    per_call: bool = False
+    per_call: bool | None = None
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -62,6 +62,8 @@ class Direct(Objective):
             the adapters.
     """
 
+    per_call = False
+
     def __init__(
         self,
         jumps: Sequence[int] = (1, 2, 4),
@@ -136,6 +138,8 @@ class Draft(Objective):
         last: how many of them have a gradient.
         anchor: weight of `½ ∫ |v_θ - v_b|² dt` over the steps that have a gradient.
     """
+
+    per_call = False
 
     def __init__(self, steps: int = 8, last: int = 1, anchor: float = 0.0) -> None:
         super().__init__()

@@ -43,6 +43,9 @@ class _Stub(FlowMap):
     def calls(self, name: str, *times: Time) -> int:
         return 1 if self.like is None else self.like.calls(name, *times)
 
+    def reuses(self, s: Time, t: Time) -> bool:
+        return self.like is not None and self.like.reuses(s, t)
+
     def derives(self, name: str) -> bool:
         return True if self.like is None else self.like.derives(name)
 

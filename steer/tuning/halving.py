@@ -19,7 +19,7 @@ from steer.batches import too_large
 from steer.objectives.batch import Objective
 from steer.reward import learners
 
-__all__ = ["Halving"]
+__all__ = ["Halving", "advice"]
 
 Terms = dict[str, Tensor]
 
@@ -54,8 +54,8 @@ class Halving:
 
     @staticmethod
     def applies(objective: Objective, sharded: bool) -> bool:
-        """Return whether parts give the same gradient, and processes may make different calls."""
-        return not (objective.per_call or objective.uneven or sharded)
+        """Return whether parts give the same gradient, and each process may call as it likes."""
+        return objective.per_call is False and not (objective.uneven or sharded)
 
     def loss(self, step: int, first: int, last: int) -> tuple[Tensor, Terms, list[Any]]:
         """Return a micro-batch's loss, the means of its terms, and the rewards.
@@ -151,3 +151,31 @@ class Halving:
             "says what else saves memory",
             stacklevel=2,
         )
+
+
+def advice(objective: Objective, rows: int, sharded: bool) -> str:
+    """Return what to do where a call has too many rows for the memory and cannot be halved.
+
+    Args:
+        objective: the run's.
+        rows: of the call.
+        sharded: whether the base is split over processes.
+    """
+    why = "this objective compares the rows of a call"
+    if sharded:
+        why = "the processes of a split base make their calls together"
+    elif objective.uneven:
+        why = "this objective samples inside its calls"
+    elif objective.per_call is None:
+        why = "this objective does not say, by per_call = False, that its loss is a mean"
+    fewer = rows // 2 // objective.group * objective.group
+    what = f"give micro_batch={fewer} (--micro-batch)"
+    if not fewer:
+        what = (
+            "they are the fewest that this objective can take: load the base in a lower "
+            "precision, or tune with checkpointing"
+        )
+    return (
+        f"{rows} rows a call are too many here, and this run cannot halve them by itself ({why}): "
+        f"{what}, or see `steer plan`"
+    )

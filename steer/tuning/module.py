@@ -25,7 +25,7 @@ from steer.sampling.counts import CountedReward
 from steer.training.average import follow
 from steer.training.optim import warm_cosine
 from steer.tuning.counts import Metered, TuningCounts
-from steer.tuning.halving import Halving
+from steer.tuning.halving import Halving, advice
 from steer.tuning.prompts import Prompts
 
 __all__ = ["AVERAGE", "RewardTuning"]
@@ -192,20 +192,24 @@ class RewardTuning(L.LightningModule):
             terms = self.objective(drawn)
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(
-                f"{error}\n{last - first} rows a call are too many here, and this run cannot "
-                f"halve them by itself ({self._why}): give micro_batch={(last - first) // 2} "
-                "(--micro-batch), or see `steer plan`"
+                f"{error}\n{advice(self.objective, last - first, self._sharded)}"
             ) from error
         kept = {name: value.detach().float() for name, value in terms.items()}
         return terms["loss"], kept, drawn.seen
 
-    @property
-    def _why(self) -> str:
-        if self._sharded:
-            return "the processes of a split base make their calls together"
-        if self.objective.uneven:
-            return "this objective samples inside its calls"
-        return "this objective compares the rows of a call"
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Take the backward pass.
+
+        Raises:
+            torch.OutOfMemoryError: too little memory, with what to do.
+        """
+        try:
+            super().backward(loss, *args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            rows = self.micro_batch
+            raise torch.OutOfMemoryError(
+                f"{error}\n{advice(self.objective, rows, self._sharded)}"
+            ) from error
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Count weight gradients from here on."""

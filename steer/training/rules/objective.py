@@ -1,5 +1,6 @@
 """The loss of a step of map training: flow matching on the diagonal, a rule off it."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ class MapObjective(nn.Module):
     ) -> None:
         super().__init__()
         if teacher is not None and rule.field == "conditional" and not rule.chosen:
+            rule = copy.copy(rule)  # the caller may use it again, without a teacher
             rule.field = "teacher"
         rule.led_by(teacher)
         share = rule.diagonal if diagonal is None else diagonal
