@@ -168,14 +168,14 @@ def equal_calls(
 
 
 def finals(row: Entry, result: steer.Result, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the pictures (p, k, ...) that a row is judged by, and their rewards (p, k).
+    """Return the final pictures (p, k, ...) of a row, and their rewards (p, k).
 
-    k is 1, the particle with the highest reward; or all of them, resampled by their weights, where
-    each is a final picture.
+    k is 1 for the particle with the highest reward, or the number of particles, resampled by their
+    weights, if each is a final picture.
 
     Args:
         row: the entry that was sampled.
-        result: its samples; those of a model without pictures are taken as they are.
+        result: its result; for a model without pictures its samples are returned unchanged.
         seed: seed of the resampling.
     """
     made, scores = result.x if result.images is None else result.images, result.rewards
@@ -189,7 +189,7 @@ def finals(row: Entry, result: steer.Result, seed: int) -> tuple[Tensor, Tensor]
 
 
 def paid(row: Entry, result: steer.Result) -> float:
-    """Return the network calls that one of a row's final pictures took, by what was counted.
+    """Return the counted network calls per final picture of a row.
 
     Args:
         row: the entry that was sampled.

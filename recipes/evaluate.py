@@ -276,7 +276,7 @@ def _evaluate_classes(
     folder, posterior = own("fashion").judge, None
     with suppress(ValueError, FileNotFoundError):  # a model without a posterior map
         posterior = load_posterior(model)
-    kernel = max(5 * sizes["kernel"], sizes["paths"])  # pictures are small
+    kernel = max(5 * sizes["kernel"], sizes["paths"])  # the pictures are small
     parts = class_parts(
         flow, posterior, fashion_data.load(), Judge(folder), kernel, sizes["paths"], out
     )

@@ -121,7 +121,7 @@ def commit(name: Named, *files: str) -> str | None:
 
     try:
         return HfApi().model_info(name.repo, revision=name.revision, timeout=10).sha
-    except unreached(ValueError):  # what loads it says what is wrong
+    except unreached(ValueError):  # the loader reports what is wrong
         return None
 
 
@@ -166,7 +166,7 @@ def listing(name: Named) -> list[str]:
     """Return the names of all files of a repository, from the hub.
 
     Raises:
-        ConnectionError: the hub cannot be reached, or lets nobody in.
+        ConnectionError: the hub cannot be reached, or denies access.
     """
     from huggingface_hub import HfApi
 
@@ -236,9 +236,9 @@ def _in_cache(name: Named) -> Path | None:
 
 
 def unreached(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """Return the errors by which huggingface_hub says that something could not be had.
+    """Return the errors with which huggingface_hub reports that something is not available.
 
-    Its HTTP client's are no `OSError` where that is httpx.
+    If its HTTP client is httpx, that client's errors are not `OSError`s.
 
     Args:
         more: further errors to return with them.

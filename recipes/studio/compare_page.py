@@ -62,7 +62,7 @@ def page(studio: Studio) -> None:
                 raise ValueError("write a method, or several, a line each, such as fmrg-j:steps=4")
             drawn_from = whole_number("seed", number)
             scorer = studio.fresh(wanted)
-            import torch  # what loads it comes after the page is there
+            import torch  # loaded only after the page is shown
 
             from recipes.entries import entry, equal_calls, finals, paid
             from recipes.methods import method

@@ -69,7 +69,7 @@ def compared(rows: Sequence[Sequence[Any]]) -> Any:
     Args:
         rows: label, network calls per prompt and reward of each row.
     """
-    look = theme("light")  # whose colours are readable on dark too
+    look = theme("light")  # colours that are readable on dark pages, too
     figure, (axes,) = _axes("network calls per picture", ["reward"])
     for i, (label, calls, reward, *_) in enumerate(rows):
         axes.plot([calls], [reward], ls="none", marker=MARKERS[i % len(MARKERS)], ms=8,

@@ -25,13 +25,13 @@ App = Callable[[Scope, Any, Any], Awaitable[None]]
 class Guard:
     """An ASGI application behind a check of each request.
 
-    - Without a token, `Host` must name this machine (or the address that was bound): a foreign
-      name that resolves here is a page elsewhere that would read ours. Such a page has no token,
-      so with one any name is taken: that of a network, or of a reverse proxy.
-    - A request that another site makes (`Origin`, `Sec-Fetch-Site`) is refused. Behind a proxy
-      the site is that of `X-Forwarded-Host`, where the proxy sets it.
-    - Where there is a token, a request shows it as `?token=...`, once, or as the cookie that it is
-      given then.
+    - Without a token, `Host` must name this machine (or the bound address). A foreign name that
+      resolves to it would allow another site to read the page (DNS rebinding). Such a page has no
+      token, so with a token any host name is accepted: that of a network, or of a reverse proxy.
+    - A request from another site (`Origin`, `Sec-Fetch-Site`) is refused. Behind a proxy the site
+      is that of `X-Forwarded-Host`, if the proxy sets it.
+    - If there is a token, the first request sends it as `?token=...` and gets a cookie, which
+      later requests send.
 
     Args:
         app: the application to guard.
@@ -94,7 +94,7 @@ class Guard:
 
 
 def _hostname(address: str) -> str | None:
-    """Return the host in an address, "" where it has none; None where it cannot be read."""
+    """Return the host in an address; "" if it has none, None if it cannot be parsed."""
     try:
         return urlsplit(address).hostname or ""
     except ValueError:

@@ -61,7 +61,7 @@ class Shown:
         pictures: what the reward was evaluated on, (b, 3, h, w) in 8 bits on the CPU: lookaheads,
             and pictures at the end.
         captions: the reward of each picture.
-        step: how many steps were made.
+        step: number of steps made.
         total: number of all steps; a run that is stopped makes fewer.
         calls: network calls per particle so far.
         reward: mean reward over the particles.
@@ -137,8 +137,8 @@ class Job:
         """Continue, with only the given particles (their indices in the strip) if there are any.
 
         Raises:
-            ValueError: the run is over; or particles are chosen while it is not paused, so that
-                those in the strip may be others by now.
+            ValueError: the run is over, or particles are chosen while it is not paused, when the
+                strip may already have changed.
         """
         self._going()
         if keep and not self._waits:
@@ -210,7 +210,7 @@ class Job:
                     return
             self.seconds.append(time.perf_counter() - before)  # including the wait for the page
             self.events.put(("step", _seen(population, made)))
-            if self.paused and population.time < 1:  # what has ended cannot go on from some
+            if self.paused and population.time < 1:  # not after the end
                 self._waits = True
                 self.events.put(("paused", None))
                 self._free.wait()

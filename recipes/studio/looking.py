@@ -33,10 +33,10 @@ def looked_at(
     """Score pictures -> (name, score, picture, its gradient as a heat map or None) of each.
 
     Args:
-        reward: what scores.
-        files: pictures.
-        prompt: what it is asked, if anything.
-        device: where the reward is.
+        reward: the reward.
+        files: files of pictures.
+        prompt: the reward's prompt, if it needs one.
+        device: device of the reward.
 
     Raises:
         ValueError: no pictures, or a file that is not a picture.

@@ -28,7 +28,7 @@ WITHOUT = {
 """Settings that change the pictures and have no field on the page."""
 
 PLAIN = {"init_by": "noise", "on_bad_reward": "stop", "model_options": {}, "compile": False}
-"""Settings that change nothing at these values."""
+"""Settings that change nothing if they have these values."""
 
 
 class Restored(NamedTuple):
@@ -56,13 +56,13 @@ class Restored(NamedTuple):
 
 
 def restored(root: Path, folder: Path, model: str, device: str | None = None) -> Restored:
-    """Read the config.yaml of a run of `steer sample`, or of one that the studio saved.
+    """Read the config.yaml of a run that `steer sample` or the studio wrote.
 
     Args:
-        root: nothing outside of it is read.
-        folder: the run's.
-        model: the page's own.
-        device: likewise.
+        root: the folder outside of which nothing is read.
+        folder: folder of the run.
+        model: the page's model.
+        device: the page's device.
 
     Raises:
         ValueError: the file cannot be read, or the run was made with another model.
@@ -112,7 +112,7 @@ def restored(root: Path, folder: Path, model: str, device: str | None = None) ->
 
 
 def _scored(root: Path, folder: Path) -> tuple[list[str], list[str]]:
-    """Return the prompts of a run, and what its reward was asked, of its scores.jsonl."""
+    """Return the prompts of a run, and its reward's prompts, from its scores.jsonl."""
     lines = _text(root, folder / "scores.jsonl").splitlines()
     try:
         first = [row for row in map(json.loads, lines) if row.get("particle") == 0]

@@ -32,7 +32,7 @@ def page(studio: Studio) -> None:
 
     def scored(names: list[str] | None, text: str, asked: str) -> tuple[Any, ...]:
         scorer = studio.reward(text)
-        from recipes.studio.looking import looked_at  # which loads torch
+        from recipes.studio.looking import looked_at  # loads torch
         from steer.flow import device_of
 
         found = looked_at(scorer, names or [], asked, device_of(studio.flow))

@@ -88,10 +88,10 @@ class Studio:
         return self._rewards[text]
 
     def fresh(self, text: str) -> "Reward":
-        """Return a reward for one run: one that learns a scale has none of an earlier run's.
+        """Return a reward for one run; it does not keep a scale that an earlier run has learned.
 
         Raises:
-            ValueError: as `reward` says.
+            ValueError: as for `reward`.
         """
         known = self.reward(text)
         import rewards
@@ -173,9 +173,9 @@ class Studio:
         return (PAUSED if job is not None and job.paused else WAITING) * self._turn.locked()
 
     def begun(self, tab: str, page: str) -> threading.Event:
-        """Return an event that is set when a tab wants no more of what it begins on a page.
+        """Return an event that is set when a tab no longer needs the work it starts on a page.
 
-        What it began there before is ended.
+        Earlier work of the tab on that page is ended.
         """
         self.halt(tab, page)
         ended = self._halts[tab, page] = threading.Event()
@@ -206,7 +206,7 @@ class Studio:
             yield one
 
     def halt(self, tab: str, page: str | None = None) -> None:
-        """Say that a tab wants no more of what it began on a page, or on any."""
+        """Signal that a tab no longer needs the work that it started on a page, or on any page."""
         for key in list(self._halts):
             if key[0] == tab and page in (None, key[1]):
                 self._halts.pop(key).set()
@@ -222,7 +222,7 @@ class Studio:
         return self.jobs[tab]
 
     def end(self, tab: str) -> None:
-        """End what a tab has begun on all pages, if there is something."""
+        """End all work that a tab has started, on all pages."""
         self.halt(tab)
         self._end_job(tab)
 
@@ -232,7 +232,7 @@ class Studio:
             job.end()
 
     def close(self) -> None:
-        """End every run, and wait until the sampler has let go of the network."""
+        """End all runs, and wait until the sampler has released the network."""
         for tab in [*self.jobs, *(tab for tab, _ in self._halts)]:
             self.end(tab)
         if self._turn.acquire(timeout=30):

@@ -50,7 +50,7 @@ def gallery(text: str, name: str, **more: Any) -> gr.Gallery:
 
 
 def said(error: Exception | str) -> str:
-    """Return an error as the page shows it: the library's own sentence.
+    """Return the message of an error for the page, as the library wrote it.
 
     Any other error is shown with its kind, and its traceback is logged.
     """

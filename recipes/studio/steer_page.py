@@ -22,10 +22,10 @@ __all__ = ["Steering", "page", "table"]
 
 CURVE = ["network calls a picture", "mean", "scale"]
 REDRAWN = 1.0
-"""Least seconds between two steps that are drawn: drawing takes the processor from the sampler."""
+"""Minimum seconds between two drawn steps: drawing takes processor time from the sampler."""
 
 PLOTTED = 3 * REDRAWN
-"""Least seconds between two drawings of the curve while the run goes on."""
+"""Minimum seconds between two drawings of the curve during a run."""
 
 REWARD = "0.7*clip + 0.3*colour:name=red"
 

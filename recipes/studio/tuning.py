@@ -29,7 +29,8 @@ class Tunings:
         """Start `steer finetune`, or resume it: the same command continues an interrupted run.
 
         Raises:
-            ValueError: a run of this folder is at work, or any other; its log is a link.
+            ValueError: a run of this folder, or any other run, is in progress; or its log is a
+                link.
         """
         if any(self.running(other) for other in self._of):
             raise ValueError("a tuning run is at work already: stop it first, or wait")
@@ -79,5 +80,5 @@ def readings(folder: Path) -> list[dict[str, Any]]:
     file = folder / READINGS
     if not file.is_file():
         return []
-    whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # the last may be unfinished
+    whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # the last may be incomplete
     return [json.loads(line) for line in whole.splitlines() if line.strip()]

@@ -109,7 +109,7 @@ def by_block(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _wrapped(blocks: nn.Module) -> Iterator[None]:
-    """Let each of some blocks compute itself again."""
+    """Wrap each block so that it is recomputed."""
     held = [(block, vars(block).get("forward")) for block in blocks.children()]
     try:
         for block, _ in held:
@@ -118,7 +118,7 @@ def _wrapped(blocks: nn.Module) -> Iterator[None]:
     finally:
         for block, own in held:
             del block.forward
-            if own is not None:  # hooks of others put one there
+            if own is not None:  # set by hooks of other packages
                 block.forward = own
 
 

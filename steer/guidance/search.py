@@ -112,7 +112,7 @@ class Search:
         """Return the kept rows at t, with the values that are known for them."""
         found = []
         kernel.flow, potential = here.views()  # all candidates share a jump
-        # a step to t = 1 re-noises nothing: all candidates would be one
+        # a step to t = 1 adds no noise, so all candidates would be equal
         for _ in range(self.candidates if t < 1 else 1):
             y, _ratio = kernel.propose(here.x, here.t, t, potential, 0.0, noise)
             found.append(run.at(y, t))

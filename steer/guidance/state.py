@@ -238,7 +238,7 @@ class BatchedPotential(Potential):
         self.differentiable, self.temperature = potential.differentiable, potential.temperature
 
     def predicts(self, t: float) -> bool:
-        """Return what the potential says."""
+        """Return the potential's answer."""
         return self.potential.predicts(t)
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:

@@ -54,7 +54,7 @@ class Halving:
 
     @staticmethod
     def applies(objective: Objective, sharded: bool) -> bool:
-        """Return whether parts give the same gradient, and each process may call as it likes."""
+        """Return whether parts give the same gradient, and processes may make different calls."""
         return objective.per_call is False and not (objective.uneven or sharded)
 
     def loss(self, step: int, first: int, last: int) -> tuple[Tensor, Terms, list[Any]]:
@@ -154,12 +154,12 @@ class Halving:
 
 
 def advice(objective: Objective, rows: int, sharded: bool) -> str:
-    """Return what to do where a call has too many rows for the memory and cannot be halved.
+    """Return what to do if a call has too many rows for the memory and cannot be halved.
 
     Args:
-        objective: the run's.
-        rows: of the call.
-        sharded: whether the base is split over processes.
+        objective: objective of the run.
+        rows: rows of the call.
+        sharded: whether the base is sharded over processes.
     """
     why = "this objective compares the rows of a call"
     if sharded:

@@ -201,7 +201,7 @@ class RewardTuning(L.LightningModule):
         """Take the backward pass.
 
         Raises:
-            torch.OutOfMemoryError: too little memory, with what to do.
+            torch.OutOfMemoryError: too little memory; the message says what to do.
         """
         try:
             super().backward(loss, *args, **kwargs)
