@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from steer.path import Path, Time, as_time, like, step_times
+from steer.rows import flat_prompts, log_dtype, per_row
 
 __all__ = ["FlowMap", "Wrapped", "composed", "device_of", "flat_prompts", "log_dtype", "per_row"]
 
@@ -158,7 +159,7 @@ class FlowMap(nn.Module):
     def reuses(self, s: Time, t: Time) -> bool:
         """Return whether `X(s,t,x)` follows from the network's one prediction at (x, s).
 
-        Then `X(s,t,x) = path.step(x, D, s, t)` and `b_s(x) = path.velocity(x, D, s)` with
+        Then `X(s,t,x) = path.carried(x, D, s, t)` and `b_s(x) = path.velocity_of(x, D, s)` with
         `D = denoise(x, s)`, and `D = X(s,1,x)` if also `reuses(s, 1)`. A sampler that has
         evaluated the reward at (x, s) then makes its step without another network call. This is
         so for a velocity whose jump is one Euler step. Default: False, as for a two-time map.
@@ -324,35 +325,7 @@ def composed(flow: FlowMap, x: Tensor, times: Sequence[Time]) -> Tensor:
     return x
 
 
-def per_row(values: Tensor, rows: int, name: str = "values") -> Tensor:
-    """Repeat p values (p, ...) for `rows` prompt-major rows: row i gets value i // (rows / p)."""
-    if rows % len(values):
-        raise ValueError(
-            f"{rows} rows do not split evenly over {len(values)} {name}: give p * n rows, "
-            "prompt-major (row i belongs to prompt i // n)"
-        )
-    return values.repeat_interleave(rows // len(values), 0)
-
-
-def flat_prompts(prompts: Sequence[str], rows: int) -> list[str]:
-    """Repeat each of p prompts for its rows.
-
-    >>> flat_prompts(["a", "b"], 4)
-    ['a', 'a', 'b', 'b']
-    """
-    index = per_row(torch.arange(len(prompts)), rows, "prompts")
-    return [prompts[i] for i in index.tolist()]
-
-
 def device_of(flow: nn.Module) -> torch.device:
     """Return the device of a flow's parameters; the CPU for a flow without parameters."""
     some = next(iter(flow.parameters()), None)
     return torch.device("cpu") if some is None else some.device
-
-
-def log_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of log-weights: float64 if the device has it.
-
-    With float32 a reward with a large offset loses precision: at 1e6 the resolution is .06.
-    """
-    return torch.float32 if device.type == "mps" else torch.float64

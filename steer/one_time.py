@@ -134,7 +134,7 @@ class OneTime(FlowMap):
         if self.predicts == "velocity":
             return self._predict(x, as_time(t))
         t = as_time(t).clamp(max=1 - 1e-4)  # alpha is 0 at the end
-        return self.path.velocity(x, self.denoise(x, t), t)
+        return self.path.velocity_of(x, self.denoise(x, t), t)
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return `X(s,t,x)` by steps with a constant denoiser: exactly x for s = t."""
@@ -142,7 +142,7 @@ class OneTime(FlowMap):
         s, t = as_time(s), as_time(t)
         for k in range(count):
             now, then = s + (t - s) * (k / count), s + (t - s) * ((k + 1) / count)
-            x = self.path.step(x, self.denoise(x, now), now, then)
+            x = self.path.carried(x, self.denoise(x, now), now, then)
         return x
 
     def calls(self, name: str, *times: Time) -> int:

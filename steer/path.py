@@ -111,7 +111,7 @@ class Path(ABC):
         scale = alpha * beta_dot - alpha_dot * beta
         return like(alpha / scale, x) * b - like(alpha_dot / scale, x) * x
 
-    def step(self, x: Tensor, d: Tensor, s: Time, t: Time) -> Tensor:
+    def carried(self, x: Tensor, d: Tensor, s: Time, t: Time) -> Tensor:
         """Return x at s carried to t with a prediction d of the data: exactly x where s = t.
 
         `x_t = (alpha_t / alpha_s) x_s + (beta_t - beta_s alpha_t / alpha_s) d`, which keeps the
@@ -129,7 +129,7 @@ class Path(ABC):
         ratio = torch.where(s == t, 1.0, alpha_t / torch.where(alpha_s == 0, 1.0, alpha_s))
         return like(ratio, x) * x + like(beta_t - ratio * beta_s, x) * d
 
-    def velocity(self, x: Tensor, d: Tensor, t: Time) -> Tensor:
+    def velocity_of(self, x: Tensor, d: Tensor, t: Time) -> Tensor:
         """Return `b = (alpha'/alpha) (x - beta d) + beta' d`, (n, *event), for t < 1.
 
         The inverse of `denoised`.

@@ -46,10 +46,10 @@ def agrees(one, x, s, t):
     if not one.reuses(s, t):
         return False
     d, y = one.denoise(x, s), one.jump(x, s, t)
-    torch.testing.assert_close(one.path.step(x, d, s, t), y, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(one.path.carried(x, d, s, t), y, rtol=1e-4, atol=2e-5)
     if s < 1:
         torch.testing.assert_close(
-            one.path.velocity(x, d, s), one.velocity(x, s), rtol=1e-4, atol=1e-4
+            one.path.velocity_of(x, d, s), one.velocity(x, s), rtol=1e-4, atol=1e-4
         )
     if one.reuses(s, 1.0):
         torch.testing.assert_close(one.jump(x, s, 1.0), d, rtol=1e-4, atol=2e-5)

@@ -94,10 +94,7 @@ class Potential(ABC):
         return ()
 
     def predicts(self, t: float) -> bool:
-        """Return whether an evaluation's `clean` at t is the network's one prediction there.
-
-        See `FlowMap.reuses`. Default: False.
-        """
+        """Return whether `clean` at t is the network's one prediction, see `FlowMap.reuses`."""
         return False
 
     @abstractmethod

@@ -81,7 +81,7 @@ class State:
             if d is None:
                 self._velocity = self.flow.velocity(self.x, self.t)
             else:
-                self._velocity = self.flow.path.velocity(self.x, d, self.t)
+                self._velocity = self.flow.path.velocity_of(self.x, d, self.t)
         return self._velocity
 
     def jump(self, t: float) -> Tensor:
@@ -95,7 +95,7 @@ class State:
         if d is None:
             y = self.flow.jump(self.x, self.t, t)
         else:
-            y = self.flow.path.step(self.x, d, self.t, t)
+            y = self.flow.path.carried(self.x, d, self.t, t)
         self._jump = float(t), y
         return y
 
