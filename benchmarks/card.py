@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 import steer
+from benchmarks.step import bare
 from recipes.figures import markdown
 from steer.adapters.inject import adapt
 from steer.noise import Draws, Noise, noise_dtype
@@ -123,19 +124,10 @@ def ratio(flow: Any, reward: Reward, repeats: int) -> float:
             begun = clock()
             population = next(run)
             middle = clock()
-            _by_hand(flow, reward, population.x, float(t))
+            bare(flow, reward, population.x, float(t))
             found.append((middle - begun) / (clock() - middle))
         run.close()
     return statistics.median(found[1:])  # the first call compiles kernels
-
-
-def _by_hand(flow: Any, reward: Reward, x: Tensor, t: float) -> None:
-    with torch.no_grad():
-        flow.velocity(x, t)
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        scores = reward(flow.decode(flow.lookahead(x, t)).float())
-        torch.autograd.grad(scores.sum(), x)
 
 
 def tuned(flow: Any, reward: Reward, rows: int = 1) -> int:

@@ -20,14 +20,16 @@ from steer.noise import Noise
 
 
 def bare(
-    flow: steer.FlowMap, reward: steer.Reward, x: torch.Tensor, t: float, prompt: str
+    flow: steer.FlowMap, reward: steer.Reward, x: torch.Tensor, t: float, prompt: str | None = None
 ) -> None:
-    """Make only the calls that a guided step needs."""
-    with torch.no_grad():
-        flow.velocity(x, t)
+    """Make only the calls that a guided step needs: where one prediction is both, no velocity."""
+    if not flow.reuses(t, 1.0):
+        with torch.no_grad():
+            flow.velocity(x, t)
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        scores = reward(flow.decode(flow.lookahead(x, t)), [prompt] * len(x))
+        images = flow.decode(flow.lookahead(x, t)).float()
+        scores = reward(images, None if prompt is None else [prompt] * len(x))
         torch.autograd.grad(scores.sum(), x)
 
 

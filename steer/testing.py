@@ -93,6 +93,19 @@ class _Contract:
         score = self.error(-noise / alpha, flow.score(x, t))
         self.at_most("score from the denoiser", score, 1e-3)
 
+    def test_what_is_reused_is_the_jump(self) -> None:
+        """Where `reuses(s, t)`, jump and lookahead follow from the denoiser at (x, s)."""
+        flow = self.create_flow()
+        for s, t in ((0.25, 0.5), (0.5, 0.53), (0.5, 1.0)):
+            if not flow.reuses(s, t):
+                continue
+            x = self.points(flow, s)
+            stepped = flow.path.carried(x, flow.denoise(x, s), s, t)
+            self.at_most(
+                f"jump from {s} to {t} by the denoiser, which reuses() promises",
+                self.error(stepped, flow.jump(x, s, t)), 10 * self.tolerance,
+            )  # fmt: skip
+
     def test_kinds_of_times(self) -> None:
         """A float, a scalar tensor and one time per row give the same result."""
         flow = self.create_flow()
