@@ -166,7 +166,7 @@ COMMANDS = {
             "model and adapters": "model model_options device dtype module rank alpha targets",
             "training rule": "rule options pairs weight diagonal distance derivative guidance",
             "training data": "data own_steps prompts",
-            "training": "steps batch_size learning_rate average seed precision devices",
+            "training": "steps batch_size learning_rate average seed precision devices strategy",
             "output": "out save_every",
         },
     ),

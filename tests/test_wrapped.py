@@ -180,6 +180,9 @@ class Recording(FlowMap):
     def along(self, times):
         return self._note("along", self)
 
+    def reuses(self, s, t):
+        return self._note("reuses", True)
+
     def given(self, prompts):
         bound = Recording()
         bound.seen, bound.layer = self._note("given", self.seen), self.layer
@@ -202,6 +205,7 @@ CALLS = {
     "calls": lambda f, x: f.calls("jump", 0.0, 1.0),
     "times": lambda f, x: f.times(2),
     "along": lambda f, x: f.along([0.0, 1.0]),
+    "reuses": lambda f, x: f.reuses(0.5, 1.0),
 }
 ATTRIBUTES = {
     "evaluations", "name", "kind", "churn", "lacks", "adapter_targets", "component", "about",
@@ -222,6 +226,7 @@ MEANT = {
     ("ClassifierFree", "denoise"): {"velocity"},
     ("ClassifierFree", "score"): {"velocity"},
     ("ClassifierFree", "log_prob"): set(),
+    ("SecondTimed", "reuses"): set(),
     **{(name, "lookahead"): {"jump"} for name in MADE},
     **{("SecondTimed", call): {"velocity"} for call in ("lookahead", "jump", "mean_velocity")},
     **{(name, call): set() for name in MADE for call in ("derives", "denoiser", "calls", "times")},
@@ -264,6 +269,8 @@ def test_every_method_is_forwarded_or_changed_on_purpose(name, method):
     if method == "given":
         # what a state knows is of its own prompts alone
         assert type(found) is (Recording if name == "KnownFlow" else type(wrapper))
+    if method == "reuses":
+        assert found is (name != "SecondTimed")
     if method == "derives":
         assert found is (name == "ClassifierFree")
     if method == "calls":
