@@ -5,7 +5,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
+from typing import Any
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -24,6 +26,34 @@ def to_pil(image: Tensor) -> Image.Image:
     """Convert an image (3, h, w), nominally in [0, 1], to 8 bits; it is clamped only here."""
     pixels = image.detach().float().clamp(0, 1).mul(255).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def as_images(given: Any) -> Tensor:
+    """Return pictures as a tensor in [0, 1]: (3, h, w) of one PIL image, (n, 3, h, w) of several.
+
+    Args:
+        given: a tensor, which is returned unchanged; a PIL image, or a list of them.
+
+    Raises:
+        TypeError: anything else.
+        ValueError: PIL images of several sizes.
+    """
+    if isinstance(given, Tensor):
+        return given
+    if isinstance(given, Image.Image):
+        from torchvision.transforms.functional import pil_to_tensor  # slow to import
+
+        return pil_to_tensor(given.convert("RGB")).float() / 255
+    several = list(given) if isinstance(given, list | tuple) else []
+    if not several or not all(isinstance(image, Image.Image) for image in several):
+        raise TypeError(
+            f"a picture is a tensor (3, h, w) in [0, 1] or a PIL image, or several of them, got "
+            f"{type(given).__name__}: open a file with PIL.Image.open(path)"
+        )
+    sizes = {image.size for image in several}
+    if len(sizes) > 1:
+        raise ValueError(f"pictures of the sizes {sorted(sizes)}: resize them to one")
+    return torch.stack([as_images(image) for image in several])
 
 
 def save_picture(image: Image.Image, path: Path) -> None:

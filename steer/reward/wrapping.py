@@ -159,6 +159,8 @@ def wrap(
     """
     if isinstance(f, Reward) and (differentiable is not False or not f.differentiable):
         return f
+    if isinstance(f, type) and any(hasattr(f, name) for name in ("forward", "score", "update")):
+        raise TypeError(f"{f.__name__} is a class, and a reward is an object: {f.__name__}(...)")
     if pil and differentiable:
         raise ValueError("a function of PIL pictures has no gradient: leave differentiable out")
     said = getattr(f, "differentiable", True) if differentiable is None else differentiable

@@ -2,12 +2,13 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from steer.doors import as_flow, as_reward
@@ -15,6 +16,7 @@ from steer.flow import FlowMap, device_of
 from steer.guidance.population import check_times
 from steer.names import unknown
 from steer.noise import noise_dtype, whole
+from steer.pictures import as_images
 from steer.ranges import count, finite
 from steer.reward import Reward, plain, refuse_inference
 from steer.sampling.forecast import affordable
@@ -60,7 +62,7 @@ class Request:
     strength: float | None = None
     seed: int = 0
     reward_prompts: Sequence[str] | str | None = None
-    init_image: Tensor | None = None
+    init_image: Tensor | Image.Image | Sequence[Image.Image] | None = None
     init_time: float | None = None
     init_by: Literal["noise", "inversion"] = "noise"
     on_bad_reward: Literal["stop", "drop"] = "stop"
@@ -79,6 +81,7 @@ class Request:
             self._check()
 
     def _check(self) -> None:
+        self._check_texts()
         check_options(self.chosen, self.options)
         self._check_numbers()
         self._check_start()
@@ -175,11 +178,12 @@ class Request:
         Raises:
             ValueError: a picture out of range, of a wrong number or of a shape that does not fit.
         """
-        image = self.init_image
-        if image is None:
+        if self.init_image is None:
             return None
+        image = as_images(self.init_image)
         images = image[None] if image.ndim == 3 else image
-        if not images.is_floating_point() or float(images.min()) < 0 or float(images.max()) > 1:
+        inside = images.is_floating_point() and bool(((images >= 0) & (images <= 1)).all())
+        if not inside:  # NaN too
             raise ValueError(
                 f"an init image of {images.dtype} from {float(images.min()):g} to "
                 f"{float(images.max()):g}: pictures are floats in [0, 1], so divide bytes by 255"
@@ -200,6 +204,17 @@ class Request:
     @staticmethod
     def _list(prompts: Sequence[str] | None) -> list[str] | None:
         return None if prompts is None else list(prompts)
+
+    def _check_texts(self) -> None:
+        for name, given in (("prompts", self.prompts), ("reward_prompts", self.reward_prompts)):
+            if given is None or isinstance(given, str):
+                continue
+            listed = isinstance(given, Iterable)
+            if not listed or not all(isinstance(text, str) for text in given):
+                raise TypeError(
+                    f"{name} must be a string or a list of strings, got {given!r:.60}; None for "
+                    "none"
+                )
 
     def _check_numbers(self) -> None:
         if self.listed and not self.prompts:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from steer.batches import Ceiling
@@ -193,7 +194,7 @@ def sample(
     seed: int = 0,
     *,
     reward_prompts: Sequence[str] | str | None = None,
-    init_image: Tensor | None = None,
+    init_image: Tensor | Image.Image | Sequence[Image.Image] | None = None,
     init_time: float | None = None,
     init_by: Literal["noise", "inversion"] = "noise",
     on_bad_reward: Literal["stop", "drop"] = "stop",
@@ -222,7 +223,7 @@ def sample(
             standard deviation over 32 one-jump samples divided by this. Default: 3.
         seed: seed of all random numbers.
         reward_prompts: prompts for the reward, if they differ from the model's prompts.
-        init_image: start from a picture in [0, 1], (3, h, w), or one for each prompt,
+        init_image: start from a picture, a PIL image or in [0, 1] (3, h, w), or one per prompt,
             (p, 3, h, w), with the noise of `init_time`.
         init_time: time of such a start: 0 is pure noise, near 1 little changes. Default: .5.
         init_by: "noise" adds the noise of that time to the picture. "inversion" goes back along
