@@ -1,13 +1,17 @@
 """Damped guidance (Dandapanthula and Boffi 2026, arXiv 2606.02884): its toys.
 
-Plug-in guidance takes `∇ R(x̂)` for the value's gradient: it is too strong inside a mode and does
-not weigh the modes anew. Damping divides it by `1 + 2 λ σ²_{1|t}`; modes are chosen by best-of-n.
+Plug-in guidance takes `∇ R(x̂)` for the value's gradient, x̂ one sample of the posterior or its
+mean: it is too strong inside a mode. Damping divides it by `1 + 2 λ σ²_{1|t}`. A step reward has
+no gradient: there best-of-n chooses the mode.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import steer
+from benchmarks.published.das import mean_reward
 from benchmarks.published.figure import Figure, deviation, drawn, mean, plugged_in
 from benchmarks.toys import tanh_reward
 from steer.guidance.ascent import whole_reward
@@ -26,7 +30,7 @@ N, STEPS, STRENGTH = 1000, 100, 3.0
 POINTS = {(0.3, -0.3): (2.408, 5.667, 5.409), (0.5, 0.2): (1.037, 1.555, 2.264),
           (0.7, 0.6): (0.498, 0.566, 0.592)}  # fmt: skip
 """(t, x) -> shift of the velocity: exact, plug-in by the map, plug-in by the denoiser."""
-WAYS: dict[str, dict[str, int | bool]] = {
+WAYS: dict[str, dict[str, Any]] = {
     "plug-in, k = 1": {"k": 1},
     "plug-in, k = 8": {"k": 8},
     "plug-in, k = 1, damped": {"k": 1, "damp": True},
@@ -71,7 +75,7 @@ def samples(
 ) -> Tensor:
     """Return samples of one of the `WAYS`, damped as for a posterior of N(0, damp²), (n, d)."""
     chosen = WAYS[way]
-    options = {"damp": damp} if chosen.get("damp") else {}
+    options: dict[str, Any] = {"damp": damp} if chosen.get("damp") else {}
     if "k" not in chosen:
         name = "damped" if options else "dps"
         return drawn(name, flow, reward, 1 / strength, steps, n, **options)
@@ -81,22 +85,28 @@ def samples(
     )
 
 
-def quadratic(modes: int) -> list[Figure]:
-    """Return the coordinate along the reward and the reward, on one or two Gaussians."""
-    means = torch.zeros(1, 2) if modes == 1 else torch.tensor([[-2.5, 0.0], [2.5, 0.0]])
-    flow = steer.GaussianMixture(means, 0.5)
+def quadratic() -> list[Figure]:
+    """Return mean and deviation along the reward on a Gaussian, and the reward on two."""
     reward = steer.QuadraticReward(torch.tensor([0.0, 2.5]), 2 * torch.eye(2))
-    q, _ = flow.tilt(reward, 1 / STRENGTH)
+    one, two = steer.GaussianMixture(torch.zeros(1, 2), 0.5), modes()
+    q, _ = one.tilt(reward, 1 / STRENGTH)
     middle, sd = float(q.means[0, 1]), float(q.covariances[0, 1, 1]) ** 0.5
+    height = mean_reward(two.tilt(reward, 1 / STRENGTH)[0], reward)
     made = []
     for way in WAYS:
-        x = samples(way, flow, reward, STRENGTH, 0.5**0.5)
-        where = f"{modes} Gaussian{'s' * (modes > 1)}, {way}"
+        x = samples(way, one, reward, STRENGTH, 0.5**0.5)[:, 1]
+        r = reward(samples(way, two, reward, STRENGTH, 0.5**0.5), None)
         made += [
-            mean(f"{where}: mean of x_2", middle, x[:, 1], "closed form"),
-            deviation(f"{where}: sd of x_2", sd, x[:, 1]),
+            mean(f"one Gaussian, {way}: mean along the reward", middle, x, "closed form"),
+            deviation(f"one Gaussian, {way}: sd along the reward", sd, x),
+            mean(f"two modes, {way}: E r", height, r, "closed form"),
         ]
     return made
+
+
+def modes() -> steer.GaussianMixture:
+    """Return the two modes."""
+    return steer.GaussianMixture(torch.tensor([[-2.5, 0.0], [2.5, 0.0]]), 0.5)
 
 
 def under_the_well(flow: steer.GaussianMixture) -> tuple[float, float]:
@@ -110,7 +120,7 @@ def under_the_well(flow: steer.GaussianMixture) -> tuple[float, float]:
 
 def double_well() -> list[Figure]:
     """Return the reward and the spread across the valley."""
-    flow = steer.GaussianMixture(torch.tensor([[-2.5, 0.0], [2.5, 0.0]]), 0.5)
+    flow = modes()
     wanted, across = under_the_well(flow)
     made = []
     for way in WAYS:
@@ -132,7 +142,7 @@ def figures() -> list[Figure]:
             made.append(
                 Figure(f"shift at t = {t}, {name}", w, ours, source="independent solution")
             )
-    return made + quadratic(1) + quadratic(2) + double_well() + selection(2000, 200)
+    return made + quadratic() + double_well() + selection(2000, 200)
 
 
 def selection(n: int, steps: int) -> list[Figure]:

@@ -6,6 +6,7 @@ closed form. The figure of the publication has means of the reward, and plots.
 """
 
 import math
+from typing import Any
 
 import torch
 
@@ -55,7 +56,7 @@ def mean_reward(flow: steer.GaussianMixture, reward: steer.QuadraticReward) -> f
 
 
 def das(
-    name: str, runs: int, particles: int = PARTICLES, steps: int = STEPS, **options: object
+    name: str, runs: int, particles: int = PARTICLES, steps: int = STEPS, **options: Any
 ) -> steer.Result:
     """Return independent runs of `das`, a prompt each."""
     flow, reward = problem(name)

@@ -13,6 +13,7 @@ guidance that ends at T by `exp(-2 λ σ (atan(((1 + σ²) T - 1) / σ) + atan(1
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def controlled(
     strength: float,
     x: Tensor,
     steps: int,
-    **options: object,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Return where `fmrg-j` leads the noise x, (n, d), and `½ ∫ |u|² dt` on the way, (n,)."""
     times = step_times(steps)
@@ -78,7 +79,7 @@ def gaussian(
     flow = steer.GaussianMixture(torch.zeros(1, 1), spread**2)
     reward = wrap(lambda y: -(y[:, 0] - target).square())
     x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)  # the map is linear
-    window = {} if stop == 1 else {"window": (0.0, stop)}
+    window: dict[str, Any] = {} if stop == 1 else {"window": (0.0, stop)}
     x, _ = controlled(flow, reward, strength, x, steps, **window)
     return float(x.mean()), float(x[1] - x[0]) / 2
 

@@ -6,7 +6,9 @@ samples a step: by their weights alone (MFM-GF), or by the reward's gradient thr
 The measure is the sliced Wasserstein-2 distance to the exact posterior.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +54,7 @@ def with_gradient(count: int, seed: int, steps: int = 250) -> Tensor:
     return plugged_in(glass.sample, count, "through", flow, reward(), 1.0, steps, N, seed)
 
 
-def weighted(method: str, steps: int, seed: int, **options: object) -> Tensor:
+def weighted(method: str, steps: int, seed: int, **options: Any) -> Tensor:
     """Return samples of a method of the table by its weights, (N, 2)."""
     end = steer.sample(
         mixture(), reward(), particles=4096, steps=steps, method=method, temperature=1.0,
@@ -66,9 +68,11 @@ def figures(counts: Sequence[int] = (1, 4, 16, 64), seeds: int = 3) -> list[Figu
     """Return the sliced distance to the exact posterior, by method and number of samples."""
     posterior, _ = mixture().tilt(reward())
     few = [n for n in counts if n <= 16]
-    ways = {f"MFM-GF, N = {n}": lambda s, n=n: without_gradient(n, s) for n in counts}
-    ways |= {"MFM-GF, N = 16, 1,000 steps": lambda s: without_gradient(16, s, 1000)}
-    ways |= {f"MFM-G, N = {n}": lambda s, n=n: with_gradient(n, s) for n in few}
+    ways: dict[str, Callable[[int], Tensor]] = {
+        f"MFM-GF, N = {n}": partial(without_gradient, n) for n in counts
+    }
+    ways |= {"MFM-GF, N = 16, 1,000 steps": partial(without_gradient, 16, steps=1000)}
+    ways |= {f"MFM-G, N = {n}": partial(with_gradient, n) for n in few}
     ways |= {
         "dps": lambda s: drawn("dps", mixture(), reward(), 1.0, 250, N, s),
         "tds, 25 steps": lambda s: weighted("tds", 25, s),
