@@ -1,1 +1,1 @@
-"""What measures speed, memory and quality; never part of the tests."""
+"""Measurements of speed, memory and quality, which are not part of the tests."""

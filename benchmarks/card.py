@@ -10,7 +10,7 @@ encoders are left out, of the plan too. A row of the table is a model, checkpoin
   bar: 1.05.
 - the peak of a tuning step (`direct` of one jump, rank 16) at one row, over the plan's.
 
-A model that does not fit is said, and the next one begins.
+A model that does not fit is reported, and the next one is measured.
 
     python -m benchmarks.card --models sd15 sdxl --rows 1 2
 """
@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 import steer
+from benchmarks.step import bare
 from recipes.figures import markdown
 from steer.adapters.inject import adapt
 from steer.noise import Draws, Noise, noise_dtype
@@ -58,9 +59,9 @@ def bound(model: Any, device: torch.device, dtype: torch.dtype, **options: Any) 
 
     Args:
         model: what `steer.plan` takes of pipelines.
-        device: where to.
-        dtype: of the weights.
-        **options: of `steer.load`; and height, width and text_tokens.
+        device: the target device.
+        dtype: dtype of the weights.
+        **options: options of `steer.load`, and height, width and text_tokens.
     """
     size = options.pop("height", None), options.pop("width", None)
     tokens = options.pop("text_tokens", None)
@@ -74,7 +75,7 @@ def bound(model: Any, device: torch.device, dtype: torch.dtype, **options: Any) 
 
 @contextlib.contextmanager
 def peak(flow: Any, *held: torch.nn.Module) -> Iterator[Callable[[], int]]:
-    """Measure the peak of bytes within; those of the flow and of what is held are among them."""
+    """Measure the peak of bytes in this context, with those of the flow and `held` modules."""
     device = next(flow.parameters()).device
     if device.type == "cuda":
         gc.collect()
@@ -106,7 +107,7 @@ def _start(flow: Any, rows: int) -> Tensor:
 
 
 def ratio(flow: Any, reward: Reward, repeats: int) -> float:
-    """Return the median of the time of a guided step over that of the calls it needs by hand."""
+    """Return the median ratio of the time of a guided step to that of its bare calls."""
     device = next(flow.parameters()).device
 
     def clock() -> float:
@@ -123,19 +124,10 @@ def ratio(flow: Any, reward: Reward, repeats: int) -> float:
             begun = clock()
             population = next(run)
             middle = clock()
-            _by_hand(flow, reward, population.x, float(t))
+            bare(flow, reward, population.x, float(t))
             found.append((middle - begun) / (clock() - middle))
         run.close()
-    return statistics.median(found[1:])  # the first compiles kernels
-
-
-def _by_hand(flow: Any, reward: Reward, x: Tensor, t: float) -> None:
-    with torch.no_grad():
-        flow.velocity(x, t)
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        scores = reward(flow.decode(flow.lookahead(x, t)).float())
-        torch.autograd.grad(scores.sum(), x)
+    return statistics.median(found[1:])  # the first call compiles kernels
 
 
 def tuned(flow: Any, reward: Reward, rows: int = 1) -> int:
@@ -163,7 +155,7 @@ def tuned(flow: Any, reward: Reward, rows: int = 1) -> int:
 
 
 def _mixed(flow: Any) -> AbstractContextManager[Any]:
-    """Return the precision of a tuning run: bfloat16 beside float32, where weights have it."""
+    """Return the precision of a tuning run: mixed precision for weights in half precision."""
     p = next(flow.parameters())
     half = p.dtype == torch.bfloat16
     return torch.autocast(p.device.type, p.dtype) if half else contextlib.nullcontext()
@@ -172,7 +164,7 @@ def _mixed(flow: Any) -> AbstractContextManager[Any]:
 def measured(
     model: Any, device: torch.device, rows: list[int], repeats: int, **options: Any
 ) -> dict[str, Any]:
-    """Return a row of the table: figures by name; "said" where the model does not fit."""
+    """Return a row of the table: figures by name, or "said" if the model does not fit."""
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
     reward = wrap(red)
@@ -202,7 +194,7 @@ def _cell(value: Any) -> str:
 
 
 def main() -> None:
-    """Measure, and print a table; a line of JSON a model as it is done."""
+    """Measure, and print a table, with one line of JSON per model as it is finished."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2])

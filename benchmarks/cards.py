@@ -1,17 +1,17 @@
-"""What a card must hold for the recipes of recipes/configs/real: computed, nothing is downloaded.
+"""Memory that the recipes in recipes/configs/real need: computed, without any download.
 
     python -m benchmarks.cards [NAME ...]
 
 Each model is built at its real size as fake tensors (shapes without memory), and one row's guided
 step and tuning step are run through denoiser, decoder and reward. What autograd keeps for the
-backward pass is counted, storage by storage. With `checkpointing` one call's at a time is there,
-so the peak of a step is
+backward pass is counted, storage by storage. With `checkpointing` only the activations of one call
+exist at a time, so the peak of a step is
 
     weights + max(kept by the denoiser, kept by the decoder, kept by the reward),
 
-and a card should hold that and a tenth more, besides 1 GiB for CUDA itself and its libraries.
-Text encoders are counted as weights: the command line keeps them. Attention is the kernel that a
-card takes (flash where nothing is masked), not the quadratic one that fake tensors would.
+and a card should have 10 % more than that, plus 1 GiB for CUDA itself and its libraries. Text
+encoders are counted as weights, because the command line keeps them. Attention uses the kernel of
+a card (flash, if nothing is masked), not the quadratic one that fake tensors would use.
 """
 
 import sys
@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 __all__ = ["CARDS", "RECIPES", "Recipe", "Use", "card_for", "measured", "table"]
 
 CARDS = (12, 24, 48, 80)
-"""Sizes in GB as makers give them, which hold that many GiB."""
+"""Nominal sizes of cards in GB, which are in fact that many GiB."""
 
 GIB = 2**30
 RANK = 16
@@ -42,13 +42,13 @@ class Recipe:
 
     Attributes:
         denoiser: makes the network.
-        call: state (requires a gradient or not) -> the network's arguments.
+        call: state (with or without a gradient) -> the network's arguments.
         state: the shape of one state.
         decoder: makes the autoencoder.
-        latent: the shape of what it decodes.
-        reward: makes the picture tower of the reward, and says its side in pixels.
+        latent: shape of the latent that it decodes.
+        reward: makes the image tower of the reward, and returns its input size in pixels.
         texts: parameters of the pipeline's text encoders, in billions, as their cards give them.
-        asked: of the reward's text encoder, likewise.
+        asked: parameters of the reward's text encoder, in billions.
     """
 
     denoiser: Callable[[], Any]
@@ -63,12 +63,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Use:
-    """What a recipe needs, in GiB.
+    """The memory that a recipe needs, in GiB.
 
     Attributes:
-        weights: of denoiser, autoencoder and text encoders in bfloat16, of the reward in float32.
-        kept: by the denoiser's call, the decoder's and the reward's, for an input gradient.
-        tuned: by the denoiser's call where adapters of rank 16 are trained.
+        weights: those of denoiser, autoencoder and text encoders in bfloat16, of the reward in
+            float32.
+        kept: activations that the calls of denoiser, decoder and reward keep, for an input
+            gradient.
+        tuned: activations that the denoiser's call keeps if adapters of rank 16 are trained.
         adapters: those adapters, their gradients, AdamW's two moments and the running average.
     """
 
@@ -79,17 +81,17 @@ class Use:
 
     @property
     def guided(self) -> float:
-        """Peak of a guided step of one row, with checkpointing."""
+        """The peak of a guided step of one row, with checkpointing."""
         return self.weights + max(self.kept)
 
     @property
     def tuning(self) -> float:
-        """Peak of a tuning step of one row, with checkpointing."""
+        """The peak of a tuning step of one row, with checkpointing."""
         return self.weights + self.adapters + max(self.tuned, *self.kept[1:])
 
 
 def card_for(peak: float) -> int | None:
-    """Return the smallest card that holds a peak, a tenth more and 1 GiB; None: none does.
+    """Return the smallest card with room for a peak, 10 % more, and 1 GiB; None if there is none.
 
     >>> card_for(9.9), card_for(10.1), card_for(100)
     (12, 24, None)
@@ -101,7 +103,7 @@ def card_for(peak: float) -> int | None:
 
 
 def vit(width: int, layers: int, heads: int, patch: int, side: int = 224) -> Any:
-    """Return CLIP's picture tower of a size, and its side."""
+    """Return CLIP's image tower of a given size, and its input size."""
     config = transformers.CLIPVisionConfig(
         hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
         num_attention_heads=heads, patch_size=patch, image_size=side,
@@ -120,12 +122,12 @@ def vit_huge() -> Any:
 
 
 def blip() -> Any:
-    """Return ImageReward's picture tower, ViT-L/16."""
+    """Return ImageReward's image tower, ViT-L/16."""
     return vit(1024, 24, 16, 16)
 
 
 def kl(channels: int, **more: Any) -> Callable[[], Any]:
-    """Return what makes the autoencoder of Stable Diffusion's shape."""
+    """Return a function that makes an autoencoder of Stable Diffusion's shape."""
     return lambda: diffusers.AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
         block_out_channels=[128, 256, 512, 512], layers_per_block=2, latent_channels=channels,
@@ -155,14 +157,14 @@ def sprint() -> Any:
 
 
 def anyflow() -> Any:
-    """Return AnyFlow's transformer of 1.3 billion parameters, Wan 2.1's with a second time."""
+    """Return AnyFlow's transformer of 1.3 billion parameters: Wan 2.1's with a second time."""
     return diffusers.AnyFlowTransformer3DModel(
         num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30
     )
 
 
 def tokens(height: int, width: int) -> int:
-    """Return how many packed tokens FLUX has for a size."""
+    """Return the number of packed tokens of FLUX for a size."""
     return (height // 16) * (width // 16)
 
 
@@ -238,7 +240,7 @@ RECIPES: dict[str, Recipe] = {
 
 @contextmanager
 def _as_on_a_card() -> Any:
-    """Take the attention kernels of a card."""
+    """Use the attention kernels of a card."""
     plain, aten = nn.functional.scaled_dot_product_attention, torch.ops.aten
 
     def attention(
@@ -268,7 +270,7 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _kept(module: nn.Module, run: Callable[[], Any]) -> int:
-    """Return how many bytes autograd keeps of a call, its parameters and buffers aside."""
+    """Return the bytes that autograd keeps of a call, without its parameters and buffers."""
     own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
     seen: dict[int, Any] = {}
 
@@ -284,7 +286,7 @@ def _kept(module: nn.Module, run: Callable[[], Any]) -> int:
 
 
 def measured(recipe: Recipe) -> Use:
-    """Return what a recipe needs, by fake tensors."""
+    """Return the memory that a recipe needs, computed with fake tensors."""
     before = torch.get_default_dtype()
     diffusers.logging.set_verbosity_error()
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
@@ -320,14 +322,14 @@ def measured(recipe: Recipe) -> Use:
 
 
 def _tuned(denoiser: Any, arguments: Callable[[], dict[str, Any]]) -> tuple[int, int]:
-    """Return what a call keeps under trained adapters, and the bytes that those take."""
+    """Return the bytes that a call keeps with trained adapters, and the bytes of the adapters."""
     found = [(n, m) for n, m in denoiser.named_modules() if isinstance(m, nn.Linear)]
     chosen = [(n, m) for n, m in found if n.endswith(ADAPTED)]
     for name, layer in chosen:
         denoiser.set_submodule(name, _Adapted(layer))
     kept = _kept(denoiser, lambda: denoiser(**arguments()))
     numbers = sum(RANK * (m.in_features + m.out_features) for _, m in chosen)
-    return kept, 20 * numbers  # each as float32 five times
+    return kept, 20 * numbers  # float32, five copies
 
 
 class _Adapted(nn.Module):

@@ -1,7 +1,7 @@
-"""The judge of emoji as a reward with a gradient: how far guidance can go by the judge itself.
+"""The judge of emoji as a reward with a gradient: how far the judge itself can guide.
 
-Nobody may climb what judges. As a bound it says what a perfect reward would reach at the same
-network calls:
+A judge must never be optimised. Only as an upper bound, this shows what a perfect reward would
+reach with the same network calls:
 
     steer compare --reward benchmarks/climbed_judge.py:ClimbedJudge --methods '[...]'
 """

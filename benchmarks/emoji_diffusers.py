@@ -1,15 +1,16 @@
-"""What the small pipeline `emoji-diffusers` does: pictures, steering, a LoRA back in diffusers.
+"""Benchmarks of the small pipeline `emoji-diffusers`: pictures, steering, a LoRA in diffusers.
 
     python -m benchmarks.emoji_diffusers [retrieval] [steering] [lora] [step] --out outputs/ed
 
 - retrieval: the share of pictures whose own label scores highest among 100 by the judge, at 1, 4
-  and 8 jumps, beside the embedded map's, same labels and seeds; in plain diffusers at 8 and 16.
+  and 8 jumps, compared with the embedded map with the same labels and seeds; in plain diffusers at
+  8 and 16 steps.
 - steering: `fmrg-j` and `reno` against best-of-n at equal network calls, by reward and judge.
-- lora: tuned by the CLIP on 200 prompts, and read on 40 that were not tuned on, by steer and by
-  the pipeline's own call with the LoRA loaded by its own loader.
-- step: a guided `fmrg-j` step over its bare calls, interleaved.
+- lora: tuned by the CLIP on 200 prompts, and measured on 40 held-out prompts, by steer and by the
+  pipeline's own call with the LoRA loaded by its own loader.
+- step: time ratio of a guided `fmrg-j` step to its bare calls, interleaved.
 
-All is seeded; the machine should be idle for the last.
+Everything is seeded; for the last one the machine should be idle.
 """
 
 import argparse
@@ -39,14 +40,14 @@ RUN = {"num_inference_steps": 8, "guidance_scale": 1.0, "output_type": "pt"}
 
 
 def plain_pipeline() -> Any:
-    """Return the pipeline as diffusers loads it, silent."""
+    """Return the pipeline as diffusers loads it, without progress bars."""
     pipe = DiffusionPipeline.from_pretrained(FOLDER)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def drawn(pipe: Any, prompts: list[str], seed: int, **more: Any) -> Tensor:
-    """Return the pipeline's own pictures, one a prompt."""
+    """Return the pipeline's own pictures, one per prompt."""
     return pipe(prompts, generator=torch.Generator().manual_seed(seed), **RUN | more).images
 
 
@@ -81,7 +82,7 @@ def retrieval(seeds: int = 3) -> dict[str, Any]:
 
 
 def summary(rates: list[float], each: int) -> dict[str, float]:
-    """Return a rate over some hundreds, and its binomial standard error."""
+    """Return a rate over several hundred pictures, and its binomial standard error."""
     mean = sum(rates) / len(rates)
     return {"rate": mean, "error": (mean * (1 - mean) / (each * len(rates))) ** 0.5}
 
@@ -109,7 +110,7 @@ def steering(out: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def read(images: Tensor, prompts: list[str]) -> dict[str, list[float]]:
-    """Return what the reward and the judge say of pictures."""
+    """Return the scores of pictures by the reward and the judge."""
     shown = images.clamp(0, 1).float()
     return {
         "reward": rewards.load(REWARD)(shown, prompts).tolist(),
@@ -129,7 +130,7 @@ def paired(before: list[float], after: list[float]) -> dict[str, float]:
 
 
 def lora(out: Path, steps: int = 200) -> dict[str, Any]:
-    """Tune, and read prompts that were not tuned on: by steer, and in plain diffusers."""
+    """Tune, and measure on held-out prompts, with steer and in plain diffusers."""
     flow = steer.load(MODEL)
     tuned = steer.finetune(
         flow, REWARD, read_prompts(EMOJI.tuned).prompts, steps=steps, batch_size=16,
@@ -160,7 +161,7 @@ def lora(out: Path, steps: int = 200) -> dict[str, Any]:
 
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "time_emb_proj"]
-"""Attention is in the middle alone: the convolutions have to be tuned with it."""
+"""There is attention only in the middle, so the convolutions are tuned as well."""
 
 
 def step() -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""The evidence of each weighted method on a problem whose Z is known: is it unbiased, and when?
+"""Whether each weighted method's estimate of Z is unbiased, on a problem whose Z is known.
 
     python -m benchmarks.evidence
 
 A standard Gaussian in two dimensions and a linear reward; the methods' defaults at a few numbers
-of steps. Printed are the mean of `Z_hat / Z` over seeded replicates and its standard error.
+of steps. The mean of `Z_hat / Z` over seeded replicates and its standard error are printed.
 """
 
 import torch
@@ -24,7 +24,7 @@ def ratio(method: str, steps: int, replicates: int = REPLICATES, **options: floa
     Args:
         method: its name.
         steps: of the run.
-        replicates: how many.
+        replicates: number of replicates.
         **options: the method's own.
     """
     flow = steer.GaussianMixture(torch.zeros(1, 2), 1.0)

@@ -1,8 +1,8 @@
-"""Every embedded reward at work: unguided beside guided, same noise, and what it gained.
+"""All embedded rewards: unguided and guided pictures from the same noise, and the gain.
 
 Four broad prompts with eight seeds each, 8 jumps unguided against `fmrg-j` in as many steps
-(`split` for a reward without gradient). The judge says how much of the prompt is still in the
-picture.
+(`split` for a reward without gradient). The judge measures how well the picture still shows the
+prompt.
 
     python -m benchmarks.gallery --out docs/gallery
 """
@@ -47,7 +47,7 @@ REFERENCE = "butterfly"
 def measure(
     flow: steer.FlowMap, judge: Judge, spec: str, steps: int
 ) -> tuple[dict[str, Any], steer.Result, steer.Result]:
-    """Return what a reward gained, and the pictures without and with it."""
+    """Return the gain of a reward, and the pictures without and with guidance."""
     reward = rewards.load(spec)
     plain = steer.sample(flow, reward, PROMPTS, SEEDS, steps, "none")
     method = "fmrg-j" if reward.differentiable else "split"
@@ -73,7 +73,7 @@ def measure(
 
 
 def main() -> None:
-    """Write a sheet a reward, the table, and the figures."""
+    """Write one sheet per reward, the table, and the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--steps", type=int, default=8)

@@ -1,9 +1,9 @@
-"""Do the instruments see a reward being hacked before the judge does?
+"""Do the instruments detect reward hacking before the judge does?
 
-`python -m benchmarks.hacking --out outputs/hacking` tunes the embedded model by a reward that is
-there to be hacked (mean brightness), by a CLIP that is climbed on bare pixels, unheld, and
-by the honest recipe, three seeds each, and prints when the first alarm came, how far the judge had
-moved by then, and how far it went in the end. It goes on where it was stopped.
+`python -m benchmarks.hacking --out outputs/hacking` tunes the embedded model with a reward that is
+easy to hack (mean brightness), with a CLIP without noisy views and without an anchor, and with the
+recommended recipe, three seeds each. It prints when the first alarm came, how far the judge had
+changed by then, and how far at the end. An interrupted run continues when it is started again.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Inverse problems on emoji: what is measured of a picture, and draws of its posterior.
+"""Inverse problems on emoji: measurements of pictures, and samples of the posterior.
 
-Pictures of the model's own (so that the truth is one of its samples) are masked, averaged down and
-blurred, with noise of a standard deviation. `noise-smc` at temperature 1 draws from Bayes'
-posterior under the model, with the same prompt; best-of-n at equal network calls is beside it.
-Reported: how far the measurement is from what was measured, in standard deviations of the noise a
-number (1 is what the truth itself has), and the PSNR to the truth.
+The model's own pictures (so that the truth is one of its samples) are masked, downscaled and
+blurred, with noise of a known standard deviation. `noise-smc` at temperature 1 samples Bayes'
+posterior under the model, with the same prompt; it is compared with best-of-n at equal network
+calls. The benchmark reports the root mean square residual of the measurement, in standard
+deviations of the noise (the truth itself has 1), and the PSNR to the truth.
 
     python -m benchmarks.inverse --out docs/inverse.png
 """
@@ -26,7 +26,7 @@ SD = 0.3
 
 
 def problems(truth: Tensor, generator: torch.Generator) -> dict[str, tuple[Measurement, Tensor]]:
-    """Return each problem's reward, its measurement with noise inside, and how it looks."""
+    """Return each problem's reward with its noisy measurement, and how that looks."""
     side = truth.shape[-1]
     mask = torch.ones(side, side)
     mask[:, side // 2 :] = 0
@@ -62,7 +62,7 @@ def psnr(images: Tensor, truth: Tensor) -> float:
 
 @torch.no_grad()
 def main() -> None:
-    """Draw, measure and write the sheet and the figures."""
+    """Sample, measure, and write the sheet and the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/inverse.png"))
     parser.add_argument("--particles", type=int, default=16)

@@ -1,9 +1,9 @@
-"""Are CLIP and judge sound? Retrieval under changes, calibration, and a bench of hacked pictures.
+"""Are CLIP and judge reliable? Retrieval under changes, calibration, and hacked pictures.
 
-Three questions. Do they find a picture's caption when it is recoloured, shifted, noised, or of a
-pair that the CLIP never saw? Do they rank real, generated and broken pictures alike? And is the
-judge fooled by pictures that fool the CLIP: bare pixels driven up its gradient from unguided
-samples, until it likes them better than half of the real pictures?
+Three questions. Do they recognise a picture's caption if the picture is recoloured, shifted,
+noisy, or of a pair that the CLIP was not trained on? Do they rank real, generated and broken
+pictures in the same way? And is the judge fooled by pictures that fool the CLIP: pixels that
+ascend its gradient from unguided samples until they score higher than half of the real pictures?
 
     python -m benchmarks.judge --out outputs/judge
 """
@@ -38,7 +38,7 @@ def similarity(clip: Clip) -> Similarity:
 
 
 def changes(images: Tensor) -> dict[str, Tensor]:
-    """Return the same pictures, changed in ways that leave them what they are."""
+    """Return the same pictures with changes that preserve their content."""
     g = torch.Generator().manual_seed(1)
     noise = torch.randn(images.shape, generator=g)
     moved = 1 - torch.nn.functional.pad(1 - images, (3, 0, 2, 0))[..., :32, :32]
@@ -55,7 +55,7 @@ def changes(images: Tensor) -> dict[str, Tensor]:
 
 
 def retrievals(scorers: dict[str, Similarity], n: int) -> dict[str, Any]:
-    """Return how often a picture's own label wins among 100, by kind of picture."""
+    """Return how often a picture's own label scores highest of 100, by kind of picture."""
     emoji, other = plain_data.load(), recolour.load()
     g = torch.Generator().manual_seed(0)
     index = emoji.train[torch.randperm(len(emoji.train), generator=g)[:n]]
@@ -96,7 +96,7 @@ def retrievals(scorers: dict[str, Similarity], n: int) -> dict[str, Any]:
 
 
 def broken(images: Tensor) -> dict[str, Tensor]:
-    """Return pictures that no longer show what they did."""
+    """Return pictures that no longer show their concept."""
     g = torch.Generator().manual_seed(2)
     tiles = images.unfold(2, 8, 8).unfold(3, 8, 8).flatten(2, 3)  # (n, 3, 16, 8, 8)
     order = torch.stack([torch.randperm(16, generator=g) for _ in range(len(images))])
@@ -148,9 +148,9 @@ def calibration(
 def climb(
     clip: Clip, images: Tensor, prompts: list[str], height: float, length: float, most: int
 ) -> tuple[Tensor, Tensor]:
-    """Drive bare pixels up the CLIP's gradient until it likes them -> pictures, steps taken."""
+    """Let pixels ascend the CLIP's gradient up to a score -> pictures, number of steps."""
     x, steps = images.clone(), torch.zeros(len(images))
-    low = torch.arange(len(images))  # the rows that are still below
+    low = torch.arange(len(images))  # the rows that are still below the score
     for _ in range(most):
         here = x[low].requires_grad_()
         score = clip(here, [prompts[i] for i in low.tolist()])
@@ -169,7 +169,7 @@ def climb(
 def hacks(
     flow: steer.FlowMap, clip: Clip, judge: Judge, n: int
 ) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
-    """Return what CLIP and judge say of hacked pictures."""
+    """Return the scores of hacked pictures by CLIP and judge."""
     emoji = plain_data.load()
     g = torch.Generator().manual_seed(4)
     names = emoji.concepts
@@ -204,7 +204,7 @@ def hacks(
 
 
 def main() -> None:
-    """Print the tables, and write them with a sheet of the hacked pictures."""
+    """Print the tables, and write them together with a sheet of the hacked pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--clip", default=None)

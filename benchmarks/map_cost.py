@@ -1,8 +1,8 @@
-"""What a training step of a map costs beside its forward and backward passes written by hand.
+"""Cost of a training step of a map, relative to its forward and backward passes by hand.
 
 `python -m benchmarks.map_cost` prints the median ratio of interleaved steps, with quartiles: the
-embedded model's network, rule psd-m from data, batches of 16. Both sides take the same optimizer
-step and move the same running average; the step goes through `FlowTraining` and `MapObjective`.
+embedded model's network, rule psd-m from data, batches of 16. Both take the same optimizer step
+and update the same running average; the step goes through `FlowTraining` and `MapObjective`.
 """
 
 import copy
@@ -57,7 +57,7 @@ def main(rounds: int = 25) -> None:
         copy.deepcopy(base), MapObjective(build("psd-m")), lambda k: (x_1, NAMES), steps=10**6,
         average=0.99,
     )  # fmt: skip
-    ours.log_dict = lambda *args, **kwargs: None  # a logger's, not the step's
+    ours.log_dict = lambda *args, **kwargs: None  # belongs to a logger, not to the step
     ours._trainer = SimpleNamespace(world_size=1, global_step=1000)
     type(ours).global_step = property(lambda self: 1000)
     type(ours).global_rank = property(lambda self: 0)

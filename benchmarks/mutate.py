@@ -1,14 +1,14 @@
-"""Seeded single-line changes in the mathematics, and whether the matching tests notice.
+"""Seeded single-line changes in the mathematics, and whether the matching tests detect them.
 
     python -m benchmarks.mutate --out outputs/mutate --minutes 40
 
-In a copy of the tree, one change at a time: an operator, sign, constant or comparison turned, a
-term, keyword or call dropped, arguments or branches swapped. torch is imported once, then each
-change runs its module's own tests in a fork, until one fails or three times their time is up.
-Results are appended to `mutants.jsonl`: a run that was cut goes on; `--again` tries the survivors
-anew. Not changed: imports, annotations, defaults, messages, conditions that only guard a `raise`,
-numbers below 1e-6. Of mutmut and cosmic-ray neither draws a seeded sample, drops terms, nor takes
-the matching tests alone.
+In a copy of the tree, one change is made at a time: an operator, sign, constant or comparison is
+changed, a term, keyword or call dropped, arguments or branches swapped. torch is imported once.
+Each change then runs its module's own tests in a fork, until one fails or three times their normal
+time is up. Results are appended to `mutants.jsonl`, so an interrupted run continues; `--again`
+tries the survivors again. Not changed are imports, annotations, defaults, messages, conditions
+that only guard a `raise`, and numbers below 1e-6. mutmut and cosmic-ray are not used, because
+neither takes a seeded sample, drops terms, or runs only the matching tests.
 """
 
 import argparse
@@ -59,7 +59,7 @@ TESTS = {
 }  # fmt: skip
 """Module of `steer/` -> its test files; a module's own doctests run with them."""
 EQUIVALENT = ROOT / "benchmarks" / "equivalent.json"
-"""File -> changed line -> why no test can tell it from the original."""
+"""File -> changed line -> why no test can distinguish it from the original."""
 
 TURNED: dict[type, list[Any]] = {
     ast.Add: [ast.Sub()], ast.Sub: [ast.Add()], ast.Mult: [ast.Div()], ast.Div: [ast.Mult()],
@@ -73,7 +73,7 @@ CALLS = {"abs", "clamp", "detach", "exp", "log", "sqrt", "square"}
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
-    """Yield (kind, expression) for what may stand in this node's place."""
+    """Yield (kind, expression) for possible replacements of this node."""
     match node:
         case ast.BinOp(left, op, right):
             yield from (("operator", ast.BinOp(left, o, right)) for o in TURNED.get(type(op), []))
@@ -109,7 +109,7 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
 
 
 def inside(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield what is directly in a node and may change."""
+    """Yield the direct children of a node that may be changed."""
     match node:
         case ast.Raise() | ast.Import() | ast.ImportFrom() | ast.JoinedStr() | ast.Assert():
             return
@@ -124,7 +124,7 @@ def inside(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def mathematics(node: ast.AST) -> Iterator[ast.expr]:
-    """Yield every expression below a node that may change."""
+    """Yield all expressions below a node that may be changed."""
     for child in inside(node):
         if isinstance(child, ast.expr) and child.lineno == child.end_lineno:
             yield child
@@ -132,7 +132,7 @@ def mathematics(node: ast.AST) -> Iterator[ast.expr]:
 
 
 def mutants(source: str, draw: random.Random) -> Iterator[dict[str, Any]]:
-    """Yield the changes of a source in random order: line, kind, old and new text, the whole."""
+    """Yield the changes of a source in random order: line, kind, old and new text, new source."""
     lines, seen = source.splitlines(keepends=True), set()
     nodes = mathematics(ast.parse(source))
     every = [(node, kind, new) for node in nodes for kind, new in changes(node)]
@@ -140,14 +140,14 @@ def mutants(source: str, draw: random.Random) -> Iterator[dict[str, Any]]:
     for node, kind, new in every:
         row, place = lines[node.lineno - 1], (node.lineno, node.col_offset, node.end_col_offset)
         goal = _tree(source, (type(node), *place), new)
-        for text in (ast.unparse(new), f"({ast.unparse(new)})"):  # brackets where needed
+        for text in (ast.unparse(new), f"({ast.unparse(new)})"):  # with brackets if needed
             start, end = row.encode()[: place[1]], row.encode()[place[2] :]
             changed = start.decode() + text + end.decode()
             whole = "".join([*lines[: node.lineno - 1], changed, *lines[node.lineno :]])
             if changed != row and whole not in seen and _tree(whole) == goal:
                 seen.add(whole)
                 old, now = row.strip(), changed.strip()
-                nth = [line.strip() for line in lines[: place[0] - 1]].count(old)  # of equal lines
+                nth = [line.strip() for line in lines[: place[0] - 1]].count(old)  # equal lines
                 yield {
                     "line": place[0], "nth": nth, "kind": kind,
                     "old": old, "new": now, "source": whole,
@@ -156,7 +156,7 @@ def mutants(source: str, draw: random.Random) -> Iterator[dict[str, Any]]:
 
 
 def _tree(source: str, place: tuple[Any, ...] = (), new: ast.expr | None = None) -> str:
-    """Return the syntax tree of a source as text, with `new` at a place; empty if it has none."""
+    """Return the syntax tree of a source with `new` at a place, as text; "" if it is invalid."""
 
     class Put(ast.NodeTransformer):
         def visit(self, node: ast.AST) -> Any:
@@ -170,7 +170,7 @@ def _tree(source: str, place: tuple[Any, ...] = (), new: ast.expr | None = None)
 
 
 def run_tests(tree: Path, arguments: list[str], seconds: float) -> tuple[str, float]:
-    """Run pytest in a fork, in a tree; return caught, survived or timeout, and the seconds."""
+    """Run pytest in a fork in a tree; return caught, survived or timeout, and the seconds."""
     began, child = time.monotonic(), os.fork()
     if child == 0:
         code = 3
@@ -196,7 +196,7 @@ def run_tests(tree: Path, arguments: list[str], seconds: float) -> tuple[str, fl
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the results in Markdown: a line a file, then the survivors."""
+    """Return the results in Markdown: one line per file, then the survivors."""
     known = json.loads(EQUIVALENT.read_text()) if EQUIVALENT.exists() else {}
     lines = ["| file | mutants | caught | equivalent | survived |", "|---|---|---|---|---|"]
     counts, rest = [], []
@@ -214,7 +214,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run what there is time for, and write the table."""
+    """Run as many changes as there is time for, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("outputs/mutate"))
     parser.add_argument(
@@ -232,7 +232,7 @@ def main() -> None:
         row = json.loads(line)
         done[row["file"], row["old"], row["new"], row.get("nth", 0)] = row
     torch.set_num_threads(1)
-    sys.dont_write_bytecode = True  # a stale one could stand for a change within the second
+    sys.dont_write_bytecode = True  # a stale cache file could hide a change within the same second
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder).resolve() / "tree"
         listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
@@ -244,7 +244,7 @@ def main() -> None:
         for module in options.only:
             source, draw = (tree / f"steer/{module}.py").read_text(), f"{options.seed} {module}"
             chosen[module] = list(islice(mutants(source, random.Random(draw)), options.each))
-        for k, module in product(range(options.each), options.only):  # of every file in turn
+        for k, module in product(range(options.each), options.only):  # alternating between files
             if k >= len(chosen[module]) or time.monotonic() > until:
                 continue
             name, mutant = f"steer/{module}.py", chosen[module][k]

@@ -1,12 +1,12 @@
-"""Every method that claims the tilt, on the whole grid of closed forms.
+"""All methods that claim to sample the tilt, on the whole grid of closed forms.
 
 python -m benchmarks.oracles run --out outputs/oracles
 python -m benchmarks.oracles table --out outputs/oracles
 
-A cell is a problem, a method and a number of steps. It is a file of its own in the folder, written
-whole or not at all, so a run that was cut goes on where it stopped. Several processes may fill one
-folder: a cell is locked while it is computed, and the others skip it. Its figures, over 32 to 128
-populations of 256 particles:
+A cell is a problem, a method and a number of steps. It is a separate file in the folder, written
+atomically, so an interrupted run continues where it stopped. Several processes may fill one
+folder: a cell is locked while it is computed, and other processes skip it. Its figures, over 32 to
+128 populations of 256 particles:
 
 - `Z_hat / Z`, its mean and standard error. The bar: within 4 standard errors of 1, and the error
   at most 3 %; populations are added, 32 at a time, while that can still be reached.
@@ -14,7 +14,8 @@ populations of 256 particles:
   itself, each over its standard deviation under q, times `sqrt(n)`: 1 for n exact samples. The
   bar: at most 2.
 
-Exact values are by quadrature in the plane: the rewards see two coordinates, whatever d.
+Exact values are computed by quadrature in the plane, because rewards depend on only two
+coordinates for any d.
 """
 
 import argparse
@@ -48,7 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fk-sum": {},
     "posterior": {"by": "glass"},
 }
-"""All whose law is the tilt, by their defaults, and `noise-smc` as a black box has it."""
+"""All methods that sample the tilt, with their defaults, and `noise-smc` without gradients."""
 
 STEPS = (10, 25, 50, 100)
 RUNS, MOST = 32, 128
@@ -58,16 +59,16 @@ Score = Callable[[Tensor], Tensor]
 
 
 class Problem(NamedTuple):
-    """A mixture, a reward over its temperature, and what is known of the tilt.
+    """A mixture, a reward over its temperature, and exact values of the tilt.
 
     Attributes:
         flow: the mixture.
-        reward: of points (n, d), over the temperature, (n,).
+        reward: function of points (n, d): the reward over the temperature, (n,).
         log_z: log Z.
-        mean: of the two coordinates and the reward under the tilt, (3,).
-        deviation: theirs, (3,).
-        ess: of plain importance sampling, as a share of the sample.
-        particles: of a population.
+        mean: means of the two coordinates and the reward under the tilt, (3,).
+        deviation: their standard deviations, (3,).
+        ess: ESS of plain importance sampling, as a fraction of the sample.
+        particles: particles of a population.
     """
 
     flow: steer.GaussianMixture
@@ -101,7 +102,7 @@ def known(flow: steer.GaussianMixture, reward: Score, particles: int = 256) -> P
     rough = torch.linspace(-9, 9, 361, dtype=torch.float64)
     x = torch.cartesian_prod(rough, rough)
     log_q = plane.log_prob(x) + reward(x)
-    held = x[log_q > log_q.max() - 40]  # all of the mass but e^-40 of its top
+    held = x[log_q > log_q.max() - 40]  # all points with at least e^-40 of the maximum density
     (a, b), (c, d) = ((float(v.min()) - 0.05, float(v.max()) + 0.05) for v in held.T)
     sides = [torch.linspace(*ends, 1601, dtype=torch.float64) for ends in ((a, b), (c, d))]
     x = torch.cartesian_prod(*sides)
@@ -136,11 +137,11 @@ REWARDS: dict[str, tuple[Score, float, float]] = {
     "quadratic": (quadratic, 3.4, 1.3),
     "kinked": (kinked, 0.4, 0.025),
 }
-"""Name -> the reward, a temperature, and a cold one: ESS below .1 % for importance sampling."""
+"""Name -> the reward, a temperature, and a low one: ESS below .1 % for importance sampling."""
 
 
 def problems() -> dict[str, Callable[[], Problem]]:
-    """Return how to make the problems, by name, the cheap ones first."""
+    """Return name -> function that makes the problem, cheap ones first."""
 
     def made(flow: Callable[[], steer.GaussianMixture], r: Score, t: float, n: int = 256) -> Any:
         return lambda: known(flow(), lambda x: r(x) / t, n)
@@ -157,7 +158,7 @@ def problems() -> dict[str, Callable[[], Problem]]:
 
 
 def cells(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
-    """Yield problem, method and steps of what is asked for: few steps first."""
+    """Yield problem, method and steps of the requested cells, few steps first."""
     for steps in args.steps:
         for title in problems():
             for name in METHODS:
@@ -168,7 +169,7 @@ def cells(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
 
 
 def file_of(folder: Path, title: str, name: str, steps: int) -> Path:
-    """Return where a cell is kept."""
+    """Return the file of a cell."""
     return folder / f"{slug(f'{title} {name} {steps}', 80)}.json"
 
 
@@ -183,11 +184,11 @@ def measured(
     """Return the figures of a cell.
 
     Args:
-        name: of `METHODS`.
-        problem: what is tilted.
-        steps: of the method.
-        most: populations at most.
-        options: of the method, if not those of `METHODS`.
+        name: a method of `METHODS`.
+        problem: the problem.
+        steps: steps of the method.
+        most: maximum number of populations.
+        options: options of the method, if they differ from those of `METHODS`.
     """
     build = TABLE[name.split(" ")[0]].build
     chosen = METHODS[name] if options is None else options
@@ -223,7 +224,7 @@ def measured(
 
 
 def misses(cell: dict[str, Any]) -> str:
-    """Return the letters of the bars that a cell misses: z, s, m; "" where it passes.
+    """Return the letters of the bars that a cell misses: z, s, m; "" if it passes.
 
     >>> misses({"z": 1.02, "z_error": 0.01, "error": 1.2})
     ''
@@ -236,7 +237,7 @@ def misses(cell: dict[str, Any]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Fill the folder until it is full or the time is up."""
+    """Compute cells until all are done or the time is up."""
     args.out.mkdir(parents=True, exist_ok=True)
     begun, ready = time.monotonic(), {}
     for title, name, steps in cells(args):
@@ -263,7 +264,7 @@ def _cell(title: str, name: str, steps: int, problem: Problem, most: int) -> dic
     cell: dict[str, Any] = {"problem": title, "method": name, "steps": steps, "most": most}
     try:
         return cell | measured(name, problem, steps, most)
-    except FloatingPointError as trouble:  # a run that ended with words is a result
+    except FloatingPointError as trouble:  # an error of a method is a result, too
         return cell | dict.fromkeys(("z", "z_error", "error"), math.nan) | {"said": str(trouble)}
 
 
@@ -274,7 +275,7 @@ def _line(cell: dict[str, Any]) -> str:
 
 
 def gathered(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """Return the finished cells, of a folder or of a file that `table --write` made."""
+    """Return the finished cells in a folder, or in a file that `table --write` made."""
     if folder.is_file():
         found = json.loads(folder.read_text(encoding="utf-8"))
     elif not folder.is_dir():
@@ -285,7 +286,7 @@ def gathered(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
 
 
 def table(done: dict[tuple[str, str, int], dict[str, Any]]) -> str:
-    """Return a row a problem: at each number of steps the error of E_q f, and the bars missed."""
+    """Return one row per problem: error of E_q f and missed bars at each number of steps."""
     rows = []
     for title in problems():
         here = {k: c for k, c in done.items() if k[0] == title}
@@ -313,7 +314,7 @@ def passing(done: dict[tuple[str, str, int], dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run cells, or print what is there."""
+    """Compute cells, or print the finished ones."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("do", choices=["run", "table", "failures"])
     parser.add_argument("--out", type=Path, default=Path("outputs/oracles"))

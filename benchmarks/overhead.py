@@ -1,7 +1,7 @@
-"""What a step of each method costs beside the calls that it counts.
+"""The overhead of a step of each method over the calls that it counts.
 
 The time inside the network, the decoder, the reward and `torch.autograd.grad` is measured in the
-run itself, so both parts of the ratio are of the same seconds, whatever else the machine does.
+run itself, so both parts of the ratio are measured at the same time, regardless of other load.
 
     python -m benchmarks.overhead
 """
@@ -24,7 +24,7 @@ from steer.sampling.methods import TABLE
 
 
 class Clock:
-    """Seconds inside calls; a call inside a call counts once."""
+    """Seconds inside calls; nested calls count once."""
 
     def __init__(self) -> None:
         self.inside, self._depth = 0.0, 0
@@ -90,7 +90,7 @@ def timed_gradients(clock: Clock) -> Iterator[None]:
 
 
 def ratio(method: str, particles: int, steps: int, model: str, spec: str) -> float:
-    """Return the median, over steps, of a step's time over that of its calls."""
+    """Return the median over steps of a step's time divided by that of its calls."""
     clock = Clock()
     flow, reward = Timed(steer.load(model), clock), TimedReward(rewards.load(spec), clock)
     more = {"temperature": 0.05} if TABLE[method].weighted else {}
@@ -103,7 +103,7 @@ def ratio(method: str, particles: int, steps: int, model: str, spec: str) -> flo
         for k, _ in enumerate(stream):
             now = time.perf_counter()
             inside = clock.inside - before
-            if k and inside > 0:  # the first step has the start in it
+            if k and inside > 0:  # the first step includes the start
                 found.append((now - began) / inside)
             began, before = time.perf_counter(), clock.inside
     return statistics.median(found)

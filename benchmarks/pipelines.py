@@ -1,9 +1,9 @@
-"""What a guided `fmrg-j` step of a diffusers pipeline costs beside the bare calls it needs.
+"""Cost of a guided `fmrg-j` step of a diffusers pipeline, relative to its bare calls.
 
 Bare: the denoiser and the autoencoder called directly on prepared arguments, forward and backward
 through denoiser, decoder and reward, and one forward of the denoiser for the jump. Steps and bare
-calls are interleaved in one process; the figure is the median of their ratios. The pipelines are
-of the real classes with small random weights. Run it with the machine otherwise idle:
+calls are interleaved in one process; the figure is the median of their ratios. The pipelines have
+the real classes with small random weights. Run it on an otherwise idle machine:
 
     python -m benchmarks.pipelines
 """
@@ -27,7 +27,7 @@ def red(images: Tensor) -> Tensor:
 
 
 def bare_calls(one: PipelineFlow, particles: int) -> Callable[[Tensor], None]:
-    """Return a function that makes a step's calls by hand, and nothing else."""
+    """Return a function that makes only the calls of a step, by hand."""
     (rows,) = one._arguments(particles, torch.device("cpu"))
     network, vae, codec = one.network, one.vae, one.codec
     time_now = torch.full((particles,), 0.5 * one.time_scale)
@@ -35,7 +35,7 @@ def bare_calls(one: PipelineFlow, particles: int) -> Callable[[Tensor], None]:
     state, told = one.state_argument, one.time_argument
 
     def call(x: Tensor) -> Tensor:
-        with one._told(time_now, end):  # nothing, but for a second time
+        with one._told(time_now, end):  # does nothing, except for a second time
             return network(**{state: x, told: time_now}, **rows.prompt, return_dict=False)[0]
 
     def step(x: Tensor) -> None:
@@ -54,7 +54,7 @@ def ratio(
     one: PipelineFlow, particles: int, steps: int, repeats: int
 ) -> tuple[float, float, float]:
     """Return the median of the ratios, and their quartiles."""
-    one.requires_grad_(False)  # the bare calls at their best
+    one.requires_grad_(False)  # the bare calls in their fastest form
     bare = bare_calls(one.given(["a fox"]), particles)
     ratios = []
     for seed in range(repeats):

@@ -1,11 +1,11 @@
-"""How far a score moves when tensors preprocess the picture instead of PIL.
+"""How much a score changes if tensors preprocess the picture instead of PIL.
 
-Every picture is of bytes, as a file is. Once it goes through the original's own preprocessing
-(open_clip's transform, or transformers' image processor on Pillow), once through
+Every picture has 8 bits per channel, like a file. It is preprocessed both by the original's own
+preprocessing (open_clip's transform, or transformers' image processor on Pillow) and by
 `rewards.models.preprocess.Preprocess`; the same network scores both. Contents: 100 emoji and 100
 synthetic pictures, smooth, noisy and hard-edged; sides of 64, 256 and 512. Networks: the embedded
-CLIP (32 pixels, trained), and ViT-B-32 (224 pixels, random weights: nothing larger is at hand
-offline), each asked for one prompt. Deviations are given in units of the score's standard
+CLIP (32 pixels, trained), and ViT-B-32 (224 pixels, random weights, as no larger weights are
+available offline), each with one prompt. Differences are given in units of the score's standard
 deviation over the pictures of that row, and in 1/255 for the preprocessed pixels.
 
     python -m benchmarks.preprocess
@@ -28,13 +28,13 @@ SIDES = (64, 256, 512)
 
 
 def synthetic(kind: str, count: int, side: int) -> Tensor:
-    """Draw pictures (count, 3, side, side) of bytes in [0, 1]."""
+    """Make pictures (count, 3, side, side) in [0, 1] with 8 bits per channel."""
     g = torch.Generator().manual_seed(0)
     if kind == "smooth":
         x = F.interpolate(torch.rand(count, 3, 5, 5, generator=g), (side, side), mode="bicubic")
     elif kind == "noisy":
         x = torch.rand(count, 3, side, side, generator=g)
-    else:  # discs, bars and letters' worth of edges: flat colours with borders of one pixel
+    else:  # discs, bars and many edges, as in letters: flat colours with borders of one pixel
         y, z = torch.meshgrid(
             torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij"
         )
@@ -65,7 +65,7 @@ def _tensor(picture: Image.Image) -> Tensor:
 
 
 def networks() -> Iterator[tuple[str, OpenClip, Callable[[Image.Image], Tensor]]]:
-    """Return name, backbone, and the original's way from a PIL picture to its input."""
+    """Return name, backbone, and the original's preprocessing of a PIL picture."""
     import open_clip
 
     small = open_clip_backbone(str(EMBEDDED))
@@ -87,7 +87,7 @@ def networks() -> Iterator[tuple[str, OpenClip, Callable[[Image.Image], Tensor]]
 def deviation(
     backbone: OpenClip, original: Callable[[Image.Image], Tensor], x: Tensor
 ) -> tuple[float, float, float, float]:
-    """Return mean and largest deviation of the score, in its spread, and of pixels, in 1/255."""
+    """Return mean and largest difference of scores, in their spread, and of pixels, in 1/255."""
     text = backbone.text_features(["a red apple"])
     theirs = torch.stack([original(to_pil(p)) for p in x])
     ours = backbone.preprocess(x)

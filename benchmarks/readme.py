@@ -1,7 +1,8 @@
 """The picture and the animation at the top of the README.
 
-Four starts of noise a prompt, the first four of seed 0, none of them chosen: on the left what the
-model draws by itself, on the right what it draws guided by a reward that asks for something else.
+There are four noise samples per prompt, the first four of seed 0, without selection: on the left
+the model's unguided pictures, on the right its pictures guided by a reward that asks for something
+else.
 
     python -m benchmarks.readme --out docs
 """
@@ -24,7 +25,7 @@ SCENES = (
     ("an animal", "a purple cat", "clip:views=4,noise=0.2"),
     ("a plant", "a sunflower", "clip:views=4,noise=0.2"),
 )
-"""What the model is told, what the reward asks for, and the reward."""
+"""The prompt of the model, what the reward asks for, and the reward."""
 
 COUNT, SIDE, GAP, ARROW, HEAD = 4, 96, 8, 120, 34
 WIDTH = 2 * COUNT * (SIDE + GAP) + ARROW + 2 * GAP
@@ -56,7 +57,7 @@ def filmed(steps: int) -> list[Scene]:
 
 
 def row(sheet: Image.Image, top: int, scene: Scene, left: Tensor, right: Tensor) -> None:
-    """Put a scene's pictures on a sheet: left (k, 3, h, w) as bytes, an arrow, right."""
+    """Draw a scene's pictures on a sheet: left (k, 3, h, w) as bytes, an arrow, right."""
     draw = ImageDraw.Draw(sheet)
     place = GAP
     for images in (left, right):
@@ -87,7 +88,7 @@ def headed(height: int, left: str, right: str) -> Image.Image:
 
 
 def still(scenes: list[Scene]) -> Image.Image:
-    """Draw the last pictures of all scenes, a row each."""
+    """Draw the last pictures of all scenes, one row each."""
     each = SIDE + 3 * GAP
     sheet = headed(each * len(scenes), "the model alone", "the same noise, steered by a reward")
     for i, scene in enumerate(scenes):
@@ -121,7 +122,7 @@ def moving(scenes: list[Scene], milliseconds: int = 320, end: int = 1900) -> byt
 
 
 def outputs(steps: int) -> Iterator[tuple[str, Image.Image | bytes]]:
-    """Yield each file's name and what is in it."""
+    """Yield each file's name and its content."""
     scenes = filmed(steps)
     yield "readme.png", still(scenes)
     yield "steering.gif", moving(scenes)

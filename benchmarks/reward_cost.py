@@ -1,9 +1,9 @@
-"""What a reward costs beside its bare network: a call, and a call with its gradient.
+"""Cost of a reward relative to its bare network: a call, and a call with its gradient.
 
-Bare: normalise, encode the pictures, multiply with text features that are known. Wrapped: the
-reward as anyone calls it. Interleaved in one process; the figure is the median of the ratios,
-with the quartiles. Pictures have the network's size, so that neither resizes. Run it with the
-machine otherwise idle:
+Bare: normalise, encode the pictures, multiply with known text features. Wrapped: the reward as
+users call it. Both are interleaved in one process; the figure is the median of the ratios, with
+the quartiles. Pictures have the network's size, so that neither resizes. Run it with the machine
+otherwise idle:
 
     python -m benchmarks.reward_cost
 """

@@ -1,4 +1,4 @@
-"""What a guided `fmtt` step costs beside the bare calls it needs.
+"""Cost of a guided `fmtt` step relative to the bare calls it needs.
 
 Bare: one velocity, one lookahead forward and backward, one decode, one reward forward and
 backward. Steps and bare calls are interleaved in one process, at the same times and rows; the
@@ -20,14 +20,16 @@ from steer.noise import Noise
 
 
 def bare(
-    flow: steer.FlowMap, reward: steer.Reward, x: torch.Tensor, t: float, prompt: str
+    flow: steer.FlowMap, reward: steer.Reward, x: torch.Tensor, t: float, prompt: str | None = None
 ) -> None:
-    """Make the calls that a guided step needs, and nothing else."""
-    with torch.no_grad():
-        flow.velocity(x, t)
+    """Make only the calls that a guided step needs: where one prediction is both, no velocity."""
+    if not flow.reuses(t, 1.0):
+        with torch.no_grad():
+            flow.velocity(x, t)
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        scores = reward(flow.decode(flow.lookahead(x, t)), [prompt] * len(x))
+        images = flow.decode(flow.lookahead(x, t)).float()
+        scores = reward(images, None if prompt is None else [prompt] * len(x))
         torch.autograd.grad(scores.sum(), x)
 
 
@@ -43,8 +45,8 @@ def measure(
     for seed in range(repeats):
         x = Noise(seed, particles=particles).normal(flow.event_shape)
         run = guide.steps(x, seed)
-        next(run)  # the first step also looks at t = 0
-        for t in guide.times[2:-1]:  # the last has no look ahead of it
+        next(run)  # the first step also evaluates at t = 0
+        for t in guide.times[2:-1]:  # the last one has no lookahead
             start = time.perf_counter()
             population = next(run)
             middle = time.perf_counter()
@@ -71,7 +73,7 @@ def batching(repeats: int, model: str = "emoji", spec: str = "clip") -> tuple[fl
     ratios = [
         seconds([prompts], seed) / seconds([[p] for p in prompts], seed)
         for seed in range(repeats + 1)
-    ][1:]  # the first warms up
+    ][1:]  # the first is a warm-up
     low, _, high = statistics.quantiles(ratios, n=4)
     return statistics.median(ratios), low, high
 

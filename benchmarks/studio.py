@@ -1,11 +1,11 @@
-"""The studio in a real browser: how long until it answers, and what watching a run costs it.
+"""The studio in a real browser: time until it responds, and the cost of watching a run.
 
 Starts: `steer studio` in a process of its own, until the page answers, until chromium can press
 Steer, and until it shows the first steered lookahead.
 
 Live steps: in one run that chromium shows, blocks of steps are watched and not watched in turn.
-An unwatched step is made by the same sampler on the same particles, and nobody is told of it. The
-figure is the median over pairs of neighbouring blocks of the mean watched step's time over the
+An unwatched step is made by the same sampler on the same particles, but not reported to the page.
+The figure is the median over pairs of neighbouring blocks of the mean watched step's time over the
 mean unwatched one's. The first step of a block is left out, because it is made while the page
 still shows, or not yet shows, the block before. Run it with the machine otherwise idle:
 
@@ -69,16 +69,16 @@ def answered(address: str, server: "subprocess.Popen[bytes] | None" = None) -> N
 
 
 def processor_seconds(pid: int) -> float:
-    """Return the processor time that a process has used: what a busy machine does not change."""
+    """Return the processor time of a process, which does not depend on the load of the machine."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-Moment = tuple[float, float]  # seconds of the clock, and of the server's processor time
+Moment = tuple[float, float]  # wall-clock seconds, and the server's processor time
 
 
 def started(browser: Any, root: Path) -> tuple[Moment, Moment, Moment]:
-    """Return when after `steer studio` it answers, has its button, and a steered picture."""
+    """Return the times from `steer studio` to its answer, its button, and a steered picture."""
     port = free_port()
     address = f"http://127.0.0.1:{port}/"
     words = ["-m", "recipes.cli", "studio", "--root", str(root), "--port", str(port)]
@@ -109,7 +109,7 @@ def started(browser: Any, root: Path) -> tuple[Moment, Moment, Moment]:
 
 
 def every_other_block(job_type: Any) -> Any:
-    """Return a job that tells of its steps in every other block alone."""
+    """Return a job that reports its steps only in every other block."""
 
     class Blocks(job_type):  # type: ignore[misc]
         jobs: ClassVar[list[Any]] = []
@@ -133,7 +133,7 @@ def every_other_block(job_type: Any) -> Any:
 
 
 class _Told:
-    """A queue whose `put` is another."""
+    """A queue with another `put`."""
 
     def __init__(self, put: Any, get: Any) -> None:
         self.put, self.get = put, get
@@ -143,10 +143,10 @@ def ratios(seconds: list[float]) -> tuple[list[float], list[float], list[float]]
     """Return watched over unwatched for pairs of neighbouring blocks, and the steps of each kind.
 
     Args:
-        seconds: of each step of a run, blocks in turn, the watched first.
+        seconds: seconds of each step of a run, in alternating blocks, watched ones first.
     """
     blocks = [seconds[i : i + BLOCK] for i in range(0, len(seconds) - BLOCK + 1, BLOCK)][1:]
-    shift = 1  # the first block, which holds the start of the run, is left out
+    shift = 1  # the first block, which includes the start of the run, is left out
     means = [statistics.mean(block[1:]) for block in blocks]
     watched = [m for i, m in enumerate(means, shift) if i % 2 == 0]
     plain = [m for i, m in enumerate(means, shift) if i % 2]
@@ -190,7 +190,7 @@ def live(browser: Any, root: Path, runs: int, steps: int) -> tuple[list[float], 
         page.click("#start")
         page.wait_for_function("document.querySelector('#message').innerText.startsWith('step')")
         page.wait_for_function("document.querySelector('#message').innerText.startsWith('done')")
-        if seed:  # the first warms up
+        if seed:  # the first is a warm-up
             pairs, a, b = ratios(jobs.Job.jobs[-1].seconds)  # type: ignore[attr-defined]
             found, watched, plain = found + pairs, watched + a, plain + b
     page.close()

@@ -1,11 +1,11 @@
-"""Tuning towards the exponential tilt of a mixture, beside its closed form.
+"""Tuning towards the exponential tilt of a mixture, compared with its closed form.
 
 `python -m benchmarks.tilt_toys` prints, for each objective whose optimum is `p exp(R) / Z`, how
 far plain samples of the tuned flow are from it: by 32 Heun steps of the velocity, and by the map
 in one and in four jumps. The base is two Gaussians in the plane; a linear reward shifts each and
-moves mass from one to the other. `Corrected` learns it with adapters. Means and covariances are
-averaged over the seeds before they are compared, distances after. The first two lines are the
-base, and fresh samples of the tilt, the floor of any sampler.
+moves mass from one to the other. The network is `Corrected` with adapters. Means and covariances
+are averaged over the seeds before they are compared, distances after. The first two lines are the
+base, and fresh samples of the tilt, a lower bound for any sampler.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def train(
 
 @torch.no_grad()
 def samples(flow: steer.FlowMap, x: Tensor) -> dict[str, Tensor]:
-    """Return samples from the noise x by each of the ways, (n, d) each."""
+    """Return samples from the noise x by each of the samplers, (n, d) each."""
     y, h = x, 1 / 32
     for k in range(32):
         v = flow.velocity(y, k * h)
@@ -103,7 +103,7 @@ def moments() -> tuple[Tensor, Tensor]:
 
 
 def figures(sets: list[Tensor], references: list[Tensor]) -> dict[str, float]:
-    """Compare sets of points, one a seed, with the tilt, and with samples of it.
+    """Compare sets of points, one per seed, with the tilt and with samples of it.
 
     Returns:
         "mean": the error of the sets' mean, averaged, in standard deviations, the larger one.
@@ -124,7 +124,7 @@ def figures(sets: list[Tensor], references: list[Tensor]) -> dict[str, float]:
 def run(
     make: Callable[[], Objective] | None, seeds: int, steps: int = 1000, count: int = 2048
 ) -> dict[str, dict[str, float]]:
-    """Train with each seed, and return the figures of each way to sample; None: the base's."""
+    """Train with each seed, and return the figures of each sampler; None: those of the base."""
     tilted, _ = mixture().tilt(reward())
     sets: dict[str, list[Tensor]] = {}
     references = []

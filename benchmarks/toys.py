@@ -1,4 +1,4 @@
-"""The published toys of flow-map trajectory tilting, beside their published figures.
+"""The published toys of flow-map trajectory tilting, with their published figures.
 
 `python -m benchmarks.toys` prints two tables: the tilt of a mixture on the line by the published
 scheme, and the ring of eight modes (Sabour et al. 2025, arXiv 2511.22688).

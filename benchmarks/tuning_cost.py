@@ -1,10 +1,10 @@
-"""What a tuning step costs beside its bare calls, and what tuning keeps in memory.
+"""Cost of a tuning step relative to its bare calls, and the memory of tuning.
 
 `python -m benchmarks.tuning_cost` prints ratios of one interleaved run. Bare: the student's jump
 and its backward pass, the base's jump, the reward with its gradient and AdamW, on the same network
 with peft's layers, written out by hand. The step: the same through `RewardTuning` in Lightning's
-loop. Memory: every tensor that is alive after a step, each storage counted once, against base,
-adapters and optimizer.
+loop. Memory: all tensors that are alive after a step, each storage counted once, compared with
+base, adapters and optimizer.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def main() -> None:
     bare, whole = [], []
 
     class Clock(L.Callback):
-        """Times each step, from one batch's start to the next, and a bare step in between."""
+        """Time each step, from the start of one batch to the next, with a bare step in between."""
 
         def on_train_batch_start(self, *_):
             start = time.perf_counter()

@@ -24,14 +24,14 @@ CENTRE, WIDTH, LAMBDA = 4.75, 2.25, 7.0
 
 
 def bump(y: Tensor) -> Tensor:
-    """The toy's reward, (n,)."""
+    """Return the toy's reward, (n,)."""
     return torch.exp(-((y[:, 0] - CENTRE) ** 2) / (2 * WIDTH**2))
 
 
 def transport_optimum(n: int = 20001, strength: float = LAMBDA) -> tuple[float, float]:
-    """Return mean reward and objective at the optimum: each x moves to its own best y.
+    """Return mean reward and objective at the optimum, where each x moves to its best y.
 
-    The cost of leading x_0's picture x to y is `(y - x)² / (2 τ)`, τ = ∫ dt / ((1-t)² + t²) = π/2.
+    The cost of moving x_0's picture x to y is `(y - x)² / (2 τ)`, τ = ∫ dt / ((1-t)² + t²) = π/2.
     """
     x = torch.linspace(-6, 6, n, dtype=torch.float64)
     weight = torch.exp(-(x**2) / 2)
@@ -43,7 +43,7 @@ def transport_optimum(n: int = 20001, strength: float = LAMBDA) -> tuple[float, 
 
 
 def mean_reward(flow: FlowMap, jumps: int = 1, n: int = 40000) -> float:
-    """Return the mean reward of n samples by so many jumps."""
+    """Return the mean reward of n samples with this number of jumps."""
     x = torch.randn(n, 1, generator=torch.Generator().manual_seed(11))
     with torch.no_grad():
         for k in range(jumps):
@@ -52,7 +52,7 @@ def mean_reward(flow: FlowMap, jumps: int = 1, n: int = 40000) -> float:
 
 
 def objective(tuned: steer.Adapted, steps: int = 100, n: int = 8000) -> tuple[float, float]:
-    """Return mean reward and `E[R - ½∫|u|² dt]` along the tuned velocity, Heun steps."""
+    """Return mean reward and `E[R - ½∫|u|² dt]` along the tuned velocity, by Heun steps."""
     x = torch.randn(n, 1, generator=torch.Generator().manual_seed(12))
     spent, h = torch.zeros(n), 1 / steps
     with torch.no_grad():

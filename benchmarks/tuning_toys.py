@@ -1,14 +1,14 @@
 """Tuning on toys whose base is exact: reward gained against reward calls.
 
-`python -m benchmarks.tuning_toys --free` sets the objectives that need no gradient of the reward
-beside `Direct(jumps=(1,), anchor=1)` on two toys:
+`python -m benchmarks.tuning_toys --free` compares the objectives that need no reward gradient with
+`Direct(jumps=(1,), anchor=1)` on two toys:
 
 - `bump`: the published one on the line (arXiv 2609.27033), N(0, 1), a linear path, reward
   `exp(-(y - 4.75)² / (2 2.25²))`, temperature 1/7;
 - `slope`: two Gaussians in the plane and a linear reward, temperature 1.
 
-The objectives have different optima: `Direct` moves each sample at a transport cost, the others
-are held by a divergence. What is compared is the mean reward of plain samples over the base's.
+The objectives have different optima: `Direct` has a transport cost for each sample, the others a
+divergence penalty. The comparison is of the mean reward of plain samples minus that of the base.
 """
 
 import argparse
@@ -43,7 +43,7 @@ class Toy:
 class StandardNormal(steer.FlowMap):
     """The flow map of N(0, 1) data on the line: `X(s,t,x) = x c_t / c_s`, `c² = alpha² + beta²`.
 
-    As `GaussianMixture` has it, without its integration.
+    It equals that of `GaussianMixture`, without its integration.
     """
 
     def __init__(self) -> None:
@@ -97,17 +97,17 @@ def tune(
 ) -> tuple[Adapted, list[tuple[int, float]]]:
     """Tune a network on the toy's base; return it, and (reward calls, gain) along the way.
 
-    AdamW on the adapters, and their running average; a reward call is one sample rewarded. The
-    gain is that of the average's one-jump samples, with the noise of the base's.
+    AdamW is used on the adapters, with a running average. A reward call is the reward of one
+    sample. The gain is that of the average's one-jump samples, with the same noise as the base's.
 
     Args:
-        toy: what is tuned on what.
-        objective: by which rule.
+        toy: the toy.
+        objective: the objective.
         steps: optimizer steps.
         rows: samples of a batch, all of one prompt.
         lr: the learning rate.
-        decay: of the running average, at most; it starts lower.
-        every: measure the gain every so many steps; 0: at the end.
+        decay: maximum decay of the running average; it starts lower.
+        every: steps between measurements of the gain; 0: only at the end.
         seed: fixes the adapters and the noise.
     """
     student = adapt(Corrected(toy.base, seed=seed), rank=16, seed=seed)
@@ -135,7 +135,7 @@ def tune(
 
 @torch.no_grad()
 def gain(toy: Toy, flow: steer.FlowMap, jumps: int = 1, n: int = 1024) -> float:
-    """Return how much more reward the flow's samples have than the base's of the same noise."""
+    """Return the mean reward of the flow's samples minus the base's, for the same noise."""
     x_0 = torch.randn(n, *flow.event_shape, generator=torch.Generator().manual_seed(7))
     x = x_0
     for k in range(jumps):
@@ -144,9 +144,10 @@ def gain(toy: Toy, flow: steer.FlowMap, jumps: int = 1, n: int = 1024) -> float:
 
 
 def table(steps: int = 100, seeds: Sequence[int] = (0, 1)) -> Iterator[str]:
-    """Run everything, and yield the lines: `Direct` gets `steps`, the others ten times that.
+    """Run everything, and yield the lines: `Direct` gets `steps`, the others ten times as many.
 
-    Calls to 80 % are those after which the gain first is 80 % of `Direct`'s last.
+    "Calls to 80 %" is the number of calls after which the gain first reaches 80 % of `Direct`'s
+    final gain.
     """
     yield "| toy | objective | reward calls | gain | share | calls to 80 % | gain in 4 jumps |"
     yield "|---|---|---|---|---|---|---|"

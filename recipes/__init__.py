@@ -1,1 +1,1 @@
-"""The programs and the command line: thin, on top of `steer` and `rewards`."""
+"""The programs and the command line, a thin layer on `steer` and `rewards`."""

@@ -1,8 +1,8 @@
-"""From the words of a command, and its YAML, to the arguments of its function (jsonargparse).
+"""Parse a command line and its YAML into the arguments of the command's function (jsonargparse).
 
-The library's subcommands are not used: they want the functions of all commands, and with them
-torch, before the first one can be named. Nor are its messages for what is not known, which come
-without the nearest names: what is given is compared here with what there is.
+jsonargparse's subcommands are not used, because they import the functions of all commands, and
+with them torch, before any command is chosen. Its messages for unknown options are not used
+either, because they do not suggest the nearest names: options are checked here.
 """
 
 import difflib
@@ -35,19 +35,19 @@ CONFIGS = Path(__file__).with_name("configs")
 """The config files of the package, for `--config NAME.yaml`."""
 
 EARLIER = {"finetune": {"clip": "gradient_clip"}}
-"""Command -> earlier names of its options -> those of today (`steer.tuning.settings.RENAMED`)."""
+"""Command -> earlier names of its options -> current names (`steer.tuning.settings.RENAMED`)."""
 
 LATER = {
     "height": "other sizes than the model's own",
     "width": "other sizes than the model's own",
 }
-"""Options of `sample` that the models of this version cannot use -> what they are for."""
+"""Options of `sample` that the models of this version cannot use -> their purpose."""
 
 SWITCHES = {
     "--check", "--cpu", "--json", "--names", "--overwrite", "--private", "--table", "--training",
     "--unguided",
 }  # fmt: skip
-"""Options that mean true where they stand alone."""
+"""Options that mean true without a value."""
 
 
 def function_of(command: str) -> Callable[..., Any]:
@@ -61,7 +61,7 @@ def _named(target: str) -> Callable[..., Any]:
 
 
 def further_help(command: str) -> str:
-    """Return what a command's help says beside its options; nothing for most."""
+    """Return further help of a command besides its options; "" for most commands."""
     target = COMMANDS[command].further
     return f"\n{_named(target)()}\n" if target else ""
 
@@ -84,10 +84,10 @@ def parser(command: str) -> "ArgumentParser":
 
 
 class Call(NamedTuple):
-    """What is to be run.
+    """A parsed command line.
 
     Attributes:
-        command: its name; `eval --lora` where `eval` was given adapters.
+        command: name of the command; `eval --lora` if `eval` was given adapters.
         settings: the arguments of its function; None if help was requested.
     """
 
@@ -99,8 +99,8 @@ def parse(command: str, rest: Sequence[str]) -> Call:
     """Return the call that a command line describes.
 
     Raises:
-        ValueError: an unknown command, option or key, with the nearest names; a value of a wrong
-            kind; a config that is no file or no YAML.
+        ValueError: an unknown command, option or key (the message has the nearest names), a value
+            of the wrong type, or a config that is not a file or not YAML.
     """
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
@@ -139,9 +139,10 @@ def option_names(command: str) -> list[str]:
 
 
 def _flags(words: Sequence[str]) -> list[str]:
-    """Take `--prompts-file` for `--prompts_file`, and a bare `--overwrite` for true.
+    """Accept `--prompts-file` for `--prompts_file`, and a bare `--overwrite` as true.
 
-    `--lora` given more than once is a list; a `--config` that is no file here is one of ours.
+    Several `--lora` become a list; a `--config` that is not an existing file is looked up in the
+    package.
     """
     out: list[str] = []
     repeated = sum(word.partition("=")[0] == "--lora" for word in words) > 1
@@ -162,7 +163,7 @@ def _flags(words: Sequence[str]) -> list[str]:
 
 
 def _config(name: str) -> str:
-    """Return the file of this name, else the one of the package, with a message."""
+    """Return the file of this name, else that of the package, with a message."""
     given = Path(name).expanduser()
     if given.is_file():
         return str(given)
@@ -177,12 +178,12 @@ def _config(name: str) -> str:
 
 
 class Given(NamedTuple):
-    """An option that is given.
+    """An option that was given.
 
     Attributes:
-        name: nested ones with dots.
-        file: the YAML that gives it, or nothing.
-        null: whether it is null there.
+        name: name of the option, with dots for nested ones.
+        file: the YAML file that sets it, or "".
+        null: whether its value there is null.
     """
 
     name: str
@@ -191,7 +192,7 @@ class Given(NamedTuple):
 
 
 def _settings(words: Sequence[str]) -> Iterator[Given]:
-    """Yield the options that are given."""
+    """Yield the options that were given."""
     import yaml
 
     for word, after in zip(words, [*words[1:], ""], strict=False):
@@ -222,11 +223,11 @@ def _settings(words: Sequence[str]) -> Iterator[Given]:
 
 
 DEEPEST, MOST = 100, 100_000
-"""How deep brackets may go in a config, and how many values it may come to."""
+"""Maximum depth of brackets in a config, and maximum number of values."""
 
 
 def _refuse_depth(text: str) -> None:
-    """Raise a RecursionError for brackets without end: to read them takes time without end."""
+    """Raise a RecursionError for brackets that are nested too deeply to be parsed quickly."""
     depth = 0
     for bracket in re.findall(r"[\[\]{}]", text):
         depth = max(0, depth + (1 if bracket in "[{" else -1))
@@ -235,7 +236,7 @@ def _refuse_depth(text: str) -> None:
 
 
 def _refuse_size(content: Any) -> None:
-    """Raise a ValueError for what is small as a text, and grows without end when it is read."""
+    """Raise a ValueError for a small text that expands to too many values when it is parsed."""
     left, count = [content], 0
     while left:
         one, count = left.pop(), count + 1
@@ -246,11 +247,11 @@ def _refuse_size(content: Any) -> None:
 
 
 _CODE = re.compile(r"\.py:\w|https?://|(?<![\w./=-])[A-Za-z_]\w*(?:\.\w+)+")
-"""A Python file's name in it, a URL, a dotted path."""
+"""Matches a name in a Python file, a URL, or a dotted path."""
 
 
 def _say_code(file: str, content: Mapping[Any, Any]) -> None:
-    """Say what a config lets run or asks a server for: that is not seen in the command."""
+    """Print what code a config runs and what servers it contacts; the command does not show it."""
     for key in ("model", "method", "methods", "reward", "held_out", "judge"):
         named = content.get(key)
         for text in named if isinstance(named, list) else [named]:
@@ -261,7 +262,7 @@ def _say_code(file: str, content: Mapping[Any, Any]) -> None:
 
 
 def _keys(content: Mapping[Any, Any], head: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the keys of a mapping and their values, the keys inside of it with dots."""
+    """Yield the keys and values of a mapping, with dotted keys for nested mappings."""
     for key, value in content.items():
         yield f"{head}{key}", value
         if isinstance(value, dict):
@@ -269,14 +270,14 @@ def _keys(content: Mapping[Any, Any], head: str = "") -> Iterator[tuple[str, Any
 
 
 def _variant(command: str, given: Sequence[Given]) -> str:
-    """Return `eval --lora` for an `eval` that names adapters, by an option or in its YAML."""
+    """Return `eval --lora` for an `eval` with adapters, given by an option or in its YAML."""
     longer = f"{command} --lora"
     named = any(one.name.split(".")[0] == "lora" for one in given)
     return longer if named and longer in COMMANDS else command
 
 
 def _refuse_null(command: str, given: Sequence[Given], defaults: Mapping[str, Any]) -> None:
-    """Raise a ValueError for a null in a YAML where a value is wanted: the library takes it."""
+    """Raise a ValueError for a null in a YAML where a value is needed; jsonargparse accepts it."""
     hints = get_type_hints(function_of(command))
     for name, file, null in given:
         wanted = defaults.get(name) is not None and type(None) not in get_args(hints.get(name))
@@ -288,9 +289,9 @@ def _refuse_null(command: str, given: Sequence[Given], defaults: Mapping[str, An
 
 
 def _refuse_unknown(command: str, given: Sequence[Given], known: Sequence[str]) -> None:
-    """Raise a ValueError for the options that there are not, with the nearest names.
+    """Raise a ValueError for unknown options, with the nearest names.
 
-    What is inside of a known one is its own matter.
+    The contents of a known option are not checked here.
     """
     hints = []
     for name, file, _ in given:

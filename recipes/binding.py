@@ -1,4 +1,4 @@
-"""Whether colour and style words of a prompt reach the picture, also in pairs never trained on."""
+"""Binding of colour and style words of a prompt, also for pairs that were never trained on."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,11 +19,11 @@ Pair = tuple[str, str, int]
 
 
 def colour_pairs(emoji: Emoji) -> dict[str, list[Pair]]:
-    """Return the (colour, concept, picture) of which no real picture has that colour.
+    """Return the (colour, concept, picture) triples where no real picture has that colour.
 
-    "trained": some recoloured picture that models are trained on has it; "held out": all of them
-    are left out of training. Concepts are plain labels; the picture is one of the concept's that
-    the recolouring turns to that colour, and a pair without such a picture is left out.
+    "trained": a recoloured picture in the training data has that colour; "held out": all such
+    pictures are left out of training. Concepts are plain labels. The picture is one of the concept
+    that recolouring turns to that colour; pairs without such a picture are left out.
     """
     of: dict[str, list[int]] = {}
     for i, label in enumerate(emoji.labels):
@@ -46,16 +46,16 @@ def colour_pairs(emoji: Emoji) -> dict[str, list[Pair]]:
 
 
 def colour_binding(flow: FlowMap, emoji: Emoji, judge: Judge, prompts: int) -> dict[str, Any]:
-    """Return how often "blue fox" comes out blue, as a fox for the judge, and both.
+    """Return how often "blue fox" gives a blue picture, a fox according to the judge, and both.
 
-    "real": the recoloured real pictures of the same pairs. They are chosen by their colour, so
-    the ceiling that they set is the judge's.
+    "real": the recoloured real pictures of the same pairs. They are selected by their colour, so
+    they give the upper bound of the judge.
 
     Args:
         flow: the model, 4 steps.
         emoji: the data.
-        judge: one concept of 100.
-        prompts: how many, half of them trained pairs.
+        judge: the judge, which chooses one concept of 100.
+        prompts: number of prompts, half of them trained pairs.
     """
     labels = [plain_label(label) for label in emoji.concepts]
     generator = torch.Generator().manual_seed(8)
@@ -81,7 +81,7 @@ def _colours(
 
 
 def style_binding(flow: FlowMap, emoji: Emoji, judge: Judge, prompts: int) -> dict[str, Any]:
-    """Return how often the judge finds label and style of "flat twemoji fox".
+    """Return how often the judge recognises label and style of "flat twemoji fox".
 
     The label of 100 labels, the style of the label's four style captions, and both; for pairs of
     concept and style that models are trained on, and for the held-out ones. "real": the real
@@ -90,8 +90,8 @@ def style_binding(flow: FlowMap, emoji: Emoji, judge: Judge, prompts: int) -> di
     Args:
         flow: the model, 4 steps.
         emoji: the data.
-        judge: what tells them apart.
-        prompts: how many, half of them trained pairs.
+        judge: the judge.
+        prompts: number of prompts, half of them trained pairs.
     """
     generator = torch.Generator().manual_seed(10)
     made: dict[str, Any] = {}

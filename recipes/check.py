@@ -1,4 +1,4 @@
-"""`steer check-reward`: what a reward keeps of the contract, with figures."""
+"""`steer check-reward`: check that a reward keeps its contract, with figures."""
 
 import json as json_
 import sys

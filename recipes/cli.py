@@ -51,7 +51,7 @@ def _run(command: str, rest: Sequence[str]) -> None:
 
 
 def _at_home(value: Any) -> Any:
-    """Return an option's value with the home folder for `~` in its paths."""
+    """Return an option's value with `~` expanded in its paths."""
     if isinstance(value, Path):
         from steer.files import expanded  # which loads torch
 
@@ -102,12 +102,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 class _Terminated(BaseException):
-    """SIGTERM came."""
+    """SIGTERM was received."""
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does: what is half done is put away, and it is said."""
+    """Let SIGTERM end a command like Ctrl-C: it cleans up, and prints a message."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise _Terminated
@@ -131,7 +131,7 @@ def _fail(message: str) -> int:
 
 
 def _deaf() -> None:
-    """Send what is still to be written nowhere: Python would complain of it at its end."""
+    """Discard buffered output, about which Python would print an error at exit."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, AttributeError):

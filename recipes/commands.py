@@ -1,4 +1,4 @@
-"""The commands: what each runs, how its options are grouped, and examples. Needs no torch."""
+"""The commands: their functions, groups of options, and examples. Does not need torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 __all__ = ["COMMANDS", "ENTRIES", "GROUPS", "Command"]
 
 ENTRIES = ("none:steps=4", "best-of-n:steps=4", "fmrg-j:steps=16", "reno:steps=24")
-"""What `steer compare` compares where nothing else is asked for."""
+"""The default methods of `steer compare`."""
 
 
 @dataclass(frozen=True)
@@ -15,10 +15,10 @@ class Command:
 
     Attributes:
         target: module:function; the function's arguments are the options.
-        group: under which heading `steer --help` lists it.
-        line: what it does.
-        examples: two calls, without `steer`.
-        options: heading -> names of options; those that are named nowhere come first.
+        group: heading in `steer --help`.
+        line: one-line description.
+        examples: two calls, without the word `steer`.
+        options: heading -> names of options; options that are not listed come first.
         positional: whether required arguments are written without their names.
         several: whether its one positional argument takes several words.
         further: module:function that returns more help, between the options and the examples.
@@ -252,4 +252,4 @@ COMMANDS = {
         positional=True,
     ),
 }
-"""Name -> command. `eval --lora` is what `eval` is where adapters are named."""
+"""Name -> command. `eval` with adapters is the command `eval --lora`."""

@@ -17,7 +17,7 @@ from recipes.compare_tune import tune as tune_entries
 from recipes.crew import Spread, crew_of
 from recipes.data import emoji
 from recipes.defaults import compared_prompts, judge_of, listed, own, reward_of
-from recipes.entries import Entry, entry, equal_calls
+from recipes.entries import Entry, entry, equal_calls, finals, paid
 from recipes.exact_tilt import exact_tilts
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import Asked, Dtype, asked_for, load_model, model_name, weights_of
@@ -29,7 +29,6 @@ from rewards.judge import EMBEDDED, Judge
 from steer.exact import GaussianMixture
 from steer.files import whole_folder
 from steer.flow import device_of, flat_prompts
-from steer.guidance.resampler import systematic
 from steer.reward import Reward, plain, score
 from steer.secrets import redacted
 from steer.tuning.statistics import features_of, pooled_pixels
@@ -86,12 +85,12 @@ def compare(
         prompts_file: instead of prompts: a text file with one prompt per line, or a jsonl file.
         methods: a list of `method:key=value,...`, with steps (none, best-of-n: default 4; the
             others: 16), particles (default 4), temperature or strength, and the method's own
-                options. best-of-n without particles gets one row for each guided method, with as
-                many candidates as the same number of network calls allows. keep=all takes every
-                particle for a picture, resampled by the weights, instead of the one with the
-                highest reward: it compares the laws that methods sample from. Your own method is
-                file.py:Name, a kernel or a builder of a sampler (docs/extend.md), with options
-                after a colon. Default: none, best-of-n, fmrg-j, reno.
+            options. best-of-n without particles gets one row for each guided method, with as
+            many candidates as the same number of network calls allows. keep=all takes every
+            particle for a picture, resampled by the weights, instead of the one with the
+            highest reward: it compares the laws that methods sample from. Your own method is
+            file.py:Name, a kernel or a builder of a sampler (docs/extend.md), with options
+            after a colon. Default: none, best-of-n, fmrg-j, reno.
         seeds: pictures per prompt, from seed 0 on.
         tune: one or two numbers of the methods, as 'scale=0.1,0.3,1; steps=8,16': each method with
             these options gets the values that are best on up to 12 other prompts, never on the
@@ -195,28 +194,22 @@ def compare(
 
 
 def _size(row: Entry) -> int:
-    """Return how many prompts a unit has: as many as fill a batch."""
+    """Return the number of prompts per unit, as many as fill a batch."""
     assert row.particles is not None
     return max(1, BATCH // row.particles)
 
 
-def _by_weight(log_w: Tensor, seed: int) -> Tensor:
-    """Return which particles (p, n) are kept when each prompt's are resampled by their weights."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([systematic(few, generator) for few in log_w]).to(log_w.device)
-
-
 class _Bench:
-    """What draws and judges.
+    """Samples and measures the units.
 
     Args:
         flow: the model.
-        reward: what is climbed.
-        judge: what is not, if there is one.
+        reward: the reward that guides.
+        judge: the held-out reward, if there is one.
         asked: the prompts.
 
     Attributes:
-        words: whether the judge knows the emoji's labels, and can tell one of 100.
+        words: whether the judge knows the labels of emoji, and can choose one of 100.
     """
 
     def __init__(
@@ -230,15 +223,16 @@ class _Bench:
     def run(self, unit: Unit[Entry]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Sample and judge a unit -> images (p, k, 3, h, w), scores (p, k, ...), and its cost.
 
-        Of a model that decodes to no pictures, samples (p, k, *event) in place of images.
+        For a model that does not decode to pictures, samples (p, k, *event) instead of images.
 
-        k is 1, the particle with the highest reward, or all of them where each is a final picture.
+        k is 1 for the particle with the highest reward, or the number of particles if each is a
+        final picture.
         """
         with plain(*(m for m in (self.flow, self.judge) if m is not None)), torch.no_grad():
             return self._run(unit)
 
     def tilts(self, rows: Sequence[Entry]) -> list[dict[str, Any]]:
-        """Return the exact tilts of a mixture, of the rows' temperatures too; else nothing."""
+        """Return the exact tilts of a mixture, also at the rows' temperatures; else nothing."""
         if not isinstance(self.flow, GaussianMixture) or len(self.asked.prompts) != 1:
             return []
         with plain(*(m for m in (self.flow, self.judge) if m is not None)), torch.no_grad():
@@ -246,7 +240,7 @@ class _Bench:
             return exact_tilts(self.flow, self.reward, self._measure, [t for t in own if t])
 
     def _measure(self, samples: Tensor) -> dict[str, Tensor]:
-        """Return the scores and features of samples of the only prompt."""
+        """Return the scores and features of samples of a single prompt."""
         texts = self.asked.questions * len(samples)
         measured = {
             "reward": score(self.reward, samples, texts),
@@ -257,7 +251,7 @@ class _Bench:
         return measured
 
     def _features(self, samples: Tensor) -> Tensor:
-        """Return the features of samples that are no pictures, (n, f)."""
+        """Return the features of samples that are not pictures, (n, f)."""
         return samples.flatten(1) if self.features is pooled_pixels else self.features(samples)
 
     def _run(self, unit: Unit[Entry]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -268,21 +262,14 @@ class _Bench:
             method(row.method), seed=unit.seed, position=unit.start,
             reward_prompts=asked.reward_prompts, progress=False, **row.options,
         )  # fmt: skip
-        made, scores = result.x if result.images is None else result.images, result.rewards
         n = len(asked.prompts)
-        if row.mean:
-            kept = _by_weight(result.log_w, unit.seed)
-            of = torch.arange(n, device=kept.device)[:, None]
-            made, scores = made[of, kept], scores[of, kept]
-        else:
-            best = torch.arange(n, device=result.best.device), result.best
-            made, scores = made[best][:, None], scores[best][:, None]
+        made, scores = finals(row, result, unit.seed)
         k = made.shape[1]
         flat = made.flatten(0, 1)
         if result.images is None:
             flat = self.flow.decode(flat)
             features = self._features(flat)
-            tensors = {"samples": made.clone()}  # features may be the same tensor
+            tensors = {"samples": made.clone()}  # features may be a view of the samples
         else:
             features, tensors = self.features(flat), {"images": made}
         tensors |= {"reward": scores, "features": features.reshape(n, k, -1)}
@@ -291,14 +278,12 @@ class _Bench:
             tensors["judge"] = score(self.judge, flat, texts).reshape(n, k)
         if self.words:
             tensors["top1"] = self._top1(made, asked.questions, unit.seed)
-        each = 1 if row.mean else row.particles
-        probed = result.costs["temperature_nfe_per_prompt"]
-        nfe = each * result.nfe + probed * each / row.particles
         seconds = result.costs["seconds"] / (n * k)
-        return {name: t.float() for name, t in tensors.items()}, {"nfe": nfe, "seconds": seconds}
+        notes = {"nfe": paid(row, result), "seconds": seconds}
+        return {name: t.float() for name, t in tensors.items()}, notes
 
     def _top1(self, images: Tensor, texts: Sequence[str], seed: int) -> Tensor:
-        """Return which pictures of a label score highest by it, of 100 labels; NaN without one."""
+        """Return whether a picture's own label scores highest of 100 labels; NaN without one."""
         assert isinstance(self.judge, Judge)
         labels = emoji.load().concepts
         made = []

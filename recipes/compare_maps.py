@@ -1,4 +1,4 @@
-"""`steer compare-maps`: training rules on one law, network and budget."""
+"""`steer compare-maps`: compare training rules with the same data, network and budget."""
 
 import copy
 import json
@@ -121,7 +121,7 @@ def compare_maps(
 def _trained(
     bench: Any, settings: Mapping[str, Any], name: str | None, base: Any, seed: int
 ) -> tuple[Any, float, int]:
-    """Return the average of a trained flow, the seconds and the saved bytes of a step."""
+    """Return the running average of a trained flow, and seconds and saved bytes per step."""
     import lightning as L
 
     from steer.models.loading import load
@@ -184,7 +184,7 @@ def _line(row: Mapping[str, Any], bench: Any) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], bench: Any) -> str:
-    """Return the comparison: means over seeds, and how far the seeds lie apart."""
+    """Return the comparison as a table: means over seeds, and their spread."""
     columns = [n for n in rows[0] if n not in ("rule", "seed", "floor") and "denoiser" not in n]
     columns = [n for n in columns if n not in ("seconds", "memory")]
     header = ["rule", *columns, "ms a step", "MB a step"]
@@ -213,7 +213,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _plot(rows: Sequence[Mapping[str, Any]], bench: Any, out: Path) -> None:
-    """Plot the distance by steps and the lookahead's error by time, a line a rule."""
+    """Plot the distance by steps and the lookahead's error by time, one line per rule."""
     from steer.training.rules.table import TABLE
 
     known = {n: getattr(r(), "family", "") for n, r in TABLE.items()}

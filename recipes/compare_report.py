@@ -1,4 +1,4 @@
-"""What `steer compare` measured: a table, the numbers, plots and a sheet."""
+"""The results of `steer compare`: a table, the numbers, plots and a sheet."""
 
 import json
 import math
@@ -25,7 +25,7 @@ __all__ = ["KINDS", "Measured", "kind", "write"]
 KINDS = ("specific", "broad")
 SHOWN = 12  # columns of the sheet
 NONE = Estimate(None, None)
-SCORES = ("reward", "judge", "top1")  # of which the last two are there with a judge
+SCORES = ("reward", "judge", "top1")  # the last two only with a judge
 
 
 def kind(prompt: str) -> str:
@@ -44,7 +44,7 @@ def kind(prompt: str) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurements of a row: tensors (prompts, seeds, k, ...), and what a picture cost."""
+    """The measurements of a row: tensors (prompts, seeds, k, ...), and the cost of a picture."""
 
     tensors: dict[str, Tensor]
     nfe: float
@@ -52,24 +52,24 @@ class Measured:
 
     @property
     def names(self) -> list[str]:
-        """What it was scored by."""
+        """The names of its scores."""
         return [name for name in SCORES if name in self.tensors]
 
     def replicates(self, name: str) -> Tensor:
-        """Return the mean of each prompt's pictures, (p,); of a single prompt, each seed's."""
+        """Return the mean over each prompt's pictures, (p,); for a single prompt, each seed's."""
         values = self.tensors[name].mean(2)
         return values[0] if len(values) == 1 else values.mean(1)
 
     @property
     def diversity(self) -> Tensor:
-        """Return the mean distance of each prompt's pictures, (p,)."""
+        """Return the mean distance between each prompt's pictures, (p,)."""
         return torch.tensor([pairwise_distance(f.flatten(0, 1)) for f in self.tensors["features"]])
 
 
 def _summary(
     rows: Mapping[str, Measured], base: str | None, where: Tensor
 ) -> dict[str, dict[str, Estimate]]:
-    """Return each row's estimates over some of the prompts."""
+    """Return each row's estimates over a subset of the prompts."""
     made = {}
     for label, row in rows.items():
         values = {name: row.replicates(name) for name in row.names} | {"diversity": row.diversity}
@@ -92,16 +92,16 @@ def write(
     reward: str = "reward",
     tilts: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write tables, figures, plots, and pictures or, of a model without, samples.
+    """Write tables, figures, plots, and pictures, or samples of a model without pictures.
 
     Args:
-        folder: where to.
-        rows: what was compared.
-        prompts: what was drawn.
-        kinds: of each prompt: one of `KINDS`, or "all" where that is not known.
-        gathered: what each row measured.
-        reward: what it was, for the axes.
-        tilts: the exact tilts, of a model that has them.
+        folder: the target folder.
+        rows: the rows that were compared.
+        prompts: the prompts.
+        kinds: kind of each prompt: one of `KINDS`, or "all" if it is not known.
+        gathered: the measurements of each row.
+        reward: name of the reward, for the axes.
+        tilts: the exact tilts, if the model has them.
     """
     named = {entry.label: row for entry, row in zip(rows, gathered, strict=True)}
     base = next((e.label for e in rows if e.method == "none"), None)

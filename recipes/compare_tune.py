@@ -20,15 +20,15 @@ from recipes.partial import Partial, Unit
 __all__ = ["grid_of", "kept_in", "tune", "tuning_prompts_beside"]
 
 Measure = Callable[[Unit[Entry]], tuple[dict[str, Tensor], dict[str, Any]]]
-"""Draws and scores a unit: tensors, and what they cost."""
+"""Samples and scores a unit -> tensors, and their cost."""
 
 MeasureAll = Callable[
     [Sequence[Unit[Entry]]], Iterable[tuple[Mapping[str, Tensor], Mapping[str, Any]]]
 ]
-"""The same of several units, in their order."""
+"""The same for several units, in order."""
 
 MOST = 12
-"""Prompts that are tuned on."""
+"""Number of prompts for tuning."""
 
 
 def grid_of(text: str) -> dict[str, list[Any]]:
@@ -57,10 +57,10 @@ def grid_of(text: str) -> dict[str, list[Any]]:
 
 
 def tuning_prompts_beside(reported: Sequence[str | None], pool: Sequence[str]) -> Asked:
-    """Return prompts of a pool that are not reported, `MOST` at most.
+    """Return at most `MOST` prompts of a pool that are not reported.
 
     Raises:
-        ValueError: there are none: what is tuned on and reported would be the same.
+        ValueError: there are none, so that prompts for tuning and for reporting would be the same.
     """
     left = [p for p in dict.fromkeys(pool) if p not in set(reported)][:MOST]
     if not left:
@@ -71,14 +71,14 @@ def tuning_prompts_beside(reported: Sequence[str | None], pool: Sequence[str]) -
 
 
 def kept_in(partial: Partial, run: Measure, crew: Crew | None = None) -> MeasureAll:
-    """Return what measures units by `run`, and keeps each beside a run's finished units.
+    """Return a function that measures units by `run`, and stores them with a run's finished ones.
 
-    What is tuned comes in the same order when an interrupted run is started again, so that each
-    measurement is known by its number. Several processes measure a share each, and read all.
+    Tuning measures in the same order when an interrupted run is resumed, so each measurement is
+    identified by its number. With several processes each measures a share, and reads all.
 
     Args:
-        partial: of the run.
-        run: draws and scores a unit.
+        partial: the unfinished run.
+        run: samples and scores a unit.
         crew: the processes of the run. Default: this one alone.
     """
     crew = crew or Crew()
@@ -104,20 +104,20 @@ def tune(
     prompts: int,
     say: Callable[[str], None],
 ) -> tuple[list[Entry], list[dict[str, Any]]]:
-    """Return the entries with the best of a grid's values, and what was measured for it.
+    """Return the entries with the best values of a grid, and the measurements.
 
-    Entries whose method takes none of the numbers stay as they are.
+    Entries whose method has none of these options are unchanged.
 
     Args:
-        entries: what is compared.
+        entries: the entries that are compared.
         grid: option -> values.
-        by: "judge" or "reward": the mean over the prompts of the picture that is returned.
-        run: draws and scores units.
-        prompts: how many are drawn.
+        by: "judge" or "reward": its mean over prompts, for the returned pictures.
+        run: samples and scores units.
+        prompts: number of prompts.
         say: prints a line.
 
     Raises:
-        ValueError: no method takes any of them; or another `by`.
+        ValueError: no method has any of these options, or another `by`.
     """
     if by not in ("judge", "reward"):
         raise ValueError(f"by is judge or reward, got {by!r}")
@@ -141,7 +141,7 @@ def tune(
 
 
 def _tried(one: Entry, grid: Mapping[str, Sequence[Any]]) -> Iterator[Entry]:
-    """Yield an entry with each of the grid's values that its method takes."""
+    """Yield an entry with each combination of the grid's values that its method takes."""
     known = {"steps", *method_options(one.method)}
     known |= {"temperature", "strength"} if tempered(one.method) else set()
     names = [n for n in grid if n in known and one.particles is not None]

@@ -1,7 +1,7 @@
 """`steer completion SHELL`: a script that completes commands, options and the names of things.
 
-The library's own (`--print_shtab-bash`) wants one parser with all commands in it; this is a table
-of words.
+jsonargparse's own completion (`--print_shtab-bash`) needs one parser with all commands; this is a
+table of words.
 """
 
 from typing import Literal

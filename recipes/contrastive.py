@@ -1,10 +1,11 @@
-"""Contrastive training of a picture and a text tower on the emoji captions.
+"""Contrastive training of an image tower and a text tower on the emoji captions.
 
-A caption is true of a picture when all its words are among the picture's words. For picture i the
+A caption is true of a picture if all its words are among the picture's words. For picture i the
 loss is `-log(e^{s_ii} / (e^{s_ii} + sum_{j false for i} e^{s_ij}))`, and the same for captions:
-InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) in which a caption that happens to be true of
-another picture of the batch is left out of its negatives. The same loss over the labels of all
-concepts is added: in-batch captions alone taught the fine differences many times slower.
+InfoNCE (van den Oord et al. 2018, arXiv 1807.03748), where a caption that happens to be true of
+another picture of the batch is not one of its negatives. The same loss over the labels of all
+concepts is added, because with in-batch captions alone the network learned fine differences many
+times more slowly.
 """
 
 import math
@@ -40,15 +41,15 @@ def augment(
     images: Tensor, generator: torch.Generator, *, crop: float, noise: float, colour: float,
     flip: bool = True, erase: float = 0.0, blur: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """Crop, shift, flip, jitter, blur, cut out and add noise, each picture by its own draw.
+    """Crop, shift, flip, jitter, blur, cut out and add noise, at random for each picture.
 
     Args:
         images: (n, 3, h, w) in [0, 1].
-        generator: draws everything.
-        crop: the view's scale is 1 ± crop; the shift as much.
+        generator: generator of all random numbers.
+        crop: the scale of the view is 1 ± crop, and it is shifted by up to as much.
         noise: largest standard deviation of the noise.
         colour: largest relative change of brightness, contrast and single channels.
-        flip: mirror half of them.
+        flip: whether half of them are mirrored.
         erase: share of pictures with a grey square cut out.
         blur: share of pictures that are blurred.
     """
@@ -84,18 +85,18 @@ def augment(
 
 
 class Pairs:
-    """Draw the batch of a step: augmented pictures, their captions, and what is true of what.
+    """Sample the batch of a step: augmented pictures, captions, and which captions are true.
 
-    Beside each caption stands a twisted one, with another colour or style in the place of its own,
-    so that those words have to be read.
+    With each caption comes a twisted one, in which the colour or style is replaced, so that the
+    network has to use these words.
 
     Args:
         emoji: the data.
-        index: the pictures to draw from.
-        batch_size: pairs a step.
+        index: indices of the pictures to use.
+        batch_size: pairs per step.
         seed: with the step, it fixes the batch.
         change: (images, generator) -> augmented images.
-        recoloured: share of pictures that are turned to another colour.
+        recoloured: fraction of pictures that are recoloured.
     """
 
     def __init__(
@@ -115,10 +116,11 @@ class Pairs:
         self.labels = list(dict.fromkeys([*concepts, *map(plain_label, concepts)]))
 
     def __call__(self, step: int) -> tuple[Tensor, list[str], Tensor, Tensor, Tensor]:
-        """Return the pictures (n, 3, 32, 32) of a step, and two lists of texts to tell apart.
+        """Return the pictures (n, 3, 32, 32) of a step, and two lists of texts to discriminate.
 
-        Their n captions and n twisted ones with truth (n, 2 n), text j of picture i; and each
-        picture's own place (n,) in `labels` with the truth of all labels (n, k).
+        The first has their n captions and n twisted ones, with a matrix (n, 2 n) of whether text j
+        is true of picture i. The second has each picture's index (n,) in `labels`, with a matrix
+        (n, k) for all labels.
         """
         generator = generator_of(self.seed, step, 4)
         chosen = torch.randint(len(self.index), (self.batch_size,), generator=generator)
@@ -150,7 +152,7 @@ def _true(words: Sequence[set[str]], texts: Sequence[str]) -> Tensor:
 
 
 def twisted(caption: str, generator: torch.Generator) -> str:
-    """Put another colour or style into a caption; where it names none, name one at random."""
+    """Replace the colour or style in a caption; if it names none, add a random one."""
 
     def pick(words: list[str]) -> str:
         return words[int(torch.randint(len(words), (), generator=generator))]
@@ -167,14 +169,14 @@ def twisted(caption: str, generator: torch.Generator) -> str:
 def contrast(similarity: Tensor, truth: Tensor, own: Tensor | None = None) -> Tensor:
     """Return the loss of scaled similarities (n, k), rows pictures and columns texts.
 
-    Without `own`, the first n texts are the pictures' captions; what comes after them are further
-    negatives of the pictures.
+    Without `own`, the first n texts are the pictures' captions; the remaining ones are further
+    negatives.
 
     Args:
         similarity: scaled cosines.
         truth: whether text j is true of picture i, (n, k).
-        own: each picture's own text (n,). Default: text i is picture i's, and the loss is taken
-            both ways.
+        own: index of each picture's own text (n,). Default: text i belongs to picture i, and the
+            loss is symmetric.
     """
     target = torch.arange(len(truth)) if own is None else own
     left_out = truth.clone()
@@ -195,7 +197,7 @@ class ContrastiveTraining(L.LightningModule):
         encode_image: network, images -> unit vectors.
         encode_text: network, captions -> unit vectors.
         log_scale: the logarithm of the similarities' scale.
-        batches: draws each step's.
+        batches: samples the batch of each step.
         steps: length of the run; the rate follows a cosine to zero over it.
         rate: learning rate of Muon on the matrices, and of AdamW on the rest.
     """
@@ -252,22 +254,22 @@ def retrieval(
     choices: int = 100,
     seed: int = 0,
 ) -> float:
-    """Return how often a picture's own label wins among `choices` captions.
+    """Return how often a picture's own label scores highest of `choices` captions.
 
     Args:
         similarity: (images, prompts) -> (n, p).
         images: (n, 3, h, w) in [0, 1].
         labels: each picture's label.
-        candidates: the labels that the other captions are drawn from.
-        choices: captions to choose among.
-        seed: draws them.
+        candidates: the labels from which the other captions are sampled.
+        choices: number of captions to choose from.
+        seed: seed of that sampling.
     """
     names = list(dict.fromkeys(candidates))
     scores = similarity(images, names)
     own = torch.tensor([names.index(label) for label in labels])
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(len(images), len(names), generator=generator)
-    draws[torch.arange(len(images)), own] = 2.0  # its own is always among them
+    draws[torch.arange(len(images)), own] = 2.0  # its own label is always included
     among = torch.zeros_like(draws, dtype=torch.bool)
     among.scatter_(1, draws.topk(min(choices, len(names)), 1).indices, True)
     best = scores.float().cpu().masked_fill(~among, -torch.inf).argmax(1)
@@ -277,10 +279,10 @@ def retrieval(
 def ascend(
     reward: Reward, images: Tensor, prompts: Sequence[str], steps: int = 20, length: float = 0.4
 ) -> Tensor:
-    """Climb a reward from images (n, 3, h, w) by steps of a fixed length -> images.
+    """Ascend a reward from images (n, 3, h, w) by steps of a fixed length -> images.
 
-    `x <- x + length * g / |g|`, clamped to [0, 1]. A reward whose gradient sees the drawing takes
-    a noisy picture towards a clean one; an adversarial one only adds a pattern of its own.
+    `x <- x + length * g / |g|`, clamped to [0, 1]. A reward whose gradient depends on the drawing
+    moves a noisy picture towards a clean one; an adversarial gradient only adds a pattern.
     """
     x = images.clone()
     for _ in range(steps):

@@ -1,13 +1,13 @@
-"""Several processes on one run: each does its share of the units, the first one joins them.
+"""Several processes for one run: each computes its share of the units, the first one joins them.
 
-Lightning's Fabric starts them, on one machine or under SLURM, torchrun and the others that it
-knows. The random numbers of a unit are a function of the seed and of the indices of its prompts,
-so the number of processes does not change the pictures. Units are files, in a folder that all
-processes see: who is done needs no collective, and a run whose process dies is resumed like any
+Lightning's Fabric starts them on one machine, or under SLURM, torchrun and other launchers. The
+random numbers of a unit are a function of the seed and of the indices of its prompts, so the
+number of processes does not change the pictures. Units are files in a folder that all processes
+share: no collective operation is needed, and a run in which a process died is resumed like any
 other.
 
-Where there are fewer units than processes, all of them do each unit together, its particles spread
-over them: see `steer.Ranks`.
+If there are fewer units than processes, all of them compute each unit together, with its particles
+spread over them: see `steer.Ranks`.
 """
 
 import os
@@ -30,17 +30,18 @@ Spread = Literal["prompts", "particles"]
 """What several processes divide: prompts, or the particles of each."""
 
 LOOK = 0.2
-"""Seconds between two looks at what the others have finished."""
+"""Seconds between two checks of what the others have finished."""
 
 
 class Crew:
-    """One process alone, which is all that there are.
+    """A single process.
 
     Attributes:
-        rank: this process's number.
-        count: how many there are.
-        device: where it computes; None: where the user said.
-        together: whether all do each unit, every one its particles.
+        rank: index of this process.
+        count: number of processes.
+        device: device of this process; None: as given by the user.
+        together: whether all processes compute each unit together, each with its share of the
+            particles.
     """
 
     rank, count = 0, 1
@@ -49,24 +50,24 @@ class Crew:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that speaks, joins and writes."""
+        """Whether this is the process that prints, joins and writes."""
         return self.rank == 0
 
     @property
     def writes(self) -> bool:
-        """Whether this one writes the units that it does."""
+        """Whether this process writes the units that it computes."""
         return self.first or not self.together
 
     def spread(self, by: Spread | None, units: int, particles: int) -> None:
-        """Choose what is divided.
+        """Choose what is divided among the processes.
 
         Args:
-            by: what the user said. None: particles, where there are fewer units than processes.
-            units: how many there are.
-            particles: of a prompt, at most.
+            by: the user's choice. None: particles if there are fewer units than processes.
+            units: number of units.
+            particles: maximum number of particles per prompt.
 
         Raises:
-            ValueError: something to divide without several processes, or a single particle.
+            ValueError: a choice without several processes, or a single particle to divide.
         """
         if by is not None and self.count == 1:
             raise ValueError(
@@ -82,11 +83,11 @@ class Crew:
         self.together = by == "particles" or (by is None and fewer)
 
     def joint(self) -> AbstractContextManager[Any]:
-        """Return what a unit is done in."""
+        """Return the context in which a unit is computed."""
         return nullcontext()
 
     def told(self, value: Callable[[], T]) -> T:
-        """Return what the first process finds, on all of them."""
+        """Call a function on the first process, and return its result on all."""
         return value()
 
     def share(self, units: Sequence[T]) -> Sequence[T]:
@@ -98,7 +99,7 @@ class Crew:
 
 
 class _Several(Crew):
-    """A process of several."""
+    """One of several processes."""
 
     def __init__(self, fabric: Any) -> None:
         self.fabric = fabric
@@ -118,7 +119,7 @@ class _Several(Crew):
                     f"not answer in time: {error}",
                     file=sys.stderr,
                 )
-            sys.exit(1)  # else the first process has ended, and said why
+            sys.exit(1)  # else the first process has ended with a message
 
     def joint(self) -> AbstractContextManager[Any]:
         return Ranks(self.fabric) if self.together else nullcontext()
@@ -129,19 +130,19 @@ class _Several(Crew):
 
 
 def crew_of(devices: int, num_nodes: int = 1, device: str | None = None) -> Crew:
-    """Start the processes of a run, and return which of them this one is.
+    """Start the processes of a run, and return the one that this process is.
 
-    Without an environment that has started them, this process starts the same command once more
-    for each further device. Where one of them dies, Lightning says which, and kills the others
-    within seconds; a process ends with the one that started it.
+    If no launcher has started them, this process runs the same command again for each further
+    device. If one of them dies, Lightning reports it and kills the others within seconds. A
+    process ends with the one that started it.
 
     Args:
-        devices: processes on each machine, one a device.
-        num_nodes: machines.
-        device: "cpu", "cuda" or another kind. Default: what Lightning finds.
+        devices: processes on each machine, one per device.
+        num_nodes: number of machines.
+        device: "cpu", "cuda" or another kind. Default: chosen by Lightning.
 
     Raises:
-        ValueError: less than one, or a single device by its number beside several processes.
+        ValueError: a number below one, or a device with an index for several processes.
     """
     count("devices", devices)
     count("num_nodes", num_nodes)
@@ -154,7 +155,7 @@ def crew_of(devices: int, num_nodes: int = 1, device: str | None = None) -> Crew
         )
     from lightning.fabric import Fabric
 
-    warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather")  # its own
+    warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather")  # Lightning's
     parent = os.getppid()
     fabric = Fabric(
         accelerator=device or "auto", devices=devices, num_nodes=num_nodes, strategy="ddp"

@@ -1,4 +1,4 @@
-"""Defaults of a model's commands: its own reward, judge and prompts.
+"""Defaults of the commands for a model: its own reward, judge and prompts.
 
 They belong to the models of the package. Your own model has none: required arguments must then be
 given, and optional ones are skipped with a message.
@@ -37,14 +37,14 @@ DATA = Path(__file__).with_name("data")
 
 @dataclass(frozen=True)
 class Own:
-    """A model's own; None where it has none.
+    """The defaults of a model; None if it has none.
 
     Attributes:
-        reward: what `sample`, `compare` and `finetune` ask.
-        judge: what no reward is tuned on.
-        tuned: file of the prompts that are tuned on.
-        held_out: file of those that are not.
-        compared: file of what `compare` draws.
+        reward: the reward of `sample`, `compare` and `finetune`.
+        judge: the held-out reward.
+        tuned: file of the tuning prompts.
+        held_out: file of the held-out prompts.
+        compared: file of the prompts of `compare`.
     """
 
     reward: str | None = None
@@ -74,7 +74,7 @@ def own(model: str) -> Own:
 
 
 def reward_of(model: str, reward: str | None) -> str:
-    """Return the reward that was named, else the model's own.
+    """Return the reward that was given, else the model's own.
 
     Raises:
         ValueError: neither.
@@ -89,12 +89,13 @@ def reward_of(model: str, reward: str | None) -> str:
 
 
 def judge_of(model: str, judge: str | None, console: Console) -> steer.Reward | None:
-    """Load the judge that was named: "own" is the model's, "embedded" the emoji's, None none.
+    """Load a judge by name: "own" is the model's, "embedded" that of emoji, None is no judge.
 
     Args:
         model: as it was named.
-        judge: or the folder of one, its name on the hub (hf://owner/name), or a reward by name.
-        console: where it is said that the model has none.
+        judge: "own", "embedded", the folder of a judge, its name on the hub (hf://owner/name), a
+            reward by name, or None.
+        console: console for the message that the model has no judge.
     """
     if judge == "own":
         judge = own(model).judge
@@ -109,7 +110,7 @@ def judge_of(model: str, judge: str | None, console: Console) -> steer.Reward | 
 
 
 def named(text: str) -> steer.Reward:
-    """Load a reward, and let it be called as it was asked for, in files and cards: no tokens."""
+    """Load a reward, and name it in files and cards as it was requested, without tokens."""
     reward = rewards.load(text)
     reward.__name__ = redacted(text)  # type: ignore[assignment]
     reward.made_of = (*reward.made_of, *named_files(text))
@@ -121,8 +122,8 @@ def listed(model: str, asked: Asked | None, file: Path | None) -> Asked:
 
     Args:
         model: as it was named.
-        asked: what was given.
-        file: one of the model's own.
+        asked: the given prompts.
+        file: file of the model's own prompts.
 
     Raises:
         ValueError: neither.
@@ -138,7 +139,7 @@ def listed(model: str, asked: Asked | None, file: Path | None) -> Asked:
 
 
 def compared_prompts(model: str, flow: steer.FlowMap, asked: Asked | None) -> Asked:
-    """Return what is compared: what was given, else the model's own; "" for one without prompts.
+    """Return the prompts to compare: the given ones, else the model's own; "" without prompts.
 
     Raises:
         ValueError: a model that takes prompts, and none of them are given or its own.
@@ -150,7 +151,7 @@ def compared_prompts(model: str, flow: steer.FlowMap, asked: Asked | None) -> As
 
 
 def tuning_prompts(model: str, flow: steer.FlowMap, asked: Asked | None) -> Asked | None:
-    """Return what is tuned on: what was given, else the model's own; None for one without prompts.
+    """Return the tuning prompts: the given ones, else the model's own; None for a model without.
 
     Raises:
         ValueError: a model that takes prompts, and none of them are given or its own.

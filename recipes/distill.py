@@ -1,4 +1,4 @@
-"""`steer distill`: a velocity model becomes a flow map, by adapters and a second time."""
+"""`steer distill`: make a flow map of a velocity model, with adapters and a second time."""
 
 import os
 from contextlib import nullcontext
@@ -103,9 +103,9 @@ def distill(
 
     Raises:
         ValueError: an unknown rule, a model without a known embedding of the time, a rule that
-            must not follow the velocity that was asked for, a folder of other settings; a batch
-            that does not divide by the processes; with fsdp, a model that cannot be sharded, or
-            forward derivatives.
+            must not follow the requested velocity, a folder of other settings; a batch that does
+            not divide by the processes; with fsdp, a model that cannot be sharded, or forward
+            derivatives.
     """
     settings = {
         k: os.fspath(v) if isinstance(v, Path) else v
@@ -176,22 +176,22 @@ def distill(
 
 
 def velocity_of(flow: FlowMap) -> FlowMap:
-    """Return a pipeline's velocity: without a second time that it has, and without guidance."""
+    """Return a pipeline's velocity, without its second time and without guidance."""
     without: Any = getattr(flow, "with_second_time", None)
     return flow if without is None else without(None)
 
 
 def _teacher(tuned: Any) -> Any:
-    """Return the model itself, on the tensors of the flow that is trained."""
+    """Return the model itself, sharing the tensors of the trained flow."""
     without: Any = getattr(tuned.flow, "with_second_time", None)
     return tuned.at(0.0) if without is None else tuned.at(0.0).around(without(None))
 
 
 def _by_difference(derivative: str) -> Any:
-    """Return how a sharded network is differentiated along the flow.
+    """Return the way in which a sharded network is differentiated along the flow.
 
     Raises:
-        ValueError: forward derivatives are asked for.
+        ValueError: forward derivatives are requested.
     """
     if derivative == "jvp":
         raise ValueError(
@@ -202,10 +202,10 @@ def _by_difference(derivative: str) -> Any:
 
 
 def _encode_now(tuned: Any, captions: list[str] | None) -> None:
-    """Let a pipeline know all texts of the run, while its text encoders are where it is.
+    """Encode all texts of the run now, while the text encoders are on the pipeline's device.
 
     Raises:
-        ValueError: they are not known before the run.
+        ValueError: the texts are not known before the run.
     """
     if not tuned.flow.component:
         return

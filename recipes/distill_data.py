@@ -1,4 +1,4 @@
-"""What `steer distill` trains on: pictures with captions, or the model's own samples."""
+"""The data of `steer distill`: pictures with captions, or the model's own samples."""
 
 import json
 import os
@@ -17,18 +17,18 @@ from steer.training.data import Batch, Batches
 __all__ = ["Data", "data_of"]
 
 CALL = 16
-"""Rows of a call while samples are generated."""
+"""Rows per call when samples are generated."""
 
 SAMPLES = 256
-"""How many samples of its own a model is trained on."""
+"""Number of its own samples on which a model is trained."""
 
 
 class Data:
     """Pictures, as latents of a model, and their captions.
 
     Args:
-        captions: all of them, where they are known before a batch is drawn.
-        size: pictures a batch.
+        captions: all captions, if they are known before a batch is sampled.
+        size: pictures per batch.
         seed: with the step, it fixes a batch.
         empty: share of empty captions.
     """
@@ -37,15 +37,15 @@ class Data:
         self.captions, self.size, self.seed, self.empty = captions, size, seed, empty
 
     def on(self, base: FlowMap) -> Callable[[int], Batch]:
-        """Return step -> (x_1, prompts) for a model, which is on its device by now."""
+        """Return step -> (x_1, prompts) for a model, which must be on its device."""
         raise NotImplementedError
 
 
 class Pictures(Data):
-    """Pictures of a folder, or emoji; they are encoded as they are drawn.
+    """Pictures of a folder, or emoji; they are encoded when they are sampled.
 
     Args:
-        count: how many there are.
+        count: number of pictures.
         draw: (index, height and width, generator) -> a picture in [-1, 1] and its caption.
         captions: see `Data`.
         sizes: see `Data`.
@@ -83,10 +83,10 @@ class Samples(Data):
     Several processes generate a share each.
 
     Args:
-        file: where they are kept.
-        captions: of each sample.
-        steps: of Euler's rule.
-        notes: what they depend on.
+        file: the file that stores them.
+        captions: caption of each sample.
+        steps: number of Euler steps.
+        notes: values that they depend on.
         sizes: see `Data`.
     """
 
@@ -121,7 +121,7 @@ class Samples(Data):
         rank, processes = _process()
         generator = torch.Generator().manual_seed(self.notes["seed"])
         noise = torch.randn(len(self.captions), *base.event_shape, generator=generator)
-        share = -(-len(noise) // processes)  # every process makes as many calls as the others
+        share = -(-len(noise) // processes)  # every process makes the same number of calls
         own = [k % len(noise) for k in range(rank * share, (rank + 1) * share)]
         found = []
         for k in range(0, share, CALL):
@@ -149,18 +149,18 @@ def data_of(
     data: str, model: str, out: Path, *, size: int, seed: int, empty: float,
     prompts: list[str] | None, own_steps: int, name: str,
 ) -> Data:  # fmt: skip
-    """Return what a run trains on.
+    """Return the training data of a run.
 
     Args:
         data: "emoji", "samples" or a folder of pictures.
-        model: its text.
-        out: the run's folder, for samples.
-        size: pictures a batch.
-        seed: of batches and samples.
+        model: name of the model.
+        out: folder of the run, for samples.
+        size: pictures per batch.
+        seed: seed of batches and samples.
         empty: share of empty captions.
-        prompts: of samples. Default: the model's own, else the empty one.
-        own_steps: of samples.
-        name: the model's, which the samples' file notes.
+        prompts: prompts of samples. Default: the model's own, else the empty one.
+        own_steps: number of steps of samples.
+        name: name of the model, which is stored with the samples.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -183,7 +183,7 @@ def data_of(
 
 
 def _folder(folder: Path, sizes: dict[str, Any]) -> Pictures:
-    """Return the captioned pictures of a folder, cut to the model's shape."""
+    """Return the captioned pictures of a folder, cropped to the model's shape."""
     from torchvision.io import ImageReadMode, decode_image
     from torchvision.transforms.functional import center_crop, resize
 

@@ -1,8 +1,8 @@
-"""A small Stable Diffusion pipeline of diffusers' own classes, untrained, and its training flow.
+"""A small untrained Stable Diffusion pipeline of diffusers' own classes, and its training flow.
 
-The classes are stock: `StableDiffusionPipeline` with an `AutoencoderKL`, a `CLIPTextModel` and a
-`UNet2DConditionModel` that predicts the velocity of a rectified flow. What is not stock is
-`steer.backends.second_time.SecondTime`, which makes the velocity a flow map.
+The classes are standard ones: `StableDiffusionPipeline` with an `AutoencoderKL`, a `CLIPTextModel`
+and a `UNet2DConditionModel` that predicts the velocity of a rectified flow. Only
+`steer.backends.second_time.SecondTime` is added, which makes the velocity a flow map.
 """
 
 import copy
@@ -23,18 +23,19 @@ from steer.path import Linear, Time, as_time, like
 __all__ = ["PipelineTraining", "autoencoder", "pairs_merged", "tokenizer", "untrained"]
 
 LENGTH = 24
-"""Tokens of a prompt, both ends counted."""
+"""Tokens of a prompt, including both end tokens."""
 
 
 def tokenizer(texts: Sequence[str], size: int = 2048) -> Any:
     """Return a CLIP tokenizer whose byte pairs were merged on a list of texts.
 
-    The same texts give the same tokenizer: the trainer of `tokenizers` breaks ties at random, and
-    a run that is taken up with another tokenizer reads other words.
+    The same texts give the same tokenizer. (The trainer of `tokenizers` breaks ties at random, and
+    a resumed run must not have another tokenizer.)
 
     Args:
-        texts: whose words it should know, frequent ones first; others fall into letters.
-        size: of the vocabulary, at most.
+        texts: texts with the words of the vocabulary, frequent ones first; other words are split
+            into letters.
+        size: maximum size of the vocabulary.
     """
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
@@ -52,13 +53,13 @@ def tokenizer(texts: Sequence[str], size: int = 2048) -> Any:
 
 
 def pairs_merged(words: Mapping[str, int], most: int) -> Iterator[tuple[str, str]]:
-    """Give byte-pair encoding's merges, the most frequent pair first (Sennrich et al. 2016).
+    """Yield the merges of byte-pair encoding, the most frequent pair first (Sennrich et al. 2016).
 
-    Of pairs that are as frequent the last in the alphabet comes first (1508.07909).
+    Of equally frequent pairs the alphabetically last comes first (1508.07909).
 
     Args:
-        words: word -> how often it comes.
-        most: how many merges.
+        words: word -> frequency.
+        most: number of merges.
     """
     parts = {word: [*word[:-1], f"{word[-1]}</w>"] for word in words}
     for _ in range(most):
@@ -86,10 +87,10 @@ def _joined(part: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def autoencoder(channels: Sequence[int] = (24, 48), latent: int = 4) -> Any:
-    """Return an untrained AutoencoderKL that halves the sides once a level after the first.
+    """Return an untrained AutoencoderKL that halves the sides at each level after the first.
 
     Args:
-        channels: of each level.
+        channels: channels of each level.
         latent: channels of the latent.
     """
     from diffusers import AutoencoderKL
@@ -122,9 +123,9 @@ def untrained(
     Args:
         tokens: the tokenizer, see `tokenizer`.
         vae: the autoencoder, trained.
-        channels: of each level of the UNet; the middle alone has attention.
+        channels: channels of each level of the UNet; only the middle has attention.
         blocks: residual blocks of each level, on the way down.
-        text_width: of the text encoder, two layers.
+        text_width: width of the text encoder, which has two layers.
     """
     import diffusers
     import transformers
@@ -154,7 +155,7 @@ def untrained(
         cross_attention_dim=text_width,
         attention_head_dim=[c // 32 for c in channels],  # diffusers' name for the number of heads
         norm_num_groups=16,
-        addition_embed_type="text",  # the text's mean by attention, beside the time
+        addition_embed_type="text",  # pooled by attention, added to the time
         encoder_hid_dim=None,
         addition_embed_type_num_heads=text_width // 32,
     )
@@ -170,7 +171,7 @@ class PipelineTraining(FlowMap):
     Args:
         unet: the denoiser.
         vae: the autoencoder, which is not trained.
-        encoder: of texts.
+        encoder: the text encoder.
         tokens: its tokenizer.
     """
 
@@ -227,7 +228,7 @@ class PipelineTraining(FlowMap):
         return Codec(self.vae, "grid", (0, 0)).encode(images, True)
 
     def assembled(self) -> Any:
-        """Return the pipeline, of this flow's own modules.
+        """Return the pipeline with this flow's own modules.
 
         Its scheduler takes Euler steps of the velocity, from noise level .999 to 0.
         """

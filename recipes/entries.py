@@ -1,4 +1,4 @@
-"""What is compared, as it is written: `method:key=value,key=value`, at equal network calls.
+"""Entries of a comparison at equal network calls, written as `method:key=value,key=value`.
 
 Your own method is `file.py:Name`, or `file.py:Name:key=value,key=value`.
 """
@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import get_loader
+from torch import Tensor
 
+import steer
 from recipes.methods import (
     TEMPERED,
     method_options,
@@ -20,9 +23,10 @@ from recipes.methods import (
     tempered,
 )
 from steer.flow import FlowMap
+from steer.guidance.resampler import systematic
 from steer.names import unknown
 
-__all__ = ["Entry", "entry", "equal_calls"]
+__all__ = ["Entry", "entry", "equal_calls", "finals", "paid"]
 
 COUNTED = ("steps", "particles")
 KEPT = ("best", "all")
@@ -34,11 +38,13 @@ class Entry:
 
     Attributes:
         method: its name.
-        steps: of the method.
-        particles: for each prompt; None: as many as the other rows' network calls buy.
+        steps: steps of the method.
+        particles: particles for each prompt; None: as many as the network calls of the other rows
+            allow.
         options: the method's own, and temperature or strength.
-        keep: "best", the particle with the highest reward is the picture, or "all": each is one,
-            after a resampling by the weights, so that they follow the method's law.
+        keep: "best": the picture is the particle with the highest reward; "all": every particle is
+            a picture, after resampling by the weights, so that the pictures follow the method's
+            law.
     """
 
     method: str
@@ -49,12 +55,12 @@ class Entry:
 
     @property
     def mean(self) -> bool:
-        """Whether every particle is a final picture, and not the best one alone."""
+        """Whether every particle is a final picture, instead of only the best one."""
         return self.method == "none" or self.keep == "all"
 
     @property
     def label(self) -> str:
-        """What the tables call it."""
+        """Its name in the tables."""
         rest = "".join(f", {name} {value}" for name, value in self.options.items())
         steps = f"{self.steps} step{'s' * (self.steps > 1)}"
         if self.method == "none":
@@ -67,15 +73,15 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The method's name; of `file.py:Name` the Name."""
+        """The method's name; for `file.py:Name` it is Name."""
         return self.method.rpartition(":")[2]
 
     def each(self, differentiable: bool, flow: FlowMap | None = None) -> int:
-        """Return the network calls of one particle, those that set a temperature left out."""
+        """Return the network calls of one particle, without those that set a temperature."""
         return network_calls(self.method, self.steps, differentiable, self.options, flow)
 
     def calls(self, differentiable: bool, flow: FlowMap | None = None) -> int:
-        """Return the network calls of one prompt, those that set its temperature included."""
+        """Return the network calls of one prompt, including those that set its temperature."""
         probed = tempered(self.method) and "temperature" not in self.options
         return (self.particles or 0) * self.each(differentiable, flow) + (
             probe_calls(flow) if probed else 0
@@ -89,7 +95,8 @@ def entry(text: str) -> Entry:
     'fmtt, 8 steps, 4 particles, strength 3'
 
     Raises:
-        ValueError: an unknown method or option, with the nearest names; a value of a wrong kind.
+        ValueError: an unknown method or option (the message has the nearest names), or a value of
+            the wrong type.
     """
     own = re.match(r"(.*\.py:\w+)(?::|$)(.*)", text, re.DOTALL)
     name, _, written = (own[1], "", own[2]) if own else text.partition(":")
@@ -100,7 +107,7 @@ def entry(text: str) -> Entry:
         values = get_loader("yaml")(f"{{{pairs}}}")
     except (yaml.YAMLError, RecursionError):
         values = None
-    if not isinstance(values, dict):  # the loader gives back as text what it cannot read
+    if not isinstance(values, dict):  # the loader returns text that it cannot parse unchanged
         raise ValueError(f"cannot read {text[:60]!r}: write method:key=value,key=value")
     for key, value in values.items():
         if key not in known:
@@ -127,13 +134,13 @@ def entry(text: str) -> Entry:
 def equal_calls(
     entries: Sequence[Entry], differentiable: bool, flow: FlowMap | None = None
 ) -> list[Entry]:
-    """Put a best-of-n without `particles` beside each method, with as many network calls.
+    """Replace a best-of-n without `particles` by one row per method, with as many network calls.
 
-    Methods that cost the same share a row. Counted is what the flow's own calls take, for one
-    picture: of all particles, or of one where all are kept.
+    Methods with the same cost share a row. The cost is the number of network calls for one
+    picture: those of all particles, or of one particle if all are kept.
 
     Raises:
-        ValueError: there is no method whose calls it could have, or a row is there twice.
+        ValueError: there is no method to match, or a row occurs twice.
     """
     open_ones = [e for e in entries if e.particles is None]
     rows: list[Entry] = []
@@ -158,3 +165,36 @@ def equal_calls(
         if labels.count(label) > 1:
             raise ValueError(f"{label!r} is given twice: leave one out")
     return rows
+
+
+def finals(row: Entry, result: steer.Result, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the final pictures (p, k, ...) of a row, and their rewards (p, k).
+
+    k is 1 for the particle with the highest reward, or the number of particles, resampled by their
+    weights, if each is a final picture.
+
+    Args:
+        row: the entry that was sampled.
+        result: its result; for a model without pictures its samples are returned unchanged.
+        seed: seed of the resampling.
+    """
+    made, scores = result.x if result.images is None else result.images, result.rewards
+    if row.mean:
+        generator = torch.Generator().manual_seed(seed)
+        kept = torch.stack([systematic(few, generator) for few in result.log_w]).to(made.device)
+    else:
+        kept = result.best[:, None]
+    of = torch.arange(len(made), device=kept.device)[:, None]
+    return made[of, kept], scores[of, kept]
+
+
+def paid(row: Entry, result: steer.Result) -> float:
+    """Return the counted network calls per final picture of a row.
+
+    Args:
+        row: the entry that was sampled.
+        result: its samples.
+    """
+    n = result.rewards.shape[1]
+    each = 1 if row.mean else n
+    return each * result.nfe + result.costs["temperature_nfe_per_prompt"] * each / n

@@ -1,8 +1,9 @@
 """`steer eval`: a model's figures on the emoji data.
 
-How exact the map is, how often the judge finds a picture's caption, whether words bind that were
-never seen together, how far the pictures' law is from the data's, and how far single pictures are
-from the training set. Real pictures stand beside the model's: ceilings and floors.
+The figures are the exactness of the map, how often the judge recognises a picture's caption, the
+binding of words that were never combined in training, the distance of the pictures' law from that
+of the data, and the distance of single pictures from the training set. Figures of real pictures
+are given as upper or lower bounds.
 """
 
 import json
@@ -49,7 +50,7 @@ BROAD = ("animal", "mammal", "bird", "food", "fruit", "drink", "face", "plant", 
 
 
 def _exactness(flow: FlowMap, emoji: Emoji, n: int) -> dict[str, Any]:
-    """Composition error and Lagrangian residual on the map's own path from noise."""
+    """Return composition error and Lagrangian residual along the map's own path from noise."""
     generator = torch.Generator().manual_seed(1)
     labels = emoji.concepts
     chosen = torch.randperm(len(labels), generator=generator)[:n].tolist()
@@ -77,7 +78,7 @@ def _exactness(flow: FlowMap, emoji: Emoji, n: int) -> dict[str, Any]:
 def _retrieval(
     flow: FlowMap, emoji: Emoji, judge: Judge, repeats: int, out: Path
 ) -> dict[str, Any]:
-    """The judge's retrieval, 1 of 100 captions, for the model and for real pictures."""
+    """Return the judge's retrieval, 1 of 100 captions, for the model and for real pictures."""
     labels = emoji.concepts
     hits: dict[str, list[float]] = {str(k): [] for k in (*STEPS, "real", "real, held out")}
     styles = len(emoji) // len(labels)
@@ -112,9 +113,10 @@ def _retrieval(
 
 
 def _distances(flow: FlowMap, emoji: Emoji, n: int, out: Path) -> dict[str, Any]:
-    """Distance to the nearest training picture, pixels in [0, 1]: medians, and who is too near.
+    """Return median pixel distances to the nearest training picture, and the share too near.
 
-    Too near: nearer than all but 5 % of the real pictures are to the nearest other real one.
+    A picture is too near if its distance is below the 5 % quantile of the distances between real
+    pictures and their nearest other real picture.
     """
     train = emoji.images[emoji.train]
     labels = emoji.concepts
@@ -143,12 +145,12 @@ def _distances(flow: FlowMap, emoji: Emoji, n: int, out: Path) -> dict[str, Any]
 def _kernel_distance(
     flow: FlowMap, emoji: Emoji, judge: Judge, real: Tensor, n: int
 ) -> dict[str, Any]:
-    """KID in the judge's features: samples of training captions against training pictures.
+    """Return KID in the judge's features: samples of training captions to training pictures.
 
     Args:
         flow: the model.
         emoji: the data.
-        judge: gives the features.
+        judge: the judge, which gives the features.
         real: its features of all emoji.
         n: pictures for each number of steps.
     """
@@ -165,7 +167,7 @@ def _kernel_distance(
 def _diversity(
     flow: FlowMap, emoji: Emoji, judge: Judge, real: Tensor, prompts: int, samples: int
 ) -> dict[str, Any]:
-    """Mean distance of the judge's features between pictures of one prompt, by its breadth.
+    """Return the mean feature distance between pictures of one prompt, by its breadth.
 
     "real": all real pictures of that label, subgroup or group. Subgroups have at least 4 labels.
     """
@@ -206,6 +208,7 @@ def evaluate(
     kernel: int = 200,
     breadth: int = 8,
     samples: int = 16,
+    overwrite: bool = False,
     devices: int = 1,
     num_nodes: int = 1,
 ) -> dict[str, Any]:
@@ -224,6 +227,7 @@ def evaluate(
         kernel: pictures for the kernel inception distance (KID), for each number of steps.
         breadth: prompts of each kind (from specific to broad) for the diversity.
         samples: pictures of each.
+        overwrite: delete what an interrupted run with other settings has finished.
         devices: processes on this machine, on the CPU; they divide the figures among them.
         num_nodes: number of machines, with a shared file system; SLURM or torchrun starts the
             processes.
@@ -240,7 +244,7 @@ def evaluate(
     with torch.no_grad():
         shape = flow.decode(torch.zeros(1, *flow.event_shape)).shape[1:]
     if flow.event_shape == (1, 28, 28):
-        return _evaluate_classes(model, flow, sizes, out, crew)
+        return _evaluate_classes(model, flow, sizes, out, overwrite, crew)
     emoji, judge = load_emoji(), Judge()
     if shape != emoji.images.shape[1:]:
         raise ValueError(
@@ -258,44 +262,50 @@ def evaluate(
         lambda: {"diversity": _diversity(flow, emoji, judge, real, breadth, samples)},
         lambda: _distances(flow, emoji, pictures, out),
     ]
-    metrics = _metrics(parts, {"model": str(model), "sizes": sizes}, out, crew)
+    metrics = _metrics(parts, {"model": str(model), "sizes": sizes}, out, overwrite, crew)
     if crew.first:
         show(metrics)
     return metrics
 
 
 def _evaluate_classes(
-    model: str, flow: FlowMap, sizes: dict[str, int], out: Path, crew: Crew
+    model: str, flow: FlowMap, sizes: dict[str, int], out: Path, overwrite: bool, crew: Crew
 ) -> dict[str, Any]:
     """Measure a model of Fashion-MNIST, and its posterior map where it has one."""
     out.mkdir(parents=True, exist_ok=True)
     folder, posterior = own("fashion").judge, None
-    with suppress(ValueError, FileNotFoundError):  # a model without one
+    with suppress(ValueError, FileNotFoundError):  # a model without a posterior map
         posterior = load_posterior(model)
-    kernel = 5 * sizes["kernel"]  # pictures are small
+    kernel = max(5 * sizes["kernel"], sizes["paths"])  # the pictures are small
     parts = class_parts(
         flow, posterior, fashion_data.load(), Judge(folder), kernel, sizes["paths"], out
     )
-    head = {"model": str(model), "pictures": kernel, "data": "fashion"}
-    metrics = _metrics(parts, head, out, crew)
+    head = {
+        "model": str(model), "pictures": kernel, "paths": sizes["paths"], "data": "fashion",
+    }  # fmt: skip
+    metrics = _metrics(parts, head, out, overwrite, crew)
     if crew.first:
         show_classes(metrics)
     return metrics
 
 
 def _metrics(
-    parts: Sequence[Callable[[], dict[str, Any]]], metrics: dict[str, Any], out: Path, crew: Crew
+    parts: Sequence[Callable[[], dict[str, Any]]],
+    metrics: dict[str, Any],
+    out: Path,
+    overwrite: bool,
+    crew: Crew,
 ) -> dict[str, Any]:
-    """Measure part by part, and write all of it to metrics.json.
+    """Measure all parts, and write the figures to metrics.json.
 
-    Parts that an interrupted evaluation of the same settings has finished are read. Of several
-    processes each measures its share, and the first one joins the figures; the others return what
-    is known without them.
+    Parts that an interrupted evaluation with the same settings has finished are read. Each of
+    several processes measures its share, and the first one joins the figures; the others return
+    `metrics` unchanged.
     """
     began = time.perf_counter()
     names = [f"{i:03d}" for i in range(len(parts))]
     identity = {**metrics, "files": fingerprints(metrics["model"])}
-    with Partial(out, identity, True, console(), crew) as partial:
+    with Partial(out, identity, overwrite, console(), crew) as partial:
         left = crew.told(lambda: [name for name in names if not partial.has(name)])
         for name in track(crew.share(left), "measuring", console=console()):
             partial.add(name, {}, numbers(parts[int(name)]()))
@@ -304,9 +314,9 @@ def _metrics(
         crew.wait(lambda: all(partial.has(name) for name in names))
         for name in names:
             metrics |= partial.read(name)[1]
+        metrics["seconds"] = time.perf_counter() - began
+        write_atomically(out / "metrics.json", json.dumps(numbers(metrics), indent=1).encode())
         partial.drop()
-    metrics["seconds"] = time.perf_counter() - began
-    write_atomically(out / "metrics.json", json.dumps(numbers(metrics), indent=1).encode())
     return metrics
 
 

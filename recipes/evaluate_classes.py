@@ -25,7 +25,7 @@ STEPS = (1, 2, 4, 8)
 
 
 def class_rate(judge: Judge, images: Tensor, classes: Tensor) -> dict[str, float]:
-    """Return the share of pictures that the judge puts in their class, and its standard error."""
+    """Return the share of pictures that the judge assigns to their class, with standard error."""
     picked = judge.similarity(images, CLASSES).argmax(1)
     return rate(picked.cpu() == classes)._asdict()
 
@@ -39,18 +39,18 @@ def class_parts(
     paths: int,
     out: Path,
 ) -> list[Callable[[], dict[str, Any]]]:
-    """Return what there is to measure, each a function that returns its figures.
+    """Return the parts of the evaluation: name -> function that returns the figures.
 
     Args:
         flow: the model.
         posterior: its posterior map, if it has one.
-        fashion: the data; the test pictures are what the model's are compared with.
-        judge: of the ten classes.
+        fashion: the data; the model's pictures are compared with the test pictures.
+        judge: judge of the ten classes.
         kernel: pictures for the accuracy and the kernel distance, for each number of steps.
         paths: paths for the errors of the maps.
         out: folder for the sheets.
     """
-    # as many of each class as among the test pictures
+    # the same number of each class as in the test pictures
     classes = fashion.classes[fashion.test].repeat(1 + kernel // len(fashion.test))[:kernel]
     prompts = [CLASSES[k] for k in classes.tolist()]
     test = fashion.images[fashion.test].expand(-1, 3, -1, -1)
@@ -109,10 +109,11 @@ def class_parts(
 def _posterior(
     flow: FlowMap, posterior: PosteriorMap, images: Tensor, prompts: list[str]
 ) -> dict[str, dict[str, float]]:
-    """Compare draws of the posterior with the denoiser and with GLASS, by t.
+    """Compare samples of the posterior with the denoiser and with GLASS, by t.
 
-    "mean": rms distance of the mean of 16 draws to the denoiser, over the rms deviation of a draw;
-    16 exact draws have 1/4. "spread": rms deviation of the draws over that of GLASS's draws.
+    "mean": root mean square distance of the mean of 16 samples to the denoiser, divided by the
+    standard deviation of a sample; exact samples give 1/4. "spread": standard deviation of the
+    samples divided by that of GLASS's samples.
     """
     found = {}
     generator = torch.Generator().manual_seed(2)
@@ -123,7 +124,7 @@ def _posterior(
         )
         bound = flow.given(prompts)
         y = posterior.given(prompts).sample(x, t, 16, generator)
-        # all 16 draws of a state stand in one batch, prompt-major
+        # all 16 samples of a state are in one batch, prompt-major
         z = steer.Glass(bound, 16).sample(x, t, 16, generator)
         spread, other = ((d - d.mean(0)).square().mean().sqrt() for d in (y, z))
         miss = (y.mean(0) - bound.denoise(x, t)).square().mean().sqrt()

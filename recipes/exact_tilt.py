@@ -1,4 +1,4 @@
-"""The exact tilt of a mixture: the reference beside the methods of `steer compare`."""
+"""The exact tilt of a mixture: the reference for the methods of `steer compare`."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -49,7 +49,7 @@ def exact_tilts(
     scale = float(values.std())
     rows = [{"temperature": None, "strength": 0.0, "kl": 0.0, "ess": float(SAMPLES)}
             | _estimates(measured, SAMPLES)]  # fmt: skip
-    if not scale > 0:  # a constant reward, or one that is NaN, tilts nothing
+    if not scale > 0:  # a constant reward, or NaN, does not tilt
         return rows
     asked = {float(t) for t in temperatures if t} | {scale / s for s in STRENGTHS}
     for temperature in sorted(asked, reverse=True):
@@ -74,10 +74,10 @@ def exact_tilts(
 
 
 def _estimates(measured: Mapping[str, Tensor], size: float) -> dict[str, Estimate]:
-    """Return means with their standard errors, which a smaller effective sample widens."""
+    """Return means with standard errors, which account for the effective sample size."""
     features = measured["features"].flatten(1).float()
     half = len(features) // 2
-    apart = (features[:half] - features[half : 2 * half]).norm(dim=1)  # of independent pairs
+    apart = (features[:half] - features[half : 2 * half]).norm(dim=1)  # from independent pairs
     widen = (len(features) / size) ** 0.5
     columns = {n: measured[n] for n in ("reward", "judge") if n in measured} | {"diversity": apart}
     made = {name: estimate(values.flatten()) for name, values in columns.items()}
@@ -88,7 +88,7 @@ def _estimates(measured: Mapping[str, Tensor], size: float) -> dict[str, Estimat
 
 
 def tilt_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return the rows of `exact_tilts` as a table in Markdown, with what it shows."""
+    """Return the rows of `exact_tilts` as a Markdown table, with an explanation."""
     rows = list(rows)
     names = [n for n in ("reward", "judge", "diversity") if n in rows[0]]
     cells = [

@@ -1,4 +1,4 @@
-"""`steer export`: adapters as a clean folder, as diffusers' file, or added to the weights."""
+"""`steer export`: write adapters as a clean folder, as diffusers' file, or merged into weights."""
 
 import math
 import os
@@ -27,10 +27,10 @@ from steer.models.loading import save
 __all__ = ["diffusers_file", "export", "push_folder"]
 
 DIFFUSERS = SHARED
-"""The name that diffusers looks for."""
+"""The file name that diffusers expects."""
 
 COMFYUI = "lora.safetensors"
-"""The file for ComfyUI, which takes any name."""
+"""The file for ComfyUI, which accepts any name."""
 
 Format = Literal["peft", "diffusers", "comfyui", "merged"]
 
@@ -126,7 +126,7 @@ def export(
 
 
 def _component(notes: Mapping[str, Any]) -> str:
-    """Return what the adapters' file says of their place in a pipeline, else transformer."""
+    """Return the component in a pipeline that the adapters' metadata name, else transformer."""
     said = notes.get("component")
     return said if said in ("transformer", "unet") else "transformer"
 
@@ -146,7 +146,7 @@ def _comfyui(
 
 
 def _named_base(lora: Path, notes: Mapping[str, Any]) -> str:
-    """Return the base that a file of adapters names: an embedded model, and nothing else."""
+    """Return the base that a file of adapters names, if it is an embedded model."""
     base = str(notes.get("base") or "")
     if base in steer.MODELS:
         return base
@@ -160,9 +160,10 @@ def _named_base(lora: Path, notes: Mapping[str, Any]) -> str:
 
 
 def _copy_picture(lora: Path, folder: Path, name: str, console: Console) -> bool:
-    """Copy a picture that lies beside the adapters, and say whether there is one.
+    """Copy a picture in the adapters' folder; return whether there is one.
 
-    A link is not followed: it may lead to any file of this machine, and the folder may be pushed.
+    Links are not followed: they may lead to any file of this machine, and the folder may be
+    uploaded.
     """
     try:
         number = os.open(lora / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -187,7 +188,7 @@ def _adapted(base: str, lora: Path, scale: float) -> Adapted:
 def _write_peft(
     lora: Path, folder: Path, config: dict[str, Any], notes: dict[str, Any], scale: float
 ) -> None:
-    """Write the adapters' two files anew, the scale in alpha."""
+    """Write the adapters' two files again, with the scale in alpha."""
     patterns = {k: v * scale for k, v in config["alpha_pattern"].items()}
     scaled = {**config, "lora_alpha": config["lora_alpha"] * scale, "alpha_pattern": patterns}
     state = safetensors.torch.load_file(lora / WEIGHTS)
@@ -206,10 +207,10 @@ def diffusers_file(
 
     Args:
         lora: the folder.
-        component: what the pipeline calls its denoiser.
+        component: name of the denoiser in the pipeline.
         inside: the attribute of the model that is this denoiser.
-        scale: of the adapters, to be their new scale 1.
-        notes: for the file's header, beside diffusers' own.
+        scale: scale of the adapters that becomes scale 1.
+        notes: further entries of the file's header.
 
     Raises:
         ValueError: see `steer.adapters.shared.folded`.
@@ -221,10 +222,10 @@ def diffusers_file(
 
 
 def push_folder(folder: Path, repository: str, private: bool = False) -> str:
-    """Upload a folder to a model hub, and return where it is.
+    """Upload a folder to a model hub, and return its address.
 
     Raises:
-        ConnectionError: it cannot be reached, or does not let us in.
+        ConnectionError: the hub cannot be reached, or denies access.
     """
     from huggingface_hub import HfApi
 
@@ -232,7 +233,7 @@ def push_folder(folder: Path, repository: str, private: bool = False) -> str:
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
         hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Add adapters")
-    except Exception as error:  # the hub's own, its connection's, and no login: one mend
+    except Exception as error:  # one remedy for all hub errors
         raise ConnectionError(
             f"{folder} is complete, but could not be uploaded to {repository} "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}): log in with "

@@ -1,6 +1,6 @@
-"""What went wrong, in one line: by its cause, with the place in a user's file where it is theirs.
+"""One-line messages for errors: the cause, and the line in a user's file if the error is there.
 
-Python's own faults inside the program are none of these: they show where they are from.
+Internal errors of the program are not shortened: they are shown with their traceback.
 """
 
 import errno
@@ -16,7 +16,7 @@ from steer.secrets import redacted
 __all__ = ["explained", "place"]
 
 EXPECTED = (ValueError, FloatingPointError, TypeError, ImportError, OSError)
-"""What the program raises of a mistake in its use."""
+"""The errors that the program raises for mistakes in its use."""
 
 LONGEST = 2000
 
@@ -51,7 +51,7 @@ def _explained(error: BaseException) -> str | None:
 
 
 def place(error: BaseException) -> str | None:
-    """Return the last line of a user's file that an error, or what caused it, went through."""
+    """Return the last line of a user's file in the traceback of an error or its causes."""
     found = None
     for one in _chain(error):
         if isinstance(one, SyntaxError) and one.filename and _is_users(one.filename):
@@ -65,7 +65,7 @@ def place(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it was raised from."""
+    """Yield an error and its causes."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
@@ -86,7 +86,7 @@ _PYTHON = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "pla
 
 
 def _is_users(file: str) -> bool:
-    """Return whether a file is neither ours nor a library's."""
+    """Return whether a file belongs neither to this package nor to a library."""
     if file.startswith("<"):
         return False
     path = Path(file).absolute()
@@ -94,7 +94,7 @@ def _is_users(file: str) -> bool:
 
 
 def _no_memory(error: BaseException) -> bool:
-    """Return whether memory ran out; on a CPU torch says so by its text alone."""
+    """Return whether memory ran out; on a CPU torch's error can only be recognised by its text."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

@@ -1,4 +1,4 @@
-"""Means with their errors, spread, and tables of what was measured."""
+"""Means with standard errors, distances, and tables of measurements."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ __all__ = ["Estimate", "estimate", "markdown", "pairwise_distance", "rate"]
 
 
 class Estimate(NamedTuple):
-    """A mean and its standard error; None where the data have none.
+    """A mean and its standard error; None if the data do not give one.
 
     >>> print(Estimate(0.5, 0.01), Estimate(0.5, None), Estimate(None, None))
     0.5000 ± 0.0100 0.5000 –
@@ -42,7 +42,7 @@ def estimate(values: Tensor) -> Estimate:
 
 
 def rate(hits: Tensor | Sequence[bool]) -> Estimate:
-    """Return the share of hits (n,) and its binomial standard error.
+    """Return the fraction of hits (n,) and its binomial standard error.
 
     >>> rate([True, False, True, False])
     Estimate(mean=0.5, error=0.25)

@@ -1,4 +1,4 @@
-"""The film of a sampling run: kept with its units, and written with its folder."""
+"""The film of a sampling run, stored with its units and written with its folder."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 import steer
 from recipes.partial import Partial
+from recipes.terminal import console
 from steer.film import Film, animation, filmstrip, movie
 
 __all__ = ["Reel", "files_of"]
@@ -15,11 +16,11 @@ UNIT = "film"
 
 
 class Reel:
-    """The films of a group of prompts, or nothing where none is wanted.
+    """The films of a group of prompts, if they are requested.
 
     Args:
-        wanted: whether.
-        prompts: of the group.
+        wanted: whether films are requested.
+        prompts: prompts of the group.
     """
 
     def __init__(self, wanted: bool, prompts: list[str] | None) -> None:
@@ -29,7 +30,7 @@ class Reel:
     def of(
         self, title: str, flow: steer.FlowMap, show: Callable[[Any], None] | None = None
     ) -> Callable[[Any], None] | None:
-        """Return what a run is to call after each step: the film's own, and `show`."""
+        """Return the callback of a run after each step: that of the film, and `show`."""
         if not self.wanted:
             return show
         film = self.films[title] = Film(flow, self.prompts)
@@ -42,7 +43,7 @@ class Reel:
         return both
 
     def keep(self, partial: Partial) -> None:
-        """Keep the films beside the run's finished units."""
+        """Store the films with the run's finished units."""
         if self.wanted:
             tensors = {
                 f"{title}/{name}": tensor
@@ -53,7 +54,7 @@ class Reel:
 
 
 def files_of(partial: Partial, titles: Sequence[str]) -> dict[str, bytes]:
-    """Return the files of a film, where one was kept: the guided run is the last row.
+    """Return the files of a film, if one was stored; the guided run is the last row.
 
     They are film.gif and filmstrip.png, and film.mp4 where PyAV is installed.
     """
@@ -65,4 +66,9 @@ def files_of(partial: Partial, titles: Sequence[str]) -> dict[str, bytes]:
     data = io.BytesIO()
     filmstrip(films).save(data, "PNG")
     files = {"film.gif": animation(films), "filmstrip.png": data.getvalue()}
-    return files | ({"film.mp4": movie(films)} if find_spec("av") else {})
+    if find_spec("av"):
+        try:
+            files["film.mp4"] = movie(films)
+        except RuntimeError as error:  # the run is finished, and its GIF is there
+            console().print(f"no film.mp4: {error}", soft_wrap=True)
+    return files

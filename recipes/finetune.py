@@ -95,7 +95,7 @@ def finetune(
     checked = file_or_list(check_prompts)
     checks = None if checked is None else checked.prompts
     held = own(model).held_out
-    if checked is None and prompts is None and held is not None:  # the model's own, like those
+    if checked is None and prompts is None and held is not None:  # own prompts
         every = read_prompts(held).prompts
         checks = every[:: len(every) // 16][:16]
     known = asdict(chosen) | {"check_prompts": checks}
@@ -108,7 +108,7 @@ def finetune(
 
 
 def options_help() -> str:
-    """Return what `--options` may hold for each objective, as its class says it."""
+    """Return the help on `--options` of each objective, from the docstring of its class."""
     lines = ["what --options may hold, by objective:"]
     for name in steer.OBJECTIVES:
         lines += ["", f"  {name}"]

@@ -1,4 +1,4 @@
-"""What the training recipes share: a stage's module, Lightning's loop, sheets."""
+"""Shared parts of the training recipes: a stage's module, Lightning's loop, sheets."""
 
 import json
 import warnings
@@ -20,11 +20,12 @@ __all__ = ["begun_alike", "divided", "fit", "module_of", "place_of", "sheet_of"]
 def module_of(
     stage: str, flow: Any, rule: Any, batches: Callable[[int], Any], settings: Mapping[str, Any]
 ) -> Any:
-    """Return the Lightning module of a stage by a run's settings.
+    """Return the Lightning module of a stage for a run's settings.
 
     Args:
-        stage: "map" has learning rates scaled by `map_rate`, and its own average.
-        flow: trained in place.
+        stage: name of the stage; "map" has learning rates scaled by `map_rate`, and its own
+            average.
+        flow: the flow, which is trained in place.
         rule: see `steer.training.rules`.
         batches: step -> (x_1, prompts).
         settings: the recipe's arguments.
@@ -46,16 +47,17 @@ def module_of(
 
 
 def begun_alike(out: Path, settings: dict[str, Any], *marks: str) -> None:
-    """Refuse to resume a run with other settings: it would not be the same run.
+    """Refuse to resume a run with other settings, because it would not be the same run.
 
     Args:
         out: the run's folder.
-        settings: as JSON takes them.
-        marks: files that say that it has begun. Default: checkpoints and weights of its stages.
+        settings: settings as JSON values.
+        marks: files that show that the run has begun. Default: checkpoints and weights of its
+            stages.
     """
     file = out / "settings.json"
     begun = [f for mark in marks or ("*/*.ckpt", "*/*.safetensors") for f in out.glob(mark)]
-    if not (file.exists() and begun):  # nothing that would go on
+    if not (file.exists() and begun):  # there is nothing to resume
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(settings, indent=1).encode())
         return
@@ -94,11 +96,11 @@ def place_of(device: str | None, devices: int) -> torch.device:
     """Return the device of this process.
 
     Args:
-        device: its kind, and of one process also its number. Default: Lightning's choice.
+        device: kind of device; for one process also with a number. Default: Lightning's choice.
         devices: number of processes, one per device.
 
     Raises:
-        ValueError: several processes on a device with a number, or no such device.
+        ValueError: several processes on one numbered device, or no such device.
     """
     import lightning as L
 
@@ -118,7 +120,7 @@ def place_of(device: str | None, devices: int) -> torch.device:
 
 
 def divided(batch_size: int, devices: int) -> None:
-    """Raise where processes would have different numbers of rows: their gradients are averaged.
+    """Raise an error if processes would have different numbers of rows: gradients are averaged.
 
     Raises:
         ValueError: the batch does not divide.
@@ -141,9 +143,9 @@ def fit(
     strategy: Any = None,
     place: torch.device | None = None,
 ) -> None:
-    """Run Lightning's loop on, from the last checkpoint in the folder where there is one.
+    """Run Lightning's loop, from the last checkpoint in the folder if there is one.
 
-    SIGINT and SIGTERM end it after the step that is being taken, its state saved.
+    SIGINT and SIGTERM end it after the current step, with its state saved.
 
     Args:
         module: a LightningModule with `steps`, whose batches are a function of the global step.
@@ -186,7 +188,7 @@ def fit(
     seen, log = progress(), RowLog(folder)
     last, step = usable(folder) or (None, None)
     every = min(10, module.steps)
-    _, *boards = loggers(folder, step=step)  # the rows are kept by `log`
+    _, *boards = loggers(folder, step=step)  # `log` keeps the rows
 
     def left() -> str:
         found = usable(folder)

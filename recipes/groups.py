@@ -1,4 +1,4 @@
-"""A sampling run in groups of prompts: each is kept when it is finished, all are joined."""
+"""A sampling run in groups of prompts: finished groups are stored, and joined at the end."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -19,14 +19,14 @@ SHARES = ("terms", "gradients")
 
 
 def drawn_before(partial: Partial, group: int) -> bool:
-    """Return whether the group that begins with this prompt is finished."""
+    """Return whether the group that starts with this prompt is finished."""
     return partial.has(_name(group))
 
 
 def keep(
     partial: Partial, group: int, results: Mapping[str, Result], terms: Mapping[str, Tensor]
 ) -> None:
-    """Keep a finished group: its results by their titles, and the reward's terms."""
+    """Store a finished group: its results by title, and the reward's terms."""
     tensors: dict[str, Tensor] = dict(terms)
     notes: dict[str, Any] = {}
     for kind, result in results.items():
@@ -48,14 +48,14 @@ def join(
     prompts: list[str] | None,
     asked: str | list[str] | None,
 ) -> tuple[dict[str, Result], dict[str, dict[str, Tensor]]]:
-    """Put all groups together again.
+    """Join all groups.
 
     Args:
-        partial: where they are.
-        groups: the places of their first prompts.
-        titles: of the results of each.
-        prompts: of all of them.
-        asked: what the reward is asked.
+        partial: the unfinished run with the groups.
+        groups: indices of their first prompts.
+        titles: titles of the results of each group.
+        prompts: all prompts.
+        asked: the reward's prompts.
 
     Returns:
         The results by their titles, and "terms" and "gradients" by the terms' names.
@@ -89,7 +89,7 @@ def join(
 
 
 def _under(named: Mapping[str, Any], head: str) -> dict[str, Any]:
-    """Return what is under a heading, the heading taken off."""
+    """Return the entries with a prefix, with the prefix removed."""
     return {k.removeprefix(f"{head}/"): v for k, v in named.items() if k.startswith(f"{head}/")}
 
 
@@ -109,7 +109,7 @@ def terms_of(
 ) -> dict[str, Tensor]:
     """Score each term of a composed reward separately, and compute its share of the gradient.
 
-    `terms/NAME` is in the term's own units, `gradients/NAME` a norm a picture.
+    `terms/NAME` is in the term's own units, `gradients/NAME` is a norm per picture.
     """
     if result.images is None:
         return {}

@@ -1,4 +1,4 @@
-"""What a run was made with: files by their content, versions, and its settings as YAML."""
+"""The identity of a run: hashes of its files, versions, and its settings as YAML."""
 
 import hashlib
 import json
@@ -32,11 +32,11 @@ __all__ = [
 
 
 REWARDS = {"held_out", "judge", "reward"}
-"""The arguments of commands that are rewards' texts."""
+"""The arguments of commands that are texts of rewards."""
 
 
 def adapter_files(lora: Path | None) -> list[str]:
-    """Name the files that identify the adapters of a run."""
+    """Return the files that identify the adapters of a run."""
     if lora is None:
         return []
     place = hub.lora_path(lora)
@@ -50,13 +50,13 @@ def adapter_files(lora: Path | None) -> list[str]:
 def fingerprints(model: str, *names: str) -> dict[str, str]:
     """Return fingerprints that show whether code and weights have changed since an earlier start.
 
-    Versions, and a hash of each file and folder that the names mention (of large weights see
-    `steer.identity.file_hash`), and of the models and rewards that come along. Of a repository of
-    the hub it is the commit.
+    They are versions, and a hash of each file and folder that the names mention (for large weights
+    see `steer.identity.file_hash`) and of the models and rewards of the package. For a repository
+    of the hub it is the commit.
 
     Args:
-        model: as it was given.
-        names: rewards, judges, files, as they were given.
+        model: the model, as given.
+        names: rewards, judges and files, as given.
     """
     names = model, *names
     files = [str(file) for file in named_files(*names)]
@@ -72,7 +72,7 @@ def fingerprints(model: str, *names: str) -> dict[str, str]:
 
 
 def _commits(model: str, *names: str) -> dict[str, str]:
-    """Return the commits of the repositories that are named: `owner/name` for a model alone."""
+    """Return the commits of the repositories that are named; only a model may be `owner/name`."""
     found = {name: hub.named(name) for name in (model, *names)}
     if model not in MODELS and not os.path.exists(model) and hub.is_hub_id(model):
         found[model] = hub.Named(model)
@@ -85,7 +85,7 @@ def _commits(model: str, *names: str) -> dict[str, str]:
 
 
 def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a command's arguments as they are written down: plain, tokens in rewards hidden."""
+    """Return a command's arguments as plain values for a file, with tokens in rewards hidden."""
     plain = {k: str(hub.named(v) or v) if isinstance(v, Path) else v for k, v in arguments.items()}
     for name in REWARDS & set(plain):
         texts = plain[name]
@@ -100,7 +100,7 @@ def named_files(*names: str) -> list[Path]:
     """Return the files that texts mention, Python files with the neighbours that they import.
 
     Args:
-        names: models, rewards, files, as they were given.
+        names: models, rewards and files, as given.
     """
     words = [w.strip() for name in names for w in [name, *re.split(r"[=,+*()]", name)]]
     code = [path for name in names for path in re.findall(r"[^\s:+*=,()]+\.py", name)]
@@ -110,13 +110,13 @@ def named_files(*names: str) -> list[Path]:
 
 
 def config_text(settings: Mapping[str, Any], identity: Mapping[str, Any] | None = None) -> str:
-    """Return the settings as YAML that `--config` takes again, under comments.
+    """Return the settings as YAML for `--config`, below comments.
 
-    These have the versions, and a line by which `is_made_of` knows the run again.
+    The comments have the versions, and a line by which `is_made_of` recognises the run.
 
     Args:
-        settings: the command's.
-        identity: what makes the run this one: settings, prompts, files. JSON values.
+        settings: settings of the command.
+        identity: what identifies the run: settings, prompts, files, as JSON values.
     """
     versions = f"flowsteer {steer.__version__}, torch {torch.__version__}"
     header = f"# made by: {versions}, Python {platform.python_version()}\n"
@@ -126,7 +126,7 @@ def config_text(settings: Mapping[str, Any], identity: Mapping[str, Any] | None 
 
 
 class _Quoting(yaml.SafeDumper):
-    """Quotes the text 1e3 too, which `--config` would read as a number and YAML 1.1 does not."""
+    """Quote texts like 1e3, too: they are numbers for `--config`, although not in YAML 1.1."""
 
 
 _Quoting.add_implicit_resolver(
@@ -137,7 +137,7 @@ _Quoting.add_implicit_resolver(
 
 
 def is_made_of(config: str, identity: Mapping[str, Any]) -> bool:
-    """Tell whether a run's config.yaml was written for a run of this identity."""
+    """Return whether a run's config.yaml was written for a run with this identity."""
     return _made_of(identity) in config.splitlines(keepends=True)[:2]
 
 

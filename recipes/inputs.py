@@ -1,4 +1,4 @@
-"""What commands are given: models, prompts and pictures, each read in one way for all of them."""
+"""Inputs of commands: models, prompts and pictures, read in the same way for all commands."""
 
 import json
 import os
@@ -37,7 +37,7 @@ Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
 
 def model_name(model: Any) -> str:
-    """Return what a model is called in files and messages: its text, or a live one's own name."""
+    """Return a model's name for files and messages: its text, or the name of a live model."""
     if isinstance(model, str | os.PathLike):
         return os.fspath(model)
     config = dict(getattr(model, "config", None) or {})
@@ -46,17 +46,17 @@ def model_name(model: Any) -> str:
 
 
 def weights_of(model: Any, flow: steer.FlowMap) -> dict[str, str]:
-    """Return a hash of a live model's weights, by what it is called; nothing for a named one."""
+    """Return name -> hash of a live model's weights; empty for a model that is given by name."""
     if isinstance(model, str | os.PathLike):
         return {}
     return {model_name(model): fingerprint(flow)}
 
 
 def usable_device(device: str | None) -> None:
-    """Raise where torch has no such device.
+    """Raise an error if torch has no such device.
 
     Raises:
-        ValueError: it has none, or the name is not one of a device.
+        ValueError: there is no such device, or the name is invalid.
     """
     try:
         torch.empty(0, device=device)
@@ -80,16 +80,16 @@ def load_model(
 
     Args:
         model: its text; in Python also a flow map or a pipeline object, which is used unchanged.
-        device: where to put it.
-        dtype: of its weights.
-        lora: adapters.
+        device: device of the model.
+        dtype: dtype of its weights.
+        lora: adapters to put on it.
         lora_scale: factor for their update.
-        options: of a pipeline, see `steer.load`.
-        compile: likewise.
+        options: options of a pipeline, see `steer.load`.
+        compile: see `steer.load`.
 
     Raises:
-        ValueError: a scale without adapters, a device or a name that is not there.
-        TypeError: what the file gives is no flow map.
+        ValueError: a scale without adapters, or a device or name that does not exist.
+        TypeError: the object in the file is not a flow map.
     """
     kind = None if dtype is None else getattr(torch, dtype)
     if lora is None and lora_scale is not None:
@@ -123,25 +123,25 @@ class Asked(NamedTuple):
 
     @property
     def questions(self) -> list[str]:
-        """What a reward is asked."""
+        """The prompts for the reward."""
         return self.prompts if self.reward_prompts is None else self.reward_prompts
 
     def part(self, start: int, end: int) -> "Asked":
-        """Return some of them."""
+        """Return a slice of the prompts."""
         texts = self.reward_prompts
         return Asked(self.prompts[start:end], None if texts is None else texts[start:end])
 
 
 def read_prompts(file: Path) -> Asked:
-    """Read a file of prompts, UTF-8; blank lines are passed over.
+    """Read a file of prompts, UTF-8; blank lines are skipped.
 
     A `.jsonl` file has one object per line: "prompt" (or "text"), and "reward_prompt" if the
     reward has another prompt; other keys are ignored. Any other file has one prompt per line.
-    Lines end with a line feed, a carriage return or both; the separators of Unicode end none.
+    Lines end with a line feed, a carriage return or both; Unicode separators do not end a line.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no prompts in it, or a line that is not what it should be; names the line.
+        ValueError: it has no prompts, or an invalid line; the message names the line.
     """
     file = file.expanduser()
     if not file.is_file():
@@ -166,7 +166,7 @@ def read_prompts(file: Path) -> Asked:
 
 
 def _entry(line: str, where: str) -> tuple[str, str]:
-    """Return the prompt of a line of JSON, and what the reward is asked."""
+    """Return the prompt of a line of JSON, and the reward's prompt."""
     try:
         entry = json.loads(line)
         prompt = entry["prompt"] if "prompt" in entry else entry["text"]
@@ -182,17 +182,17 @@ def _entry(line: str, where: str) -> tuple[str, str]:
 
 
 def _listed(prompts: Sequence[str]) -> Asked:
-    """Take prompts that are written out, in the command or in its YAML."""
+    """Return prompts that are given literally, in the command or in its YAML."""
     if not prompts:
         raise ValueError("the list of prompts is empty: give at least one, or leave it out")
     return Asked([_plain(text, f"prompt {i + 1}") for i, text in enumerate(prompts)], None)
 
 
 def asked_for(prompts: str | Sequence[str] | None, file: Path | None = None) -> Asked | None:
-    """Return the prompts of a command with an option for a text, or several, and one for a file.
+    """Return the prompts of a command with one option for texts, and another one for a file.
 
     Raises:
-        ValueError: both, none in a list, the name of a file for a text.
+        ValueError: both options, an empty list, or the name of a file instead of a text.
         FileNotFoundError: there is no such file.
     """
     if prompts is not None and file is not None:
@@ -209,10 +209,10 @@ def asked_for(prompts: str | Sequence[str] | None, file: Path | None = None) -> 
 
 
 def file_or_list(prompts: str | Sequence[str] | None) -> Asked | None:
-    """Return the prompts of a command whose one option takes a file, or a list.
+    """Return the prompts of a command with a single option, which takes a file or a list.
 
     Raises:
-        ValueError: none in the list.
+        ValueError: the list is empty.
         FileNotFoundError: there is no such file.
     """
     if prompts is None:
@@ -221,7 +221,7 @@ def file_or_list(prompts: str | Sequence[str] | None) -> Asked | None:
 
 
 def _plain(text: str, where: str) -> str:
-    """Return a text without line breaks and tabs, and refuse what a terminal would act on."""
+    """Return a text without line breaks and tabs; refuse other control characters."""
     text = re.sub(r"[\t\n\v\f\r\x85\u2028\u2029]+", " ", text)
     for letter in text:
         if unicodedata.category(letter) in {"Cc", "Cs"} or letter in _TURNS:
@@ -233,7 +233,7 @@ def _plain(text: str, where: str) -> str:
 
 
 _TURNS = {chr(i) for i in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-"""Letters that turn the direction of what follows."""
+"""Characters that change the direction of the following text."""
 
 # ------------------------------------------------------------------ pictures
 
@@ -242,14 +242,14 @@ def read_picture(file: Path, size: Sequence[int], option: str) -> Tensor:
     """Read a picture on white, cropped to the middle and resized -> (3, h, w) in [0, 1].
 
     Args:
-        file: the picture, turned as its EXIF data say.
+        file: the picture, which is rotated according to its EXIF data.
         size: (h, w).
         option: the option that named the file, for the messages.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not a picture with 8 bits per channel or 16 bits of grey; says what to
-            give.
+        ValueError: it is not a picture with 8 bits per channel or 16 bits of grey; the message
+            says what to give.
     """
     from PIL import Image, ImageOps
 

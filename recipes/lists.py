@@ -13,7 +13,7 @@ def _print(names: Mapping[str, str]) -> None:
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
-    table.add_column(overflow="fold")  # addresses whole
+    table.add_column(overflow="fold")  # with complete addresses
     for name, line in names.items():
         table.add_row(Text(name, "bold"), Text(line, "green" if line == READY else ""))
     say(table)
@@ -47,7 +47,7 @@ def rewards_(check: bool = False) -> None:
 
 
 def _readiness(name: str) -> str:
-    """Say whether a reward's weights are available."""
+    """Return a text on whether a reward's weights are available."""
     from rewards.loading import missing
 
     if name == "remote":
@@ -96,7 +96,7 @@ def methods(names: bool = False) -> None:
 
 
 def _used(name: str) -> str:
-    """Say whether a method that needs no gradient uses one if there is one."""
+    """Return a text on whether a method that needs no gradient uses one if there is one."""
     from steer.sampling.forecast import plan
 
     with_one, without = (plan(name, STEPS, differentiable=d)["nfe"] for d in (True, False))

@@ -1,4 +1,4 @@
-"""What training rules are compared on: laws in the plane, or Fashion-MNIST."""
+"""Benchmarks for training rules: laws in the plane, or Fashion-MNIST."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -22,11 +22,11 @@ DATA = (*POINTS, "fashion")
 
 
 class Bench(Protocol):
-    """A data set with a network for it, and what there is to measure of a map.
+    """A data set, a network for it, and the measurements of a map.
 
     Attributes:
-        distance: the figure that is plotted against the steps, with "{}" for their number.
-        axis: what it is called.
+        distance: name of the figure that is plotted against the steps, with "{}" for their number.
+        axis: its axis label.
     """
 
     distance: str
@@ -39,10 +39,10 @@ class Bench(Protocol):
         """Return x_1 and captions of n samples."""
 
     def measured(self, flow: Any, seed: int) -> dict[str, float]:
-        """Return figures by their names."""
+        """Return name -> figure."""
 
     def note(self, rows: list[Mapping[str, Any]]) -> str:
-        """Return what the table's reader must know."""
+        """Return a note for the readers of the table."""
 
 
 class PointsBench:
@@ -86,7 +86,7 @@ class PointsBench:
         return found
 
     def note(self, rows: list[Mapping[str, Any]]) -> str:
-        """Return the floor of the distance."""
+        """Return a note with the lower bound of the distance."""
         floor = sum(r["floor"] for r in rows) / len(rows)
         return (
             f"SW2 of two independent samples of the data: {floor:.3f}. Lookaheads: root mean "
@@ -122,7 +122,7 @@ class FashionBench:
         return NetworkFlow(TwoTimeUNet(source.words, **sizes, **kind))
 
     def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-        """Return n pictures in [-1, 1] and their captions, a tenth of them empty."""
+        """Return n pictures in [-1, 1] and their captions, of which a tenth are empty."""
         index = torch.randint(self.source.count, (n,), generator=generator).tolist()
         drawn = [self.source.draw(i, generator) for i in index]
         empty = torch.rand(n, generator=generator) < 0.1
@@ -154,7 +154,7 @@ class FashionBench:
 
     @torch.no_grad()
     def _lookaheads(self, flow: Any, prompts: list[str], seed: int) -> dict[str, float]:
-        """Return errors of lookahead and denoiser to the teacher's ODE, root mean square."""
+        """Return the RMS errors of lookahead and denoiser against the teacher's ODE."""
         from steer.training.rules import guided_velocity
 
         if self.teacher is None:
@@ -177,7 +177,7 @@ class FashionBench:
         return found
 
     def note(self, rows: list[Mapping[str, Any]]) -> str:
-        """Return what the columns are."""
+        """Return a note that explains the columns."""
         return (
             "500 pictures a step count. Classes: the fraction that the judge assigns to the class "
             "of their prompt. Lookaheads: root mean square distance, in pictures of [-1, 1], to "

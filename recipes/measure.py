@@ -1,4 +1,4 @@
-"""What there is to measure of a model's pictures: drawn by prompts, asked of the judge."""
+"""Measurements of a model's pictures: sampled for prompts, scored by the judge."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ __all__ = ["draw", "found", "kid"]
 
 @torch.no_grad()
 def draw(flow: FlowMap, prompts: Sequence[str], steps: int, seed: int, batch: int = 50) -> Tensor:
-    """Draw one picture a prompt by `steps` equal jumps -> images (p, 3, h, w), clamped."""
+    """Sample one picture per prompt by `steps` equal jumps -> images (p, 3, h, w), clamped."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(prompts), *flow.event_shape, generator=generator)
     images = []
@@ -35,22 +35,22 @@ def found(
     captions: int = 100,
     seed: int = 0,
 ) -> Tensor:
-    """Return which pictures score highest by their own name, of `captions` names, bool (n,).
+    """Return whether each picture's own name scores highest of `captions` names, bool (n,).
 
     Args:
-        judge: what scores.
+        judge: the judge that scores.
         images: (n, 3, h, w).
-        names: each picture's own, one of `among`.
-        among: where the others are drawn from, the same for each picture.
-        captions: how many names stand to choose from; all where there are fewer.
-        seed: draws the others.
+        names: each picture's own name, one of `among`.
+        among: names from which the others are sampled, the same for each picture.
+        captions: number of names to choose from; all of `among` if there are fewer.
+        seed: seed for sampling the others.
     """
     distinct = list(dict.fromkeys(among))
     generator = torch.Generator().manual_seed(seed)
     order = [distinct[i] for i in torch.randperm(len(distinct), generator=generator).tolist()]
     scores = judge.similarity(images, order)
     own = torch.tensor([order.index(name) for name in names], device=scores.device)
-    # the first ones, and its own in place of the last where it is not among them
+    # the first ones, with its own instead of the last if it is not among them
     place = torch.arange(len(order), device=scores.device)
     others = place < captions - (own >= captions).long()[:, None]
     allowed = others | (place == own[:, None])

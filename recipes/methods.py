@@ -1,4 +1,4 @@
-"""What the programs need to know of the sampling methods, in one place."""
+"""What the programs need to know about the sampling methods."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -38,8 +38,8 @@ def method(name: str) -> Method:
     """Return a method by its name, or your own by `file.py:Name`.
 
     Raises:
-        ValueError: an unknown name, with the nearest ones; a file that has no such name, or
-            another thing by it.
+        ValueError: an unknown name (the message has the nearest ones), or a file in which the name
+            does not exist or is not a method.
         FileNotFoundError: no such file.
     """
     file, _, own = name.rpartition(":")
@@ -57,7 +57,7 @@ def _own(name: str, file: Path, own: str, changed: int) -> Method:
 
 
 def method_options(name: str) -> dict[str, Any]:
-    """Return the options that a method takes, with their defaults."""
+    """Return the options of a method, with their defaults."""
     return method(name).options
 
 
@@ -72,8 +72,8 @@ def steers(name: str) -> bool:
 
 
 def check(flow: steer.FlowMap, reward: steer.Reward, prompts: Any, **arguments: Any) -> None:
-    """Raise what `steer.sample` would, for the same arguments, before any work."""
-    steer.stream(flow, reward, prompts, **arguments)  # makes no step until it is asked for one
+    """Raise the errors that `steer.sample` would raise for the same arguments, before any work."""
+    steer.stream(flow, reward, prompts, **arguments)  # makes no step until it is iterated
 
 
 def network_calls(
@@ -83,14 +83,14 @@ def network_calls(
     options: Mapping[str, Any],
     flow: FlowMap | None = None,
 ) -> int:
-    """Return the network calls of a particle, those that set a temperature left out.
+    """Return the network calls of a particle, without those that set a temperature.
 
     Args:
-        name: the method's.
-        steps: of the method.
+        name: name of the method.
+        steps: steps of the method.
         differentiable: whether the reward has gradients.
         options: the method's own.
-        flow: whose calls are counted. Default: one that evaluates its network once a call.
+        flow: the flow whose calls are counted. Default: one with one network evaluation per call.
     """
     own = {k: v for k, v in options.items() if k not in TEMPERED}
     return plan(method(name), steps, differentiable, flow=flow, **own)["nfe"]

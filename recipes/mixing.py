@@ -1,4 +1,4 @@
-"""The flow that a run samples: mixed with itself by prompts, and asked for its pictures' size."""
+"""The flow that a run samples: classifier-free guidance, and the size of its pictures."""
 
 import torch
 
@@ -11,7 +11,7 @@ __all__ = ["mixed", "pixels"]
 def mixed(
     flow: steer.FlowMap, cfg: float | None, negative: str | None, prompts: list[str] | None
 ) -> steer.FlowMap:
-    """Mix the flow with itself under a negative prompt, if cfg is given."""
+    """Mix the flow with itself under the negative prompt, if cfg is given."""
     if cfg is None:
         if negative is not None:
             raise ValueError("negative_prompt has no effect without cfg: give cfg, for instance 2")

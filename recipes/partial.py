@@ -1,4 +1,4 @@
-"""What is finished of an unfinished run: kept next to its folder, so that it can be resumed."""
+"""The finished parts of an unfinished run, stored next to its folder so that it can be resumed."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,11 +25,11 @@ __all__ = ["Partial", "Unit", "free", "is_finished", "units_of"]
 
 
 class Labelled(Protocol):
-    """A row of a comparison: what the tables call it."""
+    """A row of a comparison, which has a name in tables."""
 
     @property
     def label(self) -> str:
-        """Its name."""
+        """Its name in tables."""
 
 
 Row = TypeVar("Row", bound=Labelled)
@@ -37,7 +37,7 @@ Row = TypeVar("Row", bound=Labelled)
 
 @dataclass(frozen=True)
 class Unit(Generic[Row]):
-    """What is finished or not: of a row, the prompts from `start` to `end`, and a seed."""
+    """A unit of work: a row, the prompts from `start` to `end`, and a seed."""
 
     index: int
     row: Row
@@ -47,7 +47,7 @@ class Unit(Generic[Row]):
 
     @property
     def name(self) -> str:
-        """Its file's name."""
+        """The name of its file."""
         return f"{self.index:03d}_{self.seed:06d}_{self.start:06d}"
 
 
@@ -57,10 +57,10 @@ def units_of(
     """Return the units of a comparison, seed by seed, row by row.
 
     Args:
-        rows: what is compared.
-        prompts: how many there are.
-        seeds: of the pictures.
-        size: row -> how many prompts a unit of it has.
+        rows: the rows that are compared.
+        prompts: number of prompts.
+        seeds: seeds of the pictures.
+        size: row -> number of prompts per unit.
     """
     return [
         Unit(i, row, start, min(start + size(row), prompts), seed)
@@ -71,9 +71,9 @@ def units_of(
 
 
 def free(out: Path, overwrite: bool) -> Path:
-    """Return where a run may be written, `~` as the home folder, before any work.
+    """Return the folder to which a run may be written, with `~` expanded, before any work.
 
-    Units that a run left which was killed when its folder was whole are removed.
+    Leftover units of a run that was killed after its folder was complete are removed.
 
     Raises:
         FileExistsError: the folder exists, and `overwrite` is not set or no run of this package
@@ -88,16 +88,17 @@ def free(out: Path, overwrite: bool) -> Path:
 
 
 def is_finished(out: Path, identity: Mapping[str, Any]) -> bool:
-    """Tell whether a folder is the whole run of this identity, whose end was not heard of perhaps.
+    """Return whether a folder already is the complete run with this identity.
 
-    Units and locks that it left are removed.
+    That is so if the run was killed after its folder was complete. Leftover units and locks are
+    removed.
 
     Args:
         out: the run's folder.
-        identity: as for `Partial`, noted in its config.yaml.
+        identity: as for `Partial`, recorded in its config.yaml.
 
     Raises:
-        BlockingIOError: another process works on the run.
+        BlockingIOError: another process is working on the run.
     """
     out = expanded(out)
     try:
@@ -106,13 +107,13 @@ def is_finished(out: Path, identity: Mapping[str, Any]) -> bool:
         return False
     if not is_made_of(config, identity):
         return False
-    with locked(out):  # so that a lock of a killed process goes as well
+    with locked(out):  # so that the lock of a killed process is removed as well
         _put_away(out)
     return True
 
 
 def _put_away(out: Path) -> None:
-    """Remove the units that a run left which was killed when its folder was whole."""
+    """Remove the leftover units of a run that was killed after its folder was complete."""
     units = _beside(out)
     if out.is_dir() and units.is_dir():
         with locked(out, units / ".lock"):
@@ -135,7 +136,7 @@ def _beside(out: Path) -> Path:
 
 
 def _clear(folder: Path) -> None:
-    """Remove the units, and only then what says whose they were."""
+    """Remove the units, and after them the record of their identity."""
     for file in sorted(folder.iterdir(), key=lambda file: file.name == "identity.json"):
         if file.name != ".lock":
             file.unlink()
@@ -144,24 +145,24 @@ def _clear(folder: Path) -> None:
 class Partial:
     """The finished units of an unfinished run, in a hidden folder beside its own.
 
-    It is locked as long as the block of `with Partial(...)` runs. One that had come to nothing
-    leaves no folder.
+    It is locked while the block of `with Partial(...)` runs. If no unit was finished, the folder
+    is removed.
 
     Args:
         out: the run's folder.
-        identity: what an earlier start must have had in common for its units to count: settings,
-            prompts, files. JSON values.
-        overwrite: drop the units of an earlier start that had another identity.
-        console: where it is said that a unit is damaged, and done again.
-        crew: the processes of the run: the first one opens it and holds the lock, the others come
-            in when it is open.
+        identity: what must agree with an earlier start for its units to be used: settings, prompts
+            and files, as JSON values.
+        overwrite: delete the units of an earlier start that had another identity.
+        console: console for the message that a damaged unit is computed again.
+        crew: the processes of the run: the first one opens it and holds the lock, the others enter
+            when it is open.
 
     Attributes:
         folder: where the units are.
 
     Raises:
         FileExistsError: there are units of another identity, and `overwrite` is not set.
-        BlockingIOError: another process works on the same run.
+        BlockingIOError: another process is working on the same run.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class Partial:
         crew = crew or Crew()
         self.joins, self.crew = not crew.first, crew
         if self.joins:
-            crew.told(list)  # comes back when the first process has opened the run
+            crew.told(list)  # returns when the first process has opened the run
             return
         self._held.enter_context(locked(out, self.folder / ".lock"))
         try:
@@ -227,7 +228,7 @@ class Partial:
         self.console.print(text, soft_wrap=True)
 
     def _release(self) -> None:
-        """Let others work on the run; without a finished unit there is nothing to keep."""
+        """Release the lock, and delete the folder if it has no finished unit."""
         if self.joins:
             return
         if self.folder.is_dir() and not any(self.folder.glob("*.safetensors")):
@@ -244,9 +245,9 @@ class Partial:
         return self._file(unit).exists()
 
     def add(self, unit: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Keep a finished unit: tensors, and JSON values as the file's metadata.
+        """Store a finished unit: tensors, and JSON values as the file's metadata.
 
-        Of one that several processes have done together the first one does so.
+        If several processes have computed it together, the first one stores it.
         """
         if not self.crew.writes:
             return
@@ -260,14 +261,15 @@ class Partial:
         console: Console,
         crew: Crew | None = None,
     ) -> None:
-        """Run the units that are not finished yet, with a progress bar of the whole work.
+        """Run the units that are not finished yet, with a progress bar for all work.
 
         Args:
-            units: in order.
+            units: units in order.
             work: name -> network calls.
             run: unit -> its tensors and notes.
-            console: where the bar is shown.
-            crew: the processes that share the work. The first one comes back when all is done.
+            console: console of the bar.
+            crew: the processes that share the work. On the first one this returns when all is
+                done.
         """
         crew = crew or Crew()
         left = crew.told(lambda: [unit.name for unit in units if not self.has(unit.name)])
@@ -291,12 +293,12 @@ class Partial:
         return safetensors.torch.load_file(file), read_notes(file)
 
     def done(self, units: Sequence[Unit[Row]], work: Mapping[str, int]) -> str:
-        """Say how much of the work is finished; nothing, where none is."""
+        """Return a text on how much of the work is finished; "" if nothing is."""
         calls = sum(work[unit.name] for unit in units if self.has(unit.name))
         return f", {calls} of them already finished" if calls else ""
 
     def gathered(self, units: Sequence[Unit[Row]]) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Put the units of one row together again: tensors (prompts, seeds, ...), mean notes."""
+        """Join the units of one row: tensors (prompts, seeds, ...), and mean notes."""
         read: dict[int, list[tuple[dict[str, Tensor], dict[str, Any]]]] = {}
         for unit in units:
             read.setdefault(unit.seed, []).append(self.read(unit.name))
@@ -309,5 +311,5 @@ class Partial:
         return tensors, {k: sum(note[k] for note in notes) / len(notes) for k in notes[0]}
 
     def drop(self) -> None:
-        """Remove all units: the run is whole."""
+        """Remove all units, since the run is complete."""
         _clear(self.folder)

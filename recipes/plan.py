@@ -101,7 +101,7 @@ def plan(
 
 
 def fit(found: Fit) -> str:
-    """Say how a model fits a card.
+    """Return a text on how a model fits on a card.
 
     >>> fit(Fit(8)), fit(Fit(2, ("checkpointing",))), fit(Fit(0))
     ('8 rows a call', '2 rows a call with checkpointing', 'not even one row')
@@ -177,7 +177,7 @@ def _table(models: Sequence[str], chosen: dict[str, Any], options: dict[str, Any
 
 
 def row(made: Plan) -> str:
-    """Return a plan as a line of the table: rows of a call by card, with letters for levers."""
+    """Return a plan as a row of the table: rows per call by card, with letters for options."""
     saving = next((one.need for one in made.levers if one.name == "checkpointing"), None)
 
     def needed(need: Any) -> str:

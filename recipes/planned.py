@@ -1,4 +1,4 @@
-"""The line on memory with which a run begins, where a device's memory is known."""
+"""The line on memory at the start of a run, if the device's memory is known."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +12,10 @@ __all__ = ["memory_of", "say_memory"]
 
 
 def memory_of(device: Any) -> tuple[int, int] | None:
-    """Return free and whole memory of a device, in bytes; None where it is not known."""
+    """Return free and total memory of a device, in bytes; None if unknown."""
     try:
         kind = torch.device("cpu" if device is None else device)
-    except RuntimeError:  # no device: what loads the model says so
+    except RuntimeError:  # no such device: the loading of the model reports it
         return None
     if kind.type != "cuda" or not torch.cuda.is_available():
         return None
@@ -34,21 +34,21 @@ def say_memory(
     model_options: Mapping[str, Any] | None = None,
     **planned: Any,
 ) -> None:
-    """Say in a line what a run needs and what its device has; nothing where that is not known.
+    """Print one line on the memory that a run needs and that its device has; nothing if unknown.
 
-    What cannot be planned (a class of pipelines whose shapes are not known) is no reason not to
-    run: then nothing is said.
+    A model that cannot be planned (a class of pipelines whose shapes are not known) can still be
+    run: then nothing is printed.
 
     Args:
-        screen: where it is said.
-        model: as the command was given it; nothing of it is loaded.
-        reward: likewise.
-        device: of the run.
+        screen: console for the line.
+        model: the model as given to the command; it is not loaded.
+        reward: the reward as given to the command.
+        device: device of the run.
         dtype: of the weights.
-        cfg: a scale of guidance that is mixed at run time.
-        tuning: whether the run tunes.
-        model_options: of a pipeline.
-        **planned: more arguments of `steer.plan`.
+        cfg: scale of classifier-free guidance that is mixed at run time.
+        tuning: whether it is a tuning run.
+        model_options: options of a pipeline.
+        **planned: further arguments of `steer.plan`.
     """
     memory = memory_of(device)
     if memory is None:

@@ -30,7 +30,7 @@ from steer.secrets import redacted
 
 __all__ = ["sample"]
 
-ROWS = 64  # of a group of prompts
+ROWS = 64  # rows of a group of prompts
 
 
 def sample(
@@ -181,7 +181,7 @@ def sample(
         found = rewards.load(reward_of(model, reward))
         method = settings["method"] = default_method(found.differentiable, tilted)
         console().print(f"method {method}, the default here: see docs/methods.md")
-    chosen_method = method_(method)  # the name is known
+    chosen_method = method_(method)  # the name is valid
     if not tempered(method) and (temperature is not None or strength is not None):
         others = ", ".join(name for name in steer.METHODS if tempered(name))
         raise ValueError(
@@ -230,7 +230,7 @@ def sample(
     twins: dict[str, steer.FlowMap] = {}
     if unguided and isinstance(loaded, steer.Adapted):
         twins["base, unguided"] = mixed(loaded.base, cfg, negative_prompt, prompts)
-    if unguided and method != "none":  # whose twin it would be
+    if unguided and method != "none":  # without guidance it would be the same run
         twins["tuned, unguided" if twins else "unguided"] = flow
     size = pixels(flow, model)
     judge = rewards.load(reward).to(device_of(flow))
@@ -248,7 +248,7 @@ def sample(
     guided = {"method": chosen_method, "temperature": temperature, "strength": strength, **options}
     guided |= {"target": target, "budget": budget}
 
-    # every mistake is found before any work
+    # report every mistake before any work
     check(flow, judge, prompts, **run, **guided, reward_prompts=asked)
     start = 0.0 if init_image is None else 0.5 if init_time is None else init_time
     cost = plan(chosen_method, steps, judge.differentiable, start, flow=flow, **options)
@@ -267,7 +267,7 @@ def sample(
         f"{count * (particles * (calls + plain_calls) + probe_calls)} network "
         f"calls, {count * (particles * (cost['reward_calls'] + len(twins)) + probes)} reward calls"
     )
-    # once, from the whole list: what is learnt must not depend on which prompts are left to do
+    # once, from the whole list: the scale must not depend on which prompts are still to be sampled
     learn(flow, judge, prompts, [asked] * count if isinstance(asked, str) else asked, seed)
 
     def draw(partial: Partial, first: int, last: int, show: Callable[[Population], None]) -> None:
@@ -327,7 +327,7 @@ def _fill(
     screen: Console,
     crew: Crew,
 ) -> None:
-    """Draw the groups that are not finished yet, with a bar of this process's steps."""
+    """Sample the groups that are not finished yet, with a bar of this process's steps."""
     left = crew.told(lambda: [p for p in places if not groups.drawn_before(partial, p)])
     mine = places if crew.count == 1 else crew.share(left)
     with progress(screen, "{task.completed}/{task.total}", "{task.fields[note]}") as bar:

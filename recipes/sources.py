@@ -1,4 +1,4 @@
-"""What a network is trained on: the pictures of a data set, their captions and words."""
+"""Training data of a network: the pictures of a data set, their captions and words."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Name", "Source", "source_of"]
 
 Name = Literal["emoji", "fashion"]
-"""Data sets of the package."""
+"""Names of the data sets of the package."""
 
 EMOJI = """blue apple|purple fox|green cat|red frog|blue pizza|red apple|green apple|fox|cat|
 panda|tiger|elephant|penguin|frog|octopus|butterfly|strawberry|watermelon|banana|carrot|hamburger|
@@ -24,10 +24,11 @@ class Source:
     """A data set to train on.
 
     Attributes:
-        count: how many pictures there are.
-        draw: (index, generator) -> (x of a picture or of a variant of it, in [-1, 1], a caption).
-        words: of all captions.
-        sheet: the prompts of sample sheets.
+        count: number of pictures.
+        draw: (index, generator) -> (x of the picture, or of a variant of it, in [-1, 1], and a
+            caption).
+        words: words of all captions.
+        sheet: prompts of sample sheets.
         size: side of a picture in pixels.
         colours: channels of a picture.
     """
@@ -47,9 +48,9 @@ def source_of(
 
     Args:
         name: "emoji" or "fashion".
-        recoloured: share of emoji that are turned to another colour, which their caption names.
+        recoloured: fraction of emoji that are recoloured, with the new colour in their caption.
         shift: largest random shift of an emoji, in pixels.
-        folder: fashion's published files; None: the pictures of the package.
+        folder: folder with the published files of fashion; None: the pictures of the package.
     """
     return _fashion(folder) if name == "fashion" else _emoji(recoloured, shift)
 
@@ -88,7 +89,7 @@ def _emoji(recoloured: float, shift: int) -> Source:
 
     def drawn(i: int, generator: torch.Generator) -> tuple[Tensor, str]:
         picture, caption = moved(i, generator)
-        return 2 * picture - 1, caption  # what the network decodes to it
+        return 2 * picture - 1, caption  # the value that decodes to it
 
     return Source(len(index), drawn, _emoji_words(), EMOJI.replace("\n", "").split("|"))
 

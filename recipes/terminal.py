@@ -1,4 +1,4 @@
-"""What a program says: results on standard output, all else on standard error."""
+"""Output of the programs: results on standard output, everything else on standard error."""
 
 import io
 import os
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 __all__ = ["Lines", "UnheardError", "console", "progress", "say"]
 
 EVERY = 30.0
-"""Seconds between two lines of progress, where there is no screen."""
+"""Seconds between two lines of progress if there is no terminal."""
 
 
 class UnheardError(OSError):
-    """Standard output took no more: what was to be said is lost, and nothing else is."""
+    """Standard output was closed: the text is lost, but nothing else is."""
 
 
 def say(shown: "RenderableType") -> None:
-    """Print a text as it is, or a table, on standard output.
+    """Print a text unchanged, or a table, on standard output.
 
     Raises:
         UnheardError: it cannot be written.
@@ -48,9 +48,9 @@ def say(shown: "RenderableType") -> None:
 
 
 def console() -> "Console":
-    """Return what shows costs and progress: texts are taken as they are, brackets and all.
+    """Return the console for costs and progress, which prints texts literally, without markup.
 
-    Of several processes the first one alone shows anything.
+    With several processes only the first one prints.
     """
     from rich.console import Console
 
@@ -59,10 +59,10 @@ def console() -> "Console":
 
 
 class Lines:
-    """How far a run is, in lines now and then: for files and pipes. Called as rich's `Progress`.
+    """Progress of a run in lines at intervals, for files and pipes; used like rich's `Progress`.
 
     Args:
-        console: where the lines go.
+        console: console for the lines.
     """
 
     def __init__(self, console: "Console") -> None:
@@ -75,7 +75,7 @@ class Lines:
         pass
 
     def add_task(self, description: str, total: float, note: str = "") -> int:
-        """Begin to count."""
+        """Start a task."""
         self.description, self.total, self.note = description, total, note
         self.done, self.made = 0.0, 0.0
         self.began = self.said = time.monotonic()
@@ -90,7 +90,7 @@ class Lines:
         description: str | None = None,
         note: str | None = None,
     ) -> None:
-        """Note how far it is, and say so if it is time; what was done before is not timed."""
+        """Update the progress, and print a line if it is due; earlier work is not timed."""
         self.description = self.description if description is None else description
         self.note = self.note if note is None else note
         self.made += advance
@@ -109,11 +109,11 @@ class Lines:
 
 
 def progress(console: "Console", *texts: str) -> "Progress | Lines":
-    """Return what shows how far a run is: a bar on a screen, else lines.
+    """Return a display of the progress: a bar in a terminal, else lines.
 
     Args:
-        console: where.
-        texts: what a bar says beside itself, in rich's words.
+        console: console for it.
+        texts: columns of a bar in addition to the bar itself, as for rich.
     """
     if not (console.is_terminal or console.is_jupyter):
         return Lines(console)

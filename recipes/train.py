@@ -155,7 +155,7 @@ def _stage(stage: str, out: Path, settings: dict[str, Any], precision: str) -> N
         flow, rule = _posterior(out, settings)
         sheet = None
     derives = stage != "velocity" and rule.rule.derives
-    if not derives:  # forward derivatives need the plain layout
+    if not derives:  # forward-mode derivatives need the contiguous layout
         flow.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
     module = module_of(stage, flow, rule, batches, settings)
     every = settings["sheet_every"]
@@ -163,12 +163,12 @@ def _stage(stage: str, out: Path, settings: dict[str, Any], precision: str) -> N
     if module.global_step >= module.steps and is_first():
         if every and sheet is not None:
             sheet(module.average, module.steps)
-        # last: then the stage is finished
+        # written last: then the stage is finished
         (save_posterior if stage == "posterior" else save)(module.average, folder)
 
 
 def _velocity(source: Source, settings: dict[str, Any]) -> tuple[Any, Any]:
-    """Return an untrained network's flow, or that of `start`, and flow matching."""
+    """Return an untrained flow, or that of `start`, and flow matching."""
     from steer.models.loading import load
     from steer.models.two_time import NetworkFlow, TwoTimeUNet
     from steer.training.rules import FlowMatching
@@ -188,7 +188,7 @@ def _velocity(source: Source, settings: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _map(out: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
-    """Return the velocity of the run's folder, to be trained, and the rule of its map."""
+    """Return the velocity in the run's folder, to be trained further, and the map's rule."""
     from steer.models.loading import load
     from steer.models.two_time import NetworkFlow, TwoTimeUNet
     from steer.training.rules import MapObjective, build
@@ -214,7 +214,7 @@ def _map(out: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _posterior(out: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
-    """Return an untrained posterior map of the run's map's size, and its objective."""
+    """Return an untrained posterior map of the size of the run's map, and its objective."""
     from steer.models.loading import load
     from steer.models.posterior import Preconditioned
     from steer.models.posterior_unet import PosteriorUNet

@@ -29,9 +29,10 @@ def train_clip(
 ) -> None:
     """Train a small open_clip model on the emoji captions, held-out pairs left out.
 
-    Random crops, turns, flips, colour jitter, blur and noise, or its gradient would be adversarial
-    noise. An interrupted run resumes from its last checkpoint. The finished model is a folder that
-    `rewards.load("clip:model=OUT")` reads, as it reads any open_clip checkpoint.
+    Pictures are augmented with random crops, rotations, flips, colour jitter, blur and noise;
+    otherwise the gradient would be adversarial noise. An interrupted run resumes from its last
+    checkpoint. The finished model is a folder that `rewards.load("clip:model=OUT")` reads, as it
+    reads any open_clip checkpoint.
 
     Args:
         out: the run's folder.
@@ -121,7 +122,7 @@ def train_clip(
 
 
 def _gradient(clip: Any, emoji: Any, n: int = 128, noise: float = 0.2) -> dict[str, float]:
-    """Climb the reward from noisy real pictures; the held-out judge says what came of it."""
+    """Ascend the reward from noisy real pictures, and score the results by the held-out judge."""
     from recipes.contrastive import ascend
     from rewards.judge import EMBEDDED, Judge
 

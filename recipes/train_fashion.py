@@ -30,7 +30,7 @@ class ClassTraining(L.LightningModule):
     """Cross-entropy over the classes, on augmented pictures.
 
     Args:
-        network: trained.
+        network: the network to train.
         logits: pictures (n, 3, 28, 28) in [0, 1] -> (n, classes).
         images: (n, 1, 28, 28) in [0, 1].
         classes: (n,).
@@ -38,7 +38,7 @@ class ClassTraining(L.LightningModule):
         rate: learning rate.
         seed: with the step, it fixes the batch.
         noise: largest standard deviation of the augmentation's noise.
-        batch: pictures a step.
+        batch: pictures per step.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ClassTraining(L.LightningModule):
         generator = generator_of(self.seed, self.global_step)
         rows = torch.randint(len(self.images), (self.batch,), generator=generator)
         x = self.images[rows].expand(-1, 3, -1, -1)
-        # they lie on black, and the augmentation on white
+        # their background is black, and that of the augmentation white
         x = 1 - augment(1 - x, generator, crop=0.08, noise=self.noise, colour=0.1, blur=0.3)
         return F.cross_entropy(self.logits(x.to(self.device)), self.classes[rows].to(self.device))
 
@@ -72,11 +72,11 @@ def train_fashion(
     rate: float = 2e-3,
     save_every: int = 200,
 ) -> None:
-    """Train two classifiers of another kind each: the reward, and the judge that is not tuned on.
+    """Train two different classifiers: the reward, and the held-out judge.
 
     Args:
-        out: the run's folder: `reward` and `judge` in it.
-        folder: the published files. Default: the 2,000 training pictures of the package.
+        out: folder of the run, with `reward` and `judge`.
+        folder: folder of the published files. Default: the 2,000 training pictures of the package.
         steps: length of each run.
         rate: learning rate.
         save_every: steps between checkpoints.
@@ -113,7 +113,7 @@ def train_fashion(
             picked = torch.cat([logits(x).argmax(1) for x in test.split(500)])
         found[name] = float((picked == fashion.classes[fashion.test]).float().mean())
         print(f"{name}: {found[name]:.3f} of the test pictures right")
-    Judge(out / "judge")  # it loads
+    Judge(out / "judge")  # check that it loads
     write_atomically(out / "metrics.json", json.dumps(found, indent=1).encode())
 
 

@@ -21,7 +21,7 @@ def train_judge(
     seed: int = 77,
     save_every: int = 100,
 ) -> None:
-    """Train the judge on all pairs, the held-out ones too, with strong augmentation.
+    """Train the judge on all pairs, including the held-out ones, with strong augmentation.
 
     Args:
         out: the run's folder; `rewards.judge.Judge(out)` reads it when it is finished.

@@ -159,7 +159,7 @@ WEIGHTS = "weights.safetensors"
 
 
 def caption_texts() -> list[str]:
-    """Return all the words of the emoji's captions, frequent ones often."""
+    """Return the words of all emoji captions, repeated by frequency."""
     emoji = load()
     tags = [tag for tags in emoji.tags for tag in tags]
     return [
@@ -173,12 +173,12 @@ def finished(flow: PipelineTraining, folder: Path) -> None:
 
     Args:
         flow: the trained map.
-        folder: to write; one that is there is replaced once the new one is whole.
+        folder: the folder to write; an existing one is replaced when the new one is complete.
     """
     fresh = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     flow.to(torch.float16).assembled().save_pretrained(fresh, safe_serialization=True)
-    # transformers loads what a configuration says, diffusers float32: both shall do the latter
+    # transformers loads the configured dtype, diffusers float32: both should load float32
     config = fresh / "text_encoder" / "config.json"
     text = json.loads(config.read_text(encoding="utf-8"))
     config.write_text(json.dumps({**text, "dtype": "float32"}, indent=2), encoding="utf-8")
@@ -189,10 +189,10 @@ def finished(flow: PipelineTraining, folder: Path) -> None:
 
 
 class Encoded:
-    """A rule on latents, where the batches are pictures: they are encoded first.
+    """A rule on latents for batches of pictures, which are encoded first.
 
     Args:
-        rule: of `steer.training.rules`.
+        rule: a rule of `steer.training.rules`.
     """
 
     def __init__(self, rule: Rule) -> None:
@@ -217,10 +217,10 @@ class AutoencoderTraining(L.LightningModule):
     """Reconstruction in mean absolute and mean square error, with a little of the KL divergence.
 
     Args:
-        vae: trained in place.
+        vae: the autoencoder, trained in place.
         batches: step -> (pictures in [-1, 1], captions).
         steps: optimizer steps of the run.
-        rate: AdamW's.
+        rate: learning rate of AdamW.
         seed: with the step, it fixes the latents' noise.
     """
 
@@ -246,7 +246,7 @@ class AutoencoderTraining(L.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW, 50 steps up, then a cosine to zero."""
+        """Return AdamW with 50 steps of warm-up, then a cosine to zero."""
         optimizer = torch.optim.AdamW(
             self.vae.parameters(), self.rate, betas=(0.9, 0.99), weight_decay=1e-3
         )
@@ -255,12 +255,12 @@ class AutoencoderTraining(L.LightningModule):
 
 @torch.no_grad()
 def latent_scale(vae: Any, batches: Callable[[int], Any], count: int = 8) -> tuple[float, float]:
-    """Return the mean of the latents' entries and one over their standard deviation.
+    """Return the mean and the inverse standard deviation of the entries of latents.
 
     Args:
         vae: the autoencoder.
         batches: step -> (pictures in [-1, 1], captions).
-        count: of batches.
+        count: number of batches.
     """
     device = next(vae.parameters()).device
     found = [vae.encode(batches(k)[0].to(device)).latent_dist.mean for k in range(count)]
@@ -269,13 +269,13 @@ def latent_scale(vae: Any, batches: Callable[[int], Any], count: int = 8) -> tup
 
 
 def normalised(vae: Any, shift: float, scale: float) -> None:
-    """Note by what the latents are shifted and scaled in an autoencoder's configuration."""
+    """Store the shift and scale of the latents in an autoencoder's configuration."""
     vae.register_to_config(shift_factor=shift, scaling_factor=scale)
     vae.eval().requires_grad_(False)
 
 
 def _save(module: torch.nn.Module, folder: Path, scale: tuple[float, float] = (0.0, 1.0)) -> None:
-    """Write a stage's weights in float16, whole or not at all: then the stage is finished."""
+    """Write a stage's weights in float16, atomically, which marks the stage as finished."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {
         k: v.half() if v.is_floating_point() else v
@@ -286,7 +286,7 @@ def _save(module: torch.nn.Module, folder: Path, scale: tuple[float, float] = (0
 
 
 def _load(module: torch.nn.Module, folder: Path) -> tuple[float, float]:
-    """Read a stage's weights; return the latents' shift and scale, as the first stage notes."""
+    """Read a stage's weights; return the latents' shift and scale that the first stage stored."""
     file = folder / WEIGHTS
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: run the stage {folder.name!r} first")

@@ -1,4 +1,4 @@
-"""`steer eval --lora`: tuned against base, and against guidance at equal network calls."""
+"""`steer eval --lora`: compare tuned models with the base, and with guidance at equal calls."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -32,10 +32,10 @@ from steer.tuning.alarms import HELD_OUT
 __all__ = ["GUIDANCE", "evaluate_tuned"]
 
 GUIDANCE = ("fmrg-j:steps=16", "best-of-n:steps=1")
-"""What tuning is compared with where nothing else is asked for."""
+"""The default methods with which tuning is compared."""
 
 BLIND = ("best-of-n:steps=1,particles=16", "best-of-n:steps=1")
-"""Likewise, for a reward without gradient."""
+"""The same for a reward without gradient."""
 
 
 def evaluate_tuned(
@@ -196,7 +196,7 @@ def evaluate_tuned(
 
 
 def _folders(lora: Path | Sequence[Path] | Mapping[str, Path]) -> dict[str, Path]:
-    """Name the folders: by their own name, and best/ by that of the folder that holds it."""
+    """Return name -> folder, with the folder's own name, and for best/ that of its parent."""
     if isinstance(lora, Mapping):
         named = [(str(name), Path(folder)) for name, folder in lora.items()]
     else:
@@ -213,7 +213,7 @@ def _folders(lora: Path | Sequence[Path] | Mapping[str, Path]) -> dict[str, Path
 
 
 def _called(folder: Path) -> str:
-    """Return the name of a folder of adapters, or of a repository of the hub."""
+    """Return the name of a folder of adapters, or of a hub repository."""
     found = hub.named(folder)
     if found is not None:
         return found.repo.partition("/")[2]
@@ -222,7 +222,7 @@ def _called(folder: Path) -> str:
 
 
 def _with_best(folders: Mapping[str, Path]) -> dict[str, Path]:
-    """Add the best adapters of a run where they are not its last ones."""
+    """Add the best adapters of a run if they differ from its last ones."""
     found = dict(folders)
     for name, folder in folders.items():
         files = [where / WEIGHTS for where in (folder, folder / "best")]
@@ -234,9 +234,9 @@ def _with_best(folders: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def _tuned_for(folders: Mapping[str, Path]) -> tuple[str, steer.Reward]:
-    """Return the reward that all of the adapters say they were tuned for, by its text and made.
+    """Return the reward for which all adapters were tuned, as a text and loaded.
 
-    The text is a stranger's where the adapters are: only what comes along is made of it.
+    The text in a file of adapters is untrusted: only rewards of the package are made from it.
     """
     said = {name: read_metadata(folder).get("reward") for name, folder in folders.items()}
     if len({json.dumps(text) for text in said.values()}) > 1 or None in said.values():
@@ -255,6 +255,6 @@ def _tuned_for(folders: Mapping[str, Path]) -> tuple[str, steer.Reward]:
 
 
 def _short(text: object) -> str:
-    """Return a stranger's text in a line."""
+    """Return an untrusted text on one line."""
     shown = "does not say" if text is None else repr(text)
     return shown if len(shown) <= 300 else f"{shown[:300]} ..."

@@ -19,19 +19,19 @@ from steer.tuning.statistics import Drift, features_of, velocity_distance
 
 __all__ = ["Bench"]
 
-BATCH = 64  # rows of a unit
-DRIFT = 8  # prompts that the drift is read on
+BATCH = 64  # rows per unit
+DRIFT = 8  # number of prompts for the drift
 
 
 class Bench:
-    """The flows, and what their pictures are measured by.
+    """The flows, and the measurements of their pictures.
 
     Args:
         flow: the base.
         adapters: name -> the base with them.
-        scorers: "reward", "judge" and held-out ones.
+        scorers: "reward", "judge" and held-out rewards.
         asked: the prompts.
-        particles: pictures of each.
+        particles: pictures of each prompt.
     """
 
     def __init__(
@@ -51,19 +51,19 @@ class Bench:
         return self.adapters[row.adapter].at(row.scale) if row.adapter else self.flow
 
     def drawn(self, row: Row) -> int:
-        """Return how many particles of a prompt are sampled at once."""
+        """Return the number of particles of a prompt that are sampled at once."""
         return row.count * (1 if tempered(row.method) else self.particles)
 
     def size(self, row: Row) -> int:
-        """Return how many prompts a unit has: as many as fill a batch."""
+        """Return the number of prompts per unit, as many as fill a batch."""
         return max(1, BATCH // self.drawn(row))
 
     @torch.no_grad()
     def run(self, unit: Unit[Row]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Draw and measure a unit -> scores and features, (p, k, ...), the first images, its cost.
+        """Sample and measure a unit -> scores and features, (p, k, ...), first images, and cost.
 
-        Picture j of a best-of-n is chosen among the noises j, j + n, j + 2 n, ..., n the pictures
-        of a prompt, so that the base's own is one of them.
+        Picture j of a best-of-n is chosen from the noises j, j + n, j + 2 n, ..., with n the
+        number of pictures of a prompt, so that the base's picture is one of the candidates.
         """
         row, (names, questions) = unit.row, self.asked.part(unit.start, unit.end)
         drawn = self.drawn(row)
@@ -93,9 +93,9 @@ class Bench:
         return {name: t.float() for name, t in tensors.items()}, notes
 
     def drifts(self, rows: Sequence[Row], seed: int) -> dict[tuple[str, float], Drift]:
-        """Return how far each of the flows is from the base, on the noise of the first pictures.
+        """Return the drift of each flow from the base, on the noise of the first pictures.
 
-        On some of the prompts, one picture each.
+        It is measured on a few prompts, with one picture each.
         """
         names = self.asked.prompts[:: max(1, len(self.asked.prompts) // DRIFT)][:DRIFT]
         noise = Noise(seed, range(len(names)), 1, step="start", device=device_of(self.flow))

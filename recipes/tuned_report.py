@@ -1,4 +1,4 @@
-"""What `steer eval --lora` measured: a table, the numbers, a front and a sheet."""
+"""The results of `steer eval --lora`: a table, the numbers, a front and a sheet."""
 
 import json
 import math
@@ -27,7 +27,7 @@ SHOWN = 8  # columns of the sheet
 
 @dataclass(frozen=True)
 class Measured:
-    """The measurements of a row: tensors (prompts, seeds * k, ...), and what a picture cost."""
+    """The measurements of a row: tensors (prompts, seeds * k, ...), and the cost of a picture."""
 
     tensors: dict[str, Tensor]
     nfe: float
@@ -35,11 +35,11 @@ class Measured:
 
     @property
     def names(self) -> list[str]:
-        """What it was scored by."""
+        """The names of its scores."""
         return [name for name in self.tensors if name not in ("images", "features")]
 
     def per_prompt(self, name: str) -> Tensor:
-        """Return the mean of each prompt's pictures, (p,)."""
+        """Return the mean over each prompt's pictures, (p,)."""
         return self.tensors[name].mean(1)
 
     @property
@@ -87,7 +87,7 @@ class Report:
         self.summaries = {row.label: self._summary(row) for row in rows}
 
     def base(self, row: Row) -> Measured:
-        """Return the base by as many steps."""
+        """Return the base with the same number of steps."""
         return self.measured[Row("none", row.steps).label]
 
     def difference(self, row: Row, other: Row, name: str) -> Estimate:
@@ -151,7 +151,7 @@ class Report:
         }
 
     def table(self, settings: Mapping[str, Any]) -> str:
-        """Return the tables: one a number of steps, and one of what has its own cost."""
+        """Return the tables: one per number of steps, and one for rows with their own cost."""
         scores = self.measured[self.rows[0].label].names
         minus = [n for n in ("reward - guided", "judge - guided")
                  if any(n in s for s in self.summaries.values())]  # fmt: skip
@@ -183,9 +183,9 @@ class Report:
         return "\n".join(blocks)
 
     def front(self, out: Path) -> None:
-        """Plot reward and judge against diversity, a line an adapter, a column a number of steps.
+        """Plot reward and judge against diversity: a line per adapter, a column per step count.
 
-        Lines begin at the base, their scale 0. The file is written as a PNG and as an SVG.
+        Lines start at the base, which is scale 0. The file is written as a PNG and as an SVG.
         """
         found = self.summaries
         scores = [y for y in ("reward", "judge") if y in found[self.rows[0].label]]

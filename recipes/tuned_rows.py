@@ -1,4 +1,4 @@
-"""The rows of `steer eval --lora`: base, tuned and guided, beside what costs as many calls."""
+"""The rows of `steer eval --lora`: base, tuned and guided, at equal network calls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,16 +13,16 @@ __all__ = ["Row", "calls_of", "rows_of"]
 
 @dataclass(frozen=True)
 class Row:
-    """What is drawn: a flow and a method.
+    """A row: a flow and a method.
 
     Attributes:
-        method: of `steer.METHODS`.
-        steps: of the method.
+        method: a method of `steer.METHODS`.
+        steps: steps of the method.
         adapter: name of the adapters; "" is the base.
-        scale: of the adapters.
+        scale: scale of the adapters.
         count: candidates of a picture, of which the one with the highest reward is kept. A method
             with weights keeps one of all its particles.
-        section: the number of steps whose network calls it is held to; None: it has its own.
+        section: the number of steps whose network calls it must match; None: it has its own cost.
         options: the method's own.
     """
 
@@ -36,12 +36,12 @@ class Row:
 
     @property
     def plain(self) -> bool:
-        """Whether nothing guides it."""
+        """Whether it is not guided."""
         return self.method == "none"
 
     @property
     def label(self) -> str:
-        """What the tables call it."""
+        """Its name in tables."""
         steps = f"{self.steps} step{'s' * (self.steps > 1)}"
         at = "" if self.scale == 1 else f" at {self.scale:g}"
         if self.plain:
@@ -65,8 +65,8 @@ def rows_of(
     """Return the rows to sample, and the base with the number of steps of each.
 
     A best-of-n without `particles` has as many candidates as each number of steps has network
-    calls. A method that steers without weights stands beside each number of steps as well, with
-    as many steps of its own as those calls buy, if they buy any.
+    calls. A method that steers without weights also gets a row for each number of steps, with as
+    many of its own steps as those calls allow, if any.
 
     >>> from recipes.entries import entry
     >>> entries = [entry("reno:steps=3"), entry("best-of-n:steps=1")]
@@ -74,16 +74,16 @@ def rows_of(
     ['base, 1 step', 'a at 0.5, 1 step', 'a, 1 step', 'base, 2 steps', ..., 'base, 3 steps']
 
     Args:
-        adapters: their names.
+        adapters: names of the adapters.
         scales: of the adapters.
         steps: numbers of jumps for base and tuned models.
-        entries: the guidance.
+        entries: entries of the guided methods.
         differentiable: whether the reward has a gradient.
         guided_tuned: also guide the tuned flows, at the largest scale, by the first method.
         flow: the base, whose calls are counted.
 
     Raises:
-        ValueError: an entry that says how many particles a picture of its own has.
+        ValueError: an entry with its own number of particles.
     """
     rows: list[Row] = []
     plain = {k: network_calls("none", k, differentiable, {}, flow) for k in steps}
@@ -125,5 +125,5 @@ def rows_of(
 
 
 def calls_of(row: Row, differentiable: bool, flow: FlowMap | None = None) -> int:
-    """Return the network calls of a picture, those that set a temperature left out."""
+    """Return the network calls of a picture, without those that set a temperature."""
     return row.count * network_calls(row.method, row.steps, differentiable, row.options, flow)

@@ -5,8 +5,8 @@
 >>> reward.differentiable
 True
 
-Names are loaded when they are first used (`rewards/__init__.pyi` says where each lives): torch
-with the first reward, and nothing heavier before a reward that needs it is made.
+Names are imported on first use (`rewards/__init__.pyi` lists where each is defined). The first
+reward loads torch; heavier packages are loaded only when a reward needs them.
 """
 
 import lazy_loader

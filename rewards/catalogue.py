@@ -1,4 +1,4 @@
-"""Every reward with one line and its place in the code. Needs no torch."""
+"""All rewards, each with a one-line description and its place in the code. Does not need torch."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -82,7 +82,7 @@ PLACES = {
     "dino": ("models.dino:Dino", "cosine of self-supervised features with those of image=FILE"),
     "remote": ("serving.remote:Remote", "score of a reward server (url=http://HOST:PORT)"),
 }
-"""Name -> module:class below this package, and one line."""
+"""Name -> module:class in this package, and one line."""
 
 NAMES: Mapping[str, str] = MappingProxyType({name: line for name, (_, line) in PLACES.items()})
 """Name -> one line."""
@@ -120,4 +120,4 @@ FUNCTION_PLACES = {
 FUNCTIONS: Mapping[str, str] = MappingProxyType(
     {name: line for name, (_, line) in FUNCTION_PLACES.items()}
 )
-"""What makes a reward of rewards, as in `min(clip, 2*brightness)`: name -> one line."""
+"""Functions of rewards, as in `min(clip, 2*brightness)`: name -> one line."""

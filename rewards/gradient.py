@@ -1,4 +1,4 @@
-"""Scores whose gradient is known already: from a chunk that is over, or from a server."""
+"""Scores with a gradient that was computed earlier: from a finished chunk, or by a server."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ __all__ = ["with_gradient"]
 
 
 def with_gradient(images: Tensor, scores: Tensor, gradient: Tensor) -> Tensor:
-    """Return the scores with this gradient to the images; it has no gradient of its own.
+    """Return the scores with this gradient to the images; there is no second derivative.
 
     >>> x = torch.zeros(2, 3, 1, 1, requires_grad=True)
     >>> with_gradient(x, torch.ones(2), torch.ones_like(x)).sum().backward()
@@ -18,7 +18,7 @@ def with_gradient(images: Tensor, scores: Tensor, gradient: Tensor) -> Tensor:
     6.0
 
     Args:
-        images: (n, 3, h, w), which asks for a gradient.
+        images: (n, 3, h, w), requiring a gradient.
         scores: (n,).
         gradient: (n, 3, h, w), row i being d scores_i / d images_i.
     """

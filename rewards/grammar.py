@@ -1,4 +1,4 @@
-"""How a reward is written: sums with weights, functions of rewards, options after a colon."""
+"""The syntax of reward texts: weighted sums, functions of rewards, options after a colon."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -43,7 +43,7 @@ def terms(spec: str) -> Iterable[tuple[float, str]]:
 
 
 def call(text: str) -> tuple[str, str] | None:
-    """Return a function's name and what is inside its brackets; None where it is no one call.
+    """Return a function's name and the text inside its brackets; None if the text is not a call.
 
     >>> call("min(clip, jpeg)"), call("(clip)"), call("clip")
     (('min', 'clip, jpeg'), ('', 'clip'), None)
@@ -57,7 +57,7 @@ def call(text: str) -> tuple[str, str] | None:
 def arguments(
     inside: str, own: Sequence[str], function: str, text: str
 ) -> tuple[list[str], list[str]]:
-    """Split what is inside a function's brackets into rewards and options of its own.
+    """Split the text inside a function's brackets into rewards and the function's own options.
 
     >>> arguments("colour:name=red, jpeg, smooth=0.1", ["smooth"], "min", "min(...)")
     (['colour:name=red', ' jpeg'], ['smooth=0.1'])
@@ -78,7 +78,7 @@ def arguments(
         if "=" in part and key in own:
             written.append(part.strip())
         elif re.fullmatch(r"\s*\w+=.*", part, re.DOTALL) and rewards and ":" in rewards[-1]:
-            rewards[-1] += "," + part  # an option of the reward before it
+            rewards[-1] += "," + part  # an option of the preceding reward
         elif re.fullmatch(rf"\s*-?{_NUMBER}\s*", part) or re.fullmatch(r"\s*\w+=.*", part):
             raise ValueError(
                 f"cannot read {part.strip()!r} in {text!r}: {function} has the options "
@@ -118,7 +118,7 @@ def written_options(written: str | None, name: str) -> dict[str, Any]:
 
 
 def _masked(text: str) -> str:
-    """Put x for all that is inside brackets, and for tokens: it is not what it may look like."""
+    """Replace text inside brackets, and tokens, by x, so that it is not parsed."""
     text = SECRET.sub(lambda found: found["key"] + "x" * len(found["value"]), text)
     out, depth = [], 0
     for letter in text:
@@ -126,12 +126,12 @@ def _masked(text: str) -> str:
         out.append("x" if depth > 0 else letter)
         depth += letter in "(["
         if depth < 0:
-            return text  # not balanced: no brackets of ours
+            return text  # not balanced, so not brackets of this syntax
     return text if depth else "".join(out)
 
 
 def _pieces(text: str) -> Iterable[str]:
-    """Split a text at its commas, but for those inside brackets."""
+    """Split a text at its commas, except those inside brackets."""
     place = 0
     for piece in _masked(text).split(","):
         yield text[place : place + len(piece)]

@@ -25,7 +25,7 @@ EMBEDDED = Path(__file__).with_name("zoo") / "judge"
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions and a way around them."""
+    """Two 3x3 convolutions with a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ class JudgeNetwork(nn.Module):
     """Embed pictures and texts in one space.
 
     Args:
-        channels: of each level; each level halves the side.
-        blocks: residual blocks a level.
-        buckets: of the hash of character n-grams.
-        dim: of the joint space.
+        channels: channels of each level; each level halves the side.
+        blocks: residual blocks per level.
+        buckets: number of buckets of the hash of character n-grams.
+        dim: dimension of the joint space.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Judge(Reward):
         found = named(folder)
         if found is not None:
             folder = folder_with(found, *files)
-        if folder is not None:  # one of a user's: its files say which it is
+        if folder is not None:  # a judge of the user's is identified by its files
             self.made_of = tuple(Path(folder) / name for name in files)
         folder = EMBEDDED if folder is None else Path(folder)
         for name in files:

@@ -62,7 +62,7 @@ def load(spec: str, **options: Any) -> Reward:
         if redacted(str(error)) == str(error):
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(redacted(str(error))) from None  # the message, and what it came from
+        raise kind(redacted(str(error))) from None  # the message includes the cause
 
 
 def load_plain(spec: str) -> Reward:
@@ -76,7 +76,8 @@ def load_plain(spec: str) -> Reward:
             and words.
 
     Raises:
-        ValueError: it names something else, or what would be downloaded; says what.
+        ValueError: it names something else, or something that would be downloaded; the message
+            says what.
     """
     refuse_size(spec)
     with nothing_fetched():
@@ -84,14 +85,14 @@ def load_plain(spec: str) -> Reward:
 
 
 def read(spec: str, check: "Check") -> "Maker":
-    """Read a text, and let a check refuse rewards and options before anything is imported.
+    """Parse a text; `check` may refuse rewards and options before anything is imported.
 
     Args:
         spec: sums and functions of rewards; files and servers are not understood.
         check: called for each reward and each function.
 
     Returns:
-        What makes the reward.
+        A function that makes the reward.
 
     Raises:
         ValueError: it cannot be read; what the check raises.
@@ -101,17 +102,17 @@ def read(spec: str, check: "Check") -> "Maker":
 
 
 def _of_the_package(name: str | None, options: Mapping[str, Any]) -> None:
-    """Refuse what a stranger's text may not name."""
+    """Refuse names that a text from an untrusted file may not contain."""
     if name is not None:
         refuse_unknown(name)
     refuse_options(options)
 
 
 Check = Callable[[str | None, Mapping[str, Any]], None]
-"""(the reward's name, or None for a function; options) -> raises what may not be named."""
+"""(the reward's name, or None for a function; options) -> raises an error for forbidden names."""
 
 Maker = Callable[[], Reward]
-"""What makes a reward of a text that was read: the whole text is, before any weights are."""
+"""Makes a reward from a parsed text: the whole text is parsed before any weights are loaded."""
 
 
 def _sum(spec: str, options: Mapping[str, Any], check: "Check | None" = None) -> Maker:
@@ -135,7 +136,7 @@ def _sum(spec: str, options: Mapping[str, Any], check: "Check | None" = None) ->
 
 
 def missing(name: str) -> list[str]:
-    """Return what a reward's default options need that is not on this machine, one line each.
+    """Return what a reward with default options needs and this machine lacks, one line each.
 
     >>> missing("brightness")
     []
@@ -168,7 +169,7 @@ def _one(text: str, options: Mapping[str, Any], check: "Check | None") -> Maker:
     else:
         name, _, written = text.partition(":")
         if check is not None:
-            check(name.strip(), {})  # the name first: what follows it may be no options at all
+            check(name.strip(), {})  # check the name first: the text after it may not be options
             check(name.strip(), written_options(written, name))
         found = _find(name.strip())
     return partial(_make, found, name, {**written_options(written, name), **options})
@@ -210,7 +211,7 @@ def _lacking(parameters: Iterable[inspect.Parameter], given: Mapping[str, Any]) 
 
 
 def _called(made: Any, name: str, /, *args: Any, **options: Any) -> Any:
-    """Call a constructor; a value of a wrong type is the user's mistake, not a fault inside."""
+    """Call a constructor; report a value of a wrong type as the user's mistake."""
     try:
         return made(*args, **options)
     except TypeError as error:
@@ -218,7 +219,7 @@ def _called(made: Any, name: str, /, *args: Any, **options: Any) -> Any:
 
 
 def _ours(place: str) -> Any:
-    """Return what stands at a place of the tables, imported only now."""
+    """Import and return the object at a place that the tables name."""
     module, attribute = place.split(":")
     return getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
 
@@ -255,7 +256,7 @@ def _find(name: str) -> Any:
 
 
 def _make(found: Any, name: str, options: dict[str, Any]) -> Reward:
-    """Make a reward of a class, a reward or a callable."""
+    """Make a reward from a class, a reward or a callable."""
     if isinstance(found, type):
         bare = found.__init__ in (object.__init__, nn.Module.__init__)  # type: ignore[misc]
         takes = {} if bare else inspect.signature(found).parameters

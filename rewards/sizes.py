@@ -22,21 +22,21 @@ ARCHITECTURES: Mapping[str, str] = MappingProxyType(
         "aesthetic": "ViT-L-14",
     }
 )
-"""Reward -> the architecture of open_clip that has its sizes; heads on top are left out."""
+"""Reward -> the open_clip architecture with its sizes; heads are left out."""
 
 
 def outlined(spec: str, within: AbstractContextManager[Any]) -> Reward:
-    """Return a reward that costs what a text's does, its weights not fetched.
+    """Return a reward with the cost of the one that a text names, without fetching weights.
 
-    What comes along with its weights, or has none, is loaded as it is. Of the others that are not
-    in `ARCHITECTURES` neither weights nor activations are counted: `unknown` names them.
+    Rewards whose weights are in the package, or that have none, are loaded. Of the others, neither
+    weights nor activations are counted if they are not in `ARCHITECTURES`: `unknown` names these.
 
     Args:
-        spec: what `rewards.load` takes.
+        spec: the text, as `rewards.load` takes it.
         within: the mode in which networks are made, without values.
 
     Raises:
-        ValueError: it cannot be read, or names no reward.
+        ValueError: the text cannot be parsed, or names no reward.
     """
     total: Reward | None = None
     unknown: list[str] = []

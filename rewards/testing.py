@@ -99,7 +99,7 @@ class RewardContract:
             assert float(gradient[(wild < 0) | (wild > 1)].abs().sum()) > 0
 
     def test_moves_and_copies(self) -> None:
-        """A deep copy scores alike; a double one nearly so, and keeps its word on gradients."""
+        """A deep copy gives the same scores; in float64 nearly so, with a gradient if declared."""
         reward = self.create_reward()
         expected = reward(self.images(), self.prompts())
         other = copy.deepcopy(reward)

@@ -1,9 +1,9 @@
-"""What a text may bring in: from a user whatever is a reward, from a file only plain ones.
+"""What a reward's text may load: from a user any reward, from a data file only plain ones.
 
-A dotted path is code of somebody's that was never asked whether it is a reward, so what it gives
-is looked at before it is called. What a *file* names (adapters' metadata, say) is a stranger's
-text: nothing is imported, run, opened or fetched for it, so a reward that comes along is made of
-weights that are on this machine, or refused.
+A dotted path may lead to code that is not a reward, so the object is inspected before it is
+called. A text in a *file* (for example in adapters' metadata) is untrusted: nothing is imported,
+run, opened or fetched because of it. A reward of the package is then made only if its weights are
+on this machine, else it is refused.
 """
 
 import inspect
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 LONGEST = 1000
-"""Letters of a reward's text that is taken from a file."""
+"""Maximum length of a reward's text in a file."""
 
 PLAIN = {
     "answer", "at", "axis", "by", "centre", "checkpoint", "compile", "condition", "contrast",
@@ -40,17 +40,17 @@ PLAIN = {
     "quality", "question", "region", "seed", "sign", "size", "smooth", "soft", "target",
     "template", "threshold", "version", "views", "width",
 }  # fmt: skip
-"""Options whose values are numbers and words: none says where something is."""
+"""Options whose values are numbers and words, so that none is a path or an address."""
 
 IMAGES = {"batch", "image", "images", "img", "imgs", "pictures", "pixels", "x"}
-"""What the first parameter of a reward may be called, where it is found by a dotted path."""
+"""Possible names of the first parameter of a reward that is given by a dotted path."""
 
 
 # ------------------------------------------------------------------ a text from a file
 
 
 def refuse_size(text: str) -> None:
-    """Raise a ValueError for a text that no one would write."""
+    """Raise a ValueError for a text that is longer than the limit."""
     if len(text) > LONGEST:
         raise ValueError(f"it has {len(text)} letters, more than the limit of {LONGEST}")
 
@@ -70,7 +70,7 @@ def refuse_options(options: Mapping[str, Any]) -> None:
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether a value is a number or a word, and nothing that is on this machine."""
+    """Return whether a value is a number or a word, and not the name of a file on this machine."""
     if not isinstance(value, str):
         return value is None or isinstance(value, bool | int | float)
     looks = value.startswith((".", "~")) or any(mark in value for mark in ("/", "\\", "\0"))
@@ -82,7 +82,7 @@ _FETCHES: ContextVar[bool] = ContextVar("_FETCHES", default=True)
 
 @contextmanager
 def nothing_fetched() -> Iterator[None]:
-    """Let rewards be made of what is on this machine alone: `may_fetch` is false within."""
+    """Make rewards only from files on this machine: `may_fetch` is false in this context."""
     token = _FETCHES.set(False)
     try:
         yield
@@ -91,12 +91,12 @@ def nothing_fetched() -> Iterator[None]:
 
 
 def may_fetch() -> bool:
-    """Tell whether weights that are missing may be downloaded."""
+    """Return whether missing weights may be downloaded."""
     return _FETCHES.get()
 
 
 def refuse_fetch(reward: str, what: str) -> None:
-    """Raise a ValueError where nothing may be fetched.
+    """Raise a ValueError if nothing may be fetched.
 
     Args:
         reward: the reward's name.
@@ -110,10 +110,10 @@ def refuse_fetch(reward: str, what: str) -> None:
 
 
 def refuse_shape(found: Any, name: str) -> None:
-    """Raise a ValueError for what is not of a reward's shape. Nothing is called.
+    """Raise a ValueError for an object that does not look like a reward. Nothing is called.
 
-    It is a `Reward`, another module or object that takes images, a class of such, or a Python
-    function whose first parameter is called as images are.
+    Accepted are a `Reward`, another module or object that takes images, a class of these, and a
+    Python function whose first parameter has a name that is used for images.
     """
     if isinstance(found, Reward) or (isinstance(found, type) and issubclass(found, Reward)):
         return
@@ -128,12 +128,12 @@ def refuse_shape(found: Any, name: str) -> None:
 
 
 def _calls(found: Any) -> list[Any]:
-    """Return what of an object would be asked about images."""
+    """Return the method of an object that would be called with images."""
     if inspect.isfunction(found):
         return [found]
     names = ["score"]
     if isinstance(found, nn.Module) or (isinstance(found, type) and issubclass(found, nn.Module)):
-        names += ["forward", "update"]  # the latter of metrics
+        names += ["forward", "update"]  # the latter for metrics
     elif not isinstance(found, type):
         names += ["__call__"]
     calls = [inspect.getattr_static(found, name, None) for name in names]
@@ -141,7 +141,7 @@ def _calls(found: Any) -> list[Any]:
 
 
 def _takes_images(call: Any) -> bool:
-    """Tell whether a Python function's first parameter, after self, is called as images are."""
+    """Return whether a Python function's first parameter, after self, is named like images."""
     names = [
         p.name
         for p in inspect.signature(call).parameters.values()

@@ -1,10 +1,10 @@
 """Steer and reward-tune flow maps: exact guided sampling, with any reward.
 
 A flow map `X(s,t,x)` carries a point from time s to time t of the noise-to-data path in one
-network call (t = 0 noise, t = 1 data). See `steer.sample` for the one call, and
-`steer.Guidance` for its parts.
+network call (t = 0 noise, t = 1 data). `steer.sample` does guided sampling in a single call;
+`steer.Guidance` combines its parts.
 
-Names are loaded when they are first used: `steer/__init__.pyi` says where each lives.
+Names are imported on first use; `steer/__init__.pyi` lists where each is defined.
 """
 
 import lazy_loader

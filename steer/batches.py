@@ -1,8 +1,8 @@
-"""Micro-batches: rows in parts of a bounded size, as many of every prompt, and joined again.
+"""Micro-batches: split rows into parts of bounded size, equally for all prompts, and join them.
 
-Where a device has too little memory for a part, the part is halved, and all later ones of the run
-are as small: see `Ceiling`. No row's result depends on which others are in its call, and none of
-its noise does, so the pictures are the same.
+If a device has too little memory for a part, the part is halved, and all later parts of the run
+are as small: see `Ceiling`. Neither a row's result nor its noise depends on the other rows of its
+call, so the pictures are the same.
 """
 
 import warnings
@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 
 class Ceiling:
-    """The most rows of a call that a device was seen to have memory for, in one run.
+    """The largest number of rows per call for which the device had memory, within one run.
 
     Attributes:
-        rows: how many; None: it was never too little.
+        rows: the number; None: memory was never too small.
     """
 
     def __init__(self) -> None:
@@ -35,13 +35,13 @@ class Ceiling:
         self._told = False
 
     def lower(self, rows: int) -> None:
-        """Remember that this many rows are to be tried, after more of them were too many."""
+        """Lower the ceiling to this many rows, after a larger call ran out of memory."""
         self.rows = rows
-        if torch.cuda.is_available():  # what the failed call left behind
+        if torch.cuda.is_available():  # the failed call's memory
             torch.cuda.empty_cache()
 
     def tell(self, before: int) -> None:
-        """Warn, once, that calls have become smaller, and how to begin so."""
+        """Warn, once, that calls have become smaller, and how to start with smaller calls."""
         if self._told or self.rows is None:
             return
         self._told = True
@@ -54,7 +54,7 @@ class Ceiling:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let this be the ceiling of all micro-batches in here."""
+        """Use this ceiling for all micro-batches in this context."""
         token = _CEILING.set(self)
         try:
             yield
@@ -63,7 +63,7 @@ class Ceiling:
 
     @staticmethod
     def of_run() -> "Ceiling":
-        """Return the ceiling of the run that is going on; a new one outside of any."""
+        """Return the ceiling of the current run; a new one outside of a run."""
         return _CEILING.get() or Ceiling()
 
 
@@ -74,9 +74,9 @@ def in_batches(f: Callable[[Tensor], T], x: Tensor, size: int | None, prompts: i
     """Apply `f` to parts of at most `size` rows, as many rows (at least one) of every prompt.
 
     Args:
-        f: what is applied, in order.
+        f: the function, called on the parts in order.
         x: rows, prompt-major, (p * n, ...).
-        size: the most rows of a part; None: all at once.
+        size: maximum number of rows in a part; None: all at once.
         prompts: p.
 
     Raises:
@@ -91,21 +91,21 @@ def in_batches(f: Callable[[Tensor], T], x: Tensor, size: int | None, prompts: i
 
 
 def in_slices(f: Callable[[slice], T], rows: int, size: int | None) -> list[T]:
-    """Apply `f` to slices of at most `size` rows, smaller ones where memory is too little.
+    """Apply `f` to slices of at most `size` rows, smaller ones if memory is too small.
 
     >>> in_slices(lambda rows: (rows.start, rows.stop), 5, 2)
     [(0, 2), (2, 4), (4, 5)]
 
     Args:
-        f: what is applied, in order.
-        rows: how many there are.
-        size: the most rows of a slice; None: all at once.
+        f: the function, called on the parts in order.
+        rows: number of rows.
+        size: maximum number of rows in a slice; None: all at once.
     """
     return _parts(lambda a, b: f(slice(a, b)), rows, size, 1)
 
 
 def _parts(f: Callable[[int, int], T], n: int, size: int | None, prompts: int) -> list[T]:
-    """Apply `f` to (first, last) of n rows a prompt; of several processes to their own rows."""
+    """Apply `f` to parts (first, last) of n rows per prompt; each process takes its own rows."""
     ranks = Ranks.of_run()
     if ranks is None:
         return _own_parts(f, 0, n, size, prompts)
@@ -122,7 +122,7 @@ def _parts(f: Callable[[int, int], T], n: int, size: int | None, prompts: int) -
 def _own_parts(
     f: Callable[[int, int], T], first: int, last: int, size: int | None, prompts: int
 ) -> list[T]:
-    """Apply `f` to rows from first to last, halving where memory is too little."""
+    """Apply `f` to rows from first to last, halving them if memory is too small."""
     ceiling = Ceiling.of_run()
     found: list[T] = []
     failed = 0
@@ -135,7 +135,7 @@ def _own_parts(
         except RuntimeError as error:
             if m == 1 or not too_large(error):
                 raise
-            lower = True  # below: here the failed call's tensors are still held
+            lower = True  # continue below: here the failed call's tensors are still alive
         if lower:
             failed = failed or m * prompts
             ceiling.lower(m // 2 * prompts)
@@ -147,7 +147,7 @@ def _own_parts(
 
 
 def too_large(error: RuntimeError) -> bool:
-    """Return whether fewer rows mend it: memory, or a kernel that counts elements in 32 bits."""
+    """Return whether fewer rows help: out of memory, or a kernel that indexes with 32 bits."""
     return isinstance(error, torch.OutOfMemoryError) or "INT_MAX" in str(error)
 
 
@@ -167,8 +167,9 @@ class Batched(Wrapped):
 
     Args:
         flow: the flow, prompts already bound.
-        size: the most rows in one network call, but never less than one of each prompt; None: all.
-        prompts: how many prompts its rows belong to.
+        size: maximum number of rows in one network call, but at least one of each prompt; None:
+            all.
+        prompts: number of prompts that its rows belong to.
     """
 
     def __init__(self, flow: FlowMap, size: int | None, prompts: int = 1) -> None:
@@ -179,7 +180,7 @@ class Batched(Wrapped):
         return join_rows(in_batches(f, x, self.size, self.prompts), self.prompts)
 
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
-        """Call the flow inside on part after part; one time for all rows."""
+        """Call the inner flow part by part; all rows have the same time."""
         return self._apply_to(lambda part: getattr(self.flow, name)(part, *times), x)
 
     def decode(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""METHODS, OBJECTIVES, RULES and MODELS: every name with its line, importable without torch."""
+"""METHODS, OBJECTIVES, RULES and MODELS: all names with one line each; does not load torch."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,4 +1,4 @@
-"""Gaussian mixtures: a flow map in closed form, and its exact tilt, for tests.
+"""Gaussian mixtures: a flow map in closed form and its exact tilt, for tests.
 
 With data `sum_k w_k N(mu_k, S_k)`, the law at time t is `sum_k w_k N(beta mu_k, C_k)`,
 `C_k = alpha² I + beta² S_k`, so velocity, denoiser, score and posterior are sums over components:
@@ -206,7 +206,7 @@ class GaussianMixture(FlowMap):
     # ------------------------------------------------------------------ sampling
 
     def _draw(self, joint: Tensor, mean: Tensor, variance: Tensor, g: torch.Generator) -> Tensor:
-        """Draw from `sum_k joint_k N(mean_k, U diag(variance_k) U^T)`, one sample a row (n, d)."""
+        """Sample `sum_k joint_k N(mean_k, U diag(variance_k) U^T)`, one sample per row (n, d)."""
         k = torch.multinomial(joint.softmax(0).T.cpu(), 1, generator=g)[:, 0].to(mean.device)
         z = torch.randn(mean.shape[1:], generator=g, dtype=mean.dtype).to(mean.device)
         noisy = mean + self._rotate_back(variance.sqrt() * z)

@@ -73,18 +73,18 @@ RUNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
               ("*.ckpt", "*.json", "*.safetensors", "sheets/[0-9]*.png", *_LOGS)),
     ),
 }  # fmt: skip
-"""What is a run of ours -> the files that say so, all of them there, and what else it may hold."""
+"""Kind of run -> the files that identify it, all required, and other files that it may have."""
 
 _SCRATCH = ".*.[0-9]*.tmp"
 _ANYWHERE = (_SCRATCH, ".DS_Store", ".lock")
-"""Hidden files that are nobody's: what a killed run had not finished, and a desktop's own."""
+"""Hidden files that may be deleted: unfinished files of killed runs, and files of desktops."""
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """Return a path with the home folder for `~`: the one place where that is done.
+    """Expand `~` in a path: the only place where this is done.
 
     Raises:
-        ValueError: the home of a user who does not exist on this machine.
+        ValueError: `~USER` with a user who does not exist on this machine.
     """
     try:
         return Path(path).expanduser()
@@ -96,12 +96,12 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Give a scratch folder that becomes `folder` when the block ends well, and else vanishes.
+    """Yield a temporary folder that becomes `folder` if the block succeeds, and else is deleted.
 
-    It is on the disk before it gets its name.
+    Its content is synced to disk before it is renamed.
 
-    What is replaced goes when the new one is in its place, and stays if that fails. What a killed
-    process left half done is put in order first.
+    A replaced folder is deleted only when the new one is in place, and kept if that fails.
+    Leftovers of a killed process are cleaned up first.
 
     Raises:
         FileExistsError: the folder exists, and `overwrite` is not set or no run of this package
@@ -118,7 +118,7 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
         try:
             yield scratch
             _sync(scratch)
-            refuse_existing(folder, overwrite, held=True)  # somebody may have made it meanwhile
+            refuse_existing(folder, overwrite, held=True)  # it may be new
             if place.exists():
                 os.replace(place, old)
             try:
@@ -131,7 +131,7 @@ def whole_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _sync(folder: Path) -> None:
-    """Let all that a folder holds outlast a power cut: its name may, once it has its own."""
+    """Sync the content of a folder to disk, so that it survives a power cut after the rename."""
     for path in folder.rglob("*"):
         if path.is_dir():
             sync_folder(path)
@@ -142,24 +142,24 @@ def _sync(folder: Path) -> None:
 
 
 def _recover(place: Path, old: Path) -> None:
-    """Put an old folder back that was set aside for one that never came, else drop it."""
+    """Restore an old folder whose replacement was never finished, else delete it."""
     if old.exists() and not place.exists():
         os.replace(old, place)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def refuse_existing(folder: Path, overwrite: bool, *, held: bool = False) -> None:
-    """Raise if something would be overwritten without `overwrite`, or is not a run's.
+    """Raise an error if something would be overwritten without `overwrite`, or is not a run.
 
-    The one place where that is decided. A folder that is empty may be replaced.
+    This is the only place where that is decided. An empty folder may be replaced.
 
     Args:
         folder: where something is to be written.
         overwrite: whether a run of ours in it may be replaced.
-        held: whether this process has locked the folder itself.
+        held: whether this process itself holds the lock of the folder.
 
     Raises:
-        FileExistsError: as said; the message says what was found.
+        FileExistsError: there is something that must not be replaced; the message names it.
         BlockingIOError: another process is writing to the folder.
     """
     place = expanded(folder)
@@ -185,7 +185,7 @@ def refuse_existing(folder: Path, overwrite: bool, *, held: bool = False) -> Non
 
 
 def _strange(place: Path) -> str:
-    """Say what keeps a folder from being replaced; nothing where all in it is a run of ours."""
+    """Return what prevents a folder from being replaced; "" if it holds only a run of ours."""
     if not place.is_dir():
         return "it is not a folder"
     whole = place.resolve()
@@ -223,7 +223,7 @@ def _few(names: list[str]) -> str:
 
 
 def _leaves(folder: Path) -> Iterator[Path]:
-    """Yield what a folder holds, at any depth: files, and links as they are."""
+    """Yield the files in a folder, at any depth; links are yielded, not followed."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             yield from _leaves(path)
@@ -232,7 +232,7 @@ def _leaves(folder: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file atomically, also if the process is killed."""
+    """Write a file atomically, even if the process is killed."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with scratch.open("wb") as file:
@@ -246,13 +246,13 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove files of killed writes from a folder; no other process may be writing there."""
+    """Remove files of interrupted writes from a folder; no other process may be writing to it."""
     for file in folder.rglob(_SCRATCH):
         file.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Let a folder's names outlast a power cut, where the system can."""
+    """Sync a folder's entries to disk, where the system supports it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -281,7 +281,7 @@ def pack(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> bytes:
 
 
 def read_notes(file: Path) -> dict[str, Any]:
-    """Return the notes of a file that `pack` made; little of one that others made.
+    """Return the notes of a file that `pack` made; other files have few or none.
 
     Raises:
         ValueError: the file is truncated or corrupt.
@@ -295,7 +295,7 @@ def read_notes(file: Path) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    """Return what a text is as JSON, and itself where it is none."""
+    """Parse a text as JSON; return the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -303,7 +303,7 @@ def _parsed(text: str) -> Any:
 
 
 def slug(text: str, length: int = 40) -> str:
-    """Make a file name of a text.
+    """Make a file name from a text.
 
     >>> slug("A red, red apple!")
     'a_red_red_apple'
@@ -312,7 +312,7 @@ def slug(text: str, length: int = 40) -> str:
 
 
 def numbers(value: Any) -> Any:
-    """Turn tensors into lists, and what is not finite into None, for JSON."""
+    """Turn tensors into lists, and numbers that are not finite into None, for JSON."""
     if isinstance(value, Tensor):
         return numbers(value.tolist())
     if isinstance(value, float):

@@ -14,6 +14,7 @@ from steer.doors import as_flow
 from steer.files import expanded, write_atomically
 from steer.flow import device_of
 from steer.pictures import captioned_grid, save_picture, side_of
+from steer.ranges import above
 
 __all__ = ["Film", "Frame", "animation", "filmstrip", "movie"]
 
@@ -83,7 +84,7 @@ class Film:
         if self._position is None:
             self._position = position
         if position != self._position:
-            return  # another prompt's
+            return  # of another prompt
         event = len(self.flow.event_shape)
 
         def first(value: Tensor, axes: int) -> Tensor:
@@ -113,7 +114,7 @@ class Film:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Film":
-        """Return a film of what `tensors` returned."""
+        """Return a film from the result of `tensors`."""
         film = cls.__new__(cls)
         parts = (tensors["times"].tolist(), tensors["images"], tensors["rewards"])
         film.frames = [Frame(*parts) for parts in zip(*parts, strict=True)]
@@ -137,11 +138,11 @@ class Film:
         return out
 
     def mp4(self, out: str | Path, milliseconds: int = 200) -> Path:
-        """Write the run as an MP4 file, whole or not: `movie` of this alone.
+        """Write the run as an MP4 file, atomically: `movie` of this film.
 
         Args:
             out: the file.
-            milliseconds: each step is shown.
+            milliseconds: how long each step is shown.
 
         Raises:
             ModuleNotFoundError: PyAV is not installed.
@@ -197,10 +198,12 @@ def animation(
         size: the side of a picture in pixels. Default: as in grids.
 
     Raises:
-        ValueError: a film without a frame.
+        ValueError: a film without a frame, a time that is not above zero.
     """
+    above("milliseconds", milliseconds)
     pages = _pages(films, size)
-    # one palette for all, of the last page and the first: pixels that stay do not flicker
+    # one palette for all pages, from the last and the first, so that constant pixels do not
+    # flicker
     both = Image.new("RGB", (pages[0].width, 2 * pages[0].height))
     both.paste(pages[-1], (0, 0))
     both.paste(pages[len(pages) // 2], (0, pages[0].height))
@@ -219,13 +222,15 @@ def movie(films: Mapping[str, Film], milliseconds: int = 200, size: int | None =
 
     Args:
         films: title -> film.
-        milliseconds: each step is shown.
+        milliseconds: how long each step is shown.
         size: the side of a picture in pixels. Default: as in grids.
 
     Raises:
-        ValueError: a film without a frame.
+        ValueError: a film without a frame, a time that is not above zero.
+        RuntimeError: this PyAV has no encoder for H.264.
         ModuleNotFoundError: PyAV is not installed.
     """
+    above("milliseconds", milliseconds)
     try:
         import av
     except ModuleNotFoundError as error:
@@ -236,10 +241,16 @@ def movie(films: Mapping[str, Film], milliseconds: int = 200, size: int | None =
     pages = _pages(films, size)
     pages += [pages[-1]] * round(LAST / milliseconds - 1)
     data = io.BytesIO()
-    # the two sides are even numbers of pixels: colours have half of the resolution
+    # both sides have an even number of pixels, because colours have half the resolution
     sides = pages[0].width + pages[0].width % 2, pages[0].height + pages[0].height % 2
     with av.open(data, "w", format="mp4") as file:
-        stream = file.add_stream("libx264", Fraction(1000, milliseconds))
+        try:
+            stream = file.add_stream("libx264", Fraction(1000) / Fraction(milliseconds))
+        except (ValueError, av.FFmpegError) as error:
+            raise RuntimeError(
+                f"this PyAV cannot write H.264 ({error}): install PyAV's own wheel, pip install "
+                "av, or write a GIF"
+            ) from error
         stream.width, stream.height = sides
         stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
         for page in pages:
@@ -251,7 +262,7 @@ def movie(films: Mapping[str, Film], milliseconds: int = 200, size: int | None =
 
 
 def _pages(films: Mapping[str, Film], size: int | None) -> list[Image.Image]:
-    """Draw a page for each step: a row for each film, all in the same layout."""
+    """Draw a page for each step with a row for each film, all in the same layout."""
     every = {title: _frames(film) for title, film in films.items()}
     steps = max(map(len, every.values()))
     side = size or side_of(next(iter(every.values()))[0].images)
@@ -275,7 +286,7 @@ def _frames(film: Film) -> list[Frame]:
 
 
 def _some(frames: Sequence[Frame], most: int) -> list[Frame]:
-    """Return at most so many frames, evenly spaced, the last among them."""
+    """Return at most this many frames, evenly spaced and including the last."""
     most = min(max(most, 1), len(frames))
     if most == 1:
         return [frames[-1]]

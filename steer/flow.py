@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from steer.path import Path, Time, as_time, like, step_times
+from steer.rows import flat_prompts, log_dtype, per_row
 
 __all__ = ["FlowMap", "Wrapped", "composed", "device_of", "flat_prompts", "log_dtype", "per_row"]
 
@@ -116,7 +117,7 @@ class FlowMap(nn.Module):
         """
         time = as_time(t)
         end = time == 1
-        asked = time.device.type == "cpu"  # elsewhere the answer would have to be waited for
+        asked = time.device.type == "cpu"  # elsewhere the host would wait
         if asked and bool(end.all()):
             return x
         time = torch.where(end, 0.5, time)  # rows at the end are replaced below
@@ -154,6 +155,20 @@ class FlowMap(nn.Module):
             *times: the times of the call.
         """
         return self.evaluations
+
+    def reuses(self, s: Time, t: Time) -> bool:
+        """Return whether `X(s,t,x)` follows from the network's one prediction at (x, s).
+
+        Then `X(s,t,x) = path.carried(x, D, s, t)` and `b_s(x) = path.velocity_of(x, D, s)` with
+        `D = denoise(x, s)`, and `D = X(s,1,x)` if also `reuses(s, 1)`. A sampler that has
+        evaluated the reward at (x, s) then makes its step without another network call. This is
+        so for a velocity whose jump is one Euler step. Default: False, as for a two-time map.
+
+        Args:
+            s: start, a float or ().
+            t: end, likewise.
+        """
+        return False
 
     def derives(self, name: str) -> bool:
         """Return whether `denoise`, `score` or `log_prob` has no closed form here."""
@@ -210,34 +225,38 @@ class Wrapped(FlowMap):
 
     @property
     def posterior_map(self) -> Any:
-        """The posterior map of the flow inside."""
+        """The posterior map of the inner flow."""
         return self.flow.posterior_map
 
     @property
     def event_shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The shape of one x of the flow inside."""
+        """The shape of one x of the inner flow."""
         return self.flow.event_shape
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What adapters on the flow inside say of it."""
+        """What files of adapters store about the inner flow."""
         return self.flow.about
 
     @property
     def lacks(self) -> Mapping[str, str]:
-        """What the flow inside cannot do."""
+        """What the inner flow cannot do."""
         return self.flow.lacks
 
     def times(self, steps: int, start: float = 0.0) -> list[float]:
-        """Return the times of the flow inside."""
+        """Return the times of the inner flow."""
         return self.flow.times(steps, start)
 
     def calls(self, name: str, *times: Time) -> int:
-        """Return what a call of the flow inside takes."""
+        """Return the number of network evaluations of a call of the inner flow."""
         return self.flow.calls(name, *times)
 
+    def reuses(self, s: Time, t: Time) -> bool:
+        """Return what the flow inside says."""
+        return self.flow.reuses(s, t)
+
     def along(self, times: Sequence[float]) -> Self:
-        """Return this wrapper around the flow inside, for a run on these times."""
+        """Return this wrapper around the inner flow for a run on these times."""
         return self.around(self.flow.along(times))
 
     def around(self, flow: FlowMap) -> Self:
@@ -251,11 +270,11 @@ class Wrapped(FlowMap):
 
     @property
     def denoiser(self) -> nn.Module:
-        """The denoiser of the flow inside."""
+        """The denoiser of the inner flow."""
         return self.flow.denoiser
 
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
-        """Call velocity, jump, denoise or score of the flow inside, (n, *event)."""
+        """Call velocity, jump, denoise or score of the inner flow, (n, *event)."""
         return getattr(self.flow, name)(x, *times)
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
@@ -279,7 +298,7 @@ class Wrapped(FlowMap):
         return super().score(x, t) if self.derives("score") else self.call("score", x, t)
 
     def derives(self, name: str) -> bool:
-        """Return what the flow inside says."""
+        """Return whether the inner flow has no closed form."""
         return self.flow.derives(name)
 
     def log_prob(self, x: Tensor, t: Time = 1.0) -> Tensor | None:
@@ -295,7 +314,7 @@ class Wrapped(FlowMap):
         return self.flow.decode(x)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return what decodes to the images."""
+        """Return the states that decode to the images."""
         return self.flow.encode(images)
 
 
@@ -306,35 +325,7 @@ def composed(flow: FlowMap, x: Tensor, times: Sequence[Time]) -> Tensor:
     return x
 
 
-def per_row(values: Tensor, rows: int, name: str = "values") -> Tensor:
-    """Repeat p values (p, ...) for `rows` prompt-major rows: row i gets value i // (rows / p)."""
-    if rows % len(values):
-        raise ValueError(
-            f"{rows} rows do not split evenly over {len(values)} {name}: give p * n rows, "
-            "prompt-major (row i belongs to prompt i // n)"
-        )
-    return values.repeat_interleave(rows // len(values), 0)
-
-
-def flat_prompts(prompts: Sequence[str], rows: int) -> list[str]:
-    """Repeat each of p prompts for its rows.
-
-    >>> flat_prompts(["a", "b"], 4)
-    ['a', 'a', 'b', 'b']
-    """
-    index = per_row(torch.arange(len(prompts)), rows, "prompts")
-    return [prompts[i] for i in index.tolist()]
-
-
 def device_of(flow: nn.Module) -> torch.device:
-    """Return where a flow's parameters are; the CPU for one without parameters."""
+    """Return the device of a flow's parameters; the CPU for a flow without parameters."""
     some = next(iter(flow.parameters()), None)
     return torch.device("cpu") if some is None else some.device
-
-
-def log_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of log-weights: float64 if the device has it.
-
-    With float32 a reward with a large offset loses precision: at 1e6 the resolution is .06.
-    """
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -1,10 +1,11 @@
-"""Names on the model hub, `hf://owner/name[@revision][/file]`: the local cache is looked at first.
+"""Names on the model hub, `hf://owner/name[@revision][/file]`: the local cache is tried first.
 
-What is in huggingface_hub's cache is taken as it is, and the hub is asked for the rest. So a run
-that goes on has the files that it began with, and needs no network. `hf download owner/name`
-fetches what has come since.
+Files in huggingface_hub's cache are used as they are; missing ones are fetched. So a resumed run
+uses the files that it started with, and needs no network. `hf download owner/name` fetches newer
+files.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -33,16 +34,20 @@ _NAME = re.compile(
     rf"hf:/{{1,2}}(?P<repo>{_ID})(@(?P<revision>refs/[\w-]+/[\w.-]+|[\w.-]+))?(/(?P<file>.+))?"
 )
 LORAS = ("adapter_config.json", "adapter_model.safetensors"), ("pytorch_lora_weights.safetensors",)
-"""Files by which a repository of adapters is known: peft's, diffusers'."""
+"""Files that identify a repository of adapters: peft's, diffusers'."""
+
+
+OF_THIS_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+"""Numbers of errors that the network has no part in."""
 
 
 class Named(NamedTuple):
-    """What a name of the hub says.
+    """The parts of a hub name.
 
     Attributes:
         repo: owner/name.
         revision: a branch, a tag or a commit; None: the main branch.
-        file: a file inside; "": none.
+        file: a file in the repository; "": none.
     """
 
     repo: str
@@ -64,7 +69,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def named(text: Any) -> Named | None:
-    """Return what a text with `hf://` names; None where it does not begin so.
+    """Parse a text with `hf://`; None if it does not start with that.
 
     >>> named("hf://stabilityai/sdxl-turbo@main")
     Named(repo='stabilityai/sdxl-turbo', revision='main', file='')
@@ -72,10 +77,10 @@ def named(text: Any) -> Named | None:
     True
 
     Args:
-        text: a text, or a path: these have one slash for two.
+        text: a text, or a path, in which the double slash has become a single one.
 
     Raises:
-        ValueError: it begins so and names no repository.
+        ValueError: it starts with `hf://` but names no repository.
     """
     if not isinstance(text, str | os.PathLike):
         return None
@@ -92,7 +97,7 @@ def named(text: Any) -> Named | None:
 
 
 def cached(name: Named, *files: str) -> Path | None:
-    """Return the folder of a snapshot in the cache that has one of these files, or None."""
+    """Return the folder of a cached snapshot that has one of these files, or None."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in files:
@@ -103,11 +108,11 @@ def cached(name: Named, *files: str) -> Path | None:
 
 
 def commit(name: Named, *files: str) -> str | None:
-    """Return the commit whose files are taken; None: neither the cache nor the hub says it.
+    """Return the commit whose files are used; None if neither the cache nor the hub gives it.
 
     Args:
         name: the repository.
-        files: by which a snapshot in the cache is known.
+        files: files that identify a snapshot in the cache.
     """
     folder = cached(name, *files)
     if folder is not None:
@@ -116,16 +121,16 @@ def commit(name: Named, *files: str) -> str | None:
 
     try:
         return HfApi().model_info(name.repo, revision=name.revision, timeout=10).sha
-    except (*unreached(), ValueError):  # what loads it says what is wrong
+    except unreached(ValueError):  # the loader reports what is wrong
         return None
 
 
 def file_of(name: Named, file: str) -> Path:
-    """Return a file's path in the cache, fetched where it is missing.
+    """Return a file's path in the cache; it is fetched if it is missing.
 
     Raises:
         FileNotFoundError: the repository has no such file.
-        ConnectionError: it is not in the cache, and the hub cannot be reached or lets nobody in.
+        ConnectionError: it is not in the cache, and the hub cannot be reached or denies access.
     """
     folder = cached(name, file)
     if folder is not None:
@@ -134,7 +139,7 @@ def file_of(name: Named, file: str) -> Path:
 
     try:
         return Path(hf_hub_download(name.repo, file, revision=name.revision))
-    except (*unreached(), ValueError) as error:
+    except unreached(ValueError) as error:
         chain = errors_of(error)
         missing = among(chain, errors.EntryNotFoundError)
         if missing and not among(chain, errors.LocalEntryNotFoundError):
@@ -143,13 +148,13 @@ def file_of(name: Named, file: str) -> Path:
 
 
 def folder_with(name: Named, *files: str) -> Path:
-    """Return the folder of a repository with all of these files, fetched where they are missing.
+    """Return the folder of a repository with all of these files; missing ones are fetched.
 
-    They are all of one commit, that of the first.
+    All are of the same commit as the first.
 
     Raises:
         FileNotFoundError: the repository has no such file.
-        ConnectionError: as `file_of` says.
+        ConnectionError: as for `file_of`.
     """
     folder = file_of(name, files[0]).parents[len(Path(files[0]).parts) - 1]
     for file in files[1:]:
@@ -158,36 +163,36 @@ def folder_with(name: Named, *files: str) -> Path:
 
 
 def listing(name: Named) -> list[str]:
-    """Return the names of all files of a repository, as the hub says.
+    """Return the names of all files of a repository, from the hub.
 
     Raises:
-        ConnectionError: the hub cannot be reached, or lets nobody in.
+        ConnectionError: the hub cannot be reached, or denies access.
     """
     from huggingface_hub import HfApi
 
     try:
         return list(HfApi().list_repo_files(name.repo, revision=name.revision))
-    except (*unreached(), ValueError) as error:
+    except unreached(ValueError) as error:
         raise explained(error, name.repo, "the names of its files") from error
 
 
 def lora_path(lora: str | os.PathLike[str]) -> Path:
-    """Return where a LoRA is: the path itself, or what its name on the hub stands for.
+    """Return the path of a LoRA: the given path, or the local path for its name on the hub.
 
     Raises:
-        FileNotFoundError: as `lora_of` says, and so on.
+        FileNotFoundError: as for `lora_of`; so are the other errors.
     """
     found = named(lora)
     return Path(lora) if found is None else lora_of(found)
 
 
 def lora_of(name: Named) -> Path:
-    """Return the folder or the file of a LoRA on the hub, fetched where it is missing.
+    """Return the folder or the file of a LoRA on the hub; it is fetched if it is missing.
 
     Raises:
-        FileNotFoundError: the repository has none.
+        FileNotFoundError: the repository has no LoRA.
         ValueError: it has several: name one of them, hf://owner/name/FILE.
-        ConnectionError: as `file_of` says.
+        ConnectionError: as for `file_of`.
     """
     if name.file:
         return file_of(name, name.file)
@@ -217,7 +222,7 @@ def lora_of(name: Named) -> Path:
 
 
 def _in_cache(name: Named) -> Path | None:
-    """Return the folder of what the cache has of a repository, all or not; None: nothing."""
+    """Return the cached folder of a repository, complete or not; None if nothing is cached."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -230,24 +235,27 @@ def _in_cache(name: Named) -> Path | None:
 # ------------------------------------------------------------------ what goes wrong
 
 
-def unreached() -> tuple[type[Exception], ...]:
-    """Return the errors by which huggingface_hub says that something could not be had.
+def unreached(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return the errors with which huggingface_hub reports that something is not available.
 
-    Its HTTP client's are no `OSError` where that is httpx.
+    If its HTTP client is httpx, that client's errors are not `OSError`s.
+
+    Args:
+        more: further errors to return with them.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
     clients = [kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"]
-    return OSError, *clients
+    return OSError, *clients, *more
 
 
 def page(repo: str) -> str:
-    """Return where a browser finds a repository."""
+    """Return the web page of a repository."""
     return f"https://huggingface.co/{repo}"
 
 
 def errors_of(error: BaseException | None) -> list[BaseException]:
-    """Return an error and those that it came from."""
+    """Return an error and its causes."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)
@@ -256,21 +264,30 @@ def errors_of(error: BaseException | None) -> list[BaseException]:
 
 
 def among(chain: Iterable[BaseException], *kinds: type[BaseException]) -> bool:
-    """Return whether one of some errors is of these kinds."""
+    """Return whether any of the errors is of one of these kinds."""
     return any(isinstance(error, kinds) for error in chain)
 
 
 def explained(error: Exception, repo: str, wanted: str | Sequence[str]) -> Exception:
-    """Return what a user can do about files that could not be had from the hub.
+    """Return an error that says what to do about files that could not be fetched from the hub.
 
     Args:
-        error: huggingface_hub's, or one that came of it.
+        error: the error of huggingface_hub, or one caused by it.
         repo: owner/name.
-        wanted: what is not in the cache.
+        wanted: what is missing in the cache.
     """
     from huggingface_hub import constants, errors
 
     chain = errors_of(error)
+    local = next((e for e in chain if isinstance(e, OSError) and e.errno in OF_THIS_MACHINE), None)
+    if local is not None:
+        return OSError(
+            local.errno,
+            f"{repo} could not be written into {constants.HF_HUB_CACHE} ({local.strerror}): make "
+            "room, or give another place by the environment variable HF_HOME",
+        )
+    if among(chain, errors.HFValidationError):
+        return ValueError(f"{repo!r} is not the name of a repository ({_first(error)})")
     if among(chain, errors.GatedRepoError):
         return ConnectionError(
             f"{repo} is gated: accept its licence at {page(repo)}, log in with `hf auth login`, "

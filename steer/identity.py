@@ -1,4 +1,4 @@
-"""What makes a run this one and no other: the files behind it, and what differs between two."""
+"""The identity of a run: hashes of the files that it depends on, and differences between runs."""
 
 import ast
 import functools
@@ -17,24 +17,24 @@ from torch import nn
 __all__ = ["changes", "file_hash", "python_files", "sources"]
 
 WHOLE, BLOCKS, BLOCK = 1 << 28, 256, 1 << 16
-"""Bytes of the largest file that is read whole; how many blocks of one that is larger; of what
-size."""
+"""Size of the largest file that is read whole, in bytes; number of blocks read of a larger one;
+size of a block."""
 
 LARGEST_HEADER = 100_000_000
-"""Bytes of the longest header that safetensors allows."""
+"""Maximum size of a header of safetensors, in bytes."""
 
 PIECE = 4096
-"""Bytes at a tensor's beginning and at its end that are read in a larger file of weights."""
+"""Bytes at the start and at the end of each tensor that are read in a larger file of weights."""
 
 _PLACES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
 _PLACES += [Path(__file__).parent, Path(__file__).parents[1] / "rewards"]
-"""Where code is nobody's own: Python's, installed packages', ours."""
+"""Folders with code that is not the user's own: Python, installed packages, this package."""
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Return what differs between two runs: the dotted name -> both values, in full.
+    """Return the differences between two runs: dotted name -> both values, in full.
 
-    Of long lists that is their first entry that differs.
+    For lists it is the first entry that differs.
 
     >>> changes({"steps": 3, "a": {"b": [1, 2]}}, {"steps": 4, "a": {"b": [1, 3]}})
     {'steps': '3 -> 4', 'a.b[1]': '2 -> 3'}
@@ -62,14 +62,15 @@ def _changed(name: str, old: Any, new: Any) -> Iterator[tuple[str, str]]:
 def file_hash(file: Path) -> str:
     """Return the SHA-256 of a file's content, without reading all of large weights.
 
-    In the hub's cache a large file is named by its SHA-256: there that is taken, and nothing read.
-    Of another one of more than `WHOLE` bytes it is the hash of its size and of a part of it: of
-    safetensors the header (names, shapes, precisions) and the first and the last `PIECE` bytes of
-    each tensor, of other files `BLOCKS` blocks, evenly spaced from the first to the last.
+    In the hub's cache a large file is named by its SHA-256, which is returned without reading the
+    file. For any other file of more than `WHOLE` bytes, the size and a part of the content are
+    hashed: for safetensors the header (names, shapes, precisions) and the first and the last
+    `PIECE` bytes of each tensor, for other files `BLOCKS` evenly spaced blocks, including the
+    first and the last.
 
-    So training, another precision, a merged LoRA or an added row of an embedding give another
-    hash. What is missed: values in the middle of large tensors that were changed by hand, where
-    all first and last ones stayed as they were.
+    So training, another precision, a merged LoRA or an added row of an embedding change the hash.
+    It misses manual changes of values in the middle of large tensors that leave both ends of each
+    tensor unchanged.
     """
     stored = file.resolve()
     if stored.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", stored.name):
@@ -86,12 +87,12 @@ def file_hash(file: Path) -> str:
 
 
 def _spread(size: int) -> list[tuple[int, int]]:
-    """Return where blocks of a file are, evenly spaced, and how long they are."""
+    """Return offset and length of evenly spaced blocks of a file."""
     return [((size - BLOCK) * i // (BLOCKS - 1), BLOCK) for i in range(BLOCKS)]
 
 
 def _tensors(file: BinaryIO, size: int) -> list[tuple[int, int]]:
-    """Return where the header of safetensors and the ends of its tensors are; none of others."""
+    """Return offset and length of a safetensors header and of tensor ends; [] for other files."""
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(LARGEST_HEADER, size - 8):
         return []
@@ -112,9 +113,10 @@ def _tensors(file: BinaryIO, size: int) -> list[tuple[int, int]]:
 
 
 def python_files(file: Path) -> list[Path]:
-    """Return a Python file and its neighbours: what it imports, directly or not, from its folder.
+    """Return a Python file and its neighbours: files of its folder that it imports, or they do.
 
-    A neighbour is `name.py` or the package `name/` beside it; of a package all files count.
+    A neighbour is `name.py` or the package `name/` in the same folder; of a package all files are
+    returned.
     """
     found: dict[Path, None] = {}
     left = [file]
@@ -132,7 +134,7 @@ def python_files(file: Path) -> list[Path]:
 
 
 def _imported(file: Path) -> set[str]:
-    """Return the first names of all that a file imports; none where it is no Python."""
+    """Return the top-level names of a file's imports; none if it is not valid Python."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError, RecursionError):
@@ -149,13 +151,14 @@ def _imported(file: Path) -> set[str]:
 
 
 def sources(*made: Any, files: Iterable[Path] = ()) -> dict[str, str]:
-    """Return the hashes of the code that objects come from, where it is the user's own.
+    """Return the hashes of the user's own code that objects come from.
 
-    That is their files with the neighbours they import. Of what stands in the script that is run,
-    or in a notebook, it is the text of the function or class alone: the script may change beside.
+    These are their files, with the neighbours that these import. For the script that is run, or a
+    notebook, only the text of the function or class is hashed, because the rest of the script may
+    change.
 
     Args:
-        made: functions, objects, modules with what they are made of.
+        made: functions, objects, and modules with their parts.
         files: more files: pictures, lists.
 
     Returns:
@@ -171,7 +174,7 @@ def sources(*made: Any, files: Iterable[Path] = ()) -> dict[str, str]:
                 hashes[one.__qualname__] = hashlib.sha256(text.encode()).hexdigest()
                 continue
             file = Path(str(inspect.getsourcefile(one))).resolve()
-        except (TypeError, OSError):  # written in C, or typed at a prompt
+        except (TypeError, OSError):  # written in C, or typed interactively
             continue
         if file.is_file() and not any(file.is_relative_to(place) for place in _PLACES):
             found |= dict.fromkeys(python_files(file))

@@ -1,4 +1,4 @@
-"""One writer a folder: a lock that the kernel takes back when its holder dies, however it does."""
+"""One writer per folder: a lock that the kernel releases when its holder ends in any way."""
 
 import errno
 import json
@@ -12,21 +12,21 @@ __all__ = ["holder", "lock_of", "locked"]
 
 
 def lock_of(folder: Path) -> Path:
-    """Return the file beside a folder by which it is locked."""
+    """Return the lock file of a folder, which is next to it."""
     place = folder.resolve()
     return place.with_name(f".{place.name}.lock")
 
 
 @contextmanager
 def locked(folder: Path, file: Path | None = None) -> Iterator[None]:
-    """Keep other processes from writing to a folder as long as the block runs.
+    """Keep other processes from writing to a folder while the block runs.
 
-    A process that was killed holds nothing: its file may lie there still, unlocked. Where the file
-    system has no locks, nothing is held.
+    A killed process holds no lock, although its lock file may still exist. On a file system
+    without locks, nothing is locked.
 
     Args:
-        folder: what is written to; it need not be there yet.
-        file: what is locked. Default: a hidden file beside the folder.
+        folder: the folder that is written to; it need not exist yet.
+        file: the file to lock. Default: a hidden file next to the folder.
 
     Raises:
         BlockingIOError: another process writes to the folder; the message says which.
@@ -39,15 +39,15 @@ def locked(folder: Path, file: Path | None = None) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            file.unlink()  # before it is given back: see _taken
+            file.unlink()  # before the lock is released: see _taken
         os.close(descriptor)
         with suppress(OSError):
             for parent in made:
-                parent.rmdir()  # as long as they are empty
+                parent.rmdir()  # only if they are empty
 
 
 def holder(file: Path) -> str | None:
-    """Say who holds a lock, "process 12 on HOST"; None if no process does: then the file goes."""
+    """Return a lock's holder, "process 12 on HOST"; without one delete it and return None."""
     try:
         descriptor = os.open(file, os.O_RDWR)
     except OSError:
@@ -63,7 +63,7 @@ def holder(file: Path) -> str | None:
 
 
 def _taken(folder: Path, file: Path) -> int:
-    """Lock the file, made where it is missing, and return its descriptor."""
+    """Lock the file, creating it if it is missing, and return its descriptor."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         if not _flock(descriptor):
@@ -72,13 +72,13 @@ def _taken(folder: Path, file: Path) -> int:
                 f"another process is writing to {folder} ({_who(file)}): wait until it is done, "
                 "end it, or give another folder"
             )
-        try:  # its last holder may have unlinked it since it was opened
+        try:  # its last holder may have deleted it since it was opened
             same = os.path.samestat(os.fstat(descriptor), os.stat(file))
         except OSError:
             same = False
         if same:
             note = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-            with suppress(OSError):  # on a full disk it holds all the same
+            with suppress(OSError):  # the lock also holds on a full disk
                 os.truncate(descriptor, 0)
                 os.write(descriptor, note.encode())
             return descriptor
@@ -86,7 +86,7 @@ def _taken(folder: Path, file: Path) -> int:
 
 
 def _flock(descriptor: int) -> bool:
-    """Lock an open file if nobody has; True where there are no locks."""
+    """Lock an open file if it is not locked; True where locks are not supported."""
     try:
         import fcntl
     except ImportError:  # Windows

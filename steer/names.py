@@ -1,4 +1,4 @@
-"""Errors for unknown names, forwarding addresses for modules that moved, durations in words."""
+"""Errors for unknown names, aliases for moved modules, durations in words."""
 
 import difflib
 import importlib
@@ -22,7 +22,7 @@ def hint(name: str, known: Iterable[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    r"""Return the first line of what an error says, or the error itself where it says nothing.
+    r"""Return the first line of an error's message, or the error's repr if it has no message.
 
     >>> reason(ValueError("no such file\nlook elsewhere")), reason(KeyError())
     ('no such file', 'KeyError()')
@@ -41,10 +41,10 @@ def unknown(
     unknown setting 'clip': it is called gradient_clip now. Known: gradient_clip
 
     Args:
-        kind: what it is a name of.
+        kind: the kind of thing that the name is for.
         name: the name.
-        known: those there are.
-        renamed: earlier names -> those of today.
+        known: the existing names.
+        renamed: earlier names -> current names.
     """
     names = sorted(known)
     today = (renamed or {}).get(name)
@@ -53,11 +53,11 @@ def unknown(
 
 
 def moved(package: str, homes: Mapping[str, Sequence[str]]) -> None:
-    """Let old module names of a package be imported still, without loading their new homes yet.
+    """Keep old module names of a package importable, without loading the new modules yet.
 
     Args:
         package: the package's name.
-        homes: old module name -> the modules that hold its names now.
+        homes: old module name -> the modules that now define its names.
     """
     own = sys.modules[package]
     for old, modules in homes.items():
@@ -68,7 +68,7 @@ def moved(package: str, homes: Mapping[str, Sequence[str]]) -> None:
 
 
 class _Moved(ModuleType):
-    """A module that moved: its names are looked up in their new homes."""
+    """A module that moved: its names are looked up in the new modules."""
 
     def __init__(self, name: str, homes: Sequence[str]) -> None:
         super().__init__(name, f"Moved to {' and '.join(homes)}.")
@@ -88,7 +88,7 @@ class _Moved(ModuleType):
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it.
+    """Return a duration as a readable text.
 
     >>> duration(7.4), duration(95), duration(7300)
     ('7 s', '1 min 35 s', '2 h 1 min')

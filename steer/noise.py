@@ -187,7 +187,7 @@ def _rows(
     rows: tuple[int, int],
     dtype: torch.dtype,
 ) -> Tensor:
-    """Draw rows first to last of an endless table, in whole blocks, (last - first, *event)."""
+    """Return rows first to last of an infinite table of random numbers, (last - first, *event)."""
     block = max(1, 1024 // math.prod(event))
     first, last = rows[0] // block, math.ceil(rows[1] / block)
     blocks = [

@@ -76,7 +76,7 @@ class OneTime(FlowMap):
         if not 0 < first < 1:
             raise ValueError(f"first must be between 0 and 1, got {first}")
         self.network: nn.Module | None = network if isinstance(network, nn.Module) else None
-        self._function = None if self.network is not None else network  # registered once
+        self._function = None if self.network is not None else network  # registered only once
         self._encode, self._condition = encode_prompts, cast(Tensor | None, None)
         self.path, self.event_shape, self.predicts = path, tuple(event_shape), predicts
         self.steps, self.first, self.churn = steps, first, churn
@@ -134,16 +134,15 @@ class OneTime(FlowMap):
         if self.predicts == "velocity":
             return self._predict(x, as_time(t))
         t = as_time(t).clamp(max=1 - 1e-4)  # alpha is 0 at the end
-        (alpha, beta), (alpha_dot, beta_dot) = self.path(t), self.path.derivative(t)
-        d = self.denoise(x, t)
-        return like(alpha_dot / alpha, x) * (x - like(beta, x) * d) + like(beta_dot, x) * d
+        return self.path.velocity_of(x, self.denoise(x, t), t)
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return `X(s,t,x)` by steps with a constant denoiser: exactly x for s = t."""
         count = self.calls("jump", s, t)
         s, t = as_time(s), as_time(t)
         for k in range(count):
-            x = self._hold(x, s + (t - s) * (k / count), s + (t - s) * ((k + 1) / count))
+            now, then = s + (t - s) * (k / count), s + (t - s) * ((k + 1) / count)
+            x = self.path.carried(x, self.denoise(x, now), now, then)
         return x
 
     def calls(self, name: str, *times: Time) -> int:
@@ -155,9 +154,6 @@ class OneTime(FlowMap):
             return int(far > 0)
         return math.ceil(far * self.steps - 1e-6)
 
-    def _hold(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        (alpha_s, beta_s), (alpha_t, beta_t) = self.path(s), self.path(t)
-        stay = s == t
-        ratio = torch.where(stay, 1.0, alpha_t / torch.where(alpha_s == 0, 1.0, alpha_s))
-        d = self.denoise(x, s)
-        return like(ratio, x) * x + like(beta_t - ratio * beta_s, x) * d
+    def reuses(self, s: Time, t: Time) -> bool:
+        """Return whether the jump is one step."""
+        return self.calls("jump", s, t) <= 1

@@ -1,8 +1,8 @@
-"""Numbers of the host on a device, and times for the rows of a batch, without waiting for it.
+"""Copy numbers from the host to a device, and make times for rows, without waiting.
 
-A copy from ordinary memory, a scalar that is read, or a mask that picks rows makes the host wait
-until the device has finished all queued work; then it stands idle until the host has caught up. A
-step of a sampler does so once, where it must decide (`steer.guidance.checks`).
+A copy from pageable memory, a scalar that is read, or a mask that selects rows makes the host wait
+until the device has finished all queued work. The device is then idle until the host has caught
+up. A step of a sampler waits only once, where it must decide (`steer.guidance.checks`).
 """
 
 import torch
@@ -13,7 +13,7 @@ from steer.path import Time, as_time
 __all__ = ["onto", "row_times"]
 
 PINNED = ("cuda", "xpu")
-"""Devices that copy from pinned memory while the host goes on."""
+"""Devices that copy from pinned memory asynchronously."""
 
 
 def onto(values: Tensor, device: torch.device | str | None) -> Tensor:
@@ -21,7 +21,7 @@ def onto(values: Tensor, device: torch.device | str | None) -> Tensor:
 
     Args:
         values: numbers, anywhere; they must not be changed afterwards.
-        device: where to. None: where they are.
+        device: the target device. None: where the values are.
     """
     if device is None or values.device == torch.device(device):
         return values
@@ -31,7 +31,7 @@ def onto(values: Tensor, device: torch.device | str | None) -> Tensor:
 
 
 def row_times(t: Time, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return a time for each row of x, (n,), where x is.
+    """Return a time for each row of x, (n,), on the device of x.
 
     Args:
         t: a float, or a tensor () or (n,); one number is filled in by the device itself.

@@ -73,11 +73,11 @@ class Path(ABC):
 
     @abstractmethod
     def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
-        """Return (alpha_t, beta_t), of the shape of `t`."""
+        """Return (alpha_t, beta_t), with the shape of `t`."""
 
     @abstractmethod
     def derivative(self, t: Time) -> tuple[Tensor, Tensor]:
-        """Return their time derivatives (alpha'_t, beta'_t), of the shape of `t`."""
+        """Return their time derivatives (alpha'_t, beta'_t), with the shape of `t`."""
 
     def interpolate(self, x_0: Tensor, x_1: Tensor, t: Time) -> Tensor:
         """Return `x_t = alpha_t x_0 + beta_t x_1`, theory (1), (n, *event)."""
@@ -110,6 +110,32 @@ class Path(ABC):
         (alpha, beta), (alpha_dot, beta_dot) = self(t), self.derivative(t)
         scale = alpha * beta_dot - alpha_dot * beta
         return like(alpha / scale, x) * b - like(alpha_dot / scale, x) * x
+
+    def carried(self, x: Tensor, d: Tensor, s: Time, t: Time) -> Tensor:
+        """Return x at s carried to t with a prediction d of the data: exactly x where s = t.
+
+        `x_t = (alpha_t / alpha_s) x_s + (beta_t - beta_s alpha_t / alpha_s) d`, which keeps the
+        noise that d leaves in x_s: Euler's step on the linear path, DDIM's on others (Song et al.
+        2021, arXiv 2010.02502).
+
+        Args:
+            x: points at s, (n, *event).
+            d: predictions of the data, (n, *event).
+            s: start.
+            t: end.
+        """
+        s, t = as_time(s), as_time(t)
+        (alpha_s, beta_s), (alpha_t, beta_t) = self(s), self(t)
+        ratio = torch.where(s == t, 1.0, alpha_t / torch.where(alpha_s == 0, 1.0, alpha_s))
+        return like(ratio, x) * x + like(beta_t - ratio * beta_s, x) * d
+
+    def velocity_of(self, x: Tensor, d: Tensor, t: Time) -> Tensor:
+        """Return `b = (alpha'/alpha) (x - beta d) + beta' d`, (n, *event), for t < 1.
+
+        The inverse of `denoised`.
+        """
+        (alpha, beta), (alpha_dot, beta_dot) = self(t), self.derivative(t)
+        return like(alpha_dot / alpha, x) * (x - like(beta, x) * d) + like(beta_dot, x) * d
 
     def score(self, x: Tensor, d: Tensor, t: Time) -> Tensor:
         """Return `s_t(x) = -(x - beta D) / alpha²`, theory (5), for the denoiser d at (x, t)."""

@@ -1,4 +1,4 @@
-"""Pictures as files: 8 bits a channel, captioned grids and contact sheets, written whole."""
+"""Pictures as files with 8 bits per channel, captioned grids and contact sheets."""
 
 import io
 from bisect import bisect_right
@@ -17,17 +17,17 @@ Row = tuple[str, Tensor, Sequence[str]]
 """A row of a grid: its title, images (n, 3, h, w) and a caption for each."""
 
 WIDEST = 1200
-"""Titles are cut to this many pixels, or to the pictures below them where those are wider."""
+"""Titles are truncated to this many pixels, or to the pictures below them if those are wider."""
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """Turn an image (3, h, w), nominally in [0, 1], into 8 bits: clamped here, and only here."""
+    """Convert an image (3, h, w), nominally in [0, 1], to 8 bits; it is clamped only here."""
     pixels = image.detach().float().clamp(0, 1).mul(255).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a picture as a PNG, atomically; its folder is made."""
+    """Write a picture as a PNG, atomically; its folder is created."""
     data = io.BytesIO()
     image.save(data, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +73,9 @@ def captioned_grid(rows: Sequence[Row], size: int = 96) -> Image.Image:
 
 
 def _fitted(image: Image.Image, size: int) -> Image.Image:
-    """Return a picture in a square of this side, its own shape kept.
+    """Return a picture fitted into a square of this side, with its aspect ratio kept.
 
-    A small one is enlarged by a whole factor, so that each of its pixels is a square.
+    A small picture is enlarged by a whole factor, so that each of its pixels is a square.
     """
     scale = size / max(image.size)
     scale = int(scale) if scale >= 1 else scale
@@ -108,8 +108,8 @@ def contact_sheet(
 
     Args:
         images: nominally in [0, 1].
-        captions: one a picture; an empty one means that there was no prompt.
-        columns: pictures in a row.
+        captions: one per picture; an empty one means that there was no prompt.
+        columns: pictures per row.
         size: the side of a picture in pixels.
     """
     texts = [caption or "(no prompt)" for caption in captions]
@@ -121,7 +121,7 @@ def contact_sheet(
 def _wrapped(
     text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int
 ) -> list[str]:
-    """Return a caption on one line, or on two, broken between words; the second is cut."""
+    """Return a caption on one or two lines, broken between words; the second line is truncated."""
     words = " ".join(text[: 2 * width].splitlines())
     first = _cut(words, font, width)
     if first == words:
@@ -133,9 +133,9 @@ def _wrapped(
 
 
 def _cut(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
-    """Return the text on one line, as much of it as `width` pixels hold.
+    """Return the text on one line, truncated to `width` pixels.
 
-    No letter is narrower than a pixel, so what is longer is cut before anything is measured.
+    No letter is narrower than a pixel, so a longer text is truncated before it is measured.
     """
     text = " ".join(text[: width + 1].splitlines())
     lengths = range(len(text) + 1)

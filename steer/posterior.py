@@ -62,7 +62,7 @@ def glass(flow: FlowMap, x: Tensor, t: Time, noise: Tensor, steps: int = 6) -> T
     Raises:
         ValueError: fewer than two steps.
     """
-    count("steps", steps, 2)  # the first finds the mean alone
+    count("steps", steps, 2)  # the first only computes the mean
     t = as_time(t)
     alpha, beta = flow.path(t)
     r = torch.hypot(alpha, beta)
@@ -77,14 +77,14 @@ def glass(flow: FlowMap, x: Tensor, t: Time, noise: Tensor, steps: int = 6) -> T
     inner = time_at(flow.path, torch.stack(angles))
 
     def carry(u: Tensor, mean: Tensor, slope: Tensor, f: float, g: float) -> Tensor:
-        """Carry U from angle f to g, its mean linear in the sine."""
+        """Integrate U from angle f to g, with the mean linear in the sine."""
         ratio = math.cos(g) / math.cos(f) if g < math.pi / 2 else 0.0
         gain = math.sin(g) - ratio * math.sin(f)
         return ratio * u + gain * mean + (1 - ratio - math.sin(f) * gain) * slope
 
     m = flow.denoise(x, t)
     start, mean = scale * noise, torch.zeros_like(x)
-    u = carry(start, mean, start, grid[0], grid[1])  # as for data N(0, I)
+    u = carry(start, mean, start, grid[0], grid[1])  # as for N(0, I) data
     for k in range(1, steps):
         f = grid[k]
         view = math.cos(f) ** 2 * share * x + math.sin(f) ** 2 * m + math.sin(f) * u
@@ -114,7 +114,7 @@ def glass_velocity(flow: FlowMap, u: Tensor, r: Time, x: Tensor, t: Time) -> Ten
     end = r == 1
     r = torch.where(end, 0.5, r)  # rows at the end are replaced below
     alpha, beta = flow.path(t)
-    # p, times (α (1-r))², which may be 0: then D_0 is the data's mean, whatever it is asked at
+    # p times (α (1-r))², which may be 0: then D_0 is the data's mean at any state
     by_u, by_x, rest = r * alpha, (1 - r) * beta, (1 - r) * alpha
     root, angle = torch.hypot(by_u, by_x), torch.atan2(by_u, by_x)
     later = time_at(flow.path, torch.atan2(root, rest))
@@ -125,7 +125,7 @@ def glass_velocity(flow: FlowMap, u: Tensor, r: Time, x: Tensor, t: Time) -> Ten
 
 
 def _fitting(x: Tensor, u: Tensor, *times: Time) -> list[Tensor]:
-    """Return times as tensors () or (n,); raise where one does not fit x (n, *event), or u."""
+    """Return times as tensors () or (n,), or raise an error if one does not fit x or u."""
     if x.ndim < 2 or u.shape != x.shape:
         shapes = f"{tuple(x.shape)}, inner states of {tuple(u.shape)}"
         raise ValueError(f"states x of shape {shapes}: give (n, *event), one inner state a row")
@@ -138,14 +138,14 @@ def _fitting(x: Tensor, u: Tensor, *times: Time) -> list[Tensor]:
 
 
 def _picks(where: Tensor, x: Tensor) -> Tensor:
-    """Shape a truth () or (n,) so that it picks rows of x."""
+    """Shape a mask () or (n,) so that it selects rows of x."""
     return where.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _copies(
     x: Tensor, t: Time, n: int, generator: Generator | None, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return m rows n times each, (m n, *event), prompt-major as x is, their times, and noise."""
+    """Repeat m rows n times each, (m n, *event), in the order of x, with times and noise."""
     (time,) = _fitting(x, x, t)
     if not bool(((time >= 0) & (time <= 1)).all()):
         raise ValueError(f"t must be in [0, 1], got {time.tolist()}")

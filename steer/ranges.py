@@ -1,4 +1,4 @@
-"""Numbers that are refused at the door: what is out of range, infinite or not a number."""
+"""Checks of numerical arguments: out of range, infinite, or not a number."""
 
 import math
 import operator
@@ -21,10 +21,10 @@ __all__ = [
 
 
 def number(name: str, value: Any) -> float:
-    """Return what is a number.
+    """Return a value if it is a number.
 
     Raises:
-        ValueError: it is none, a text or a list for instance.
+        ValueError: it is not a number, but for instance a text or a list.
     """
     try:
         math.isfinite(value)
@@ -37,7 +37,7 @@ def finite(name: str, value: float) -> float:
     """Return a number that is neither infinite nor NaN.
 
     Raises:
-        ValueError: it is; the message names it.
+        ValueError: it is infinite or NaN; the message names it.
     """
     if not math.isfinite(number(name, value)):
         raise ValueError(f"{name} must be a finite number, got {value}")
@@ -78,10 +78,10 @@ def within(name: str, value: float, low: float, high: float) -> float:
 
 
 def between(name: str, value: float, low: float, high: float) -> float:
-    """Return a number in (low, high), neither of the two.
+    """Return a number in (low, high), excluding both ends.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is outside, or NaN.
     """
     if not low < number(name, value) < high:
         raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
@@ -89,10 +89,10 @@ def between(name: str, value: float, low: float, high: float) -> float:
 
 
 def count(name: str, value: Any, least: int = 1) -> int:
-    """Return a whole number that is at least so much.
+    """Return a whole number that is at least `least`.
 
     Raises:
-        ValueError: it is less, or no whole number.
+        ValueError: it is less, or not a whole number.
     """
     try:
         whole = operator.index(value)
@@ -124,7 +124,7 @@ def symmetric(name: str, matrices: Tensor) -> Tensor:
     """Return matrices (..., d, d) that equal their transposes, to rounding.
 
     Raises:
-        ValueError: one does not; the message says where it is most off.
+        ValueError: one does not; the message says where the difference is largest.
     """
     off = (matrices - matrices.mT).abs()
     if float(off.max()) > 1e-5 * float(matrices.abs().max()):

@@ -1,4 +1,4 @@
-"""Several processes on one population: each calls the network for its share of the particles.
+"""Several processes for one population: each calls the network for its share of the particles.
 
 All processes hold the whole population, use the same keyed noise and make the same run. For
 network and reward calls each process computes only its own particles, and the results are
@@ -26,18 +26,18 @@ class Fabric(Protocol):
 
     @property
     def global_rank(self) -> int:
-        """This process's number."""
+        """The index of this process."""
 
     @property
     def world_size(self) -> int:
-        """How many there are."""
+        """The number of processes."""
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of this process."""
 
     def all_gather(self, data: Any) -> Any:
-        """Return a tensor of each process, (world_size, ...)."""
+        """Gather a tensor from all processes, (world_size, ...)."""
 
 
 class Ranks:
@@ -82,30 +82,30 @@ class Ranks:
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """The device of this process."""
         return self.fabric.device
 
     @staticmethod
     def of_run() -> "Ranks | None":
-        """Return the processes of the run that is going on, where there are several.
+        """Return the processes of the current run, if there are several.
 
-        None within a share: that is this process's alone.
+        None within a share, which belongs to this process only.
         """
         ranks = _RANKS.get()
         several = ranks is not None and ranks.count > 1 and _SHARE.get() is None
         return ranks if several else None
 
     def bounds(self, n: int, rank: int | None = None) -> tuple[int, int]:
-        """Return the first of a process's n rows, and one past the last: none, where k > n."""
+        """Return the first of a process's n rows and one past its last; equal if it has none."""
         rank = self.rank if rank is None else rank
         return rank * n // self.count, (rank + 1) * n // self.count
 
     def each(self, f: Callable[[int, int], T], n: int, prompts: int) -> list[T]:
-        """Call `f(first, last)` for this process's rows of n, and return what all have found.
+        """Call `f(first, last)` for this process's rows of n; return the results of all processes.
 
         Args:
-            f: returns a tensor, or what has tensors and a `map` as `Evaluation` does: rows of the
-                prompts, prompt-major, (p * (last - first), ...).
+            f: returns a tensor, or an object with tensors and a `map` like `Evaluation`: rows of
+                the prompts, prompt-major, (p * (last - first), ...).
             n: rows of each prompt.
             prompts: p.
 
@@ -113,7 +113,7 @@ class Ranks:
             The parts, in order of their rows.
         """
         first, last = self.bounds(n)
-        spare = first == last  # more processes than rows: it does what another does, unheard
+        spare = first == last  # more processes than rows: its result is not used
         if spare:
             first, last = (n - 1, n) if n else (0, 0)
         token = _SHARE.set(Share(Fraction(n, max(1, last - first)), spare))
@@ -143,7 +143,7 @@ class Ranks:
         return [part(i) for i in range(len(columns[0]))]
 
     def _gathered(self, values: Tensor, prompts: int, most: int, n: int) -> list[Tensor]:
-        """Return each process's rows, those of n that it was to find."""
+        """Gather the rows of each process, without padding."""
         if values.requires_grad:
             raise RuntimeError(
                 "gradients do not pass from one process to another: take them where the network "
@@ -158,7 +158,7 @@ class Ranks:
         return [every[r][:, :m].flatten(0, 1) for r, m in enumerate(sizes) if m]
 
     def _all(self, values: Tensor) -> Tensor:
-        """Return the tensors of all processes, (k, ...)."""
+        """Gather the tensors of all processes, (k, ...)."""
         try:
             return self.fabric.all_gather(values)
         except torch.OutOfMemoryError:
@@ -171,7 +171,7 @@ class Ranks:
             ) from error
 
     def total(self, value: Tensor) -> Tensor:
-        """Return the sum over the processes of a number that each has counted for its own rows."""
+        """Return the sum over processes of a number that each has counted for its own rows."""
         return self._all(value.reshape(1)).sum()
 
     def agree(self, *values: Tensor) -> None:
@@ -198,11 +198,11 @@ def _sum(values: Tensor) -> Tensor:
 
 
 class Share:
-    """What part of a call's rows is a process's.
+    """The share of a call's rows that a process computes.
 
     Args:
-        whole: all rows over its own.
-        spare: whether others find the same, so that nothing of it counts.
+        whole: ratio of all rows to its own.
+        spare: whether other processes compute the same rows, so that its calls do not count.
     """
 
     def __init__(self, whole: Fraction, spare: bool) -> None:
@@ -214,15 +214,16 @@ _SHARE: ContextVar[Share | None] = ContextVar("share", default=None)
 
 
 def counted(rows: int) -> Any:
-    """Return how many rows a call stands for: all processes', where this one calls for its own.
+    """Return how many rows a call counts as: those of all processes, if this one calls its share.
 
-    A fraction, exact: the sum over the micro-batches of a call is its whole number of rows.
+    It is an exact fraction: summed over the micro-batches of a call it gives its whole number of
+    rows.
     """
     share = _SHARE.get()
     return rows if share is None else rows * share.whole
 
 
 def idle() -> bool:
-    """Return whether this process finds what another finds as well."""
+    """Return whether this process only computes rows that another process also computes."""
     share = _SHARE.get()
     return share is not None and share.spare

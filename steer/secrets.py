@@ -1,11 +1,11 @@
-"""Passwords and tokens in a reward's text: never in files or messages."""
+"""Keep passwords and tokens in a reward's text out of files and messages."""
 
 import re
 
 __all__ = ["HIDDEN", "SECRET", "redacted"]
 
 HIDDEN = "<hidden>"
-"""What stands for a secret. Where a token is asked for, it counts as none that is given."""
+"""The replacement of a secret. As the value of a token it counts as no token."""
 
 _KEY = r"(?:token|password|passwd|pwd|secret|(?:api|access|auth)_?key)"
 _QUOTED = r"'[^']*'|\"[^\"]*\""
@@ -20,7 +20,7 @@ _BEARER = re.compile(r"(?i)(?P<key>\bbearer\s+)[^\s,'\"]+")
 
 
 def redacted(text: str) -> str:
-    """Return a text with its secrets hidden: values of token= and the like, users in URLs.
+    """Return a text with its secrets hidden: values of token= and similar options, users in URLs.
 
     >>> redacted("0.5*remote:url=http://me:pw@localhost:80,token=abc + clip")
     '0.5*remote:url=http://<hidden>@localhost:80,token=<hidden> + clip'

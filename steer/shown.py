@@ -1,4 +1,4 @@
-"""What shows itself in a notebook: HTML with pictures inside, and a run's folder that does so."""
+"""Display in a notebook: HTML with embedded pictures, and a run folder that displays itself."""
 
 import base64
 import html
@@ -10,14 +10,14 @@ from PIL import Image
 __all__ = ["Report", "page", "picture", "table"]
 
 WIDEST, MOST = 900, 400_000
-"""Pictures are shown at most so many pixels wide, and with at most so many bytes."""
+"""Maximum width in pixels, and maximum size in bytes, of displayed pictures."""
 
 
 def picture(image: Image.Image) -> str:
-    """Return an `<img>` that holds a picture, smaller where it is large.
+    """Return an `<img>` with an embedded picture, scaled down if it is large.
 
     Args:
-        image: any; it is not changed.
+        image: any picture; it is not changed.
     """
     image = image.convert("RGB")
     width = min(image.width, WIDEST)
@@ -33,7 +33,7 @@ def picture(image: Image.Image) -> str:
 
 
 def table(markdown: str) -> str:
-    r"""Return a table of a Markdown text as HTML; what is around it is left out.
+    r"""Return the table in a Markdown text as HTML, without the text around it.
 
     >>> table("| a | b |\n|---|---|\n| 1 | <2> |")
     '<table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>&lt;2&gt;</td></tr></table>'
@@ -50,7 +50,7 @@ def table(markdown: str) -> str:
 
 
 def page(title: str, *parts: str) -> str:
-    """Return a title, which is escaped, and parts, which are HTML, under each other."""
+    """Return HTML of a title, which is escaped, followed by parts, which are HTML already."""
     return "".join(f"<div>{part}</div>" for part in (f"<b>{html.escape(title)}</b>", *parts))
 
 

@@ -1,4 +1,4 @@
-"""Contracts that flows should keep: inherit the one of your kind in your tests.
+"""Contracts that flows should satisfy: inherit the one for your kind of flow in your tests.
 
     from steer.testing import FlowMapContract  # or OneJumpContract, VelocityContract
 
@@ -22,18 +22,18 @@ __all__ = ["Corrected", "FlowMapContract", "OneJumpContract", "VelocityContract"
 
 
 class _Contract:
-    """What flows of every kind keep; `n` rows a test."""
+    """The contract of all kinds of flows; each test uses `n` rows."""
 
     n = 6
     tolerance = 1e-5
-    """How far results may differ between ways to say the same (batches, kinds of times)."""
+    """Tolerance between equivalent calls (batches, kinds of times)."""
 
     def create_flow(self) -> FlowMap:
         """Return the flow under test."""
         raise NotImplementedError("abstract: return your flow map")
 
     def points(self, flow: FlowMap, t: float) -> Tensor:
-        """Return n points at time t, (n, *event), in the flow's precision: noise carried there."""
+        """Return n points at time t, (n, *event), in the flow's precision: noise carried to t."""
         source, dtype = torch.Generator().manual_seed(0), noise_dtype(flow)
         x = torch.randn(self.n, *flow.event_shape, generator=source, dtype=dtype)
         with torch.no_grad():
@@ -92,6 +92,19 @@ class _Contract:
         self.at_most("velocity from the denoiser", self.error(slope, flow.velocity(x, t)), 1e-3)
         score = self.error(-noise / alpha, flow.score(x, t))
         self.at_most("score from the denoiser", score, 1e-3)
+
+    def test_what_is_reused_is_the_jump(self) -> None:
+        """Where `reuses(s, t)`, jump and lookahead follow from the denoiser at (x, s)."""
+        flow = self.create_flow()
+        for s, t in ((0.25, 0.5), (0.5, 0.53), (0.5, 1.0)):
+            if not flow.reuses(s, t):
+                continue
+            x = self.points(flow, s)
+            stepped = flow.path.carried(x, flow.denoise(x, s), s, t)
+            self.at_most(
+                f"jump from {s} to {t} by the denoiser, which reuses() promises",
+                self.error(stepped, flow.jump(x, s, t)), 10 * self.tolerance,
+            )  # fmt: skip
 
     def test_kinds_of_times(self) -> None:
         """A float, a scalar tensor and one time per row give the same result."""

@@ -1,4 +1,4 @@
-"""Run a Python file of a user's, named as `file.py:Name`, so that it may import its neighbours."""
+"""Run a user's Python file, named as `file.py:Name`, so that it can import its neighbours."""
 
 import importlib.util
 import sys
@@ -13,7 +13,7 @@ from steer.names import hint
 __all__ = ["from_file", "split_place"]
 
 _FOLDERS: list[str] = []
-"""The folders of files that were run."""
+"""The folders of files that have been run."""
 
 
 def split_place(text: str) -> tuple[Path, str] | None:
@@ -27,10 +27,10 @@ def split_place(text: str) -> tuple[Path, str] | None:
 
 
 def from_file(file: Path, name: str) -> Any:
-    """Run a Python file and return what it calls `name`.
+    """Run a Python file and return the object `name` of it.
 
-    Its folder comes first among those that imports look in, as with `python file.py`, while it
-    runs, and last from then on.
+    Its folder is first in the import path while it runs, as with `python file.py`, and last
+    afterwards.
 
     Raises:
         FileNotFoundError: no such file.
@@ -48,15 +48,15 @@ def from_file(file: Path, name: str) -> Any:
         spec.loader.exec_module(module)
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
-        raise ValueError(
-            f"{file} defines no {name!r}: {hint(name, public)}It has {', '.join(public)}"
-        )
+        near = hint(name, public)
+        has = f"{near}It has {', '.join(public)}" if public else "it defines no public names"
+        raise ValueError(f"{file} defines no {name!r}: {has}")
     return getattr(module, name)
 
 
 @contextmanager
 def _neighbours(file: Path) -> Iterator[None]:
-    """Let a file import what lies beside it, and not what another file had beside it."""
+    """Let a file import modules of its own folder, and not those of another file's folder."""
     folder = str(file.parent)
     for near in python_files(file)[1:]:
         loaded = getattr(sys.modules.get(near.stem), "__file__", None)

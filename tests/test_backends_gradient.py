@@ -298,3 +298,20 @@ def quiet():
 
 def test_every_flow_is_one():
     assert all(isinstance(flow(name), PipelineFlow) for name in FAMILIES)
+
+
+def test_a_block_s_own_forward_is_there_afterwards(monkeypatch):
+    """Hooks of other libraries put a forward on the instance."""
+    from steer.backends import recomputing
+
+    blocks = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+    model = torch.nn.Module()
+    model.blocks = blocks
+    monkeypatch.setitem(recomputing.BLOCKS, "Module", "blocks")
+    own = blocks[0].forward = lambda x: torch.nn.Linear.forward(blocks[0], x) + 1
+    x = torch.ones(1, 2, requires_grad=True)
+    wanted = blocks[0](x)
+    with recomputing.by_block(model):
+        assert torch.equal(blocks[0](x), wanted)
+    assert blocks[0].forward is own
+    assert "forward" not in vars(blocks[1])

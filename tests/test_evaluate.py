@@ -200,3 +200,55 @@ def test_two_processes_measure_what_one_does(measured, tmp_path):
     assert {**made, "seconds": 0} == {**one, "seconds": 0}
     assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in folder.iterdir()}
     assert not list(tmp_path.glob(".run*"))
+
+
+def shares(monkeypatch, second):
+    """Evaluate parts that take no time: the first says its paths, the second is `second`."""
+    monkeypatch.setattr(recipes.evaluate.fashion_data, "load", lambda *_: None)
+    monkeypatch.setattr(recipes.evaluate, "Judge", lambda folder: None)
+    monkeypatch.setattr(recipes.evaluate, "show_classes", lambda metrics: None)
+
+    def parts(flow, posterior, data, judge, kernel, paths, out):
+        return [lambda: {"paths of the first": paths}, lambda: second(kernel, paths)]
+
+    monkeypatch.setattr(recipes.evaluate, "class_parts", parts)
+
+
+def test_parts_of_other_settings_are_not_taken_and_not_deleted(monkeypatch, tmp_path):
+    def stopped(kernel, paths):
+        raise KeyboardInterrupt
+
+    sizes = dict.fromkeys(("repeats", "pictures", "bindings", "breadth", "samples"), 1)
+    given = {"model": "fashion", "out": tmp_path / "run", "kernel": 1, **sizes}
+    shares(monkeypatch, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(paths=2, **given)
+    shares(monkeypatch, lambda kernel, paths: {"rows": kernel})
+    with pytest.raises(FileExistsError, match=r"other settings.*paths.*--overwrite"):
+        evaluate(paths=16, **given)
+    whole = evaluate(paths=2, **given)
+    assert whole["paths of the first"] == 2
+    shares(monkeypatch, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(paths=2, **given)
+    shares(monkeypatch, lambda kernel, paths: {"rows": kernel})
+    assert evaluate(paths=16, overwrite=True, **given)["rows"] >= 16  # as many as paths
+
+
+def test_a_full_disk_at_the_end_keeps_what_was_measured(monkeypatch, tmp_path):
+    calls = []
+
+    def second(kernel, paths):
+        calls.append(paths)
+        return {}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    shares(monkeypatch, second)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes.evaluate, "write_atomically", full)
+        with pytest.raises(OSError, match="No space"):
+            evaluate("fashion", tmp_path / "run", paths=2)
+    evaluate("fashion", tmp_path / "run", paths=2)
+    assert calls == [2]

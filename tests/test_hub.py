@@ -217,3 +217,15 @@ def test_a_judge_and_a_model_of_our_own_format(hub, monkeypatch):
         assert torch.equal(*found)
         offline(hub, monkeypatch)
     assert hub.asked == []
+
+
+def test_what_is_wrong_on_this_machine_is_not_blamed_on_the_network():
+    full = OSError(28, "No space left on device")
+    told = names.explained(full, "owner/name", "config.json")
+    assert type(told) is OSError
+    assert "HF_HOME" in str(told)
+    assert "No space left" in str(told)
+    wrong = huggingface_hub.errors.HFValidationError("Repo id must use alphanumeric chars")
+    told = names.explained(wrong, "owner/--name", "config.json")
+    assert isinstance(told, ValueError)
+    assert "'owner/--name' is not the name of a repository" in str(told)

@@ -223,6 +223,9 @@ def test_a_rule_of_the_pair_follows_the_teacher_that_the_diagonal_has(name, mlp)
     teacher = copy.deepcopy(mlp)
     assert MapObjective(build(name), teacher, guidance=3.0).rule.field == "teacher"
     assert MapObjective(build(name), guidance=3.0).rule.field == "conditional"
+    rule = build(name)
+    MapObjective(rule, teacher)
+    assert MapObjective(rule).rule.field == "conditional"  # the caller's rule is as it was
     told = MapObjective(build(name, {"velocity": "conditional"}), teacher, guidance=3.0)
     x, slope, t = torch.randn(2, 2), torch.randn(2, 2), torch.tensor([0.3, 0.6])
     for p in mlp.parameters():

@@ -1,5 +1,6 @@
 """Plots: their legend, axes and colours; a run's plots drawn again; the film of a run."""
 
+import contextlib
 import io
 import json
 import sys
@@ -10,11 +11,14 @@ import torch
 from PIL import Image, ImageChops, ImageStat
 
 import steer
+from recipes import films
 from recipes.cli import main
 from recipes.figures import Estimate
+from recipes.partial import Partial
 from recipes.plots import charts, style
 from recipes.plots.charts import Point, legend_of, methods
 from recipes.plots.compared import plot_compared
+from steer.film import animation, movie
 
 LABELS = ("network calls a picture", "reward: clip")
 
@@ -231,6 +235,38 @@ def test_a_film_shows_the_lookahead(flow):
     x, t = seen[1]
     expected = flow.decode(flow.given(["fox"]).lookahead(x, t)).clamp(0, 1)
     assert torch.equal(film.frames[1].images, (expected * 255).round().byte())
+
+
+@pytest.mark.parametrize("make", [animation, movie])
+@pytest.mark.parametrize("milliseconds", [0, -5, float("nan")])
+def test_a_time_that_is_none_is_refused(make, milliseconds):
+    with pytest.raises(ValueError, match=r"milliseconds must be (above zero|a number)"):
+        make({}, milliseconds)
+
+
+def test_a_film_without_an_encoder_is_a_gif(flow, tmp_path, monkeypatch, capsys):
+    class Cannot:
+        class FFmpegError(Exception):
+            pass
+
+        @staticmethod
+        def open(*_, **__):
+            return contextlib.nullcontext(Cannot)
+
+        @staticmethod
+        def add_stream(*_):
+            raise ValueError("encoder not found")
+
+    monkeypatch.setitem(sys.modules, "av", Cannot)
+    monkeypatch.setattr(films, "find_spec", lambda name: name)
+    film = steer.Film(flow, "fox", particles=2)
+    steer.sample(flow, "brightness", "fox", 2, 2, "none", callback=film)
+    with Partial(tmp_path / "run", {"a": 1}) as partial:
+        reel = films.Reel(True, ["fox"])
+        reel.films["guided"] = film
+        reel.keep(partial)
+        assert sorted(films.files_of(partial, ["guided"])) == ["film.gif", "filmstrip.png"]
+    assert "cannot write H.264" in "".join(capsys.readouterr())
 
 
 def test_a_strip_and_an_animation(flow, tmp_path):

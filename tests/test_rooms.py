@@ -11,7 +11,7 @@ FILES = sorted((ROOT / "steer").rglob("*.py"))
 GROUND = {
     "batches", "catalogue", "doors", "exact", "files", "film", "flow", "hub", "identity", "lock",
     "names", "noise", "one_time", "onto", "path", "pictures", "posterior", "ranges", "ranks",
-    "reward", "secrets", "shown", "testing", "user_code",
+    "reward", "rows", "secrets", "shown", "testing", "user_code",
 }  # fmt: skip
 ARROWS = {
     "guidance": set(),

@@ -17,6 +17,8 @@ import steer
 from recipes.arguments import parse
 from recipes.studio import session
 from recipes.studio.ask import Ask, options_text
+from recipes.studio.command import TOKEN
+from recipes.studio.command import studio as open_studio
 from recipes.studio.fronts import adapters_of, scales_of
 from recipes.studio.guard import COOKIE, Guard
 from recipes.studio.jobs import start_of
@@ -146,7 +148,7 @@ def test_a_page_that_is_closed_while_it_shows_a_value_holds_no_turn(studio):
     assert next(shown) == 1  # and nobody asks for the next
     assert list(studio.run("after", ask(steps=1)))[-1][0] == "done"
     assert list(shown) == [2]
-    ended = studio.begun("g")
+    ended = studio.begun("g", "compare")
     studio.end("g")
     assert ended.is_set()
 
@@ -262,7 +264,59 @@ def test_who_may_come_in():
     assert status == 200
     assert b"HttpOnly" in headers[b"set-cookie"]
     assert answer(theirs, host="10.0.0.5:7860", cookie=f"{COOKIE}=secret")[0] == 200
-    assert answer(theirs, host="other.com", cookie=f"{COOKIE}=secret")[0] == 403
+    mine = {"cookie": f"{COOKIE}=secret"}
+    assert answer(theirs, host="evil.com")[0] == 401  # a name that resolves here has no cookie
+    for address in ("0.0.0.0", "::", "10.0.0.5"):
+        theirs = Guard(page, address, "secret")
+        assert (
+            answer(theirs, host="Studio.lan:7860", origin="http://Studio.lan:7860", **mine)[0]
+            == 200
+        )
+        behind = {"host": "127.0.0.1:7860", "origin": "https://studio.org", **mine}
+        assert answer(theirs, **behind)[0] == 403
+        assert answer(theirs, x_forwarded_host="studio.org", **behind)[0] == 200
+        assert answer(theirs, x_forwarded_host="evil.com", **behind)[0] == 403
+    assert answer(ours, host="evil.com", x_forwarded_host="127.0.0.1:7860")[0] == 403
+
+
+def test_a_request_that_cannot_be_read_is_refused():
+    for guard in (Guard(page, "127.0.0.1"), Guard(page, "0.0.0.0", "secret")):
+        assert answer(guard, host="[")[0] == 400
+        assert (
+            answer(guard, host="127.0.0.1", origin="http://[", cookie=f"{COOKIE}=secret")[0] == 403
+        )
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "query_string": b"token=\xff", "headers": [(b"host", b"a")]}
+    asyncio.run(Guard(page, "0.0.0.0", "secret")(scope, None, send))
+    assert sent[0]["status"] == 401
+
+
+def test_a_token_of_the_environment_is_needed_on_this_machine_too(tmp_path, monkeypatch):
+    import uvicorn
+
+    seen = []
+    for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "1")  # gradio sets them
+
+    class Server:
+        started = True
+
+        def __init__(self, config):
+            self.app = config.app
+
+        def run(self):
+            seen.append(self.app.token)
+
+    monkeypatch.setattr(uvicorn, "Server", Server)
+    monkeypatch.setenv(TOKEN, "secret")
+    open_studio("fashion", tmp_path)
+    monkeypatch.delenv(TOKEN)
+    open_studio("fashion", tmp_path)
+    assert seen == ["secret", None]
 
 
 def test_every_method_but_none_can_be_chosen(studio):
@@ -280,9 +334,9 @@ def test_what_the_studio_saved_is_read_back_as_it_was_asked(studio):
     assert found.ask == asked
     assert not found.lost
     assert "Steer makes these pictures again" in found.note
-    assert options_text(found.ask.options) == "{scale: 0.2, window: [0.0, 0.5], target: 5.0}" or (
-        found.ask.options == asked.options
-    )
+    shown = options_text(found.ask.options)
+    assert shown == "{scale: 0.2, target: 5.0, window: [0.0, 0.5]}"
+    assert ask(options=shown, steps=2) == asked
     assert len(shown_of(studio.root, place)) == 4
     with pytest.raises(ValueError, match="start `steer studio --model fashion`"):
         restored(studio.root, place, "emoji")

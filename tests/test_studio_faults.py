@@ -1,6 +1,7 @@
 """What a person may ask of the studio that is unusual or wrong, and what it answers."""
 
 import inspect
+import json
 import shlex
 import threading
 from types import SimpleNamespace
@@ -8,19 +9,24 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 import rewards
 import steer
 from recipes import defaults, inputs
 from recipes.arguments import parse
+from recipes.compare import compare as steer_compare
 from recipes.identity import config_text, settings_of
-from recipes.studio import compare_page, session, steer_page
+from recipes.studio import compare_page, session, steer_page, tune_page, tuning
 from recipes.studio.ask import Ask
 from recipes.studio.jobs import AHEAD, Job
 from recipes.studio.loading import Loading
 from recipes.studio.places import plain_reward
+from recipes.studio.restoring import restored
 from recipes.studio.session import Studio
+from recipes.studio.showing import heard, said
+from recipes.studio.tuning import readings
 from steer.reward import score
 
 
@@ -54,6 +60,13 @@ def compare(studio, *given):
     acts = {f.name: f.fn for f in whole.fns.values()}
     request = SimpleNamespace(session_hash="compare")
     return acts["run"](*given, request), lambda: acts["halt"](request)
+
+
+def tune(studio):
+    """What the Tune page does, by name."""
+    with gr.Blocks() as whole:
+        tune_page.page(studio)
+    return {f.name: f.fn for f in whole.fns.values()}
 
 
 def test_more_pictures_than_fit_in_one_group_are_counted_and_shown(studio):
@@ -313,3 +326,131 @@ def test_a_benchmark_s_steps_that_nobody_is_told_of_hold_nothing_up(studio):
             job.shown(event[1])
     assert told == 16 // 2
     assert len(job.seconds) == 16
+
+
+def test_a_learned_scale_is_of_its_own_run(studio):
+    """The second run's pictures are those of its own command, not scaled by the first one's."""
+    text = "normalised(brightness) + 0.5*normalised(sharpness)"
+    list(studio.run("scaled", ask(prompts="bag", reward=text)))
+    asked = ask(prompts="sandal", reward=text)
+    (done,) = [value for kind, value in studio.run("scaled", asked) if kind == "done"]
+    wanted = steer.sample(studio.flow, text, ["sandal"], progress=False, **asked.keywords)
+    assert torch.equal(done.images, wanted.images)
+    assert studio.fresh("brightness") is studio.reward("brightness")
+    assert studio.fresh(text) is not studio.reward(text)
+
+
+def test_a_row_of_the_compare_page_is_that_of_steer_compare(studio, tmp_path):
+    lines = ["none:steps=1,particles=4", "fmtt:steps=2,particles=4,keep=all,temperature=0.2",
+             "best-of-n:steps=1,particles=4"]  # fmt: skip
+    run, _ = compare(studio, "bag", "brightness", "\n".join(lines), 0)
+    rows = list(run)[-1][0]
+    made = steer_compare(
+        "fashion", reward="brightness", prompts="bag", methods=lines, seeds=1, out=tmp_path / "o"
+    )
+    figures = json.loads((made / "figures.json").read_text())["methods"]
+    for label, calls, reward, judged, _ in rows:
+        there = figures[label]
+        assert reward == pytest.approx(torch.tensor(there["reward"]).mean().item(), abs=6e-4)
+        assert judged == pytest.approx(torch.tensor(there["judge"]).mean().item(), abs=6e-4)
+        assert calls == pytest.approx(torch.tensor(there["nfe"]).mean().item(), abs=0.5)
+
+
+def test_pages_of_one_tab_are_stopped_each_by_its_own(studio):
+    first, front = studio.begun("one", "compare"), studio.begun("one", "tune")
+    studio.halt("one", "tune")
+    assert (first.is_set(), front.is_set()) == (False, True)
+    again = studio.begun("one", "compare")
+    assert first.is_set()
+    list(studio.run("one", ask(prompts="bag", steps=1)))
+    assert not again.is_set()  # Steer is another page
+    studio.end("one")
+    assert again.is_set()
+
+
+def test_particles_are_chosen_while_the_run_is_paused(studio):
+    job = Job(studio.flow, studio.reward("brightness"), ask(), None)
+    with pytest.raises(ValueError, match="press Pause first"):
+        job.go_on([0])
+    job.go_on()
+    job.end()
+
+
+def test_tune_neither_reads_nor_writes_through_links(studio, tmp_path):
+    outside, run = tmp_path / "outside", studio.root / "linked"
+    outside.mkdir()
+    run.mkdir()
+    (outside / "000001.png").touch()
+    (outside / "log").write_text("kept")
+    Image.new("RGB", (4, 4)).save(outside / "000001.png")
+    (outside / "readings.jsonl").write_text('{"step": 7}\n')
+    (run / "sheets").symlink_to(outside)
+    (run / "readings.jsonl").symlink_to(outside / "readings.jsonl")
+    (studio.root / ".linked.log").symlink_to(outside / "log")
+    acts = tune(studio)
+    line, plot, found, sheet, _ = acts["watch"]("linked", "")
+    assert "step 7" not in line
+    assert (plot, found, sheet) == (None, "", None)
+    said = acts["begin"]("linked", "brightness", "", "direct", 1, 1, 0.1)
+    assert "is a link" in said
+    assert (outside / "log").read_text() == "kept"
+
+
+def test_tune_says_which_number_is_none(studio):
+    begin = tune(studio)["begin"]
+    assert "steps: give a whole number" in begin("t", "brightness", "", "direct", None, 1, 0.1)
+    assert "steps: give a whole number" in begin("t", "brightness", "", "direct", 2.7, 1, 0.1)
+
+
+def test_a_reading_that_is_being_written_waits(tmp_path):
+    (tmp_path / "readings.jsonl").write_text('{"step": 1}\n{"ste')
+    assert readings(tmp_path) == [{"step": 1}]
+
+
+def test_a_reward_with_a_minus_is_no_option(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(tuning.subprocess, "Popen", lambda words, **_: begun.append(words))
+    tuning.Tunings().start(tmp_path / "run", {"reward": "-1*brightness", "steps": 3})
+    assert begun[0][-4:] == ["--reward=-1*brightness", "--steps=3", "--out", str(tmp_path / "run")]
+
+
+def test_damaged_scores_are_said_to_be(studio):
+    folder = studio.root / "damaged"
+    folder.mkdir()
+    config = {"reward": "brightness", "method": "none", "model": "fashion", "prompts_file": "x"}
+    (folder / "config.yaml").write_text(json.dumps(config))
+    for text in ('{"particle": 0}', "[1]", '{"particle'):
+        (folder / "scores.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=r"scores\.jsonl is damaged"):
+            restored(studio.root, folder, "fashion")
+
+
+def test_a_run_on_another_device_makes_other_pictures(studio):
+    asked = ask(prompts="bag")
+    assert "--device cuda" in asked.command("fashion", "o", "cuda")
+    assert "device='cuda'" in asked.python("fashion", "cuda")
+    folder = studio.root / "elsewhere"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(config_text(settings_of(asked.settings("fashion", "o"))))
+    assert not restored(studio.root, folder, "fashion").lost
+    assert restored(studio.root, folder, "fashion", "cuda").lost == {"device": None}
+    told = asked.settings("fashion", "o", "cuda")
+    (folder / "config.yaml").write_text(config_text(settings_of(told)))
+    assert restored(studio.root, folder, "fashion").lost == {"device": "cuda"}
+    assert not restored(studio.root, folder, "fashion", "cuda").lost
+
+
+def test_an_error_of_another_kind_is_shown_with_its_kind(caplog):
+    def broken():
+        raise KeyError("x")
+
+    assert "KeyError" in heard(broken, 0)()
+    assert "unexpected error" in caplog.text
+    assert "KeyError" not in said(ValueError("plain"))
+
+
+def test_a_model_without_pictures_is_refused():
+    flow = steer.GaussianMixture([[0.0, 0.0]], 1.0)
+    job = Job(flow, steer.LinearReward([1.0, 0.0]), ask(prompts="bag"), None)
+    with pytest.raises(ValueError, match="are no pictures"):
+        job.unguided()

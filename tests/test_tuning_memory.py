@@ -13,6 +13,7 @@ import steer
 from rewards.combine.normalised import Normalised
 from steer.adapters.inject import adapt
 from steer.flow import Wrapped
+from steer.objectives.batch import Objective
 from steer.objectives.table import TABLE, build
 from steer.reward import wrap
 from steer.tuning.module import RewardTuning
@@ -161,8 +162,26 @@ def test_rows_that_are_compared_are_not_parted(objective):
                 raise torch.OutOfMemoryError(OOM)
             return redness(images)
 
-    with pytest.raises(torch.OutOfMemoryError, match=r"compares the rows.*micro_batch=4"):
+    fewest = build(objective).group == 8
+    advice = "the fewest that this objective" if fewest else "micro_batch=4"
+    with pytest.raises(torch.OutOfMemoryError, match=f"compares the rows.*{advice}"):
         tune(tiny(), objective=objective, reward=Full(), batch_size=8)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_an_objective_of_one_s_own_is_parted_where_it_says_that_it_may_be(where):
+    class Own(Objective):
+        def forward(self, batch):
+            value = batch.score(batch.student.jump(batch.noise(), 0.0, 1.0))
+            return {"loss": -(value / value.detach().abs().max()).mean()}  # of the whole call
+
+    class Says(Own):
+        per_call = False
+
+    with pytest.raises(torch.OutOfMemoryError, match=r"does not say, by per_call.*micro_batch=4"):
+        tune(tiny(), objective=Own(), reward=Tight(4, where), batch_size=8)
+    with pytest.warns(UserWarning, match="going on with 4"):
+        tune(tiny(), objective=Says(), reward=Tight(4, where), batch_size=8)
 
 
 SCRIPT = f"""

@@ -98,6 +98,13 @@ def test_what_is_no_flow_is_refused(here, name, kind, words):
     assert words in str(caught.value)
 
 
+def test_a_file_without_public_names_says_so(tmp_path):
+    file = tmp_path / "empty.py"
+    file.write_text("_hidden = 1\n")
+    with pytest.raises(ValueError, match=r"defines no 'Toy': it defines no public names$"):
+        from_file(file, "Toy")
+
+
 def test_a_reward_imports_its_neighbours_at_once_and_later(here):
     images = torch.ones(1, 3, 4, 4)
     assert float(rewards.load("code/toy_flow.py:late")(images)) == 5.0

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.published [NAME...]`: published figures beside ours."""
+"""`python -m benchmarks.published [NAME...]`: published figures and ours."""
 
 import argparse
 from importlib import import_module
@@ -11,7 +11,7 @@ NAMES = ("damped", "das", "denoisers", "fmrg", "mfm", "ring")
 
 
 def main() -> None:
-    """Print the tables that are asked for."""
+    """Print the requested tables."""
     parser = argparse.ArgumentParser(description="Published figures beside ours.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
     names = parser.parse_args().names or NAMES

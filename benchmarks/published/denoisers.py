@@ -1,8 +1,8 @@
 """The perception-distortion knob of flow-map denoisers (arXiv 2606.19802), on their mixture.
 
 Two modes at (4.5, 3.5) and (3.5, 5.5), equal weights, standard deviation .35. From `x_s` the views
-`x̂_u = x_s + (1-s) (X(s,u,x_s) - x_s) / (u - s)` go from the denoiser, u = s, with the least mean
-square error, to the map's end, u = 1, whose law is the data's own.
+`x̂_u = x_s + (1-s) (X(s,u,x_s) - x_s) / (u - s)` go from the denoiser, u = s, which has the
+smallest mean square error, to the map's end, u = 1, which has the law of the data.
 """
 
 import torch

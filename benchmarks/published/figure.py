@@ -1,4 +1,4 @@
-"""`Figure`: a published number beside ours, and how samples are drawn for it."""
+"""`Figure`: a published number and ours, and how samples are drawn for it."""
 
 import math
 from collections.abc import Callable
@@ -30,14 +30,14 @@ Draw = Callable[[Tensor, Time, int, Generator], Tensor]
 
 
 class Figure(NamedTuple):
-    """A number that a publication, or a closed form, has, and ours.
+    """A number from a publication or a closed form, and ours.
 
     Attributes:
-        what: what it is of.
-        wanted: the number; None where none is public.
-        ours: what was found.
-        error: its standard error; None where it has none, as of quadrature.
-        source: "published", "closed form", or what else `wanted` is.
+        what: description of the number.
+        wanted: the number; None if it is not public.
+        ours: our number.
+        error: its standard error; None if it has none, for example by quadrature.
+        source: source of `wanted`: "published", "closed form" or another one.
     """
 
     what: str
@@ -84,7 +84,7 @@ def drawn(
     seed: int = 0,
     **options: Any,
 ) -> Tensor:
-    """Return n draws (n, d) of a method of the table, without weights."""
+    """Return n samples (n, d) by a method of the table, without weights."""
     x = torch.randn(n, *flow.event_shape, generator=seeded(seed))
     sampler = TABLE[method].build(flow, reward, None, temperature, step_times(steps), **options)
     *_, end = sampler.steps(x, seed)
@@ -117,7 +117,7 @@ def plugged_in(
     seed: int = 0,
     **options: Any,
 ) -> Tensor:
-    """Return n draws (n, d) by the ODE `b + c_t ∇V`, V estimated by posterior samples.
+    """Return n samples (n, d) by the ODE `b + c_t ∇V`, V estimated by posterior samples.
 
     `gradient` is that of `PosteriorValue`: of the reward, or none of it.
     """

@@ -8,8 +8,8 @@ guidance that ends at T by `exp(-2 λ σ (atan(((1 + σ²) T - 1) / σ) + atan(1
 - 2606.02884 compares it to the tilt on N(0, σ² I), a = (0, 2.5): σ² = .5, λ = 1, and 16, .1.
 - The transport toy is that of 2609.27033: base N(0, 1), `r = exp(-(y - 4.75)² / (2 2.25²))`. It
   prints .142 for the base, .367 for the exponential tilt and .617 for the transport optimum, at
-  λ = 7. The figures of guidance beside the optimum of `λ E r - ½ E ∫|u|² dt` are no
-  publication's, but an independent numerical solution of the same equation.
+  λ = 7. The reference figures of guidance beside the optimum of `λ E r - ½ E ∫|u|² dt` are not
+  published, but from an independent numerical solution of the same equation.
 """
 
 import math
@@ -122,7 +122,7 @@ def on_gaussians() -> list[Figure]:
 
 
 def figures() -> list[Figure]:
-    """Return the toys' figures, and guidance on the transport toy beside its optimum."""
+    """Return the toys' figures, and guidance on the transport toy compared with its optimum."""
     made = [
         *on_gaussians(),
         Figure("E r, base", PUBLISHED["base"], tilted(0)),

@@ -1,7 +1,7 @@
 """Flow-map trajectory tilting's ring of modes, with search (Sabour et al. 2025, 2511.22688).
 
-As in `benchmarks.toys`, by the lookahead, but at so many selections, at equal times, the 32
-particles with the highest reward of their lookahead go on, in 20 copies each.
+As in `benchmarks.toys`, guided by the lookahead, but with a number of selections at equally spaced
+times, which keep the 32 particles with the highest reward of their lookahead, in 20 copies each.
 """
 
 import math
@@ -40,7 +40,7 @@ def searched(
 
 
 def occupied(x: torch.Tensor) -> int:
-    """Return how many of the eight modes hold a hundredth of the particles or more."""
+    """Return how many of the eight modes have at least 1 % of the particles."""
     nearest = (torch.atan2(x[:, 1], x[:, 0]) / (math.pi / 4)).round().long() % 8
     return int((torch.bincount(nearest, minlength=8) >= 0.01 * len(x)).sum())
 

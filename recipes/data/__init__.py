@@ -1,1 +1,1 @@
-"""Data sets: each a module that builds its file once and loads it without the builder's tools."""
+"""Data sets, one per module, which builds its file once and loads it without the build tools."""

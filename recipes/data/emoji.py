@@ -1,7 +1,7 @@
 """The `emoji` data: about 320 concepts in four drawing styles, 32x32, with captions.
 
 `python -m recipes.data.emoji` renders them from their npm packages (it needs npm and resvg-py)
-into `emoji.npz`, which the repository carries: loading needs neither. See CREDITS.md.
+into `emoji.npz`, which is part of the repository; loading it needs neither. See CREDITS.md.
 
 >>> emoji = load()
 >>> emoji.rgba.shape[1:], len(emoji.labels) == len(emoji)
@@ -42,7 +42,7 @@ STYLES = {
     "fluent": "glossy 3d",
     "fluent flat": "flat fluent",
 }
-"""Set -> the words that pin its style; "flat" alone fits two sets."""
+"""Set -> the words that identify its style; "flat" alone fits two sets."""
 
 GROUPS = {"animals-nature": "animal", "food-drink": "food", "smileys-emotion": "face"}
 SUBGROUPS = {
@@ -73,7 +73,7 @@ DROPPED = """white flower; rosette; service dog; guide dog; front-facing baby ch
 kitchen knife; spoon; fork and knife; pouring liquid; wing; paw prints; pig nose; amphora;
 microbe; phoenix"""
 
-COLOURS = {  # name -> hue interval in degrees; grey levels and brown are told apart below
+COLOURS = {  # name -> hue interval in degrees; grey levels and brown are distinguished below
     "red": (345, 14),
     "orange": (14, 38),
     "yellow": (38, 68),
@@ -85,23 +85,23 @@ COLOURS = {  # name -> hue interval in degrees; grey levels and brown are told a
 
 
 def composite(rgba: np.ndarray) -> Tensor:
-    """Lay RGBA pictures (n, h, w, 4) uint8 on white -> (n, 3, h, w) float32 in [0, 1]."""
+    """Composite RGBA pictures (n, h, w, 4) uint8 on white -> (n, 3, h, w) float32 in [0, 1]."""
     x = torch.from_numpy(rgba).float() / 255
     return (x[..., :3] * x[..., 3:] + 1 - x[..., 3:]).permute(0, 3, 1, 2).contiguous()
 
 
 @dataclass(frozen=True)
 class Emoji:
-    """Pictures with their words, concept-major: picture i is concept i // 4 in style i % 4.
+    """Pictures and their words, by concept: picture i is concept i // 4 in style i % 4.
 
     Attributes:
         rgba: uint8 (n, 32, 32, 4), alpha not premultiplied.
-        labels: the concept's name, one a picture.
-        styles: style words, one a picture.
+        labels: the concept's name, one per picture.
+        styles: style words, one per picture.
         groups: animal, plant, food, drink or face.
-        subgroups: a word or two inside the group ("mammal", "fruit").
-        tags: further words, a list a picture.
-        held_out: bool (n,); the pairs that only the judge is trained on.
+        subgroups: one or two words for a subgroup ("mammal", "fruit").
+        tags: further words, one list per picture.
+        held_out: bool (n,), the pairs that only the judge is trained on.
     """
 
     rgba: np.ndarray
@@ -127,7 +127,7 @@ class Emoji:
 
     @property
     def train(self) -> Tensor:
-        """Indices of the pictures to train on."""
+        """Indices of the training pictures."""
         return (~self.held_out).nonzero()[:, 0]
 
     @property
@@ -141,9 +141,10 @@ class Emoji:
         return [_colours(picture) for picture in self.rgba]
 
     def captions(self, i: int, generator: torch.Generator) -> str:
-        """Draw a true caption of picture i, of random specificity; never empty.
+        """Sample a true caption of picture i, of random specificity; never empty.
 
-        From the label with its style (which pins the picture) down to a group or a colour alone.
+        It ranges from the label with its style (which identifies the picture) to only a group or a
+        colour.
         """
 
         def pick(words: list[str]) -> str:
@@ -214,7 +215,7 @@ def _colours(rgba: np.ndarray) -> list[str]:
 
 @cache
 def load(file: str | Path = FILE) -> Emoji:
-    """Load the data that the repository carries."""
+    """Load the data of the repository."""
     with np.load(file, allow_pickle=False) as data:
         meta = json.loads(data["meta"].tobytes())
         rgba, held_out = data["rgba"], torch.from_numpy(data["held_out"])
@@ -232,7 +233,7 @@ def load(file: str | Path = FILE) -> Emoji:
 
 # ------------------------------------------------------------------------------- the builder
 def _fetch(package: str, folder: Path, files: list[str]) -> dict[str, Any]:
-    """Read JSON files out of an npm package, which is downloaded without being installed."""
+    """Read JSON files from an npm package, which is downloaded but not installed."""
     done = subprocess.run(
         ["npm", "pack", "--silent", package], cwd=folder, check=True, capture_output=True
     )
@@ -242,7 +243,7 @@ def _fetch(package: str, folder: Path, files: list[str]) -> dict[str, Any]:
 
 
 def _key(hexcode: str) -> str:
-    """Codepoints without the variation selector, upper case: the sets disagree about it."""
+    """Return codepoints in upper case, without the variation selector that some sets lack."""
     return "-".join(c for c in hexcode.upper().split("-") if c != "FE0F")
 
 
@@ -250,7 +251,7 @@ def _concepts(data: list[dict[str, Any]], messages: dict[str, Any]) -> dict[str,
     """Choose concepts and their words: codepoints -> {label, group, subgroup, tags}."""
     faces = {w.strip() for w in FACES.replace("\n", " ").split(";")}
     dropped = {w.strip() for w in DROPPED.replace("\n", " ").split(";")}
-    subgroups = {s["order"]: s["key"] for s in messages["subgroups"]}  # the list has one gone by
+    subgroups = {s["order"]: s["key"] for s in messages["subgroups"]}  # one is outdated
     chosen = {}
     for entry in data:
         if "group" not in entry:
@@ -273,7 +274,7 @@ def _concepts(data: list[dict[str, Any]], messages: dict[str, Any]) -> dict[str,
 
 
 def _draw(icons: dict[str, Any], name: str, size: int) -> np.ndarray:
-    """Render one icon at 4 x `size` and average it down, in premultiplied colour."""
+    """Render one icon at 4 x `size` and downscale it by averaging premultiplied colours."""
     import resvg_py
     from PIL import Image
 
@@ -296,20 +297,21 @@ def _draw(icons: dict[str, Any], name: str, size: int) -> np.ndarray:
 
 
 def render(out: Path = FILE, size: int = 32, held_out: float = 0.1, seed: int = 0) -> None:
-    """Render every concept that all four sets have, and write the file whole or not at all.
+    """Render every concept that all four sets have, and write the file atomically.
 
     Args:
         out: the npz to write.
         size: side in pixels.
-        held_out: share of the (concept, style) pairs kept from all training but the judge's.
-        seed: draws those pairs.
+        held_out: fraction of the (concept, style) pairs that are held out of all training except
+            the judge's.
+        seed: seed for choosing those pairs.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         words = _fetch(CAPTIONS, folder, ["package.json", "en/data.json", "en/messages.json"])
         sets = {n: _fetch(p, folder, ["icons.json", "chars.json"]) for n, p in PACKAGES.items()}
     concepts = _concepts(words["en/data.json"], words["en/messages.json"])
-    # the two Fluent sets share their names, and only one of them carries the codepoints
+    # the two Fluent sets have the same names, and only one of them has the codepoints
     sets["fluent"]["chars.json"] = sets["fluent flat"]["chars.json"]
     names = {n: {_key(k): v for k, v in s["chars.json"].items()} for n, s in sets.items()}
 

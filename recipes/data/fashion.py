@@ -1,8 +1,9 @@
 """The `fashion` data: Fashion-MNIST, grey pictures of ten kinds of clothes, 28x28.
 
 Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747. All 70,000 pictures are in Debian's package
-`dataset-fashion-mnist`; `python -m recipes.data.fashion` draws a part of them into `fashion.npz`,
-which the repository carries: 2,000 of the training and 2,000 of the test pictures. See CREDITS.md.
+`dataset-fashion-mnist`; `python -m recipes.data.fashion` writes a part of them to `fashion.npz`,
+which is part of the repository: 2,000 of the training and 2,000 of the test pictures. See
+CREDITS.md.
 
 >>> fashion = load()
 >>> tuple(fashion.images.shape[1:]), len(fashion.train), len(fashion.test)
@@ -23,7 +24,7 @@ __all__ = ["CLASSES", "PACKAGE", "Fashion", "load"]
 FILE = Path(__file__).with_name("fashion.npz")
 
 PACKAGE = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package puts its files."""
+"""The folder of the files of Debian's package."""
 
 CLASSES = (
     "t-shirt",
@@ -65,13 +66,13 @@ class Fashion:
 
 @cache
 def load(folder: Path | None = None) -> Fashion:
-    """Load the part that comes along, or all of it from the published files.
+    """Load the part in the repository, or all pictures from the published files.
 
     Args:
-        folder: holds the four `*-ubyte.gz` files, as Debian's package does (`PACKAGE`).
+        folder: folder with the four `*-ubyte.gz` files, as in Debian's package (`PACKAGE`).
 
     Raises:
-        FileNotFoundError: the folder lacks one of them; says how to get it.
+        FileNotFoundError: the folder lacks one of them; the message says how to get it.
     """
     if folder is None:
         with np.load(FILE) as file:

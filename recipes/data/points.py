@@ -1,4 +1,4 @@
-"""Laws in the plane whose velocity is known in closed form, to compare training rules on."""
+"""Laws in the plane with a velocity in closed form, for comparing training rules."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,14 +16,14 @@ __all__ = ["POINTS", "Checkerboard"]
 class Checkerboard(FlowMap):
     """The uniform law on the dark squares of a board, [-2, 2]², with its exact velocity.
 
-    Given `x_t`, `x_1` is normal with mean x/t and standard deviation (1-t)/t, cut to the squares:
-    a mixture of truncated normals, so `D_t` is known. The jump is integrated by Runge and Kutta's
-    rule of order four; near t = 1 it ends with the denoiser.
+    Given `x_t`, `x_1` is normal with mean x/t and standard deviation (1-t)/t, truncated to the
+    squares: a mixture of truncated normals, so `D_t` is known. The jump is integrated with the
+    fourth-order Runge-Kutta method; near t = 1 it ends with the denoiser.
 
     Args:
-        cells: of a side.
-        half: half of the side.
-        steps: of the integration from 0 to 1.
+        cells: number of squares along a side.
+        half: half of the side length.
+        steps: steps of the integration from 0 to 1.
     """
 
     def __init__(self, cells: int = 4, half: float = 2.0, steps: int = 100) -> None:
@@ -34,7 +34,7 @@ class Checkerboard(FlowMap):
         self.low = torch.tensor(dark, dtype=torch.float64) * self.size - half  # (k, 2)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n points, (n, 2)."""
+        """Sample n points, (n, 2)."""
         which = torch.randint(len(self.low), (n,), generator=generator)
         inside = torch.rand(n, 2, generator=generator, dtype=torch.float64)
         return self.low[which] + self.size * inside
@@ -49,7 +49,7 @@ class Checkerboard(FlowMap):
         time = as_time(t).to(torch.float64).clamp(1e-4, 1 - 1e-6).expand(len(x))[:, None, None]
         mean, sd = x.double()[:, None] / time, (1 - time) / time  # (n, 1, 2), (n, 1, 1)
         a, b = (self.low - mean) / sd, (self.low + self.size - mean) / sd  # (n, k, 2)
-        flip = a > 0  # the tail that is computed without cancellation
+        flip = a > 0  # the tail without cancellation
         a, b = torch.where(flip, -b, a), torch.where(flip, -a, b)
         log_a, log_b = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
         log_mass = log_b + torch.log(-torch.expm1((log_a - log_b).clamp(max=-1e-300)))
@@ -96,4 +96,4 @@ POINTS: Mapping[str, Callable[[], GaussianMixture | Checkerboard]] = {
     "ring": _ring,
     "checkerboard": Checkerboard,
 }
-"""Name -> makes the law."""
+"""Name -> function that makes the law."""

@@ -1,7 +1,7 @@
-"""Recoloured emoji: "a blue apple" is learned from pictures that no set has drawn.
+"""Recoloured emoji, from which models learn pairs such as "a blue apple" that no set contains.
 
-The hues around a picture's dominant one are turned to the colour that is asked for; leaves, eyes
-and outlines keep theirs. Drawings without a colour of their own (a grey elephant) are tinted.
+The hues near a picture's dominant hue are rotated to the requested colour; leaves, eyes and
+outlines keep theirs. Drawings without a colour of their own (a grey elephant) are tinted.
 """
 
 import zlib
@@ -18,7 +18,7 @@ HUES = {
     "red": 0.0, "orange": 26.0, "yellow": 52.0, "green": 120.0, "blue": 214.0, "purple": 278.0,
     "pink": 325.0,
 }  # fmt: skip
-"""The colours that pictures are turned to, in degrees."""
+"""The target colours of recolouring, as hues in degrees."""
 
 BINS = 72
 NAMED = {*COLOURS, "brown", "black", "white", "grey"}
@@ -50,10 +50,10 @@ def _between(a: Tensor, b: Tensor | float) -> Tensor:
 
 
 def dominant_hue(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the hue that most of the colour has, in degrees, and how coloured the ink is.
+    """Return the dominant hue in degrees, and the colourfulness of the ink.
 
     The hue is the peak of the chroma-weighted histogram (5 degrees a bin, smoothed over 25); the
-    second number is the mean chroma of the ink, what is not white.
+    second number is the mean chroma of the ink (pixels that are not white).
 
     Args:
         images: (n, 3, h, w) in [0, 1], on white.
@@ -78,7 +78,7 @@ def dominant_colour(images: Tensor) -> list[str]:
 
 
 def recolour(images: Tensor, name: str) -> Tensor:
-    """Turn pictures (n, 3, h, w) in [0, 1], on white, to a colour of `HUES` -> the same shape."""
+    """Recolour pictures (n, 3, h, w) in [0, 1], on white, to a colour of `HUES`; same shape."""
     target = HUES[name]
     hue, chroma, value = _hsv(images)
     peak, strength = dominant_hue(images)
@@ -88,7 +88,8 @@ def recolour(images: Tensor, name: str) -> Tensor:
     inside = ((0.97 - images.amin(1)) / 0.12).clamp(0, 1) * ((value - 0.15) / 0.2).clamp(0, 1)
     grey = strength[:, None, None] < 0.12
     mask = torch.where(grey, inside, body * ((chroma - 0.04) / 0.08).clamp(0, 1))
-    # keep the shading (the hue's own spread, halved), lift the chroma so that the name is seen
+    # keep the shading (half of the spread of the hue), and raise the chroma so that the colour is
+    # visible
     turned = target + torch.where(grey, torch.zeros(()), 0.35 * _between(hue, peak[:, None, None]))
     saturation = chroma / value.clamp(min=1e-3)
     saturation = torch.where(grey, torch.full((), 0.6), saturation.clamp(min=0.45))
@@ -104,12 +105,12 @@ class Recoloured:
 
     Args:
         emoji: the pictures.
-        held_out: share of the (concept, colour) pairs that are left out.
+        held_out: fraction of the (concept, colour) pairs that are left out.
 
     Attributes:
         images: colour -> uint8 (n, 3, h, w).
-        usable: bool (n, colours): the turn gave that colour by `dominant_colour`, the picture was
-            not of it before, and the pair is not held out.
+        usable: bool (n, colours): recolouring gave that colour by `dominant_colour`, the picture
+            did not have it before, and the pair is not held out.
         held_out: bool (n, colours).
     """
 
@@ -134,14 +135,14 @@ class Recoloured:
         return self.images[name][i].float() / 255
 
     def draw(self, i: int, generator: torch.Generator) -> str | None:
-        """Draw a colour for picture i, each usable one as likely; None where there is none."""
+        """Sample a usable colour for picture i, uniformly; None if there is none."""
         usable = self.usable[i].nonzero()[:, 0].tolist()
         if not usable:
             return None
         return self.names[usable[int(torch.randint(len(usable), (), generator=generator))]]
 
     def captions(self, i: int, name: str, generator: torch.Generator) -> str:
-        """Draw a true caption of picture i in a colour, of random specificity."""
+        """Sample a true caption of picture i in a colour, of random specificity."""
         emoji = self.emoji
         style, label = emoji.styles[i], plain_label(emoji.labels[i])
         forms = [
@@ -167,13 +168,13 @@ def plain_label(label: str) -> str:
 
 
 def is_held_out(label: str, colour: str, share: float = 0.1) -> bool:
-    """Return whether a (concept, colour) pair is left out of all training: a hash says so."""
+    """Return whether a (concept, colour) pair is left out of all training, by a hash."""
     return zlib.crc32(f"{colour} {label}".encode()) % 1000 < 1000 * share
 
 
 @cache
 def load() -> Recoloured:
-    """Return the recoloured emoji that come along."""
+    """Return the recoloured emoji of the package."""
     from recipes.data import emoji
 
     return Recoloured(emoji.load())

@@ -1,4 +1,4 @@
-"""Pictures on white, shifted at random inside their own blank margin: no ink is ever cut."""
+"""Random shifts of pictures on white within their blank margin, so that no ink is cut off."""
 
 from collections.abc import Callable
 
@@ -26,11 +26,11 @@ def margins(images: Tensor, most: int) -> Tensor:
 
 
 def shifted(images: Tensor, draw: Draw, shift: int = 2) -> Draw:
-    """Return a draw whose pictures are moved by up to `shift` whole pixels, each way by itself.
+    """Return a sampler whose pictures are shifted by up to `shift` whole pixels in each direction.
 
     Args:
-        images: picture i as it is, or with more ink than any variant of it, (n, 3, h, w).
-        draw: draws picture i or a variant of it.
+        images: picture i itself, or one with more ink than any variant of it, (n, 3, h, w).
+        draw: samples picture i or a variant of it.
         shift: in pixels; a picture's own margin may allow less.
     """
     room = margins(images, shift)

@@ -1,1 +1,1 @@
-"""Plots: one style, the charts of every program, and drawing those of a run folder again."""
+"""Plots: one style, the charts of all programs, and redrawing those of a run folder."""

@@ -1,4 +1,4 @@
-"""The charts: methods against each other, the front of tuned adapters, the rules of maps."""
+"""The charts: comparison of methods, the front of tuned adapters, training rules of maps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["BASELINES", "Point", "curves", "front", "legend_of", "methods", "tuned_fronts"]
 
 BASELINES = ("none", "best-of-n", "base")
-"""What others are compared with: in grey, whatever stands beside it."""
+"""Methods that others are compared with: always in grey."""
 
 _PLACES = (((-5, 3), "right", "bottom"), ((5, -3), "left", "top"))  # of numbers, in turn
-_MANY = 3  # points of a line that all have a number; of more, the first and the last
+_MANY = 3  # a longer line labels only its first and last point
 ERRORS = "bars: ± 1 standard error over prompts"
 
 
@@ -28,10 +28,10 @@ class Point:
 
     Attributes:
         method: the group in the legend: one colour, one shape, one line.
-        x: where it is.
-        y: likewise.
-        settings: what may differ within the group, by name: "steps", "particles", "n".
-        fixed: what makes a group of its own, as it is written behind the method's name.
+        x: its position.
+        y: its position.
+        settings: settings that may differ within the group, by name: "steps", "particles", "n".
+        fixed: settings that define the group, as written after the method's name.
     """
 
     method: str
@@ -42,17 +42,17 @@ class Point:
 
     @property
     def group(self) -> tuple[str, str]:
-        """What it shares with the points of its line."""
+        """The key that it shares with the points of its line."""
         return self.method, self.fixed
 
     @property
     def known(self) -> bool:
-        """Whether both means are there."""
+        """Whether both means are known."""
         return self.x.mean is not None and self.y.mean is not None
 
 
 def legend_of(points: Sequence[Point]) -> tuple[str, str | None]:
-    """Return a group's line in the legend, and the setting that its points differ in.
+    """Return a group's legend entry, and the setting in which its points differ.
 
     >>> a, b = (Point("reno", Estimate(1, None), Estimate(1, None), {"steps": k, "particles": 1})
     ...         for k in (4, 16))
@@ -83,14 +83,14 @@ def methods(
     log_x: bool = False,
     reference: Sequence[Point] = (),
 ) -> "Figure":
-    """Plot points with error bars: a colour, a shape and a line a method, panels side by side.
+    """Plot points with error bars in panels, with one colour, marker and line per method.
 
-    Where a group's points differ in a setting, how many steps or candidates, it stands beside the
-    points, of many beside the first and the last.
+    If a group's points differ in a setting, such as the number of steps or candidates, it is
+    written next to the points; with many points, next to the first and the last.
 
     Args:
-        panels: title -> points; one without a mean is left out.
-        labels: of the axes, with their units.
+        panels: title -> points; points without a mean are left out.
+        labels: labels of the axes, with units.
         look: the colours.
         log_x: whether x is logarithmic.
         reference: points of a dashed line, in this order, in every panel.
@@ -119,7 +119,7 @@ def methods(
         for i, (group, style) in enumerate(styles.items()):
             label, differing = legend_of(every[group])
             mine = [p for p in points if p.group == group and p.known]
-            if differing:  # the line follows what was changed
+            if differing:  # the line follows the setting that varies
                 mine.sort(key=lambda p: p.settings[differing])
             if not mine:
                 continue
@@ -151,7 +151,7 @@ def methods(
 
 
 def below(figure: "Figure", handles: Mapping[str, Any], columns: int = 1, note: str = "") -> None:
-    """Put one legend for all panels under them, and a note as its last entry."""
+    """Put one legend for all panels below them, with a note as its last entry."""
     from matplotlib.lines import Line2D
 
     shown = dict(handles)
@@ -162,10 +162,10 @@ def below(figure: "Figure", handles: Mapping[str, Any], columns: int = 1, note: 
 
 
 def front(entries: Sequence[Mapping[str, Any]], look: Theme) -> "Figure":
-    """Plot a tuning run's reward and judge against diversity and distance, a line a step count.
+    """Plot a tuning run's reward and judge against diversity and distance, a line per step count.
 
     Args:
-        entries: with "scale", "steps", "alarms", "reward", "kid" and, where they were read,
+        entries: entries with "scale", "steps", "alarms", "reward", "kid" and, if available,
             "judge" and "diversity".
         look: the colours.
     """
@@ -207,7 +207,7 @@ def front(entries: Sequence[Mapping[str, Any]], look: Theme) -> "Figure":
 def tuned_fronts(
     sections: Mapping[str, Mapping[str, Mapping[str, Sequence[Point]]]], look: Theme
 ) -> "Figure":
-    """Plot reward and judge against diversity: a column a number of steps, a line an adapter.
+    """Plot reward and judge against diversity: a column per number of steps, a line per adapter.
 
     Args:
         sections: title -> score -> "base", "adapters" and "methods" -> points. An adapter's
@@ -270,13 +270,14 @@ def curves(
     look: Theme,
     dashed: Mapping[str, Sequence[float]] | None = None,
 ) -> "Figure":
-    """Plot lines on logarithmic y, coloured by family, the first panel's x logarithmic as well.
+    """Plot lines with logarithmic y, coloured by family; x of the first panel is logarithmic, too.
 
     Args:
         panels: label of x, label of y, the x values, and name -> y values.
-        families: name -> its family, "" for none: one colour each, the legend by family.
+        families: name -> its family, "" for none; each has one colour, and the legend is by
+            family.
         look: the colours.
-        dashed: further lines of the last panel.
+        dashed: further, dashed lines of the last panel.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

@@ -1,4 +1,4 @@
-"""The plots of a comparison, of the numbers in its figures.json."""
+"""The plots of a comparison, from the numbers in its figures.json."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ TITLES = {"specific": "prompts that name a concept", "broad": "open prompts", "a
 
 
 def settings_of(entry: Entry) -> dict[str, Any]:
-    """Return what figures.json says of a row: method, steps, particles, options."""
+    """Return the settings of a row from figures.json: method, steps, particles, options."""
     return {
         "method": entry.method,
         "steps": entry.steps,
@@ -40,18 +40,18 @@ def plot_compared(
     formats: Sequence[str] = FORMATS,
     suffix: str = "",
 ) -> list[Path]:
-    """Plot the rows of a comparison against each other, a panel a kind of prompts.
+    """Plot the rows of a comparison, one panel per kind of prompts.
 
     Args:
-        figures: what figures.json holds.
-        folder: where to.
+        figures: content of figures.json.
+        folder: the target folder.
         look: "light" or "dark".
-        formats: of "png" and "svg".
-        suffix: what stands behind the files' names.
+        formats: "png", "svg" or both.
+        suffix: suffix of the files' names.
 
     Returns:
         The files: reward against calls and against diversity, and judge against reward. The last
-        two have the exact tilts as a dashed line where the figures hold them.
+        two have the exact tilts as a dashed line if the figures contain them.
     """
     rows = figures["methods"]
     first = next(iter(rows.values()))["summary"]
@@ -84,7 +84,7 @@ def plot_compared(
 
 def _point(label: str, row: Mapping[str, Any], summary: Any, x: str, y: str) -> Point:
     xs, ys = Estimate(**summary[x]), Estimate(**summary[y])
-    if "method" not in row:  # written before rows said what they are
+    if "method" not in row:  # written by a version without these entries
         return Point(label, xs, ys)
     name, particles = row["method"].rpartition(":")[2], row["particles"]
     fixed = ", ".join(f"{k} {v}" for k, v in row["options"].items())
@@ -98,7 +98,7 @@ def _point(label: str, row: Mapping[str, Any], summary: Any, x: str, y: str) -> 
 
 
 def _short(text: str) -> str:
-    """Return a reward's name for an axis: of `file.py:Name` the Name."""
+    """Return a reward's name for an axis; for `file.py:Name` it is Name."""
     own = re.fullmatch(r".*\.py:(\w+)", text)
     text = own[1] if own else text
     return text if len(text) <= 40 else f"{text[:37]}..."

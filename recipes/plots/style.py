@@ -17,10 +17,10 @@ Format = Literal["png", "svg"]
 ThemeName = Literal["light", "dark"]
 FORMATS: tuple[Format, ...] = ("png", "svg")
 MARKERS = "osD^vP*X"
-"""Shapes, one a group: a plot is readable without its colours."""
+"""Markers, one per group, so that a plot is readable without colours."""
 
 _DPI = 144
-_ONE_AT_A_TIME = threading.Lock()  # matplotlib's settings belong to the process
+_ONE_AT_A_TIME = threading.Lock()  # matplotlib's settings are global
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Theme:
 
     Attributes:
         name: light or dark.
-        colours: one a group, in turn.
+        colours: one per group, in order.
         paper: the background.
         ink: text and axes.
-        faint: grid lines and what is beside the point.
+        faint: grid lines and less important elements.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Theme:
     faint: str
 
     def colour(self, i: int) -> str:
-        """Return the colour of the i-th group; after the last the first again."""
+        """Return the colour of the i-th group; the colours repeat."""
         return self.colours[i % len(self.colours)]
 
 
@@ -108,7 +108,7 @@ def save(
         draw: makes the figure with a theme's colours.
         out: the file; its ending is replaced by each format's.
         look: "light" or "dark".
-        formats: of "png" and "svg".
+        formats: "png", "svg" or both.
 
     Returns:
         The files.
@@ -125,7 +125,7 @@ def save(
         for kind in formats:
             file = out.with_suffix(f".{kind}")
             partial = file.with_name(f".{file.name}")
-            about = {"Date": None} if kind == "svg" else {"Software": None}  # the same twice
+            about = {"Date": None} if kind == "svg" else {"Software": None}  # reproducible
             figure.savefig(partial, dpi=_DPI, format=kind, metadata=about)
             partial.replace(file)
             made.append(file)
@@ -133,7 +133,7 @@ def save(
 
 
 def logarithmic(axis: "Axes", values: Sequence[float]) -> None:
-    """Make x logarithmic with plain numbers at its ticks, as many as there is room for."""
+    """Make x logarithmic, with plain numbers at as many ticks as there is room for."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     wide = bool(values) and max(values) > 300 * min(values)

@@ -1,1 +1,1 @@
-"""The studio: a page to steer pictures, look at rewards and open run folders, by gradio."""
+"""The studio: a gradio page to steer pictures, inspect rewards and open run folders."""

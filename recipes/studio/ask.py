@@ -1,4 +1,4 @@
-"""What is asked of a run, as the page's controls say it. It loads no network."""
+"""The settings of a run, read from the page's controls. It loads no network."""
 
 import json
 import math
@@ -11,7 +11,7 @@ import yaml
 __all__ = ["Ask", "options_text", "whole_number"]
 
 BESIDE = ("temperature", "strength", "target", "budget", "on_bad_reward")
-"""Options of `steer sample` that are not the method's, and stand with them on the page."""
+"""Options of `steer sample` that do not belong to the method, but are entered with its options."""
 
 CONTROLS = ("prompts", "reward", "method", "particles", "steps", "seed")
 
@@ -19,14 +19,14 @@ ABSENT = (
     "flow", "reward_prompts", "init_image", "init_time", "init_by", "batch_size", "position",
     "times", "options", "callback", "progress",
 )  # fmt: skip
-"""Other arguments of `steer.sample`: no options of a method, and nothing on the page sets them."""
+"""Other arguments of `steer.sample`, which are not options of a method and cannot be set here."""
 
 
 def whole_number(name: str, value: float | None) -> int:
-    """Return what a field for a number holds.
+    """Return the whole number in a number field.
 
     Raises:
-        ValueError: it is empty, or holds no whole number.
+        ValueError: the field is empty, or does not contain a whole number.
     """
     if value is None or not math.isfinite(value) or value != int(value):
         raise ValueError(f"{name}: give a whole number, such as 0 or 7")
@@ -35,16 +35,16 @@ def whole_number(name: str, value: float | None) -> int:
 
 @dataclass(frozen=True)
 class Ask:
-    """What is asked of a run, as the page's controls say it.
+    """The settings of a run, read from the page's controls.
 
     Attributes:
-        prompts: one or more.
-        reward: its text.
-        method: its name.
-        particles: of each prompt.
-        steps: of the run.
-        seed: of all randomness.
-        options: of the method, and temperature or strength.
+        prompts: one or more prompts.
+        reward: text of the reward.
+        method: name of the method.
+        particles: particles of each prompt.
+        steps: steps of the run.
+        seed: seed of all random numbers.
+        options: options of the method, and temperature or strength.
     """
 
     prompts: tuple[str, ...]
@@ -60,11 +60,11 @@ class Ask:
         cls, prompts: str, reward: str, method: str, particles: float | None, steps: float | None,
         seed: float | None, options: str,
     ) -> "Ask":  # fmt: skip
-        """Read the controls.
+        """Read the page's controls.
 
         Raises:
-            ValueError: no prompt, an empty number, options that are no mapping of names, or one
-                among them that is no option of a method.
+            ValueError: no prompt, an empty number, options that are not a mapping of names, or one
+                that is not an option of a method.
         """
         lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
         if not lines:
@@ -89,7 +89,7 @@ class Ask:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """The arguments of `steer.sample` behind flow, reward and prompts."""
+        """The arguments of `steer.sample` after flow, reward and prompts."""
         return {
             "particles": self.particles, "steps": self.steps, "method": self.method,
             "seed": self.seed, **self.options,
@@ -100,47 +100,55 @@ class Ask:
         """The method's own options."""
         return {k: v for k, v in self.options.items() if k not in BESIDE}
 
-    def settings(self, model: str, out: str) -> dict[str, Any]:
-        """Return the options of `steer sample` that make the same pictures."""
+    def settings(self, model: str, out: str, device: str | None = None) -> dict[str, Any]:
+        """Return the options of `steer sample` that make the same pictures.
+
+        Args:
+            model: its text.
+            out: the folder to write.
+            device: that the studio was started with, if it was with one.
+        """
         beside = {k: v for k, v in self.options.items() if k in BESIDE}
         prompt = self.prompts[0] if _is_text(self.prompts) else list(self.prompts)
         return {
             "model": model, "reward": self.reward, "prompt": prompt, "method": self.method,
             "particles": self.particles, "steps": self.steps, "seed": self.seed, **beside,
-            **({"options": self.own} if self.own else {}), "out": out,
+            **({"options": self.own} if self.own else {}),
+            **({} if device is None else {"device": device}), "out": out,
         }  # fmt: skip
 
-    def command(self, model: str, out: str) -> str:
-        """Return the command line that makes the same pictures."""
+    def command(self, model: str, out: str, device: str | None = None) -> str:
+        """Return the command line that makes the same pictures, see `settings`."""
         words = {
             name: value if isinstance(value, str) else _flow(value)
-            for name, value in self.settings(model, out).items()
+            for name, value in self.settings(model, out, device).items()
         }
-        if not _is_text(self.prompts):  # all in quotes: a text 1e3 is no number
+        if not _is_text(self.prompts):  # all quoted, so that a prompt such as 1e3 is not a number
             words["prompt"] = json.dumps(self.prompts, ensure_ascii=False)
         return "steer sample " + " ".join(
             f"--{name}{'=' if word.startswith('-') else ' '}{shlex.quote(word)}"
             for name, word in words.items()
         )
 
-    def python(self, model: str) -> str:
-        """Return the Python that makes the same pictures."""
+    def python(self, model: str, device: str | None = None) -> str:
+        """Return the Python that makes the same pictures, see `settings`."""
+        where = "" if device is None else f", device={device!r}"
         told = "".join(f", {name}={value!r}" for name, value in self.keywords.items())
         return (
             "import steer\n\n"
-            f"flow = steer.load({model!r})\n"
+            f"flow = steer.load({model!r}{where})\n"
             f"result = steer.sample(flow, {self.reward!r}, {list(self.prompts)!r}{told})\n"
         )
 
 
 def _is_text(prompts: tuple[str, ...]) -> bool:
-    """Return whether there is one prompt, which the command line reads as the text that it is.
+    """Return whether there is a single prompt that the command line reads as the same text.
 
-    "null" and "[red, fox]" are read as YAML there, so that they must stand in a list.
+    "null" and "[red, fox]" are read as YAML there, so they must be in a list.
     """
     try:
         return len(prompts) == 1 and yaml.safe_load(prompts[0]) == prompts[0]
-    except (yaml.YAMLError, ValueError):  # a ValueError: a date that does not exist
+    except (yaml.YAMLError, ValueError):  # ValueError: an invalid date
         return False
 
 
@@ -151,7 +159,7 @@ def _flow(value: Any) -> str:
 
 
 def options_text(options: dict[str, Any]) -> str:
-    """Return options as the page's field shows them, empty where there are none.
+    """Return options as shown in the page's field; "" if there are none.
 
     >>> options_text({"scale": 0.3, "window": [0.0, 0.5]})
     '{scale: 0.3, window: [0.0, 0.5]}'

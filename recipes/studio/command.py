@@ -17,7 +17,7 @@ __all__ = ["application", "studio"]
 TOKEN = "FLOWSTEER_STUDIO_TOKEN"
 
 ALONE = 5.0
-"""Seconds after which the model is loaded though nobody has opened the page."""
+"""Seconds after which the model is loaded even if the page has not been opened."""
 
 
 def studio(
@@ -34,9 +34,10 @@ def studio(
 
     Args:
         model: a name that `steer models` lists, a folder, a hub id, or file.py:Name.
-        root: the folder that the page may read and write; nothing else is.
+        root: the only folder that the page may read and write.
         host: the address to listen at. Default: this machine alone. Others need a token, which is
-            printed, or is the environment variable FLOWSTEER_STUDIO_TOKEN.
+            printed, or is the environment variable FLOWSTEER_STUDIO_TOKEN. With that variable set
+            it is needed on this machine too, as behind a reverse proxy.
         port: the port.
         allow_files: whether a reward may be a file of code, a module, a picture or a server. Who
             may open the page can then run code as you.
@@ -44,9 +45,9 @@ def studio(
     """
     import uvicorn
 
-    token = None
-    if not is_loopback(host):
-        token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
+    token = os.environ.get(TOKEN) or None
+    if token is None and not is_loopback(host):
+        token = secrets.token_urlsafe(24)
     state = Studio(model, Path(root), allow_files, device)
     app = application(state, host, token)
     address = f"http://{host}:{port}/" + (f"?token={token}" if token else "")
@@ -60,20 +61,20 @@ def studio(
     server.run()
     if state.loading.error is not None:
         raise state.loading.error
-    if not server.started:  # the address is in use: uvicorn has said so
+    if not server.started:  # the address is in use, as uvicorn has reported
         raise SystemExit(1)
 
 
 def application(state: Studio, host: str = "127.0.0.1", token: str | None = None) -> Any:
-    """Return the page as an ASGI application, behind its guard.
+    """Return the page as an ASGI application, with its guard.
 
-    The model begins to load when the page is there, or after some seconds without a visitor: its
-    imports would hold up the page.
+    The model starts to load when the page has been loaded, or after some seconds without a
+    visitor, because its imports would delay the page.
 
     Args:
-        state: what is behind the page.
+        state: the state behind the page.
         host: the address that is bound.
-        token: needed by all, or None.
+        token: the token that all requests need, or None.
 
     Raises:
         ModuleNotFoundError: gradio is not installed.

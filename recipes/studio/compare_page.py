@@ -1,4 +1,4 @@
-"""The Compare page: methods at equal network calls, row by row as they come."""
+"""The Compare page: methods at equal network calls, shown row by row as they finish."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +21,7 @@ WIDTHS = ["36%", "15%", "17%", "16%", "16%"]
 
 
 def page(studio: Studio) -> None:
-    """Lay the page out."""
+    """Lay out the page."""
     with gr.Row():
         with gr.Column(min_width=300):
             prompts = gr.Textbox(label="Prompts, one per line", value="fox\nbird", lines=2)
@@ -41,7 +41,7 @@ def page(studio: Studio) -> None:
                 interactive=False,
                 wrap=True,
             )
-            title("Reward against network calls per prompt")
+            title("Reward against network calls per picture")
             plot = gr.Plot(
                 show_label=False, elem_id="compare-plot", elem_classes="drawn", format="png"
             )
@@ -61,17 +61,19 @@ def page(studio: Studio) -> None:
             if not wished:
                 raise ValueError("write a method, or several, a line each, such as fmrg-j:steps=4")
             drawn_from = whole_number("seed", number)
-            scorer = studio.reward(wanted)
-            import torch  # what loads it comes after the page is there
+            scorer = studio.fresh(wanted)
+            import torch  # loaded only after the page is shown
 
-            from recipes.entries import entry, equal_calls
+            from recipes.entries import entry, equal_calls, finals, paid
             from recipes.methods import method
+            from recipes.studio.jobs import NO_PICTURES
+            from steer.flow import flat_prompts
             from steer.pictures import to_pil
             from steer.reward import score
 
             chosen = [entry(plain_method(line, studio.allow_files)) for line in wished]
             entries = equal_calls(chosen, scorer.differentiable, studio.flow)
-            ended, left_out = studio.begun(tab), []
+            ended, left_out = studio.begun(tab, "compare"), []
 
             def rows_of() -> Iterator[tuple[list[Any], Any]]:
                 for one in entries:
@@ -88,20 +90,19 @@ def page(studio: Studio) -> None:
                         method(one.method), seed=drawn_from, progress=False, **one.options,
                         callback=halted,
                     )  # fmt: skip
-                    if left_out:  # its reward is not that of so many network calls
+                    if left_out:  # its reward does not belong to this number of calls
                         return
-                    best = torch.arange(len(names)), result.best
-                    made, got = result.images[best], result.rewards[best]
-                    if one.mean:
-                        got = result.rewards.mean(-1)
-                    judged = float("nan")
+                    if result.images is None:
+                        raise ValueError(NO_PICTURES)
+                    made, got = finals(one, result, drawn_from)
+                    judged, k = float("nan"), made.shape[1]
                     if studio.judge is not None:
+                        texts = flat_prompts(names, len(names) * k)
                         with torch.no_grad():
-                            judged = float(score(studio.judge, made, names).mean())
-                    calls = one.calls(scorer.differentiable, studio.flow)
-                    row = [one.label, calls, round(float(got.mean()), 4), round(judged, 4),
-                           round(result.costs["seconds"], 2)]  # fmt: skip
-                    yield row, made
+                            judged = float(score(studio.judge, made.flatten(0, 1), texts).mean())
+                    row = [one.label, round(paid(one, result)), round(float(got.mean()), 3),
+                           round(judged, 3), round(result.costs["seconds"], 2)]  # fmt: skip
+                    yield row, made[range(len(names)), got.argmax(1)]
 
             if studio.busy:
                 yield gr.skip(), gr.skip(), gr.skip(), studio.busy
@@ -118,7 +119,7 @@ def page(studio: Studio) -> None:
             yield gr.skip(), gr.skip(), gr.skip(), said(problem)
 
     def halt(request: gr.Request) -> None:
-        studio.halt(str(request.session_hash))
+        studio.halt(str(request.session_hash), "compare")
 
     start.click(run, [prompts, reward, methods, seed], [table, plot, sheet, error],
                 concurrency_limit=None)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Completion of a reward's text while it is typed, by the browser itself."""
+"""Completion of a reward's text while it is typed, in the browser."""
 
 import json
 
@@ -7,7 +7,7 @@ from rewards.catalogue import FUNCTIONS, NAMES
 __all__ = ["COMPLETE", "WORDS"]
 
 WORDS = [*sorted(NAMES), *(f"{name}(" for name in sorted(FUNCTIONS))]
-"""What a term of a reward may begin with."""
+"""Possible beginnings of a term of a reward."""
 
 COMPLETE = (
     """(text) => {
@@ -25,9 +25,9 @@ COMPLETE = (
   return [...first, ...others].map((name) => head + name);
 }"""
 )
-"""A function of JavaScript: a text -> whole texts in which the last name is one that there is.
+"""A JavaScript function: a text -> complete texts in which the last name is an existing one.
 
-What stands before it, weights and other terms, is kept. Names that begin as the last word does
-come first, then those that contain it. A text that ends in an option has none. The browser does
-this without the server: an answer to an earlier letter cannot come after one to a later.
+The text before it, with weights and other terms, is kept. Names that start with the last word come
+first, then those that contain it. A text that ends in an option has no completions. The browser
+does this without the server, so answers cannot arrive out of order.
 """

@@ -1,4 +1,4 @@
-"""Figures of the studio: their own background is clear, for light pages and for dark ones."""
+"""Figures of the studio, with a transparent background for light and dark pages."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +13,9 @@ GREY = "#8a8a8a"  # readable on light and on dark
 
 
 def curves(checks: list[dict[str, Any]]) -> Any:
-    """Return a figure of the readings, with a band where an alarm was raised.
+    """Return a figure of the readings, with a band at each alarm.
 
-    Reward and judge share a panel; diversity, which has another unit, has its own below.
+    Reward and judge share a panel; diversity has another unit, and its own panel below.
     """
     known = [n for n in COLOURS if all(isinstance(c.get(n), int | float) for c in checks)]
     panels = [[n for n in known if n != "diversity"], [n for n in known if n == "diversity"]]
@@ -37,11 +37,11 @@ def curves(checks: list[dict[str, Any]]) -> Any:
 
 
 def front_of(entries: list[dict[str, Any]], chosen: float) -> Any:
-    """Return a figure of reward and judge against the distance to the base, scale by scale.
+    """Return a figure of reward and judge against the distance to the base, for all scales.
 
     Args:
-        entries: lines of a front.json of one number of jumps.
-        chosen: the scale that is marked.
+        entries: entries of a front.json for one number of jumps.
+        chosen: the scale to mark.
     """
     figure, (axes,) = _axes("distance to the model without adapters (KID)", ["mean"])
     for name in ("reward", "judge"):
@@ -64,13 +64,13 @@ def front_of(entries: list[dict[str, Any]], chosen: float) -> Any:
 
 
 def compared(rows: Sequence[Sequence[Any]]) -> Any:
-    """Return a figure of rewards against network calls, a colour and a shape a method.
+    """Return a figure of rewards against network calls, with a colour and marker per method.
 
     Args:
-        rows: label, network calls per prompt, and reward of each.
+        rows: label, network calls per prompt and reward of each row.
     """
-    look = theme("light")  # whose colours are readable on dark too
-    figure, (axes,) = _axes("network calls per prompt", ["reward"])
+    look = theme("light")  # colours that are readable on dark pages, too
+    figure, (axes,) = _axes("network calls per picture", ["reward"])
     for i, (label, calls, reward, *_) in enumerate(rows):
         axes.plot([calls], [reward], ls="none", marker=MARKERS[i % len(MARKERS)], ms=8,
                   color=look.colour(i), label=label)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The front of a tuning run: the same seeds at each scale of its adapters, and what was read."""
+"""The front of a tuning run: pictures with the same seeds at each scale, and the readings."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import steer
+from recipes.studio.jobs import NO_PICTURES
 from recipes.studio.places import inside_quietly
 from steer.adapters.store import WEIGHTS, load_adapters
 from steer.flow import FlowMap
@@ -20,10 +21,10 @@ from steer.tuning.panel import Panel
 __all__ = ["SCALES", "AtScale", "adapters_of", "known_front", "scales_of"]
 
 CHECKED = 8
-"""Prompts of the run that are read where it has no front of its own."""
+"""Number of prompts that are read if the run has no front."""
 
 SAMPLES, PICTURES, STEPS = 4, 4, 4
-"""Pictures of each of these; those that are shown, and the jumps that make them."""
+"""Pictures per prompt; pictures that are shown; and their number of jumps."""
 
 
 class AtScale(NamedTuple):
@@ -31,10 +32,10 @@ class AtScale(NamedTuple):
 
     Attributes:
         scale: 0 is the base.
-        images: of the same seeds at every scale.
-        rewards: of each.
-        entry: what was read, as a line of front.json: reward, kid, alarms, and judge and
-            diversity where there are some.
+        images: pictures with the same seeds at every scale.
+        rewards: reward of each picture.
+        entry: the reading, as in front.json: reward, kid, alarms, and judge and diversity if
+            available.
     """
 
     scale: float
@@ -44,10 +45,10 @@ class AtScale(NamedTuple):
 
 
 def adapters_of(root: Path, folder: Path) -> Path:
-    """Return where a run's adapters are: its folder, or `best` in it where it was stopped early.
+    """Return the folder of a run's adapters: its own, or `best` in it if it was stopped early.
 
     Raises:
-        ValueError: there are none yet.
+        ValueError: there are no adapters yet.
     """
     for place in (folder, folder / "best"):
         if (place / WEIGHTS).is_file() and inside_quietly(root, place / WEIGHTS):
@@ -58,7 +59,7 @@ def adapters_of(root: Path, folder: Path) -> Path:
 
 
 def known_front(root: Path, folder: Path) -> list[dict[str, Any]]:
-    """Return what a finished run read by itself, at its fewest jumps; [] where it did not."""
+    """Return the readings of a finished run at its fewest jumps; [] if it has none."""
     file = folder / "front.json"
     if not (file.is_file() and inside_quietly(root, file)):
         return []
@@ -70,22 +71,21 @@ def known_front(root: Path, folder: Path) -> list[dict[str, Any]]:
 def scales_of(
     flow: FlowMap, judge: Reward | None, reward: Reward, root: Path, folder: Path, prompt: str
 ) -> Iterator[AtScale]:
-    """Draw the same seeds at each scale, and read what the run itself has not.
+    """Sample the same seeds at each scale, and read the instruments if the run itself has not.
 
-    Where the run has a front.json, its readings are taken. Else the instruments of
+    If the run has a front.json, its readings are used. Otherwise the instruments of
     `steer finetune` read one-jump pictures of the run's own check prompts.
 
     Args:
         flow: the base.
         judge: its held-out reward, if it has one.
-        reward: of the captions, and of the readings.
-        root: nothing outside of it is read.
-        folder: the run's, finished or stopped.
-        prompt: of the pictures that are shown.
+        reward: reward for the captions and the readings.
+        root: the folder outside of which nothing is read.
+        folder: folder of the run, finished or stopped.
+        prompt: prompt of the shown pictures.
 
     Raises:
-        ValueError: there is no run in it that has something to show, or its adapters are of
-            another model.
+        ValueError: there is no run with adapters in it, or its adapters are for another model.
     """
     tuned = load_adapters(flow, adapters_of(root, folder))
     known = {e["scale"]: e for e in known_front(root, folder)}
@@ -104,13 +104,14 @@ def scales_of(
         made = steer.sample(
             tuned.at(scale), reward, [prompt], PICTURES, STEPS, "none", seed=0, progress=False
         )
-        assert made.images is not None
+        if made.images is None:
+            raise ValueError(NO_PICTURES)
         images = [to_pil(image) for image in made.images.flatten(0, 1)]
         yield AtScale(scale, images, made.rewards.flatten().tolist(), entry)
 
 
 def _checked(root: Path, folder: Path) -> Sequence[str] | None:
-    """Return the first prompts that a run is checked on; None for a model without prompts."""
+    """Return the first check prompts of a run; None for a model without prompts."""
     file = folder / "run.json"
     if not (file.is_file() and inside_quietly(root, file)):
         raise ValueError(f"{folder.name!r} has no run.json: it is no run of `steer finetune`")

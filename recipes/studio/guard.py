@@ -1,4 +1,4 @@
-"""Who may use the page: this machine's own browser, or who has the token."""
+"""Access to the page: only for a browser on this machine, or with the token."""
 
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -16,7 +16,7 @@ POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; connect-src 'self' ws: wss: data: blob:"
 )
-"""The page loads nothing from elsewhere."""
+"""The page loads nothing from other sites."""
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
@@ -25,16 +25,18 @@ App = Callable[[Scope, Any, Any], Awaitable[None]]
 class Guard:
     """An ASGI application behind a check of each request.
 
-    - `Host` must name this machine (or the address that was bound): a foreign name that resolves
-      here is a page elsewhere that would read ours.
-    - A request that another site makes (`Origin`, `Sec-Fetch-Site`) is refused.
-    - Where there is a token, a request shows it as `?token=...`, once, or as the cookie that it is
-      given then.
+    - Without a token, `Host` must name this machine (or the bound address). A foreign name that
+      resolves to it would allow another site to read the page (DNS rebinding). Such a page has no
+      token, so with a token any host name is accepted: that of a network, or of a reverse proxy.
+    - A request from another site (`Origin`, `Sec-Fetch-Site`) is refused. Behind a proxy the site
+      is that of `X-Forwarded-Host`, if the proxy sets it.
+    - If there is a token, the first request sends it as `?token=...` and gets a cookie, which
+      later requests send.
 
     Args:
-        app: what is guarded.
-        host: the address that is bound.
-        token: needed by all, or None.
+        app: the application to guard.
+        host: the bound address.
+        token: the token that all requests need, or None.
     """
 
     def __init__(self, app: App, host: str, token: str | None = None) -> None:
@@ -45,9 +47,10 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        headers = {k.decode().lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
         refused = self._refused(headers)
-        shown = parse_qs(scope.get("query_string", b"").decode()).get("token", [""])[0]
+        query = scope.get("query_string", b"").decode("latin-1")
+        shown = parse_qs(query).get("token", [""])[0]
         if refused is None and self.token is not None and not self._known(headers, shown):
             refused = (
                 401,
@@ -69,11 +72,15 @@ class Guard:
         await self.app(scope, receive, sent)
 
     def _refused(self, headers: dict[str, str]) -> tuple[int, str] | None:
-        name = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-        if not (is_loopback(name) or name == self.host):
+        host = headers.get("host", "")
+        name = _hostname(f"//{host}")
+        if name is None:
+            return 400, "the request has a Host that is not one"
+        if self.token is None and not (is_loopback(name) or name == self.host.lower()):
             return 403, f"this page is not {name!r}: open it by the address that it was started at"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        ours = {host, headers.get("x-forwarded-host", host)}
+        if origin is not None and origin.partition("://")[2] not in ours:
             return 403, "a page of another site may not use this one"
         if headers.get("sec-fetch-site") == "cross-site":
             return 403, "a page of another site may not use this one"
@@ -84,6 +91,14 @@ class Guard:
         cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
         given = [shown, "" if cookie is None else cookie.value]
         return any(hmac.compare_digest(g.encode(), self.token.encode()) for g in given)
+
+
+def _hostname(address: str) -> str | None:
+    """Return the host in an address; "" if it has none, None if it cannot be parsed."""
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return None
 
 
 async def _answer(scope: Scope, send: Any, status: int, text: str) -> None:

@@ -1,4 +1,4 @@
-"""A run that a person watches: step by step, paused, stopped, and told which particles to keep."""
+"""An interactive run: shown step by step, paused, stopped, continued with chosen particles."""
 
 import math
 import threading
@@ -23,20 +23,26 @@ __all__ = ["Job", "Shown", "start_of"]
 
 
 AHEAD = 4
-"""Steps that the sampler makes before they are shown: it keeps so many on its device."""
+"""Maximum number of steps that the sampler is ahead of the page, and keeps on its device."""
+
+
+NO_PICTURES = (
+    "the samples of this model are no pictures, and this page shows pictures: use `steer sample`, "
+    "or start the studio with another model"
+)
 
 
 class Seen(NamedTuple):
-    """A population after a step: its tensors, which nothing writes to any more.
+    """A population after a step, with tensors that are no longer modified.
 
     Attributes:
         x: what is shown: clean samples, or pictures.
-        decoded: whether these are pictures already.
-        reward: of each particle.
-        step: how many steps were made, of `Job.total`.
-        calls: network calls a particle so far.
-        positions: of its prompts in the list; many pictures are sampled in groups of prompts, and
-            with a target the prompts one by one.
+        decoded: whether x are pictures already.
+        reward: reward of each particle.
+        step: number of steps made, of `Job.total`.
+        calls: network calls per particle so far.
+        positions: indices of its prompts in the list; many pictures are sampled in groups of
+            prompts, and with a target the prompts one by one.
     """
 
     x: Tensor
@@ -54,11 +60,11 @@ class Shown:
     Attributes:
         pictures: what the reward was evaluated on, (b, 3, h, w) in 8 bits on the CPU: lookaheads,
             and pictures at the end.
-        captions: the reward of each.
-        step: how many steps were made.
-        total: of how many in all; one that is stopped makes fewer.
-        calls: network calls a particle so far.
-        reward: its mean over the particles.
+        captions: the reward of each picture.
+        step: number of steps made.
+        total: number of all steps; a run that is stopped makes fewer.
+        calls: network calls per particle so far.
+        reward: mean reward over the particles.
     """
 
     pictures: Tensor
@@ -70,22 +76,22 @@ class Shown:
 
     @property
     def images(self) -> list[Image.Image]:
-        """The pictures, made anew at each use."""
+        """The pictures, created at each access."""
         return [to_pil(x / 255) for x in self.pictures]
 
 
 class Job:
     """A run of one browser tab.
 
-    The sampler runs in a thread of its own and puts what happens into `events`, so that showing a
-    step does not hold up the next one. It makes at most `AHEAD` steps that are not shown yet. The
-    held-out reward is computed while nothing is sampled: when the run is paused, and at its end.
-    Until then the pictures wait in 8 bits on the CPU.
+    The sampler runs in its own thread and puts events into `events`, so that showing a step does
+    not delay the next one. It is at most `AHEAD` steps ahead of the page. The held-out reward is
+    computed while nothing is sampled: when the run is paused, and at its end. Until then the
+    pictures are kept in 8 bits on the CPU.
 
     Args:
         flow: the model.
-        reward: what guides.
-        ask: what is asked.
+        reward: the reward that guides.
+        ask: the settings of the run.
         judge: the held-out reward, which does not guide.
     """
 
@@ -106,7 +112,7 @@ class Job:
         self._free = threading.Event()
         self._free.set()
         self._keep: list[int] | None = None
-        self._stop = False
+        self._stop = self._waits = False
         self._unjudged: list[tuple[float, Tensor, list[str]]] = []
         self.touched = False
         self.finished = False
@@ -114,7 +120,7 @@ class Job:
 
     @property
     def paused(self) -> bool:
-        """Whether the run waits after the step that it makes, or made."""
+        """Whether the run waits after the current step."""
         return not self._free.is_set()
 
     def pause(self) -> None:
@@ -128,12 +134,15 @@ class Job:
         self._free.clear()
 
     def go_on(self, keep: Sequence[int] | None = None) -> None:
-        """Go on, from some particles alone where they are given (their numbers in the strip).
+        """Continue, with only the given particles (their indices in the strip) if there are any.
 
         Raises:
-            ValueError: the run is over.
+            ValueError: the run is over, or particles are chosen while it is not paused, when the
+                strip may already have changed.
         """
         self._going()
+        if keep and not self._waits:
+            raise ValueError("press Pause first: what is kept is chosen while the run is paused")
         self._keep = None if not keep else sorted(set(keep))
         self._free.set()
 
@@ -149,7 +158,7 @@ class Job:
         self._free.set()
 
     def end(self) -> None:
-        """Drop the run: nobody looks at it any more."""
+        """Cancel the run, which is no longer shown."""
         self.ended.set()
         self._free.set()
 
@@ -159,16 +168,17 @@ class Job:
 
     @torch.no_grad()
     def unguided(self) -> list[Image.Image]:
-        """Return the same noise's pictures without guidance."""
+        """Return the pictures of the same noise without guidance."""
         made = steer.sample(
             self.flow, self.reward, list(self.ask.prompts), self.ask.particles, self.ask.steps,
             "none", seed=self.ask.seed, progress=False,
         )  # fmt: skip
-        assert made.images is not None
+        if made.images is None:
+            raise ValueError(NO_PICTURES)
         return [to_pil(x) for x in made.images.flatten(0, 1)]
 
     def work(self) -> None:
-        """Run to the end, and put what happens into `events`; the last one is "over".
+        """Run to the end, and put events into `events`; the last one is "over".
 
         Events: ("unguided", pictures), ("step", `Seen`), ("message", text), ("paused", None),
         ("done", result), ("failed", error), ("over", None).
@@ -181,7 +191,7 @@ class Job:
                 self.result = self.stream.collect()
                 self.finished = True
                 self.events.put(("done", self.result))
-        except Exception as error:  # the page's own thread raises it
+        except Exception as error:  # the page's own thread raises it again
             self.events.put(("failed", error))
         finally:
             self.finished = True
@@ -198,11 +208,13 @@ class Job:
             while not self._room.acquire(timeout=0.2):
                 if self.ended.is_set():
                     return
-            self.seconds.append(time.perf_counter() - before)  # with the wait for the page
+            self.seconds.append(time.perf_counter() - before)  # including the wait for the page
             self.events.put(("step", _seen(population, made)))
-            if self.paused and population.time < 1:  # what has ended cannot go on from some
+            if self.paused and population.time < 1:  # not after the end
+                self._waits = True
                 self.events.put(("paused", None))
                 self._free.wait()
+                self._waits = False
             if self.ended.is_set():
                 return
             if self._keep is not None:
@@ -213,7 +225,7 @@ class Job:
             before = time.perf_counter()
 
     def _choose(self, population: steer.Population) -> None:
-        """Keep the chosen particles of each prompt; all of a prompt with none that is chosen."""
+        """Keep the chosen particles of each prompt; all particles of a prompt without a choice."""
         assert self._keep is not None
         n, p = self.ask.particles, len(population.positions)
         rows = [[i % n for i in self._keep if i // n == j] or list(range(n)) for j in range(p)]
@@ -223,7 +235,7 @@ class Job:
 
     @torch.no_grad()
     def shown(self, seen: Seen) -> Shown:
-        """Return what the page shows of a step."""
+        """Return what the page shows for a step."""
         x, size = seen.x.flatten(0, 1), self.stream.request.rows
         if not seen.decoded:
             with self._ceiling.held():
@@ -242,9 +254,9 @@ class Job:
 
     @torch.no_grad()
     def judged(self) -> list[tuple[float, float, int]]:
-        """Return the held-out reward of the steps that were shown since.
+        """Return the held-out reward of the steps that were shown since the last call.
 
-        A tuple each: network calls a picture, the mean, of how many pictures.
+        There is one tuple per step: network calls per picture, mean, number of pictures.
         """
         waiting, self._unjudged = self._unjudged, []
         if self.judge is None:
@@ -257,12 +269,12 @@ class Job:
 
 
 def start_of(result: steer.Result, i: int, particles: int) -> int:
-    """Return the number of the noise that a picture of a result began from.
+    """Return the index of the noise from which a picture of a result started.
 
     Args:
-        result: of several prompts.
-        i: the picture's number over all prompts, which may have fewer particles by now.
-        particles: of each prompt at the start.
+        result: result for several prompts.
+        i: index of the picture over all prompts, which may have fewer particles by now.
+        particles: particles of each prompt at the start.
     """
     n = result.rewards.shape[1]
     of_prompt = i % n if result.ancestors is None else int(result.ancestors.flatten()[i])

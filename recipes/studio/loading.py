@@ -1,4 +1,4 @@
-"""What takes a while to load, by a thread of its own: the page is there before it."""
+"""Loading in a background thread, so that the page is shown before."""
 
 import threading
 from collections.abc import Callable
@@ -11,14 +11,14 @@ Loaded = TypeVar("Loaded")
 
 
 class Loading(Generic[Loaded]):
-    """A value that a thread makes once, and that others wait for.
+    """A value that a thread computes once, and that others wait for.
 
     >>> found = Loading(lambda: 3)
     >>> found.ready, found.get(), found.ready
     (False, 3, True)
 
     Args:
-        load: makes it; an error of its own is raised by `get`.
+        load: computes the value; `get` raises its error.
     """
 
     def __init__(self, load: Callable[[], Loaded]) -> None:
@@ -28,7 +28,7 @@ class Loading(Generic[Loaded]):
         self._begun = False
 
     def start(self) -> None:
-        """Begin, if that was not done yet."""
+        """Start loading, if it has not been started yet."""
         with self._lock:
             if self._begun:
                 return
@@ -38,24 +38,24 @@ class Loading(Generic[Loaded]):
     def _work(self) -> None:
         try:
             self._future.set_result(self._load())
-        except BaseException as error:  # raised where it is waited for
+        except BaseException as error:  # raised by `get`
             self._future.set_exception(error)
 
     @property
     def ready(self) -> bool:
-        """Whether there is nothing to wait for, loaded or failed."""
+        """Whether loading has ended, successfully or not."""
         return self._future.done()
 
     @property
     def error(self) -> BaseException | None:
-        """What went wrong; None while it loads, and where nothing did."""
+        """The error of loading; None while it is loading, and after success."""
         return self._future.exception() if self._future.done() else None
 
     def get(self) -> Loaded:
-        """Begin if needed, wait, and return the value."""
+        """Start loading if needed, wait, and return the value."""
         self.start()
         return self._future.result()
 
     def when_done(self, act: Callable[[], None]) -> None:
-        """Call a function when there is nothing to wait for any more."""
+        """Call a function when loading has ended."""
         self._future.add_done_callback(lambda _: act())

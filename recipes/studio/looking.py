@@ -1,4 +1,4 @@
-"""What a reward says of pictures, and where its gradient points."""
+"""Scores of pictures by a reward, and maps of its gradient."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +16,9 @@ __all__ = ["heat", "looked_at", "report_of"]
 
 
 def heat(image: Tensor, gradient: Tensor) -> Image.Image:
-    """Return a picture (3, h, w) with the size of its gradient over it, in orange.
+    """Return a picture (3, h, w) overlaid with the size of its gradient, in orange.
 
-    Strength: the norm over channels, over its 99th percentile.
+    The strength is the norm over channels, divided by its 99th percentile.
     """
     size = gradient.norm(dim=0)
     share = (size / size.flatten().quantile(0.99).clamp(min=1e-30)).clamp(0, 1)
@@ -28,12 +28,18 @@ def heat(image: Tensor, gradient: Tensor) -> Image.Image:
 
 
 def looked_at(
-    reward: Reward, files: Sequence[str], prompt: str
+    reward: Reward, files: Sequence[str], prompt: str, device: torch.device | None = None
 ) -> list[tuple[str, float, Image.Image, Image.Image | None]]:
     """Score pictures -> (name, score, picture, its gradient as a heat map or None) of each.
 
+    Args:
+        reward: the reward.
+        files: files of pictures.
+        prompt: the reward's prompt, if it needs one.
+        device: device of the reward.
+
     Raises:
-        ValueError: no pictures, or a file that is none.
+        ValueError: no pictures, or a file that is not a picture.
     """
     if not files:
         raise ValueError("drop in some pictures first")
@@ -41,9 +47,9 @@ def looked_at(
     for name in files:
         try:
             image = Image.open(name).convert("RGB")
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(f"{Path(name).name} is no picture that can be read") from error
-        x = (pil_to_tensor(image).float() / 255)[None]
+        x = (pil_to_tensor(image).float() / 255)[None].to(device)
         asked = [prompt] if prompt.strip() else None
         if not reward.differentiable:
             with torch.no_grad():
@@ -53,13 +59,13 @@ def looked_at(
         x.requires_grad_()
         value = score(reward, x, asked)
         (gradient,) = torch.autograd.grad(value.sum(), x)
-        picture = heat(x[0].detach(), gradient[0])
+        picture = heat(x[0].detach().cpu(), gradient[0].cpu())
         found.append((Path(name).name, float(value.detach()), image, picture))
     return found
 
 
 def report_of(reward: Reward) -> str:
-    """Return what `steer check-reward` finds, as a table in Markdown."""
+    """Return the findings of `steer check-reward` as a Markdown table."""
     report = check(reward)
     mark = {"pass": "ok", "warn": "note", "fail": "**FAILED**", "skip": "skipped"}
     rows = "".join(

@@ -1,4 +1,4 @@
-"""The whole page: a tab each for steering, rewards, comparing, tuning and run folders."""
+"""The whole page, with one tab each for steering, rewards, comparing, tuning and run folders."""
 
 from typing import Any
 
@@ -19,7 +19,13 @@ CSS = """
 .drawn img {max-width: min(100%, 640px); margin: auto}
 @media (max-width: 500px) {
   .pictures .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}
-  #compare-table th *, #compare-table td * {font-size: .66rem !important; padding: 1px}
+  #compare-table th *, #compare-table .body-cell * {
+    font-size: .62rem !important; padding: 0 !important
+  }
+  #compare-table th, #compare-table .body-cell {padding: 6px 2px !important}
+  #compare-table th *, #compare-table .body-cell:not(:first-child) * {
+    white-space: nowrap !important
+  }
 }
 .pictures .caption-label {white-space: normal; max-width: 96%; font-size: .75rem; padding: 1px 5px}
 .beside:not(:has(p)), #loading:not(:has(p)) {display: none}
@@ -30,7 +36,7 @@ CSS = """
 
 
 def theme() -> Any:
-    """Return a theme that loads no fonts from elsewhere."""
+    """Return a theme that does not load fonts from other sites."""
     plain = ["system-ui", "sans-serif"]
     return gr.themes.Soft(font=plain, font_mono=["ui-monospace", "monospace"])
 

@@ -1,4 +1,4 @@
-"""What the page may read and write: run folders below the one that it was started with."""
+"""Files that the page may access: run folders below the folder that it was started with."""
 
 import re
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from typing import Any
 __all__ = ["inside", "inside_quietly", "plain_method", "plain_reward", "runs_in"]
 
 WORD = re.compile(r"[\w-]+")
-"""What the name of a reward or of a method is, and no file, module or server."""
+"""The form of a name of a reward or a method, unlike that of a file, module or server."""
 
 
 def inside(root: Path, name: str) -> Path:
-    """Return a place below a folder.
+    """Return a path below a folder.
 
     Raises:
-        ValueError: no name, or one that leads out of the folder, through a link too.
+        ValueError: an empty name, or one that leads out of the folder, also through a link.
     """
     if not name.strip():
         raise ValueError("give the folder a name")
@@ -26,16 +26,16 @@ def inside(root: Path, name: str) -> Path:
 
 
 def plain_reward(text: str, allow_files: bool) -> str:
-    """Return a reward's text, where the page may load it.
+    """Return a reward's text if the page may load it.
 
     Raises:
-        ValueError: none, or one that reads files, runs code or asks a server, while that was not
-            allowed at the start.
+        ValueError: it is empty, or it reads files, runs code or contacts a server although that
+            was not allowed at the start.
     """
     if not text.strip():
         raise ValueError("say which reward: clip, or 0.7*clip + 0.3*colour:name=red")
     if not allow_files:
-        from rewards.loading import read  # it loads torch, which the page does not wait for
+        from rewards.loading import read  # loads torch, for which the page does not wait
 
         def check(name: str | None, options: Mapping[str, Any]) -> None:
             named = name is None or (WORD.fullmatch(name) and name != "remote")
@@ -53,10 +53,10 @@ def plain_reward(text: str, allow_files: bool) -> str:
 
 
 def plain_method(text: str, allow_files: bool) -> str:
-    """Return a method's text, where the page may run it.
+    """Return a method's text if the page may run it.
 
     Raises:
-        ValueError: it names a file of code, while that was not allowed at the start.
+        ValueError: it names a file of code although that was not allowed at the start.
     """
     if not allow_files and not WORD.fullmatch(text.partition(":")[0].strip()):
         raise ValueError(
@@ -67,7 +67,7 @@ def plain_method(text: str, allow_files: bool) -> str:
 
 
 def _plain_option(key: str, value: Any) -> bool:
-    """Return whether an option of a reward names nothing outside: numbers, and known words."""
+    """Return whether an option of a reward is a number or a known word, not a resource."""
     from rewards.trust import PLAIN, is_plain
 
     if key in PLAIN or not isinstance(value, str | list | dict):
@@ -76,9 +76,10 @@ def _plain_option(key: str, value: Any) -> bool:
 
 
 def runs_in(root: Path) -> list[str]:
-    """Return the run folders below a folder, newest first, as names in it.
+    """Return the run folders below a folder, newest first, as relative names.
 
-    Those of `steer sample` and the like have a config.yaml, those of `steer finetune` a run.json.
+    Those of `steer sample` and similar commands have a config.yaml, those of `steer finetune` a
+    run.json.
     """
     files = [f for name in ("config.yaml", "run.json") for f in root.glob(f"**/{name}")]
     found = list(dict.fromkeys(f.parent for f in files if inside_quietly(root, f)))
@@ -87,5 +88,5 @@ def runs_in(root: Path) -> list[str]:
 
 
 def inside_quietly(root: Path, place: Path) -> bool:
-    """Return whether a place is below a folder when links are followed."""
+    """Return whether a path is below a folder after following links."""
     return place.resolve().is_relative_to(root.resolve())

@@ -1,4 +1,4 @@
-"""A run folder's settings, read back as what the Steer page asks for. It loads no network."""
+"""Restore a run folder's settings for the Steer page. It loads no network."""
 
 import json
 from pathlib import Path
@@ -14,31 +14,30 @@ __all__ = ["Restored", "restored", "shown_of"]
 OTHERS = "Steer makes different pictures"
 
 DEFAULTS = {"particles": 4, "steps": 16, "seed": 0}
-"""What `steer sample` takes where its config does not say."""
+"""Defaults of `steer sample` for settings that are not in the config."""
 
 ELSEWHERE = {
-    "out", "overwrite", "unguided", "keep", "film", "batch_size", "device", "devices",
-    "num_nodes", "spread", "compile",
+    "out", "overwrite", "unguided", "keep", "film", "batch_size", "devices", "num_nodes", "spread",
 }  # fmt: skip
-"""Settings that change no picture."""
+"""Settings that do not change the pictures."""
 
 WITHOUT = {
     "lora", "lora_scale", "reward_prompt", "cfg", "negative_prompt", "init_image", "init_time",
-    "dtype", "model_options",
+    "dtype", "model_options", "compile", "device",
 }  # fmt: skip
 """Settings that change the pictures and have no field on the page."""
 
-PLAIN = {"init_by": "noise", "on_bad_reward": "stop", "model_options": {}}
-"""Settings that change nothing at these values."""
+PLAIN = {"init_by": "noise", "on_bad_reward": "stop", "model_options": {}, "compile": False}
+"""Settings that change nothing if they have these values."""
 
 
 class Restored(NamedTuple):
-    """What a run folder was made with.
+    """The restored settings of a run folder.
 
     Attributes:
-        ask: for the page's fields.
-        lost: settings of the run that have no field: its pictures will not be these.
-        touched: whether a person kept particles or stopped the run.
+        ask: settings for the page's fields.
+        lost: settings of the run without a field on the page, so that its pictures will differ.
+        touched: whether particles were kept by hand, or the run was stopped.
     """
 
     ask: Ask
@@ -47,7 +46,7 @@ class Restored(NamedTuple):
 
     @property
     def note(self) -> str:
-        """Say whether Steer makes the run's own pictures again."""
+        """A text on whether Steer will reproduce the run's pictures."""
         if self.lost:
             named = ", ".join(f"{name}: {value}" for name, value in self.lost.items())
             return f"this run also set {named}, which has no field here: {OTHERS}"
@@ -56,16 +55,17 @@ class Restored(NamedTuple):
         return "Steer makes these pictures again"
 
 
-def restored(root: Path, folder: Path, model: str) -> Restored:
-    """Read the config.yaml of a run of `steer sample`, or of one that the studio saved.
+def restored(root: Path, folder: Path, model: str, device: str | None = None) -> Restored:
+    """Read the config.yaml of a run that `steer sample` or the studio wrote.
 
     Args:
-        root: nothing outside of it is read.
-        folder: the run's.
-        model: the page's own.
+        root: the folder outside of which nothing is read.
+        folder: folder of the run.
+        model: the page's model.
+        device: the page's device.
 
     Raises:
-        ValueError: there is none that can be read, or it was made with another model.
+        ValueError: the file cannot be read, or the run was made with another model.
     """
     text = _text(root, folder / "config.yaml")
     try:
@@ -82,7 +82,10 @@ def restored(root: Path, folder: Path, model: str) -> Restored:
             f"{folder.name} was made with the model {read.get('model')!r}, and this page has "
             f"{model!r}: start `steer studio --model {read.get('model')}`"
         )
-    found = {k: v for k, v in read.items() if k not in ELSEWHERE and PLAIN.get(k, ...) != v}
+    usual = {**PLAIN, "device": device}
+    found = {k: v for k, v in read.items() if k not in ELSEWHERE and usual.get(k, ...) != v}
+    if device is not None and "device" not in read:
+        found["device"] = None
     lost = {k: found.pop(k) for k in sorted(WITHOUT & found.keys())}
     own = found.pop("options", {})
     found.pop("model", None)
@@ -109,10 +112,15 @@ def restored(root: Path, folder: Path, model: str) -> Restored:
 
 
 def _scored(root: Path, folder: Path) -> tuple[list[str], list[str]]:
-    """Return the prompts of a run, and what its reward was asked, of its scores.jsonl."""
-    rows = [json.loads(line) for line in _text(root, folder / "scores.jsonl").splitlines()]
-    first = [row for row in rows if row.get("particle") == 0]
-    return [row["prompt"] for row in first], [row["reward_prompt"] for row in first]
+    """Return the prompts of a run, and its reward's prompts, from its scores.jsonl."""
+    lines = _text(root, folder / "scores.jsonl").splitlines()
+    try:
+        first = [row for row in map(json.loads, lines) if row.get("particle") == 0]
+        return [row["prompt"] for row in first], [row["reward_prompt"] for row in first]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{folder.name}/scores.jsonl is damaged, and the prompts of this run are in it alone"
+        ) from error
 
 
 def _text(root: Path, file: Path) -> str:
@@ -122,10 +130,10 @@ def _text(root: Path, file: Path) -> str:
 
 
 def shown_of(root: Path, folder: Path) -> list[tuple[Path, str]]:
-    """Return the pictures of a run folder with their rewards, as scores.jsonl names them."""
+    """Return the pictures of a run folder that scores.jsonl lists, with their rewards."""
     try:
         rows = [json.loads(line) for line in _text(root, folder / "scores.jsonl").splitlines()]
         named = [(folder / row["image"], f"{row['reward']:.4g}") for row in rows if row["image"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return []
     return [(f, caption) for f, caption in named if f.is_file() and inside_quietly(root, f)]

@@ -1,4 +1,4 @@
-"""The field for a reward's text: it completes names, and says beside itself what is wrong."""
+"""The field for a reward's text: it completes names, and shows errors next to it."""
 
 import gradio as gr
 
@@ -13,10 +13,10 @@ def reward_field(studio: Studio, value: str, label: str, name: str) -> gr.Dropdo
     """Return a field for a reward, with its error below it.
 
     Args:
-        studio: says what is wrong with a text.
-        value: the text that it begins with.
-        label: of the field.
-        name: its id on the page; that of its error is `NAME-error`.
+        studio: checks the text.
+        value: the initial text.
+        label: label of the field.
+        name: its id on the page; the id of its error is `NAME-error`.
     """
     field = gr.Dropdown(
         list(dict.fromkeys([value, *WORDS])), value=value, allow_custom_value=True,

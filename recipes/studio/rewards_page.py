@@ -1,4 +1,4 @@
-"""The Rewards page: pictures scored, where the gradient points, and a check of a reward."""
+"""The Rewards page: scores of pictures, gradient maps, and the check of a reward."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ __all__ = ["page"]
 
 
 def page(studio: Studio) -> None:
-    """Lay the page out."""
+    """Lay out the page."""
     with gr.Row():
         with gr.Column(min_width=300):
             files = gr.File(
@@ -32,9 +32,10 @@ def page(studio: Studio) -> None:
 
     def scored(names: list[str] | None, text: str, asked: str) -> tuple[Any, ...]:
         scorer = studio.reward(text)
-        from recipes.studio.looking import looked_at  # which loads torch
+        from recipes.studio.looking import looked_at  # loads torch
+        from steer.flow import device_of
 
-        found = looked_at(scorer, names or [], asked)
+        found = looked_at(scorer, names or [], asked, device_of(studio.flow))
         rows = [[name, round(value, 6)] for name, value, _, _ in found]
         shown: list[Any] = []
         for name, _, image, heat in found:

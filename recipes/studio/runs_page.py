@@ -1,4 +1,4 @@
-"""The Runs page: run folders below the studio's own, and opening one where it was left."""
+"""The Runs page: run folders below the studio's folder, which can be opened on their page."""
 
 import json
 from pathlib import Path
@@ -22,13 +22,13 @@ TEXTS = ("config.yaml", "run.json", "command.txt")
 def page(
     studio: Studio, whole: gr.Blocks, tabs: gr.Tabs, steering: Steering, tuned: gr.Textbox
 ) -> None:
-    """Lay the page out.
+    """Lay out the page.
 
     Args:
-        studio: what is behind it.
-        whole: the page that this is a tab of.
-        tabs: of which one is chosen when a run is opened.
-        steering: where a sampling run is opened.
+        studio: the state behind the page.
+        whole: the whole page, of which this is a tab.
+        tabs: the tabs, of which one is selected when a run is opened.
+        steering: the Steer page, on which a sampling run is opened.
         tuned: the field for the folder of a tuning run.
     """
     with gr.Row():
@@ -77,7 +77,7 @@ def page(
         place = inside(studio.root, name)
         if _there(studio.root, place / "run.json"):
             return *[gr.skip()] * (len(outputs) - 2), name, gr.Tabs(selected="tune"), ""
-        found = restored(studio.root, place, studio.model)
+        found = restored(studio.root, place, studio.model, studio.device)
         ask = found.ask
         note = f"opened {name}: {found.note}"
         return (

@@ -1,4 +1,4 @@
-"""What the page works with: one model, one job at a time, one folder."""
+"""The state behind the page: one model, one job at a time, one folder."""
 
 import threading
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from recipes.studio.loading import Loading
 from recipes.studio.places import inside, plain_reward
 from recipes.terminal import console
 
-if TYPE_CHECKING:  # they load torch, which the page does not wait for
+if TYPE_CHECKING:  # they load torch, for which the page does not wait
     from recipes.studio.jobs import Job
     from steer.flow import FlowMap
     from steer.reward import Reward
@@ -30,11 +30,11 @@ LOADING = "The model is still loading. What you start now waits for it."
 class Studio:
     """The state behind all tabs.
 
-    The model is loaded by a thread, from `loading.start()` or its first use on. What needs it
-    waits.
+    The model is loaded in a thread, started by `loading.start()` or by the first use, which waits
+    for it.
 
     Args:
-        model: what is steered, as `steer.load` takes it.
+        model: the model to steer, as for `steer.load`.
         root: the folder that may be read and written.
         allow_files: whether a reward may be a file, a module or a server.
         device: where to compute.
@@ -50,7 +50,7 @@ class Studio:
         self.jobs: dict[str, Job] = {}
         self._turn = threading.Lock()
         self._at_work: Job | None = None
-        self._halts: dict[str, threading.Event] = {}
+        self._halts: dict[tuple[str, str], threading.Event] = {}
         self._rewards: dict[str, Reward] = {}
 
     def _load(self) -> "tuple[FlowMap, Reward | None]":
@@ -64,7 +64,7 @@ class Studio:
 
     @property
     def flow(self) -> "FlowMap":
-        """The model, as soon as it is loaded."""
+        """The model; this waits until it is loaded."""
         return self.loading.get()[0]
 
     @property
@@ -73,13 +73,13 @@ class Studio:
         return self.loading.get()[1]
 
     def reward(self, text: str) -> "Reward":
-        """Return a reward by its text, loaded once, where the model is.
+        """Return a reward by its text, loaded once, on the model's device.
 
         Raises:
-            ValueError: one that cannot be read, or that this page may not load.
+            ValueError: the text cannot be parsed, or this page may not load the reward.
         """
         text = plain_reward(text, self.allow_files)
-        self.loading.get()  # two threads that import torch at once may see half of it
+        self.loading.get()  # two threads must not import torch at once
         if text not in self._rewards:
             import rewards
             from steer.flow import device_of
@@ -87,8 +87,23 @@ class Studio:
             self._rewards[text] = rewards.load(text).to(device_of(self.flow))
         return self._rewards[text]
 
+    def fresh(self, text: str) -> "Reward":
+        """Return a reward for one run; it does not keep a scale that an earlier run has learned.
+
+        Raises:
+            ValueError: as for `reward`.
+        """
+        known = self.reward(text)
+        import rewards
+        from steer.flow import device_of
+        from steer.reward import learners
+
+        if not learners(known):
+            return known
+        return rewards.load(text.strip()).to(device_of(self.flow))
+
     def cost(self, ask: Ask) -> str:
-        """Return what a run will cost, in a line.
+        """Return the cost of a run, in one line.
 
         Raises:
             ValueError: anything that the run itself would refuse.
@@ -97,7 +112,7 @@ class Studio:
         import steer
         from steer.sampling.forecast import plan
 
-        steer.stream(self.flow, reward, list(ask.prompts), **ask.keywords)  # checks itself
+        steer.stream(self.flow, reward, list(ask.prompts), **ask.keywords)  # validates itself
         cost = plan(ask.method, ask.steps, reward.differentiable, flow=self.flow, **ask.own)
         count = len(ask.prompts) * ask.particles
         return (
@@ -106,20 +121,20 @@ class Studio:
         )
 
     def run(self, tab: str, ask: Ask) -> Iterator[tuple[str, Any]]:
-        """Run a job of a tab, and yield what happens: (kind, value).
+        """Run a job of a tab, and yield its events: (kind, value).
 
         Kinds: "waiting", "unguided", "step", "message", "judged", "paused", "done".
 
-        A second job of the same tab ends the first, unless something is wrong with it; other tabs'
-        jobs are waited for.
+        A second job of the same tab ends the first, unless the second one is invalid; jobs of
+        other tabs are finished first.
         """
         if not self.loading.ready:
             yield "waiting", LOADING
         self.loading.get()
         from recipes.studio.jobs import Job
 
-        job = Job(self.flow, self.reward(ask.reward), ask, self.judge)
-        self.end(tab)
+        job = Job(self.flow, self.fresh(ask.reward), ask, self.judge)
+        self._end_job(tab)
         self.jobs[tab] = job
         try:
             while not self._turn.acquire(timeout=0.5):
@@ -153,25 +168,30 @@ class Studio:
 
     @property
     def busy(self) -> str:
-        """Say what has the turn, "" where nothing has it."""
+        """Return what has the turn; "" if nothing has it."""
         job = self._at_work
         return (PAUSED if job is not None and job.paused else WAITING) * self._turn.locked()
 
-    def begun(self, tab: str) -> threading.Event:
-        """Return an event that says when a tab wants no more of what it begins: `halt` sets it."""
-        ended = self._halts[tab] = threading.Event()
+    def begun(self, tab: str, page: str) -> threading.Event:
+        """Return an event that is set when a tab no longer needs the work it starts on a page.
+
+        Earlier work of the tab on that page is ended.
+        """
+        self.halt(tab, page)
+        ended = self._halts[tab, page] = threading.Event()
         return ended
 
     def in_turn(
         self, found: Iterator[Found], ended: threading.Event | None = None
     ) -> Iterator[Found]:
-        """Let an iterator make each of its values in a turn of its own.
+        """Let an iterator compute each of its values in a separate turn.
 
-        No turn is held while a value is shown: a page that is closed meanwhile would keep it.
+        No turn is held while a value is shown, because a page that is closed meanwhile would keep
+        it.
 
         Args:
-            found: makes the values.
-            ended: set where no turn is waited for any more.
+            found: the iterator.
+            ended: event that is set when there is no need to wait for a turn.
         """
         while True:
             while not self._turn.acquire(timeout=0.5):
@@ -185,31 +205,35 @@ class Studio:
                 self._turn.release()
             yield one
 
-    def halt(self, tab: str) -> None:
-        """Say that a tab wants no more of what it has a turn for."""
-        if tab in self._halts:
-            self._halts[tab].set()
+    def halt(self, tab: str, page: str | None = None) -> None:
+        """Signal that a tab no longer needs the work that it started on a page, or on any page."""
+        for key in list(self._halts):
+            if key[0] == tab and page in (None, key[1]):
+                self._halts.pop(key).set()
 
     def job(self, tab: str) -> "Job":
         """Return a tab's job.
 
         Raises:
-            ValueError: it has none.
+            ValueError: it has no job.
         """
         if tab not in self.jobs:
             raise ValueError("nothing is being steered here: press Steer first")
         return self.jobs[tab]
 
     def end(self, tab: str) -> None:
-        """End what a tab has begun, if there is something."""
+        """End all work that a tab has started, on all pages."""
         self.halt(tab)
+        self._end_job(tab)
+
+    def _end_job(self, tab: str) -> None:
         job = self.jobs.pop(tab, None)
         if job is not None:
             job.end()
 
     def close(self) -> None:
-        """End every run, and wait until the sampler has let go of the network."""
-        for tab in list(self.jobs):
+        """End all runs, and wait until the sampler has released the network."""
+        for tab in [*self.jobs, *(tab for tab, _ in self._halts)]:
             self.end(tab)
         if self._turn.acquire(timeout=30):
             self._turn.release()
@@ -217,12 +241,12 @@ class Studio:
     def save(self, tab: str, name: str) -> Path:
         """Write a tab's finished pictures as a run folder, and return it.
 
-        `steer sample --config FOLDER/config.yaml` makes the same pictures again, in a folder
-        beside it.
+        `steer sample --config FOLDER/config.yaml` makes the same pictures again, in a new folder
+        next to it.
 
         Raises:
-            ValueError: there are none yet, or a place outside of the folder.
-            FileExistsError: a folder of that name is there.
+            ValueError: there are no pictures yet, or the path is outside of the folder.
+            FileExistsError: a folder of that name exists.
         """
         job = self.job(tab)
         result = job.result
@@ -236,10 +260,12 @@ class Studio:
         from steer.sampling.result import save_result
 
         place = inside(self.root, name)
-        settings = job.ask.settings(self.model, f"{place}-again")
+        settings = job.ask.settings(self.model, f"{place}-again", self.device)
         note = TOUCHED * job.touched
         files = {
             "config.yaml": note + config_text(settings_of(settings)),
-            "command.txt": job.ask.command(self.model, f"{place}-again") + "\n" + note,
+            "command.txt": job.ask.command(self.model, f"{place}-again", self.device)
+            + "\n"
+            + note,
         }
         return save_result(result, place, files=files)

@@ -1,6 +1,7 @@
-"""How pictures and errors are shown on the page."""
+"""Display of pictures and errors on the page."""
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from html import escape
@@ -11,11 +12,14 @@ from PIL import Image
 
 __all__ = ["FAULTS", "crisp", "gallery", "heard", "said", "title"]
 
-FAULTS = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
-"""What the library refuses with a sentence."""
+FAULTS = Exception
+"""What a page shows beside what caused it, instead of gradio's own notice."""
+
+SENTENCES = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError)
+"""Errors by which the library refuses something; their message is enough."""
 
 SIDE = 192
-"""Small pictures are shown at a multiple of their size that has at least so many pixels."""
+"""Small pictures are shown at a multiple of their size with at least this many pixels per side."""
 
 
 def crisp(image: Image.Image) -> Image.Image:
@@ -26,7 +30,7 @@ def crisp(image: Image.Image) -> Image.Image:
 
 
 def title(text: str) -> gr.Markdown:
-    """Put a title above what follows; gradio's own labels would cover the pictures."""
+    """Add a title above the next element; gradio's own labels would cover the pictures."""
     return gr.Markdown(f"**{text}**", elem_classes="title")
 
 
@@ -46,12 +50,19 @@ def gallery(text: str, name: str, **more: Any) -> gr.Gallery:
 
 
 def said(error: Exception | str) -> str:
-    """Return an error as the page shows it: the library's own sentence."""
-    return f"<span class='said'>{escape(str(error))}</span>"
+    """Return the message of an error for the page, as the library wrote it.
+
+    Any other error is shown with its kind, and its traceback is logged.
+    """
+    text = str(error)
+    if isinstance(error, Exception) and not isinstance(error, SENTENCES):
+        logging.getLogger(__name__).error("unexpected error", exc_info=error)
+        text = f"{type(error).__name__}: {text}"
+    return f"<span class='said'>{escape(text)}</span>"
 
 
 def heard(f: Callable[..., Any], empty: int) -> Callable[..., Any]:
-    """Let a handler return its error as the last of its outputs, `empty` ones unchanged before."""
+    """Let a handler return an error as its last output, after `empty` unchanged outputs."""
 
     @functools.wraps(f)
     def handler(*given: Any) -> Any:

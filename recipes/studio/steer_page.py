@@ -1,4 +1,4 @@
-"""The Steer page: the unguided pictures, the live strip, the curve, and what was asked for."""
+"""The Steer page: the controls, the unguided pictures, the live strip and the curve."""
 
 import math
 import time
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 __all__ = ["Steering", "page", "table"]
 
 CURVE = ["network calls a picture", "mean", "scale"]
-REDRAWN = 0.75
-"""Least seconds between two steps that are drawn: drawing takes the processor from the sampler."""
+REDRAWN = 1.0
+"""Minimum seconds between two drawn steps: drawing takes processor time from the sampler."""
 
-PLOTTED = 4 * REDRAWN
-"""Least seconds between two drawings of the curve while the run goes on."""
+PLOTTED = 3 * REDRAWN
+"""Minimum seconds between two drawings of the curve during a run."""
 
 REWARD = "0.7*clip + 0.3*colour:name=red"
 
 
 class Steering(NamedTuple):
-    """What of this page others fill in.
+    """Elements of this page that other pages fill in.
 
     Attributes:
         controls: prompts, reward, method, pictures a prompt, steps, seed, options.
-        strip: the pictures.
-        message: the line below the buttons.
-        name: of the folder to save as.
+        strip: strip of pictures.
+        message: line below the buttons.
+        name: name of the folder to save to.
     """
 
     controls: list[Any]
@@ -47,7 +47,7 @@ class Steering(NamedTuple):
 
 
 def page(studio: Studio, whole: gr.Blocks) -> Steering:
-    """Lay the page out, and return what other pages fill in."""
+    """Lay out the page, and return the elements that other pages fill in."""
     methods = [name for name in steer.METHODS if name != "none"]
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
@@ -116,7 +116,7 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
         try:
             studio.reward(ask.reward)
         except FAULTS:
-            return ""  # it is said beside the reward
+            return ""  # the error is shown next to the reward
         return f"This will cost {studio.cost(ask)}."
 
     gr.on(
@@ -129,12 +129,13 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
         try:
             ask = Ask.of(*given)
             out = f"{studio.root.name}/steered"
-            texts = ask.command(studio.model, out), ask.python(studio.model)
+            place = studio.device
+            texts = ask.command(studio.model, out, place), ask.python(studio.model, place)
             first: list[Image.Image] = []
             curve: list[dict[str, Any]] = []
             tab, drawn, plotted = str(request.session_hash), 0.0, 0.0
             newest: Shown | None = None
-            waiting = False  # whether the newest step is not drawn yet
+            waiting = False  # whether the newest step has not been drawn yet
             for kind, value in studio.run(tab, ask):
                 if kind == "step":
                     newest, waiting = value, True
@@ -158,7 +159,7 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
                     yield *keep_as_they_are, value
                 elif kind == "unguided":
                     first = [crisp(image) for image in value]
-                    # a plot knows the colours of its first points alone: both are among them
+                    # a plot only knows the colours of its first points, so both are among them
                     curve = [_point(0, math.nan, 0, "reward"), _point(0, math.nan, 0, "held-out")]
                     yield first, [], None, None, *texts, [], "", "steering"
                 elif kind == "message":
@@ -175,10 +176,10 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
                         *[gr.skip()] * 5,
                     )  # fmt: skip
                 else:
-                    from recipes.studio.jobs import start_of  # it loads torch: not at the start
+                    from recipes.studio.jobs import start_of  # loads torch, so not at the start
 
                     best = int(value.rewards.flatten().argmax())
-                    ended = gr.skip()  # the last step showed them, unless there were more prompts
+                    ended = gr.skip()  # shown by the last step, unless there were more prompts
                     if newest is None or value.rewards.numel() > len(newest.pictures):
                         ended = [
                             (crisp(steer.pictures.to_pil(x)), f"{float(r):.4g}")
@@ -215,7 +216,7 @@ def page(studio: Studio, whole: gr.Blocks) -> Steering:
                 act(studio.job(str(request.session_hash)), picked)
             except ValueError as error:
                 return said(error)
-            return gr.skip()  # the run itself says what it does
+            return gr.skip()  # the run itself reports its state
 
         return handler
 
@@ -248,10 +249,10 @@ def _point(calls: float, mean: float, pictures: int, scale: str) -> dict[str, An
 
 
 def table(points: list[dict[str, Any]]) -> pandas.DataFrame:
-    """Return what the plot draws: one mean for each number of calls, over all groups of prompts.
+    """Return the data of the plot: one mean for each number of calls, over all groups of prompts.
 
     Args:
-        points: a group's own means, with how many `pictures` they are of.
+        points: means of single groups, with the number of `pictures`.
     """
     calls, mean, scale = CURVE
     told = pandas.DataFrame(points, columns=[*CURVE, "pictures"])

@@ -9,18 +9,19 @@ import gradio as gr
 from PIL import Image
 
 import steer
+from recipes.studio.ask import whole_number
 from recipes.studio.figures import curves, front_of
-from recipes.studio.places import inside
+from recipes.studio.places import inside, inside_quietly
 from recipes.studio.reward_field import reward_field
 from recipes.studio.session import Studio
 from recipes.studio.showing import FAULTS, crisp, gallery, said, title
-from recipes.studio.tuning import Tunings, readings
+from recipes.studio.tuning import READINGS, Tunings, readings
 
 __all__ = ["page"]
 
 
 def page(studio: Studio) -> gr.Textbox:
-    """Lay the page out, and return the field for the run folder."""
+    """Lay out the page, and return the field for the run folder."""
     tunings = Tunings()
     atexit.register(tunings.close)
     with gr.Row():
@@ -75,8 +76,9 @@ def page(studio: Studio) -> gr.Textbox:
         try:
             studio.reward(wanted)
             options = {
-                "model": studio.model, "reward": wanted, "objective": how, "steps": int(n),
-                "check_every": int(k), "learning_rate": lr, "progress": "false",
+                "model": studio.model, "reward": wanted, "objective": how,
+                "steps": whole_number("steps", n), "check_every": whole_number("check every", k),
+                "learning_rate": lr, "progress": "false",
             }  # fmt: skip
             lines = [line.strip() for line in asked.splitlines() if line.strip()]
             if lines:
@@ -98,7 +100,7 @@ def page(studio: Studio) -> gr.Textbox:
             path = inside(studio.root, name)
         except ValueError as problem:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip(), said(problem)
-        checks = readings(path)
+        checks = readings(path) if inside_quietly(studio.root, path / READINGS) else []
         at = f"at step {checks[-1]['step']}" if checks else "before its first check"
         word = "Finished" if (path / "finished.json").is_file() else "Stopped"
         line = f"Running, {at}." if tunings.running(path) else f"{word}, {at}."
@@ -109,11 +111,8 @@ def page(studio: Studio) -> gr.Textbox:
             for check in checks for alarm in check.get("alarms", [])
         )  # fmt: skip
         sheets = sorted((path / "sheets").glob("[0-9]*.png"))
-        last = (
-            None
-            if not sheets or sheets[-1].is_symlink()
-            else Image.open(sheets[-1]).convert("RGB")
-        )
+        seen = bool(sheets) and inside_quietly(studio.root, sheets[-1])
+        last = Image.open(sheets[-1]).convert("RGB") if seen else None
         failed = tunings.error(path)
         return (
             line, curves(checks) if checks else None, found, last,
@@ -129,16 +128,16 @@ def page(studio: Studio) -> gr.Textbox:
             path = inside(studio.root, name)
             if tunings.running(path):
                 raise ValueError("this run is at work: stop it first, or wait for its end")
-            scorer = studio.reward(wanted)
+            scorer = studio.fresh(wanted)
             from recipes.studio.fronts import adapters_of, scales_of
 
             best = adapters_of(studio.root, path) != path
             note = "the adapters of `best`: the run was stopped before it wrote its last" * best
 
             yield {}, *[gr.skip()] * 4, "waiting for a turn"
-            ended = studio.begun(tab)
+            ended = studio.begun(tab, "tune")
             scales = scales_of(studio.flow, studio.judge, scorer, studio.root, path, prompt)
-            for one in studio.in_turn(scales):
+            for one in studio.in_turn(scales, ended):
                 found[one.scale] = one
                 yield found, *shown(found, factor), gr.skip(), f"scale {one.scale:g} is drawn"
                 if ended.is_set():

@@ -1,4 +1,4 @@
-"""A `steer finetune` run as the Tune page sees it: its process and its readings."""
+"""`steer finetune` runs for the Tune page: their processes and readings."""
 
 import json
 import os
@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Tunings", "readings"]
+__all__ = ["READINGS", "Tunings", "readings"]
+
+READINGS = "readings.jsonl"
+"""A run's checks, a line each."""
 
 
 class Tunings:
@@ -18,20 +21,23 @@ class Tunings:
         self._of: dict[Path, subprocess.Popen[bytes]] = {}
 
     def running(self, folder: Path) -> bool:
-        """Tell whether a run of this folder is at work."""
+        """Return whether a run of this folder is in progress."""
         one = self._of.get(folder)
         return one is not None and one.poll() is None
 
     def start(self, folder: Path, options: dict[str, Any]) -> None:
-        """Start `steer finetune`, or resume it: the same command goes on where it stopped.
+        """Start `steer finetune`, or resume it: the same command continues an interrupted run.
 
         Raises:
-            ValueError: a run of this folder is at work, or any other.
+            ValueError: a run of this folder, or any other run, is in progress; or its log is a
+                link.
         """
         if any(self.running(other) for other in self._of):
             raise ValueError("a tuning run is at work already: stop it first, or wait")
-        words = [str(w) for name, value in options.items() for w in (f"--{name}", value)]
+        words = [f"--{name}={value}" for name, value in options.items()]
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if self.log(folder).is_symlink():
+            raise ValueError(f"{self.log(folder)} is a link, and is not written to: remove it")
         with self.log(folder).open("wb") as log:
             self._of[folder] = subprocess.Popen(
                 [sys.executable, "-m", "recipes.cli", "finetune", *words, "--out", str(folder)],
@@ -40,17 +46,17 @@ class Tunings:
             )  # fmt: skip
 
     def stop(self, folder: Path) -> None:
-        """Ask a run to stop; what it has reached is kept.
+        """Ask a run to stop; its state is saved.
 
         Raises:
-            ValueError: no run of this folder is at work.
+            ValueError: no run of this folder is in progress.
         """
         if not self.running(folder):
             raise ValueError(f"no tuning run is active in {folder.name!r}")
         self._of[folder].send_signal(signal.SIGINT)
 
     def error(self, folder: Path) -> str:
-        """Return the error with which the run of this folder ended, empty where it had none."""
+        """Return the error with which the run of this folder ended; "" if there was none."""
         one = self._of.get(folder)
         if one is None or one.poll() in {None, 0, 130}:
             return ""
@@ -58,20 +64,21 @@ class Tunings:
         return lines[-1].removeprefix("error: ") if lines else f"ended with code {one.poll()}"
 
     def close(self) -> None:
-        """Stop what runs, as the studio ends."""
+        """Stop all runs when the studio ends."""
         for folder in list(self._of):
             if self.running(folder):
                 self.stop(folder)
 
     @staticmethod
     def log(folder: Path) -> Path:
-        """Return the file beside a run folder that has what its process printed."""
+        """Return the file next to a run folder with the output of its process."""
         return folder.with_name(f".{folder.name}.log")
 
 
 def readings(folder: Path) -> list[dict[str, Any]]:
     """Return the checks of a run so far, step by step."""
-    file = folder / "readings.jsonl"
+    file = folder / READINGS
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+    whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # the last may be incomplete
+    return [json.loads(line) for line in whole.splitlines() if line.strip()]

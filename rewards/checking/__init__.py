@@ -1,4 +1,4 @@
-"""What a reward does and what it should not: a check of the contract, with figures.
+"""Check that a reward keeps its contract, and report figures.
 
 >>> from rewards import load
 >>> report = check(load("brightness"), size=16)

@@ -1,4 +1,4 @@
-"""What a reward is tried on: ordinary pictures, hard ones, prompts, and how they are scored."""
+"""The test bench of a reward: ordinary and hard pictures, prompts, and how they are scored."""
 
 import copy
 import math
@@ -15,23 +15,23 @@ from steer.reward import Reward, check_scores, name_of, reason
 __all__ = ["PROMPTS", "Bench", "ask", "ordinary"]
 
 PROMPTS = ("a red apple", "a cat", "a house", "a green leaf", "a blue car", "the sun")
-"""What a reward that needs prompts is asked where none are given."""
+"""Default prompts of a reward that needs prompts."""
 
 
 def ask(reward: Reward, images: Tensor, prompts: Sequence[str] | None) -> Tensor:
-    """Score images, (n,), by a reward that may do to these copies what it will."""
+    """Score copies of the images, (n,), so that a reward may change them."""
     return check_scores(reward(images, prompts), images, name_of(reward))
 
 
 class Bench:
-    """A reward with the pictures and prompts that it is tried on.
+    """A reward with the pictures and prompts that it is tested on.
 
     Attributes:
         images: ordinary pictures (n, 3, h, w).
         hard: name -> a picture (3, h, w).
-        prompts: what it is asked, in turn; None: nothing.
-        needs_prompts: whether it raises without.
-        done: what the earlier checks saw.
+        prompts: the prompts that the pictures get in turn; None: no prompts.
+        needs_prompts: whether it raises an error without prompts.
+        done: findings of the earlier checks.
     """
 
     def __init__(
@@ -54,17 +54,17 @@ class Bench:
         self._base: Tensor | None = None
 
     def settle(self) -> None:
-        """Find out whether it needs prompts."""
+        """Find out whether the reward needs prompts."""
         try:
             with torch.no_grad():
                 self.reward(self.images[:1].clone(), None)
-        except Exception:  # whatever is wrong, the first check says it
+        except Exception:  # any other fault is reported by the first check
             self.needs_prompts = True
             self.prompts = self.prompts or list(PROMPTS)
 
     @property
     def names(self) -> list[str]:
-        """What the pictures of `every` are called."""
+        """The names of the pictures of `every`."""
         return [*(f"ordinary {i + 1}" for i in range(len(self.images))), *self.hard]
 
     @property
@@ -89,8 +89,8 @@ class Bench:
     def gradient(self, images: Tensor, reward: Reward | None = None) -> Tensor:
         """Return d score_i / d image_i, (n, 3, h, w)."""
         x = images.detach().requires_grad_()
-        # unequal weights: terms that cancel in a plain sum show, and so does a backward pass that
-        # forgets its upstream gradient
+        # with unequal weights, terms that cancel in a plain sum are detected, and so is a backward
+        # pass that ignores its upstream gradient
         weights = 1.0 + torch.arange(len(x), device=x.device) % 2
         with torch.enable_grad():
             scores = ask(reward or self.reward, x.clone(), self.rows(len(x)))
@@ -109,24 +109,24 @@ class Bench:
 
     @property
     def spread(self) -> float:
-        """Their standard deviation, no less than what float32 resolves."""
+        """The standard deviation of the base scores, at least the resolution of float32."""
         known = self.base[self.base.isfinite()]
         if not len(known):
             return 1.0
         return max(float(known.std(unbiased=False)), 1e-5 * float(known.abs().max()), 1e-30)
 
     def apart(self, a: Tensor, b: Tensor) -> float:
-        """Return the largest difference, in spreads; no number in both is no difference."""
+        """Return the largest difference, in units of `spread`; NaN in both counts as equal."""
         difference = (a - b).abs()[~((a == b) | (a.isnan() & b.isnan()))]
         worst = float(difference.max()) / self.spread if len(difference) else 0.0
         return math.inf if math.isnan(worst) else worst
 
     def ok(self, name: str) -> bool:
-        """Tell whether an earlier check found nothing amiss."""
+        """Return whether an earlier check passed."""
         return self.done[name].verdict in {"pass", "warn"}
 
     def copied(self, *to: Any) -> Reward:
-        """Return a copy, moved."""
+        """Return a copy of the reward, moved to another device or dtype."""
         return copy.deepcopy(self.reward).to(*to)
 
 
@@ -173,7 +173,7 @@ def _hard(images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def _device(reward: Reward, device: str | torch.device | None) -> torch.device:
-    """Move the reward, or say where it is."""
+    """Move the reward to a device, or return the device that it is on."""
     if device is None:
         some = next(iter([*reward.parameters(), *reward.buffers()]), None)
         return torch.device("cpu") if some is None else some.device

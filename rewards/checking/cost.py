@@ -1,4 +1,4 @@
-"""Checks of cost: milliseconds and megabytes a picture."""
+"""Checks of cost: milliseconds and megabytes per picture."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ def _timed(bench: Bench, call: Callable[[], Any]) -> float:
 
 
 def memory(bench: Bench) -> Seen:
-    """Measure the reward's own tensors, and what a picture's backward pass keeps."""
+    """Measure the memory of the reward's own tensors, and of one picture's backward pass."""
     own = [*bench.reward.parameters(), *bench.reward.buffers()]
     figures = {"reward_mb": sum(t.numel() * t.element_size() for t in own) / 1e6}
     n = len(bench.images)
@@ -69,14 +69,14 @@ def memory(bench: Bench) -> Seen:
 
 
 class _Kept:
-    """A tensor that autograd keeps for the backward pass: it goes when its graph goes."""
+    """A tensor that autograd keeps for the backward pass: it is freed with its graph."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
 def _kept(bench: Bench, own: Sequence[Tensor]) -> int:
-    """Return the bytes kept for the backward pass of the ordinary pictures, without the reward."""
+    """Return the bytes kept for the ordinary pictures' backward pass, without the reward's own."""
     x = bench.images.clone().requires_grad_()
     alive: WeakSet[_Kept] = WeakSet()
 

@@ -1,4 +1,4 @@
-"""Checks of the gradient: whether it is there, is right, and shows what people see."""
+"""Checks of the gradient: that it exists, is correct, and follows visible content."""
 
 import math
 
@@ -22,17 +22,17 @@ __all__ = [
 ]
 
 STEP = 1 / 255
-"""Of the ascent that asks for noise that nobody sees; it takes `STEPS` of them."""
+"""Step of the ascent that looks for invisible noise; it takes `STEPS` of them."""
 STEPS = 4
 
 SLOPE = {torch.float64: 2e-2, torch.float32: 0.1}
 """Relative error of the slope along random directions, of which there are `DIRECTIONS`."""
 DIRECTIONS = 8
 NOISE = 0.85
-"""A gradient with more of white noise's share of high frequencies than this is noise itself."""
+"""A gradient with more than this fraction of white noise's share of high frequencies is noise."""
 GAIN, SURVIVAL = 0.1, 0.3
-"""Where an unseen change gains more spreads than the first, this share of it should survive a
-blur."""
+"""If an invisible change gains more spreads than the first number, at least the second fraction of
+the gain should survive a blur."""
 
 ADVICE = (
     "gradient ascent may add adversarial noise: average over views, as augmented(NAME, noise=0.2) "
@@ -41,7 +41,7 @@ ADVICE = (
 
 
 def parameters(bench: Bench) -> Seen:
-    """See that no parameter would be trained."""
+    """Check that no parameter would be trained."""
     open_ = [name for name, p in bench.reward.named_parameters() if p.requires_grad]
     figures = {"trainable": float(len(open_))}
     if open_:
@@ -51,7 +51,7 @@ def parameters(bench: Bench) -> Seen:
 
 
 def differentiable(bench: Bench) -> Seen:
-    """See that a gradient reaches the pictures where it is declared, and only there."""
+    """Check that a gradient reaches the pictures if and only if the reward declares one."""
     x = bench.images.detach().requires_grad_()
     with torch.enable_grad():
         scores = ask(bench.reward, x.clone(), bench.rows(len(x)))
@@ -73,7 +73,7 @@ def differentiable(bench: Bench) -> Seen:
 
 
 def finite_gradient(bench: Bench) -> Seen:
-    """See that the gradient is finite, at hard pictures too."""
+    """Check that the gradient is finite, also at hard pictures."""
     gradient = bench.gradient(bench.every).isfinite().flatten(1).all(1)
     bad = [n for n, fine in zip(bench.names, gradient, strict=True) if not fine]
     figures = {"pictures": float(len(gradient)), "not_finite": float(len(bad))}
@@ -88,7 +88,7 @@ def finite_gradient(bench: Bench) -> Seen:
 
 
 def gradient(bench: Bench) -> Seen:
-    """See that the gradient is not zero at ordinary pictures."""
+    """Check that the gradient is not zero at ordinary pictures."""
     norms = bench.gradient(bench.images).double().flatten(1).norm(dim=1)
     dead = int((norms == 0).sum())
     figures = {"min_norm": float(norms.min()), "max_norm": float(norms.max()), "zero": float(dead)}
@@ -124,8 +124,9 @@ def rows(bench: Bench) -> Seen:
 def finite_difference(bench: Bench) -> Seen:
     """`g . v` against `(r(x + h v) - r(x - h v)) / 2h`, v of random signs.
 
-    The pictures are off black and white, with some grain: no kinks, no clamp. The step h is the
-    best of a few, as rounding and curvature have it.
+    The pictures are away from black and white and have some grain, so that kinks and clamping do
+    not matter. Of a few steps h, the one with the smallest error counts, since small steps suffer
+    from rounding and large ones from curvature.
     """
     reward, kind = bench.reward, torch.float32
     if bench.ok("copy") and bench.ok("double"):
@@ -157,7 +158,7 @@ def finite_difference(bench: Bench) -> Seen:
     name = str(kind).removeprefix("torch.")
     if error <= SLOPE[kind]:
         return "pass", f"the gradient is the slope along random directions, in {name}", figures
-    parallel = 1 - (1e-4 if kind == torch.float64 else 5e-3)  # a factor, and nothing else amiss
+    parallel = 1 - (1e-4 if kind == torch.float64 else 5e-3)  # a constant factor is the only error
     scaled = (cosines > parallel) & ((ratios - 1).abs() > 2 * SLOPE[kind])
     if alike >= 0.5 and not scaled.any():
         line = f"the gradient is near the slope along random directions, not equal, in {name}: "
@@ -177,7 +178,7 @@ def high_frequencies(bench: Bench) -> Seen:
     radius = torch.hypot(f_y[:, None], f_x[None])
     energy = torch.fft.fft2(g - g.mean((2, 3), keepdim=True)).abs().square().mean(1)
     total = energy.sum((1, 2))
-    # a constant gradient has no frequencies but rounding
+    # the spectrum of a constant gradient is only rounding error
     flat = g.square().sum((1, 2, 3)) * h * w / 3 * 1e-10
     shares = (energy * (radius > 0.25)).sum((1, 2)) / (total + flat + 1e-300)
     white = float((radius > 0.25).sum()) / (h * w - 1)
@@ -193,7 +194,7 @@ def high_frequencies(bench: Bench) -> Seen:
 
 
 def blurred(images: Tensor) -> Tensor:
-    """Blur by a Gaussian of one pixel's deviation."""
+    """Blur by a Gaussian with a standard deviation of one pixel."""
     k = torch.exp(-(torch.arange(-2, 3, device=images.device, dtype=images.dtype) ** 2) / 2)
     k = (k[:, None] * k / k.sum() ** 2).expand(images.shape[1], 1, 5, 5)
     return F.conv2d(F.pad(images, (2, 2, 2, 2), mode="replicate"), k, groups=images.shape[1])

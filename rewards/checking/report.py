@@ -1,4 +1,4 @@
-"""What checks report of a reward: findings with a verdict, a line and figures."""
+"""What the checks of a reward report: findings, each with a verdict, a line and figures."""
 
 import math
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ Seen = tuple[Verdict, str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check saw.
+    """The finding of one check.
 
     Attributes:
         name: of the check, one of `rewards.checking.CHECKS`.
-        verdict: "pass", "warn" (a property to know of), "fail" (a fault) or "skip".
-        line: what was seen, and how to mend it where there is something to mend.
-        figures: what was measured, name -> number.
+        verdict: "pass", "warn" (a property that users should know), "fail" (a fault) or "skip".
+        line: what was found, and how to fix it if there is something to fix.
+        figures: the measurements, name -> number.
     """
 
     name: str
@@ -34,14 +34,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What all checks saw of a reward.
+    """The findings of all checks of a reward.
 
     Attributes:
         reward: its name.
-        findings: one a check, in the order of `rewards.checking.CHECKS`.
+        findings: one per check, in the order of `rewards.checking.CHECKS`.
         size: (height, width) of the pictures.
         device: where it ran.
-        prompts: what it was asked, one a picture; None: it was asked nothing.
+        prompts: the prompt of each picture; None: it was scored without prompts.
     """
 
     reward: str
@@ -52,7 +52,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed."""
+        """Whether no check failed."""
         return not any(finding.verdict == "fail" for finding in self.findings)
 
     def __getitem__(self, name: str) -> Finding:
@@ -71,7 +71,7 @@ class Report:
         return sum(finding.verdict == verdict for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON takes it; numbers that are not finite are null."""
+        """Return the report as JSON values; numbers that are not finite are null."""
         findings = [
             {
                 "name": f.name,
@@ -92,7 +92,7 @@ class Report:
 
 
 def graded(value: float, limits: tuple[float, float]) -> Verdict:
-    """Pass up to the first limit, warn up to the second; what is no number fails."""
+    """Return "pass" up to the first limit, "warn" up to the second, else "fail", also for NaN."""
     return "pass" if value <= limits[0] else "warn" if value <= limits[1] else "fail"
 
 

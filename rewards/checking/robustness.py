@@ -1,4 +1,4 @@
-"""Checks of what should hardly matter: copies, dtypes, devices, the size of the pictures."""
+"""Checks against changes that should hardly matter: copies, dtypes, devices, picture size."""
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ from rewards.checking.report import Seen, graded, said
 __all__ = ["bfloat16", "copies", "devices", "double", "float16", "resolution"]
 
 HALF = 0.25
-"""A half type may cost so many spreads, standard deviations of the ordinary pictures' scores."""
+"""Largest error of a half type, in standard deviations of the ordinary pictures' scores."""
 CHANGE, RANK = 0.5, 0.7
-"""At another size a score may change by so many spreads, and ranks may correlate no less."""
+"""At another size: largest change of a score in spreads, and smallest rank correlation."""
 
 
 def copies(bench: Bench) -> Seen:
@@ -45,7 +45,7 @@ def double(bench: Bench) -> Seen:
 
 
 def _half(kind: torch.dtype, bench: Bench) -> Seen:
-    """Compare with float32: pictures of a half type alone, and the reward moved as well."""
+    """Compare with float32: only the pictures in half precision, then the reward as well."""
     figures: dict[str, float] = {}
     wrong, images = [], bench.images.to(kind)
     name = str(kind).removeprefix("torch.")
@@ -121,7 +121,7 @@ def resolution(bench: Bench) -> Seen:
         except Exception as error:
             line = f"at {size[0]} x {size[1]} pixels it raised {said(error)}: resize to the "
             return "warn", line + "network's size first, or use this reward at one size", figures
-        if name == "wide":  # another shape is another picture: it need only be scored
+        if name == "wide":  # with another shape it is another picture: it only has to be scored
             break
         changes.append(float((scores - bench.base).abs().mean()) / bench.spread)
         correlation = torch.corrcoef(torch.stack([_ranks(scores), _ranks(bench.base)]))[0, 1]

@@ -1,4 +1,4 @@
-"""All checks, one after another: those that stand on one that failed are left out."""
+"""Run all checks in order; checks that depend on a failed one are skipped."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -41,7 +41,7 @@ CHECKS: Mapping[str, tuple[Look, tuple[str, ...]]] = {
     "speed": (cost.speed, ("shape",)),
     "memory": (cost.memory, ("shape",)),
 }
-"""Name -> what looks, and the checks that it stands on."""
+"""Name -> the check, and the checks that it depends on."""
 
 
 def check(
@@ -59,19 +59,20 @@ def check(
     depend on it are skipped, the others continue.
 
     Args:
-        reward: what is checked; the network in it need not be small, but is called some 60 times.
-        prompts: the pictures get them in turn. Default: none, or `PROMPTS` where the reward does
-            not go without.
+        reward: the reward to check. Its network may be large, but is called about 60 times.
+        prompts: the pictures get them in turn. Default: none, or `PROMPTS` if the reward needs
+            prompts.
         size: side of the pictures.
         images: the ordinary pictures (n, 3, h, w) in [0, 1], at least 2, instead of ours.
-        device: where the reward is moved to. Default: where it is.
+        device: device for the check. Default: that of the reward.
         seed: seed of pictures and directions.
 
     Raises:
         ValueError: a size below 8, images of another shape or range, no prompts in a list, or a
             device that is not there. Whatever is wrong with the reward is in the report.
     """
-    # a reward that draws leaves the caller's state alone, and that state changes no finding
+    # a reward that uses the global generators must neither change the caller's random state nor
+    # depend on it
     with plain(dtype=torch.float32), torch.random.fork_rng(devices=[]):
         bench = Bench(wrap(reward), prompts, ordinary(size, images, seed), device, seed)
         bench.settle()
@@ -87,7 +88,7 @@ def check(
 
 
 def _look(bench: Bench, name: str, look: Look, needs: Sequence[str]) -> Finding:
-    """Run a check where what it stands on holds."""
+    """Run a check if the checks that it depends on have passed."""
     for need in needs:
         before = bench.done[need]
         if before.verdict == "fail":

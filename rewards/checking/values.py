@@ -1,4 +1,4 @@
-"""Checks of scores: one finite number a picture, by that picture and its prompt alone."""
+"""Checks of scores: one finite number per picture, which depends only on it and its prompt."""
 
 from random import getstate
 
@@ -22,12 +22,12 @@ __all__ = [
 ]
 
 ROUNDING = 1e-3, 5e-2
-"""Scores that should agree may differ by the first; beyond the second they are others: in spreads,
-the standard deviation of the scores over the ordinary pictures."""
+"""Scores that should agree may differ by the first number; beyond the second one they are
+different. Both are in spreads, the standard deviation of the scores over the ordinary pictures."""
 
 
 def shape(bench: Bench) -> Seen:
-    """See that it gives one float a picture, on the pictures' device."""
+    """Check that it gives one float per picture, on the pictures' device."""
     images = bench.images
     given = images.clone()
     scores = bench.reward(given, bench.rows(len(images)))
@@ -42,7 +42,7 @@ def shape(bench: Bench) -> Seen:
 
 
 def finite(bench: Bench) -> Seen:
-    """See that every score is finite, on hard pictures too."""
+    """Check that every score is finite, also on hard pictures."""
     scores = bench.scores(bench.every)
     bad = [n for n, s in zip(bench.names, scores, strict=True) if not s.isfinite()]
     figures = {"pictures": float(len(scores)), "not_finite": float(len(bad))}
@@ -84,7 +84,7 @@ def extent(bench: Bench) -> Seen:
 
 
 def determinism(bench: Bench) -> Seen:
-    """See that two calls agree."""
+    """Check that two calls agree."""
     apart = bench.apart(bench.scores(bench.images), bench.scores(bench.images))
     figures = {"difference": apart}
     if apart == 0:
@@ -105,7 +105,7 @@ def generators(bench: Bench) -> Seen:
         here = bench.device.type == "cuda"
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if here else [])]
 
-    torch.default_generator.manual_seed(12345)  # where no reward's own seed leaves it
+    torch.default_generator.manual_seed(12345)  # a seed that no reward sets itself
     before, python = states(), getstate()
     bench.scores(bench.images)
     same = all(torch.equal(a, b) for a, b in zip(before, states(), strict=True))
@@ -116,8 +116,8 @@ def generators(bench: Bench) -> Seen:
 
 
 def in_place(bench: Bench) -> Seen:
-    """See that the pictures stay as they were."""
-    images = bench.every * 1.5 - 0.25  # a clamp in place would show
+    """Check that the pictures are not changed."""
+    images = bench.every * 1.5 - 0.25  # so that a clamp in place is detected
     given = images.clone()
     with torch.no_grad():
         ask(bench.reward, given, bench.rows(len(given)))
@@ -132,7 +132,7 @@ def batch(bench: Bench) -> Seen:
     """Check that a picture has the same score alone, in a batch and at another index."""
     images, first = bench.images, bench.rows(1)
     n = len(images)
-    asked = None if first is None else first * n  # one prompt: rows of prompts are another check
+    asked = None if first is None else first * n  # another check varies the prompts
     whole = bench.scores(images, asked)
     alone = torch.cat([bench.scores(images[i : i + 1], first) for i in range(n)])
     order = torch.randperm(n, generator=bench.generator)
@@ -155,7 +155,7 @@ def batch(bench: Bench) -> Seen:
 
 
 def prompts(bench: Bench) -> Seen:
-    """See that prompts matter, each for its own picture."""
+    """Check that each prompt matters, and only for its own picture."""
     images, n = bench.images, len(bench.images)
     own = list(dict.fromkeys([*(bench.prompts or ()), *PROMPTS]))
     rows, others = ([own[(i + k) % len(own)] for i in range(n)] for k in (0, 1))
@@ -185,7 +185,7 @@ def prompts(bench: Bench) -> Seen:
 
 
 def clamp(bench: Bench) -> Seen:
-    """See that values beyond [0, 1] score as if clamped and keep their gradient."""
+    """Check that values beyond [0, 1] score as if clamped and keep their gradient."""
     wild = 3 * bench.images - 1
     figures = {"difference": bench.apart(bench.scores(wild), bench.scores(wild.clamp(0, 1)))}
     if figures["difference"] > ROUNDING[1]:

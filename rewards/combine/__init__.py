@@ -1,1 +1,1 @@
-"""Rewards made of rewards."""
+"""Rewards that are composed of other rewards."""

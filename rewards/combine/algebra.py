@@ -167,12 +167,12 @@ class Ensemble(Composed):
         self.penalty = float(penalty)
 
     def join(self, scores: Tensor) -> Tensor:
-        """Return the mean less the penalty, (k, n) -> (n,)."""
+        """Return the mean minus the penalty, (k, n) -> (n,)."""
         mean = scores.mean(0)
         if not self.penalty:
             return mean
         variance = (scores - mean).square().mean(0)
-        # smooth where all agree: the root has no slope there
+        # smoothed where all agree: the derivative of the square root is infinite there
         return mean - self.penalty * ((variance + 1e-12).sqrt() - 1e-6)
 
 

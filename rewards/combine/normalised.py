@@ -76,12 +76,12 @@ class Normalised(Composed):
         return (row - mean) / max(float(self.std), 1e-6)
 
     def forget(self) -> None:
-        """Forget what was noted and did not count yet."""
+        """Discard recorded scores that have not been added to the statistics."""
         self.noted = torch.zeros(3, dtype=torch.float64)
 
     @torch.no_grad()
     def update(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Let what was noted count, and forget it.
+        """Add the recorded scores to the statistics, and discard them.
 
         Args:
             reduce: sums (3,) over processes, where there are several.
@@ -102,5 +102,5 @@ class Normalised(Composed):
         return self.statistics.clone()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take up the statistics of a `state_dict`."""
+        """Restore the statistics from a `state_dict`."""
         self.statistics = state.clone()

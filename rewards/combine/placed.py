@@ -1,4 +1,4 @@
-"""A reward on a device of its own: `placed(pickscore, device=cuda:1)`."""
+"""A reward on its own device: `placed(pickscore, device=cuda:1)`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -49,5 +49,5 @@ class Placed(Composed):
         prompts: Sequence[str] | None = None,
         metadata: Sequence[Any] | None = None,
     ) -> Tensor:
-        """Score pictures (n, 3, h, w) -> (n,), both where the run is."""
+        """Score pictures (n, 3, h, w) -> (n,); both are on the device of the run."""
         return super().forward(images.to(self.device), prompts, metadata).to(images.device)

@@ -141,12 +141,12 @@ class Aesthetic(Reward):
 
 
 def _width(model: Any) -> int | None:
-    """Return how many features a CLIP of open_clip gives, where it says so."""
+    """Return the number of features of an open_clip model, if its configuration has it."""
     return getattr(model.visual, "output_dim", None)
 
 
 def _affine(weights: Mapping[str, Tensor], file: Path) -> tuple[Tensor, Tensor]:
-    """Return (w (d,), b ()) of a head's file."""
+    """Read (w (d,), b ()) from a head's file."""
     if set(weights) == {"weight", "bias"}:
         weight, bias = weights["weight"], weights["bias"]
     elif any(re.fullmatch(r"layers\.\d+\.weight", key) for key in weights):

@@ -1,4 +1,4 @@
-"""Encoders of pictures and texts that rewards stand on, all run the same way."""
+"""Encoders of pictures and texts on which rewards are built, with one interface."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -15,36 +15,36 @@ from steer.reward import shared, unknown
 __all__ = ["DTYPES", "Backbone", "checkpointed", "recomputed"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""What the `dtype` option of a reward may be."""
+"""Values of the `dtype` option of a reward."""
 
 TEXTS = 4096
-"""Prompts whose features a backbone keeps."""
+"""Number of prompts whose features a backbone caches."""
 
 
 class Backbone(nn.Module):
     """A frozen encoder with its preprocessing: pictures in [0, 1] -> features.
 
-    It runs in evaluation mode, in its own dtype whatever autocast says, on the device where it is;
-    pictures are brought there and features come back in float32 (or float64).
+    It runs in evaluation mode and in its own dtype, regardless of autocast. Pictures are moved to
+    its device, and features are returned in float32 (or float64).
 
     Args:
         model: the network; its weights are frozen.
         preprocess: from pictures in [0, 1] to its input.
-        dtype: of its weights: None for those it has, or one of `DTYPES`.
-        compile: compile the tower of pictures (`torch.compile`): pays on a GPU, for many calls of
-            one batch size.
-        checkpoint: recompute the tower's blocks in the backward pass: a block's memory instead of
-            the tower's, for one more forward call.
+        dtype: dtype of its weights: one of `DTYPES`, or None to keep theirs.
+        compile: compile the image tower (`torch.compile`): worthwhile on a GPU for many calls with
+            the same batch size.
+        checkpoint: recompute the tower's blocks in the backward pass: this needs the memory of one
+            block instead of the whole tower, and one more forward call.
 
     Raises:
         ValueError: an unknown dtype.
     """
 
     texts = TEXTS
-    """Prompts whose features are kept."""
+    """Number of prompts whose features are cached."""
 
     tokenizer: Callable[[list[str]], Any] | None = None
-    """What reads texts, where something does: texts -> ids (n, length), or what holds them."""
+    """The tokenizer, if there is one: texts -> ids (n, length), or an object that holds them."""
 
     def __init__(
         self,
@@ -71,17 +71,17 @@ class Backbone(nn.Module):
 
     @property
     def tower(self) -> nn.Module:
-        """The part of the model that sees pictures."""
+        """The part of the model that encodes pictures."""
         return self.model
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model's weights are."""
+        """The dtype of the model's weights."""
         return next(self.model.parameters()).dtype
 
     @abstractmethod
@@ -117,11 +117,11 @@ class Backbone(nn.Module):
             features = features.to(torch.promote_types(features.dtype, torch.float32))
             known = known | dict(zip(new, features, strict=True))
             self._texts = dict(list(known.items())[-self.texts :])
-        rows = torch.stack([known[text] for text in texts])  # they stay on the device
+        rows = torch.stack([known[text] for text in texts])  # kept on the device
         return rows.to(torch.promote_types(self.dtype, torch.float32))
 
     def tell_cut(self, texts: Sequence[str]) -> None:
-        """Warn of texts that are longer than what reads them, once of each."""
+        """Warn about texts that exceed the encoder's length, once for each text."""
         new = [text for text in dict.fromkeys(texts) if text not in self._looked_at]
         if new and self.tokenizer is not None:
             known = self._looked_at | dict.fromkeys(new)
@@ -129,7 +129,7 @@ class Backbone(nn.Module):
             warn_of_cut(new, self.tokenizer)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Backbone":
-        self._texts = {}  # they may be of another dtype now
+        self._texts = {}  # they may have another dtype now
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> "Backbone":
@@ -138,7 +138,7 @@ class Backbone(nn.Module):
 
 
 def checkpointed(tower: nn.Module) -> None:
-    """Let a tower's blocks be recomputed in the backward pass, in evaluation mode as well.
+    """Return the tower with its blocks recomputed in the backward pass, also in evaluation mode.
 
     Raises:
         ValueError: it has no list of blocks.
@@ -152,7 +152,7 @@ def checkpointed(tower: nn.Module) -> None:
 
 
 def recomputed(blocks: Iterable[nn.Module]) -> None:
-    """Let each block's forward call be repeated in the backward pass instead of kept."""
+    """Recompute each block in the backward pass instead of keeping its activations."""
     from torch.utils.checkpoint import checkpoint
 
     for block in blocks:

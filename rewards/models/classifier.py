@@ -139,8 +139,8 @@ class Logits(Backbone):
     Args:
         model: pictures (n, 3, *size) -> logits (n, classes).
         preprocess: from pictures in [0, 1] to its input.
-        names: of its classes, where they are known.
-        classes: how many, where that is known.
+        names: names of its classes, if they are known.
+        classes: number of classes, if it is known.
         checkpoint: recompute its blocks in the backward pass.
         **execution: see `Backbone`.
     """
@@ -154,7 +154,7 @@ class Logits(Backbone):
         checkpoint: bool = False,
         **execution: Any,
     ) -> None:
-        if checkpoint and hasattr(model, "set_grad_checkpointing"):  # timm's own way
+        if checkpoint and hasattr(model, "set_grad_checkpointing"):  # as timm does it
             model.set_grad_checkpointing()
             checkpoint = False
         super().__init__(
@@ -171,7 +171,7 @@ class Logits(Backbone):
 
 
 class _Clamp(nn.Module):
-    """Pictures as they are, clamped to [0, 1] with the gradient passed straight through."""
+    """Preprocessing that only clamps to [0, 1], with the gradient passed straight through."""
 
     def forward(self, images: Tensor) -> Tensor:
         return clamp01(images)
@@ -184,7 +184,7 @@ def _backbone(
     preprocess: nn.Module | None,
     execution: dict[str, Any],
 ) -> Logits:
-    """Make the classifier that was asked for; models of the libraries once."""
+    """Make the classifier that `model` names; models of the libraries are made once."""
     if isinstance(model, str | Path):
         library, _, name = str(model).partition(":")
         if Path(model).is_dir():

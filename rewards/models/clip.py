@@ -41,7 +41,7 @@ class Clip(Cosine):
         checkpoint: recompute the tower's blocks in the backward pass, for less memory.
 
     Raises:
-        ValueError: views or noise out of range, or the model cannot be loaded; the message the
+        ValueError: views or noise out of range, or the model cannot be loaded; the
             message says what to download and where to put it.
     """
 

@@ -1,4 +1,4 @@
-"""The cosine of a picture's and a prompt's features: what most models that compare both give."""
+"""The cosine of a picture's and a prompt's features, as most picture-text models compute it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ class Cosine(Reward):
 
     Attributes:
         scale: 1 unless a subclass says otherwise.
-        bias: 0 likewise.
+        bias: 0 unless a subclass says otherwise.
     """
 
     scale = 1.0

@@ -1,4 +1,4 @@
-"""A CLIP with layers of cross-attention on it: the picture's tokens read those of the text."""
+"""A CLIP with cross-attention layers on top: the picture's tokens attend to the text's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["ClipWithCrossAttention", "Crossed"]
 
 
 class Crossed(Backbone):
-    """A CLIP whose tokens are all projected, with layers of cross-attention on them.
+    """A CLIP that projects all its tokens, with cross-attention layers on top.
 
     Args:
         model: a module with `model` and `cross_model`.
@@ -55,7 +55,7 @@ class Crossed(Backbone):
         return clip.text_projection(states)
 
     def crossed(self, patches: Tensor, tokens: Tensor, read: Tensor) -> Tensor:
-        """Let patches (n, p, d) read the tokens (n, l, d) that `read` (n, l) marks.
+        """Let patches (n, p, d) attend to the tokens (n, l, d) that `read` (n, l) marks.
 
         Returns:
             the class token's state (n, d), in the dtype of the patches.
@@ -67,7 +67,7 @@ class Crossed(Backbone):
 
 
 class ClipWithCrossAttention(nn.Module):
-    """The checkpoint's module: a CLIP of transformers, and the layers on it."""
+    """The checkpoint's module: a CLIP of transformers, and the layers on top."""
 
     def __init__(self, clip: nn.Module, width: int, layers: int, heads: int, head: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class ClipWithCrossAttention(nn.Module):
 
 
 class _CrossModel(nn.Module):
-    """Layers of cross-attention and self-attention in turn."""
+    """Alternating layers of cross-attention and self-attention."""
 
     def __init__(self, width: int, layers: int, heads: int, head: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class _CrossModel(nn.Module):
 
 
 def _residual(layer: nn.Module) -> nn.Module:
-    """Return a module that holds a layer by the name that the checkpoint has for it."""
+    """Return a module that holds a layer under the checkpoint's name for it."""
     holder = nn.Module()
     holder.fn = layer
     return holder
@@ -125,7 +125,7 @@ class _Gated(nn.Module):
 
 
 class _CrossLayer(nn.Module):
-    """Attention to another sequence, one head of keys for all of the queries, beside an MLP.
+    """Attention to another sequence, one key head for all query heads, in parallel with an MLP.
 
     The heads' keys and values are shared (Shazeer 2019, arXiv 1911.02150).
     """
@@ -144,7 +144,7 @@ class _CrossLayer(nn.Module):
         )
 
     def forward(self, x: Tensor, context: Tensor, read: Tensor) -> Tensor:
-        """Let x (n, p, d) read what `read` (n, l) marks of the context (n, l, d)."""
+        """Let x (n, p, d) attend to the rows of the context (n, l, d) that `read` (n, l) marks."""
         x = self.norm(x)
         q = self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = (t[:, None] for t in self.to_kv(context).chunk(2, -1))
@@ -153,7 +153,7 @@ class _CrossLayer(nn.Module):
 
 
 class _SelfLayer(nn.Module):
-    """Attention to itself with rotary positions, one head of keys for all, beside an MLP."""
+    """Self-attention with rotary positions, one key head for all queries, parallel to an MLP."""
 
     def __init__(self, width: int, heads: int, head: int) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, read: Tensor | None = None) -> T
 
 
 def _rotated(x: Tensor) -> Tensor:
-    """Turn the halves of x (..., p, e) by the angles of its places (arXiv 2104.09864)."""
+    """Rotate the halves of x (..., p, e) by the angles of its positions (arXiv 2104.09864)."""
     places, width = x.shape[-2:]
     wide = torch.promote_types(x.dtype, torch.float32)
     step = torch.arange(0, width, 2, device=x.device, dtype=wide)

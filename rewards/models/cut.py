@@ -11,17 +11,17 @@ __all__ = ["warn_of_cut"]
 
 
 def warn_of_cut(texts: Sequence[str], tokenizer: Callable[[list[str]], Any]) -> None:
-    """Warn of each text that is cut, with how many tokens are kept and where they end.
+    """Warn about each text that is cut; say how many tokens are kept and where they end.
 
-    A text is cut where its tokens stay the same with a letter less and with words more.
+    A text is cut if its tokens do not change when a letter is removed and when words are added.
 
     Args:
-        texts: what is encoded.
+        texts: the texts to encode.
         tokenizer: texts -> ids (n, length), or a dict or tuple that holds them.
     """
     for text in _cut(texts, tokenizer):
         ids = _ids(tokenizer, [text])
-        low, high = 0, len(text)  # the shortest start that has the same tokens
+        low, high = 0, len(text)  # the shortest prefix with the same tokens
         while low < high:
             middle = (low + high) // 2
             same = torch.equal(_ids(tokenizer, [text[:middle]]), ids)
@@ -39,7 +39,7 @@ def _cut(texts: Sequence[str], tokenizer: Callable[[list[str]], Any]) -> Iterabl
     if not kept:
         return
     length = _ids(tokenizer, kept[:1]).shape[1]
-    long = [text for text in kept if len(text.encode()) + 2 > length]  # a token is a byte or more
+    long = [text for text in kept if len(text.encode()) + 2 > length]  # a token is 1 byte or more
     if not long:
         return
     ids = _ids(tokenizer, long)

@@ -1,4 +1,4 @@
-"""Likeness to a picture that is given, by features that were learned without labels."""
+"""Similarity to a given picture, by features that were learned without labels."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "cls": lambda tokens, extra: tokens[:, 0],
     "mean": lambda tokens, extra: tokens[:, extra:].mean(1),
 }
-"""From tokens (n, extra + patches, d), `extra` of them not of patches, to one vector."""
+"""Tokens (n, extra + patches, d), `extra` of them not of patches -> one vector per picture."""
 
 
 NEEDS = (SOURCE,)
@@ -42,16 +42,16 @@ class Dino(Reward):
 
     f is the CLS token, or the mean of the patches' tokens, after the last norm of a vision
     transformer: DINOv2 (Oquab et al. 2023, arXiv 2304.07193), DINO (Caron et al. 2021, arXiv
-    2104.14294), DINOv3 (Siméoni et al. 2025, arXiv 2508.10104). The CLS token tells what is
-    there; the patches also how it looks.
+    2104.14294), DINOv3 (Siméoni et al. 2025, arXiv 2508.10104). The CLS token represents the
+    content; the patches also the appearance.
 
     Known hack: adversarial textures; place and colour have little influence, so a picture with
     another layout scores high.
 
     Args:
-        image: the reference, a picture file; what is transparent in it lies on white.
+        image: the reference, a picture file; transparent parts are placed on white.
         model: a folder that transformers saved, or a hub id. Default: facebook/dinov2-small.
-        pool: what stands for a picture: cls or mean.
+        pool: how the tokens of a picture are pooled: cls or mean.
         dtype: dtype of the network: float32, bfloat16 or float16; None: as it is stored.
         compile: compile the network.
         checkpoint: recompute its blocks in the backward pass, for less memory.
@@ -103,12 +103,12 @@ class Tokens(Backbone):
     """A vision transformer of transformers; its features are all tokens (n, tokens, d).
 
     Args:
-        model: gives `last_hidden_state`.
+        model: a model that returns `last_hidden_state`.
         preprocess: from pictures in [0, 1] to `pixel_values`.
         **execution: see `Backbone`.
 
     Attributes:
-        extra: how many tokens come before the patches': CLS and registers.
+        extra: number of tokens before those of the patches: CLS and registers.
     """
 
     def __init__(self, model: nn.Module, preprocess: Preprocess, **execution: Any) -> None:

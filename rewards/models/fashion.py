@@ -1,4 +1,4 @@
-"""How sure a small classifier is of a kind of clothes: the embedded one of Fashion-MNIST."""
+"""The log-probability of a kind of clothes, by a small Fashion-MNIST classifier."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ class FashionNetwork(nn.Module):
     """Pictures (n, 3, h, w) in [0, 1] -> logits (n, classes): three convolutions on 28x28 luma.
 
     Args:
-        classes: how many.
+        classes: number of classes.
         channels: of each convolution; the grid halves after each.
     """
 

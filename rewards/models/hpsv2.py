@@ -20,7 +20,7 @@ SOURCES = {
 """Version -> its published weights."""
 
 ARCHITECTURE = "ViT-H-14"
-"""Of open_clip's architectures, the one of the published weights."""
+"""open_clip's architecture of the published weights."""
 
 
 NEEDS = (SOURCES["2.1"],)

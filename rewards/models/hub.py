@@ -20,10 +20,10 @@ class Source:
 
     Attributes:
         repo: the hub's repository, org/name.
-        files: what is needed of it.
-        licence: of the weights, as their page says.
-        size: of the download, for people.
-        page: where a browser finds it. Default: the hub's.
+        files: the files of it that are needed.
+        licence: licence of the weights, as stated on their page.
+        size: size of the download, as text.
+        page: its web page. Default: the hub's.
     """
 
     repo: str
@@ -50,12 +50,12 @@ class Source:
 
 @dataclass(frozen=True)
 class File:
-    """One published file with an address of its own.
+    """One published file with its own address.
 
     Attributes:
         url: the address.
-        licence: of the weights, as their page says.
-        size: of the download, for people.
+        licence: licence of the weights, as stated on their page.
+        size: size of the download, as text.
     """
 
     url: str
@@ -64,14 +64,14 @@ class File:
 
     @property
     def cached(self) -> Path:
-        """Where torch keeps it."""
+        """The path at which torch caches it."""
         from torch import hub
 
         return Path(hub.get_dir()) / "checkpoints" / self.name
 
     @property
     def name(self) -> str:
-        """What the file is called."""
+        """The file's name."""
         return unquote(self.url.rsplit("/", 1)[-1])
 
     @property
@@ -95,7 +95,7 @@ def home() -> Path:
 
 
 def local(source: Source) -> Path | None:
-    """Return the folder that holds all files of a source, without asking a hub; or None."""
+    """Return the local folder with all files of a source, or None; the hub is not contacted."""
     mine = home() / source.repo
     if all((mine / name).is_file() for name in source.files):
         return mine
@@ -111,10 +111,10 @@ def local(source: Source) -> Path | None:
 
 
 def fetch(source: Source, reward: str, option: str = "model") -> Path:
-    """Return the folder that holds all files of a source, downloaded where they are missing.
+    """Return the folder that holds all files of a source; missing files are downloaded.
 
     Args:
-        source: what is wanted.
+        source: the weights.
         reward: the reward's name, for the message.
         option: its option that takes a path instead.
 
@@ -131,7 +131,7 @@ def fetch(source: Source, reward: str, option: str = "model") -> Path:
     try:
         folder = Path(snapshot_download(source.repo, allow_patterns=list(source.files)))
         lacking = [name for name in source.files if not (folder / name).is_file()]
-        if lacking:  # an old copy, or files that the repository does not have
+        if lacking:  # an outdated copy, or files that the repository lacks
             raise FileNotFoundError(f"the download lacks {', '.join(lacking)}")
         return folder
     except Exception as error:
@@ -145,10 +145,10 @@ def fetch(source: Source, reward: str, option: str = "model") -> Path:
 def folder_of(
     model: str | Path | None, default: Source, reward: str, option: str = "model"
 ) -> Path:
-    """Return the folder of a model: a path that was given, a hub id, or the default's.
+    """Return the folder of a model: the given path, the folder of a hub id, or the default's.
 
     Raises:
-        FileNotFoundError: what was given is a path, and nothing is there.
+        FileNotFoundError: a path was given that does not exist.
         ValueError: the hub cannot be reached: the message says what to download and where to put
             it.
     """
@@ -166,7 +166,7 @@ def folder_of(
 
 
 def fetch_url(url: str, reward: str, option: str) -> Path:
-    """Return a file of weights that has an address of its own, downloaded where it is missing.
+    """Return a file of weights that has its own address; it is downloaded if it is missing.
 
     It is looked for in torch's own cache, `$TORCH_HOME/hub/checkpoints` (`~/.cache/torch` where
     that is not set), and in `home()`.
@@ -177,8 +177,8 @@ def fetch_url(url: str, reward: str, option: str) -> Path:
         option: its option that takes a path instead.
 
     Raises:
-        ValueError: it is not here and cannot be had; the message says what to download
-            and where to put it.
+        ValueError: it is not here and cannot be downloaded; the message says what to download and
+            where to put it.
     """
     from torch import hub
 
@@ -201,7 +201,7 @@ def fetch_url(url: str, reward: str, option: str) -> Path:
 
 
 def state(path: str | Path, reward: str, option: str) -> dict[str, Tensor]:
-    """Read a file of weights, safetensors or what `torch.save` wrote of tensors alone.
+    """Read a file of weights: safetensors, or a `torch.save` file that holds only tensors.
 
     Args:
         path: the file.
@@ -210,7 +210,7 @@ def state(path: str | Path, reward: str, option: str) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no such file.
+        ValueError: it is not such a file.
     """
     import safetensors.torch
     import torch

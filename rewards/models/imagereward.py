@@ -1,4 +1,4 @@
-"""ImageReward: how people rate a picture for a prompt, by BLIP reading both together."""
+"""ImageReward: how people rate a picture for a prompt, by BLIP on picture and text together."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +24,13 @@ SOURCE = Source(
 """The published weights."""
 
 TOKENS = Source("google-bert/bert-base-uncased", ("vocab.txt",), "Apache-2.0", "0.2 MB")
-"""The words of its text encoder."""
+"""The vocabulary of its text encoder."""
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""What the authors standardise the head's output with."""
+"""The authors' standardisation of the head's output."""
 
 LENGTH = 35
-"""Tokens of a prompt, with the first and the last; shorter ones are filled up, longer ones cut."""
+"""Tokens of a prompt, with the first and the last; shorter ones are padded, longer ones cut."""
 
 HEAD = 64
 """Width of an attention head, in BLIP's ViT-B and ViT-L and in BERT-base."""
@@ -45,11 +45,11 @@ class ImageReward(Reward):
 
     Xu et al. 2023, arXiv 2304.05977. A ViT-L/16 reads the picture, a BERT with cross-attention to
     all of its patches reads the prompt; the head is a chain of linear layers without a
-    nonlinearity, collapsed to w, b. The score is standardised: about mean 0, deviation 1 on the
-    authors' data.
+    nonlinearity, collapsed to w, b. The score is standardised: about mean 0, standard deviation 1
+    on the authors' data.
 
-    Known hack: over-detailed, high-contrast pictures that repeat the prompt's objects, in the end
-    corrupted ones; it is known for that where it is tuned on alone.
+    Known hack: over-detailed, high-contrast pictures that repeat the prompt's objects, and finally
+    corrupted ones. This is common if it is the only reward that is tuned for.
 
     Args:
         model: ImageReward.pt, or a folder that holds it and, where the text encoder's heads are
@@ -99,7 +99,7 @@ class ImageReward(Reward):
 
 
 class Blip(Backbone):
-    """BLIP's encoders with the head: patches of pictures, and prompts read with them.
+    """BLIP's encoders with the head: image patches, and a text encoder that attends to them.
 
     Args:
         model: holds `vision`, `text` and `head`.
@@ -128,7 +128,7 @@ class Blip(Backbone):
         return self.model.vision(pixel_values=x).last_hidden_state  # type: ignore[operator]
 
     def judge(self, patches: Tensor, texts: Sequence[str]) -> Tensor:
-        """Read each text with its picture's patches (n, p, d), and return the head's output, (n,).
+        """Encode each text with its picture's patches (n, p, d); return the head's output, (n,).
 
         The head works in the dtype of the patches.
         """
@@ -186,7 +186,7 @@ def _backbone(file: Path, config: Path, vocabulary: Path, execution: dict[str, A
 
 
 def _vision(weights: Mapping[str, Tensor]) -> nn.Module:
-    """Return an encoder of pictures of the sizes that the weights have."""
+    """Return an image encoder of the sizes that the weights have."""
     from transformers import BlipVisionConfig, BlipVisionModel
 
     _, places, width = weights["embeddings.position_embedding"].shape
@@ -205,7 +205,7 @@ def _vision(weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _text(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> nn.Module:
-    """Return a reader of texts, with cross-attention, of the sizes that the weights have."""
+    """Return a text encoder with cross-attention, of the sizes that the weights have."""
     from transformers import BlipTextConfig, BlipTextModel
 
     words, width = weights["embeddings.word_embeddings.weight"].shape
@@ -228,7 +228,7 @@ def _text(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> nn.Modu
 
 
 def _renamed(key: str) -> str:
-    """Return transformers' name of a weight of BLIP's encoder of pictures."""
+    """Return transformers' name for a weight of BLIP's image encoder."""
     for old, new in (
         ("cls_token", "embeddings.class_embedding"),
         ("pos_embed", "embeddings.position_embedding"),
@@ -269,7 +269,7 @@ def _tokenizer(vocabulary: Path) -> Callable[[list[str]], tuple[Tensor, Tensor]]
 
 
 def _in(place: Path, name: str, option: str = "model") -> Path:
-    """Return a file that was named itself or by its folder."""
+    """Return a file that was given by its path or by its folder."""
     file = place / name if place.is_dir() else place
     if not file.is_file():
         raise FileNotFoundError(

@@ -1,7 +1,7 @@
-"""One object per weights: rewards that name the same model share it.
+"""One object per set of weights: rewards that name the same model share it.
 
-In memory, and within a sum in computation. It is moved as a whole: `reward.to(...)` moves it for
-all who share it.
+They share its memory and, within a sum, its computation. `reward.to(...)` moves it for all rewards
+that share it.
 """
 
 import threading
@@ -21,10 +21,10 @@ _LOCK = threading.Lock()
 
 
 def once(key: Hashable, make: Callable[[], B]) -> B:
-    """Return what was made under this key and still lives, or make it.
+    """Return the object that was made under this key, if it still exists; else make it.
 
-    The global random state stays as it was, though modules draw weights
-    before they get theirs.
+    The global random state is restored, because modules are initialised at random before their
+    weights are loaded.
     """
     with _LOCK:
         made = _LOADED.get(key)
@@ -35,7 +35,7 @@ def once(key: Hashable, make: Callable[[], B]) -> B:
 
 
 def stamp(path: str | Path) -> tuple[Hashable, ...]:
-    """Return what tells a file or a folder's files from those that were there before."""
+    """Return a stamp of a file, or of a folder's files, that changes when they are replaced."""
     path = Path(path)
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     parts = [(str(f.resolve()), f.stat().st_mtime_ns, f.stat().st_size) for f in files]

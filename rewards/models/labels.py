@@ -1,4 +1,4 @@
-"""The names of a classifier's classes: read, and found again however they are written."""
+"""The names of a classifier's classes: reading them, and matching them in any spelling."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ __all__ = ["by_name", "listed", "plain"]
 
 
 def listed(names: str | Path | Sequence[str]) -> list[str]:
-    """Return the names of classes: those of a list, or of a file with one a line.
+    """Return the names of classes: those of a list, or of a file with one per line.
 
     Raises:
         FileNotFoundError: no such file.
@@ -29,7 +29,7 @@ def listed(names: str | Path | Sequence[str]) -> list[str]:
 
 
 def plain(name: str) -> str:
-    """Return a name as names are compared.
+    """Return a name in the normal form in which names are compared.
 
     >>> plain("Tabby_Cat ")
     'tabby cat'
@@ -38,7 +38,7 @@ def plain(name: str) -> str:
 
 
 def by_name(names: Sequence[str]) -> dict[str, list[int]]:
-    """Map plain names to classes; a whole name goes before a synonym ('tabby, tabby cat').
+    """Map plain names to classes; a whole name precedes a synonym ('tabby, tabby cat').
 
     >>> by_name(["tabby, tabby cat", "lynx"])["tabby"]
     [0]

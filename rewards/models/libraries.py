@@ -1,4 +1,4 @@
-"""Classifiers of timm and torchvision: the network with published weights or one's own."""
+"""Classifiers of timm and torchvision, with published weights or the user's own."""
 
 import math
 from pathlib import Path
@@ -13,11 +13,11 @@ from steer.reward import hint
 __all__ = ["LIBRARIES", "of_timm", "put"]
 
 _FILES = ("config.json", "model.safetensors")
-"""What a repository of the hub in timm's layout holds."""
+"""Files of a hub repository in timm's layout."""
 
 
 def put(model: nn.Module, file: str | Path, what: str) -> None:
-    """Put a file's weights into a classifier, all of them.
+    """Load all weights of a file into a classifier.
 
     Args:
         model: the network.
@@ -70,7 +70,7 @@ def _timm(
         if weights is None or not _is_file(weights):
             overlay["file"] = str(_published(timm.get_pretrained_cfg(named), named))
     if weights is not None and _is_file(weights):
-        state(weights, "classifier", "weights")  # its errors are the better ones
+        state(weights, "classifier", "weights")  # its error messages are better
         overlay |= {"file": str(weights), "source": ""}
     try:
         model = timm.create_model(
@@ -94,7 +94,7 @@ def _timm(
 
 
 def _published(cfg: Any, name: str) -> Path:
-    """Return the file of published weights of timm."""
+    """Return the file of timm's published weights."""
     if cfg is None or not (cfg.hf_hub_id or cfg.url):
         raise ValueError(f"timm publishes no weights for {name!r}: give weights=FILE")
     if cfg.hf_hub_id:
@@ -105,7 +105,7 @@ def _published(cfg: Any, name: str) -> Path:
 
 
 def of_timm(settings: Any) -> Preprocess:
-    """Return the preprocessing that timm's `pretrained_cfg` says."""
+    """Return the preprocessing that timm's `pretrained_cfg` specifies."""
     size = tuple(settings["input_size"][-2:])
     share = settings.get("crop_pct") or 0.875
     fit = {"squash": "squash", "border": "pad"}.get(settings.get("crop_mode"), "crop")
@@ -148,7 +148,7 @@ def _torchvision(
         file = fetch_url(entry.url, "classifier", "weights")
     labels = list(entry.meta["categories"])
     options: dict[str, Any] = {"num_classes": classes or len(labels)}
-    if name in {"googlenet", "inception_v3"}:  # as their published weights are built
+    if name in {"googlenet", "inception_v3"}:  # as for their published weights
         options |= {"transform_input": True, "init_weights": False}
     model = models.get_model(name, weights=None, **options)
     put(model, file, f"torchvision's {name} with {options['num_classes']} classes")
@@ -162,18 +162,19 @@ def _torchvision(
 
 
 LIBRARIES = {"timm": _timm, "torchvision": _torchvision}
-"""Name -> what makes a network, its preprocessing and the names of its classes.
+"""Name -> function that makes a network, its preprocessing and the names of its classes.
 
-Of its name there, the tag or file of its weights, and the number of classes; None: the library's.
+Its arguments are the model's name in the library, the tag or file of its weights, and the number
+of classes; None: the library's defaults.
 """
 
 
 def _is_file(weights: str | Path) -> bool:
-    """Tell a file from a tag."""
+    """Return whether a text names a file rather than a tag."""
     path = Path(weights)
     return path.exists() or path.suffix in {".pth", ".pt", ".safetensors", ".bin"}
 
 
 def _short(error: Exception) -> str:
-    """Return what an error says, on one line of 300 letters at most."""
+    """Return an error's message on one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]

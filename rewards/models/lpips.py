@@ -1,4 +1,4 @@
-"""The perceptual distance to a picture that is given."""
+"""The perceptual distance to a given picture."""
 
 import re
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ NETS = {
     "vgg": ("vgg16", "VGG16_Weights", 16),
     "squeeze": ("squeezenet1_1", "SqueezeNet1_1_Weights", 17),
 }
-"""Trunk -> torchvision's model, its weights, the smallest side that it takes."""
+"""Trunk -> torchvision's model, its weights, the smallest side that it accepts."""
 
 
 NEEDS = (
@@ -40,18 +40,18 @@ NEEDS = (
 
 
 class Lpips(Reward):
-    """Minus the perceptual distance to a reference picture, in (-inf, 0]; 0 where they are one.
+    """Minus the perceptual distance to a reference picture, in (-inf, 0]; 0 if they are equal.
 
-    `-sum_l mean_hw w_l . (u_l(x) - u_l(r))^2`, u_l the activations of layer l of a trunk that
-    was trained on ImageNet, a unit vector at each place, and w_l >= 0 a learned weight a channel
-    (Zhang et al. 2018, arXiv 1801.03924). The reference r is stretched to the picture's size.
-    Its authors rank by "alex" and optimise by "vgg".
+    `-sum_l mean_hw w_l . (u_l(x) - u_l(r))^2`, with u_l the activations of layer l of a trunk that
+    was trained on ImageNet, normalised to a unit vector at each place, and w_l >= 0 a learned
+    weight per channel (Zhang et al. 2018, arXiv 1801.03924). The reference r is stretched to the
+    picture's size. Its authors rank by "alex" and optimise by "vgg".
 
-    Known hack: noise that the trunk does not see at its stride; a picture that is moved by many
-    pixels counts as another.
+    Known hack: noise to which the trunk is blind at its stride. A picture that is shifted by many
+    pixels counts as a different one.
 
     Args:
-        image: the reference, a picture file; what is transparent in it lies on white.
+        image: the reference, a picture file; transparent parts are placed on white.
         net: the trunk: alex, vgg or squeeze.
         trunk: the file of its weights, as torchvision publishes them. Default: torch's cache,
             downloaded where it is missing.
@@ -61,8 +61,8 @@ class Lpips(Reward):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown trunk, one whose weights cannot be had (says what to download and
-            where to put it) or do not fit, a size or picture that is too small.
+        ValueError: an unknown trunk, one whose weights cannot be loaded (the message says what to
+            download and where to put it) or do not fit, a size or picture that is too small.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Lpips(Reward):
 
 
 class _Trunk(Backbone):
-    """torchmetrics' LPIPS: two sets of pictures in [0, 1] -> their distances."""
+    """LPIPS of torchmetrics: two sets of pictures in [0, 1] -> their distances."""
 
     @property
     def tower(self) -> nn.Module:
@@ -140,7 +140,7 @@ def _trunk(net: str, trunk: str | Path | None, execution: dict[str, Any]) -> _Tr
         from torchmetrics.functional.image import lpips
 
         found = state(file, "lpips", "trunk")
-        with torch.device("meta"):  # nothing is drawn: all weights come from files
+        with torch.device("meta"):  # nothing is initialised at random: all weights come from files
             model = lpips._LPIPS(pretrained=False, net=net, pnet_rand=True)
         theirs = model.net.state_dict()
         # "slice2.3.weight" is torchvision's "features.3.weight"
@@ -154,7 +154,7 @@ def _trunk(net: str, trunk: str | Path | None, execution: dict[str, Any]) -> _Tr
                 )
         heads = state(Path(lpips.__file__).parent / "lpips_models" / f"{net}.pth", "lpips", "net")
         weights = {f"net.{key}": found[name] for key, name in names.items()}
-        for key, value in heads.items():  # the model names each of its layers twice
+        for key, value in heads.items():  # the model has two names for each of its layers
             weights[key] = weights[key.replace("lin", "lins.", 1)] = value
         model.load_state_dict(weights, assign=True)
         model.scaling_layer = lpips.ScalingLayer()

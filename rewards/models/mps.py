@@ -27,7 +27,7 @@ CONDITION = (
 PAGE = "https://github.com/Kwai-Kolors/MPS"
 FILE = "Kwai-Kolors/MPS/mps.safetensors"
 ENDED = 49407
-"""The token that ends a text, and fills it up."""
+"""The token that ends a text, and pads it."""
 
 
 NEEDS = (Source("Kwai-Kolors/MPS", ("mps.safetensors",), size="about 4 GB", page=PAGE),)
@@ -42,8 +42,8 @@ class MPS(Reward):
     largest); the state of the class token is compared with the prompt. Scores compare pictures of
     one prompt; a point is a nat of preference between two.
 
-    Known hack: as for other tuned CLIPs, glossy detail whatever the prompt; the condition names
-    what is judged, and what it does not name is free.
+    Known hack: as for other tuned CLIPs, glossy detail for any prompt. Only what the condition
+    names is judged; everything else is unconstrained.
 
     Args:
         model: the checkpoint's weights, .safetensors or a .pth of tensors alone, or the folder
@@ -59,7 +59,7 @@ class MPS(Reward):
         checkpoint: recompute the tower's blocks in the backward pass, for less memory.
 
     Raises:
-        FileNotFoundError: no such file; says where to get it and how to convert it.
+        FileNotFoundError: no such file; the message says where to get it and how to convert it.
         ValueError: weights of another layout.
     """
 
@@ -158,7 +158,7 @@ def _backbone(file: Path, config: Path, execution: dict[str, Any]) -> Crossed:
 
 
 def _clip(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Any:
-    """Return a CLIP of transformers of the sizes that the weights have."""
+    """Return a CLIP of transformers with the sizes of the weights."""
     from transformers import CLIPConfig, CLIPModel
 
     given = {side: settings.get(f"{side}_config") or {} for side in ("vision", "text")}

@@ -34,8 +34,8 @@ class PickScore(Cosine):
     26; the softmax of two pictures' scores is the chance that people prefer each, so a point is a
     nat. Scores compare pictures of one prompt.
 
-    Known hack: saturated, glossy, centred pictures with extra detail score higher whatever the
-    prompt; watch a text-free measure beside it.
+    Known hack: saturated, glossy, centred pictures with extra detail score higher for any prompt;
+    also measure a reward that does not use the prompt.
 
     Args:
         model: a folder or hub id org/name with config.json and model.safetensors in the layout of
@@ -46,7 +46,7 @@ class PickScore(Cosine):
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: weights of another layout, or weights that cannot be loaded; the message the
+        ValueError: weights of another layout, or weights that cannot be loaded; the
             message says what to download and where to put it.
     """
 
@@ -75,7 +75,7 @@ def _backbone(folder: Path, execution: dict[str, Any]) -> Transformers:
     encode = SimpleTokenizer(context_length=model.config.text_config.max_position_embeddings)
 
     def tokens(texts: list[str]) -> dict[str, Tensor]:
-        return {"input_ids": encode(texts)}  # what pads is behind the end, which is causal
+        return {"input_ids": encode(texts)}  # padding follows the end token: causal
 
     preprocess = Preprocess(size, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
     return Transformers(model, tokens, preprocess, **execution)

@@ -1,6 +1,6 @@
-"""From pictures in [0, 1] to the inputs of a network, with tensor operations only.
+"""Preprocess pictures in [0, 1] for a network, with tensor operations only.
 
-The gradient reaches the picture: no PIL, no numpy, no clamp that strands pixels.
+The gradient reaches the picture: there is no PIL, no numpy, and no clamp without a gradient.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from steer.reward import clamp01, unknown
 __all__ = ["FITS", "Preprocess"]
 
 FITS = ("squash", "crop", "pad")
-"""How another shape is brought to the network's: stretched; the shorter side fitted and the centre
-cut out; the longer side fitted and the rest filled."""
+"""How another shape is converted to the network's: stretched; the shorter side fitted and the
+centre cropped; the longer side fitted and the rest filled."""
 
 
 class Preprocess(nn.Module):
@@ -31,9 +31,9 @@ class Preprocess(nn.Module):
         std: of each channel, in the same units.
         interpolation: "bicubic" or "bilinear".
         fit: one of `FITS`.
-        fill: the grey of what "pad" adds, 0 black to 1 white.
-        fitted: the size that pictures are fitted to, where the network's is cut out of its
-            centre; None: the network's own.
+        fill: grey level of the area that "pad" adds, from 0 (black) to 1 (white).
+        fitted: the size that pictures are fitted to before the network's size is cropped from the
+            centre; None: the network's own size.
 
     Raises:
         ValueError: an unknown interpolation or fit.
@@ -64,7 +64,7 @@ class Preprocess(nn.Module):
 
     @classmethod
     def of_open_clip(cls, model: Any) -> "Preprocess":
-        """Return an open_clip model's own, as its configuration says."""
+        """Return the preprocessing of an open_clip model, as its configuration specifies."""
         import open_clip
 
         settings = open_clip.get_model_preprocess_cfg(model)
@@ -80,7 +80,7 @@ class Preprocess(nn.Module):
 
     @classmethod
     def of_processor(cls, processor: Any) -> "Preprocess":
-        """Return a transformers image processor's own."""
+        """Return the preprocessing of a transformers image processor."""
         size = dict(processor.size)
         crop = dict(getattr(processor, "crop_size", None) or {})
         cropped = "shortest_edge" in size or getattr(processor, "do_center_crop", False)
@@ -93,7 +93,7 @@ class Preprocess(nn.Module):
         return cls(shape, processor.image_mean, processor.image_std, name, fit, fitted=shorter)
 
     def resized(self, images: Tensor) -> Tensor:
-        """Bring images (n, 3, h, w) in [0, 1] to the network's size, still in [0, 1]."""
+        """Resize images (n, 3, h, w) in [0, 1] to the network's size; they stay in [0, 1]."""
         x = clamp01(images)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         x = self._fit(x)

@@ -1,4 +1,4 @@
-"""What a reward that compares pictures with texts is given."""
+"""The prompts of a reward that compares pictures with texts."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ def one_each(images: Tensor, prompts: Sequence[str] | None, name: str) -> Sequen
     Args:
         images: (n, 3, h, w).
         prompts: n texts.
-        name: what asks, for the message.
+        name: name of the reward, for the message.
 
     Raises:
         ValueError: there are none, or not n of them; the message says what to give.

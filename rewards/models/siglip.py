@@ -36,7 +36,7 @@ SOURCE = Source(
 """The default model's weights."""
 
 OUTPUTS = ("cosine", "logit", "probability")
-"""What the score may be."""
+"""Kinds of score."""
 
 
 NEEDS = (SOURCE,)
@@ -122,7 +122,7 @@ def _backbone(folder: Path, execution: dict[str, Any]) -> Transformers:
 
 
 def _tokenizer(folder: Path, length: int) -> Callable[[list[str]], dict[str, Tensor]]:
-    """Return texts -> ids (n, length), without a mask: padding is seen, as in training."""
+    """Return a function texts -> ids (n, length); padding is not masked, as in training."""
     from tokenizers import Tokenizer
 
     settings = _read(folder, "tokenizer_config.json")
@@ -150,7 +150,7 @@ def _tokenizer(folder: Path, length: int) -> Callable[[list[str]], dict[str, Ten
 
 
 def _canonical(text: str) -> str:
-    """Lower-case, without punctuation, one space between words."""
+    """Lower-case a text, remove punctuation, and put one space between words."""
     bare = text.lower().translate(str.maketrans("", "", string.punctuation))
     return re.sub(r"\s+", " ", bare).strip()
 

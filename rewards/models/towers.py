@@ -1,4 +1,4 @@
-"""Backbones of two towers, one for pictures and one for texts: open_clip's and transformers'."""
+"""Backbones with an image tower and a text tower: those of open_clip and transformers."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,14 +56,14 @@ class Transformers(Backbone):
     """A two-tower model of transformers (CLIP, SigLIP): features are unit vectors.
 
     Args:
-        model: with `get_image_features` and `get_text_features`.
+        model: a model with `get_image_features` and `get_text_features`.
         tokenizer: texts -> the arguments of `get_text_features`.
         preprocess: from pictures in [0, 1] to `pixel_values`.
         **execution: see `Backbone`.
 
     Attributes:
-        scale: what the model was trained to multiply the cosine with, `exp(logit_scale)`.
-        bias: what it was trained to add.
+        scale: the factor of the cosine that the model was trained with, `exp(logit_scale)`.
+        bias: the bias that it was trained with.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Transformers(Backbone):
         preprocess: Preprocess,
         **execution: Any,
     ) -> None:
-        # read before they are rounded to another dtype
+        # read before the weights are converted to another dtype
         scale, bias = (getattr(model, name, None) for name in ("logit_scale", "logit_bias"))
         super().__init__(model, preprocess, **execution)
         self.tokenizer = tokenizer
@@ -88,7 +88,7 @@ class Transformers(Backbone):
     def encode_image(self, x: Tensor) -> Tensor:
         """Encode preprocessed pictures -> unit vectors (n, d)."""
         out = self.model.get_image_features(pixel_values=x)  # type: ignore[operator]
-        # since transformers 5 an object, a tensor before
+        # an object since transformers 5, before that a tensor
         return F.normalize(getattr(out, "pooler_output", out), dim=-1)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -111,12 +111,11 @@ def open_clip_backbone(
         name: a folder with open_clip_config.json and weights, `hf-hub:org/name`, or an
             architecture of `open_clip.list_models()`.
         pretrained: the tag or file of an architecture's weights.
-        reward: whose it is, for the message.
+        reward: the reward's name, for the message.
         **execution: see `Backbone`.
 
     Raises:
-        ValueError: it cannot be had; the message says what to download and where to
-            put it.
+        ValueError: it cannot be loaded; the message says what to download and where to put it.
     """
     files = [Path(text) for text in (name, pretrained) if text and Path(text).exists()]
     key = ("open_clip", name, pretrained, *map(stamp, files), *sorted(execution.items()))
@@ -133,7 +132,7 @@ def open_clip_backbone(
             if (home() / repo / hub.files[0]).is_file():
                 found = f"local-dir:{home() / repo}"
             elif not may_fetch():
-                found = f"local-dir:{fetch(hub, reward)}"  # in the hub's cache, or refused
+                found = f"local-dir:{fetch(hub, reward)}"  # in the hub's cache, or an error
         elif not (pretrained and Path(pretrained).is_file()):
             refuse_fetch(reward, f"{name} {pretrained or ''}".strip())
         try:
@@ -141,7 +140,7 @@ def open_clip_backbone(
             tokenizer = open_clip.get_tokenizer(found)
         except Exception as error:
             if hub is not None:
-                fetch(hub, reward)  # where files are missing, it says which and where to put them
+                fetch(hub, reward)  # if files are missing, it says which and where to put them
             raise ValueError(
                 f"cannot load the CLIP {name!r}: {error}. Give a folder that holds "
                 "open_clip_config.json and open_clip_model.safetensors (download both from the "

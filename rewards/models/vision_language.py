@@ -15,23 +15,25 @@ from steer.reward import clamp01, reason
 __all__ = ["ROWS", "VisionLanguage"]
 
 ROWS = 1024
-"""Questions whose tokens a model keeps."""
+"""Number of questions whose tokens a model caches."""
 
 
 class VisionLanguage(Backbone):
     """A vision-language model with its processor, with one question per picture.
 
-    Pictures go through the processor's own image processor as tensors. Whether the gradient
-    survives that, and whether it sees what a picture file would show, is tried once at the start.
+    Pictures go through the processor's own image processor as tensors. At the start it is checked
+    once that the gradient passes through it, and that tensors and picture files give the same
+    pixels.
 
     Args:
-        model: of `AutoModelForImageTextToText`.
+        model: a model of `AutoModelForImageTextToText`.
         processor: its processor.
         checkpoint: recompute the blocks in the backward pass.
         **execution: see `Backbone`.
 
     Raises:
-        ValueError: the model is of another kind, or its processor does not fit; says how.
+        ValueError: the model is of another kind, or its processor does not fit; the message says
+            how.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class VisionLanguage(Backbone):
         answers: Sequence[str],
         others: Sequence[str],
     ) -> Tensor:
-        """Return `log p(answer) - log p(other)`, (n,); one pass where it suffices."""
+        """Return `log p(answer) - log p(other)`, (n,), in one forward pass if possible."""
         first = [self._answer(text) for text in answers]
         second = [self._answer(text) for text in others]
         before, instead = ([t[:-1] for t in tokens] for tokens in (first, second))
@@ -176,14 +178,14 @@ class VisionLanguage(Backbone):
         return self._rows[key]
 
     def _tell_long(self, question: str, tokens: Tensor) -> None:
-        """Warn of a question that is cut, or longer than the model's positions; once of each."""
+        """Warn, once per question, if it is cut or longer than the model's positions."""
         if question in self._looked_at:
             return
         self._looked_at = dict([*self._looked_at.items(), (question, None)][-ROWS:])
         shown = question if len(question) <= 60 else f"{question[:60]} ..."
         texts, blank = (question, f"{question} and more"), torch.zeros(1, 3, 64, 64)
         same, more = (self._process(blank, text)["input_ids"][0] for text in texts)
-        if torch.equal(same, more):  # whatever is asked further does not count
+        if torch.equal(same, more):  # further questions are not recorded
             warnings.warn(
                 f"the reward 'vqa' reads {len(tokens)} tokens of a question, including those of "
                 f"its picture, and this one is longer: its end is ignored in {shown!r}",
@@ -199,7 +201,7 @@ class VisionLanguage(Backbone):
             )
 
     def _seen(self) -> tuple[dict[str, Any], list[str]]:
-        """Return with what options the processor calls its image processor, and what both give."""
+        """Return the options that the processor gives its image processor, and both outputs."""
         reader, options = self.processor.image_processor, {}
         own = reader.preprocess
 
@@ -224,7 +226,7 @@ class VisionLanguage(Backbone):
         return {key: out[key] for key in self._keys}
 
     def _try(self) -> None:
-        """See that the gradient survives, and that tensors and files give the same pixels."""
+        """Check that the gradient passes, and that tensors and files give the same pixels."""
         name = type(self.processor.image_processor).__name__
         ramp = torch.linspace(0.1, 0.9, 96)
         one = torch.stack(
@@ -259,7 +261,7 @@ def _sums(logs: Tensor, tokens: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _checkpoint_blocks(model: nn.Module) -> None:
-    """Let every block of every tower be recomputed in the backward pass."""
+    """Recompute every block of every tower in the backward pass."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]

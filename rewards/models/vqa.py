@@ -104,12 +104,12 @@ class VQA(Reward):
 
 
 def _word(answer: str | bool) -> str:
-    """Return the answer; YAML reads a bare Yes as true."""
+    """Return the answer as text, since YAML reads a bare Yes as true."""
     return {True: "Yes", False: "No"}[answer] if isinstance(answer, bool) else str(answer)
 
 
 def _folder(model: str | Path | None) -> Path:
-    """Return the folder of a model: a path that was given, or a hub id's."""
+    """Return the folder of a model: the given path, or the folder of a hub id."""
     repo = SOURCE.repo if model is None else str(model)
     if Path(repo).is_dir():
         return Path(repo)
@@ -148,8 +148,8 @@ def _model(model: str | Path | None, **execution: Any) -> VisionLanguage:
                 folder, dtype="auto", local_files_only=True, output_loading_info=True
             )
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-            # below torchvision 0.27 transformers takes PIL, which knows no gradient, where
-            # pictures are resized by Lanczos; torchvision then resizes by bicubic
+            # below torchvision 0.27, transformers resizes by Lanczos with PIL, which has no
+            # gradient; torchvision then resizes by bicubic instead
             processor.image_processor = AutoImageProcessor.from_pretrained(
                 folder, local_files_only=True, backend="torchvision"
             )

@@ -1,4 +1,4 @@
-"""Published weights into modules: none missing, none left over; and what their names tell."""
+"""Load published weights into modules, none missing and none left over, and read their names."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,16 +14,16 @@ __all__ = ["collapsed", "count", "fill", "pretrained", "refuse_lacking"]
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], where: str | Path, reward: str) -> None:
-    """Put weights into a module: none missing, none left over.
+    """Load weights into a module: none missing, none left over.
 
     Args:
         model: the module.
-        weights: by the names of its `state_dict`.
+        weights: the weights, by the names of its `state_dict`.
         where: where they come from, for the message.
-        reward: whose they are, for the message.
+        reward: the reward's name, for the message.
 
     Raises:
-        ValueError: they are of another layout; the message has the first keys.
+        ValueError: they have another layout; the message has the first keys.
     """
     own = model.state_dict()
     _refuse_misfits(
@@ -81,7 +81,7 @@ def _refuse_misfits(
     where: str | Path,
     reward: str,
 ) -> None:
-    """Raise where any list has something in it; name the first three of each."""
+    """Raise an error if any list is not empty; name the first three entries of each."""
     found = []
     for title, keys in (("missing", missing), ("not expected", unexpected)):
         if keys:
@@ -101,11 +101,11 @@ def refuse_lacking(lacking: Iterable[str], model: nn.Module, folder: str | Path)
 
     Args:
         lacking: the names of the weights that were not found.
-        model: what was loaded.
-        folder: where from, for the message.
+        model: the loaded model.
+        folder: the folder that it was loaded from, for the message.
 
     Raises:
-        ValueError: some are lacking; the message has the first.
+        ValueError: some weights are missing; the message has the first.
     """
     names = sorted(lacking)
     if names:
@@ -117,7 +117,7 @@ def refuse_lacking(lacking: Iterable[str], model: nn.Module, folder: str | Path)
 
 
 def count(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """Count the parts whose names go on from a prefix, as layers do.
+    """Count the numbered parts, such as layers, whose names start with a prefix.
 
     >>> count({"layers.0.w": torch.ones(1), "layers.1.w": torch.ones(1)}, "layers.")
     2
@@ -126,14 +126,14 @@ def count(weights: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def collapsed(weights: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, Tensor]:
-    """Return the affine map (W (m, d), b (m,)) that a chain of linear layers is, in float64.
+    """Collapse a chain of linear layers into its affine map (W (m, d), b (m,)), in float64.
 
     Args:
         weights: `{prefix}{i}.weight` and `{prefix}{i}.bias` of each layer; applied by rising i.
         prefix: what the keys begin with.
 
     Raises:
-        ValueError: a bias is missing, or the layers' widths do not meet.
+        ValueError: a bias is missing, or the layers' widths do not match.
     """
     found = (re.fullmatch(rf"{re.escape(prefix)}(\d+)\.weight", key) for key in weights)
     numbers = sorted(int(match[1]) for match in found if match)

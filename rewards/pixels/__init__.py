@@ -1,4 +1,4 @@
-"""Rewards of the pixels themselves, without weights; how they see and read a picture."""
+"""Rewards that are functions of the pixels, without weights, and how they read a picture."""
 
 from rewards.pixels.reading import LARGEST, PixelReward, drawing, ink, luma, read, rms
 

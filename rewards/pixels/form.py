@@ -15,7 +15,7 @@ _AXES = {"vertical": -1, "horizontal": -2}
 
 
 def _side(axis: str) -> int:
-    """Return the dimension that a mirror turns around."""
+    """Return the dimension that a mirror reverses."""
     if axis not in _AXES:
         raise unknown("axis", str(axis), _AXES)
     return _AXES[axis]

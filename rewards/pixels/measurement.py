@@ -61,7 +61,7 @@ class Inpainting(Measurement):
         image: the picture, as of `Measurement`.
         mask: white where it is known, a file or a tensor (h, w) or (3, h, w) in [0, 1].
         sd: as of `Measurement`.
-        grey: likewise.
+        grey: as of `Measurement`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Inpainting(Measurement):
     def operator(self, x: Tensor) -> Tensor:
         """Return the known pixels, zero elsewhere."""
         mask = self.mask.to(x)
-        if mask.shape[-2:] != x.shape[-2:]:  # known is what no unknown pixel is averaged into
+        if mask.shape[-2:] != x.shape[-2:]:  # known: no unknown pixel is averaged in
             mask = (_resized(mask, x) > 1 - 1e-3).to(x)
         return mask * x
 
@@ -93,7 +93,7 @@ class SuperResolution(Measurement):
         image: the small picture, or a large one that is averaged down, as of `Measurement`.
         factor: side of a square, in pixels of the generated picture.
         sd: as of `Measurement`.
-        grey: likewise.
+        grey: as of `Measurement`.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class SuperResolution(Measurement):
         return F.avg_pool2d(x, self.factor)
 
     def measured(self, like: Tensor) -> Tensor:
-        """Return the small picture as it is where it has that size, else averaged down."""
+        """Return the picture unchanged if it has the small size, else averaged down."""
         small = [side // self.factor for side in like.shape[-2:]]
         if list(self.image.shape[-2:]) == small:
             return self.image.to(like)
@@ -154,7 +154,7 @@ class Deblurring(Measurement):
         self.width, self.blurred = _above("width", width), blurred
 
     def operator(self, x: Tensor) -> Tensor:
-        """Return the blurred picture, its edge continued."""
+        """Return the blurred picture; edge pixels are repeated at the border."""
         return gaussian_blur(x, self.width)
 
     def measured(self, like: Tensor) -> Tensor:

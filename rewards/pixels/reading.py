@@ -1,4 +1,4 @@
-"""What rewards of pixels share: how they see a picture, and how they read one from a file."""
+"""What pixel rewards share: how they see a picture, and how they read one from a file."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from steer.reward import Reward, clamp01
 __all__ = ["LARGEST", "PixelReward", "drawing", "ink", "luma", "read", "rms"]
 
 LARGEST = 1024
-"""Pictures from files are brought down to this side, so that they are quick to resize."""
+"""Pictures from files are downscaled to this side, so that they can be resized quickly."""
 
 
 class PixelReward(Reward):
@@ -65,11 +65,11 @@ def read(file: str | Path, option: str, ground: float = 1.0) -> Tensor:
         file: any format Pillow reads, 8 bits a channel, or 16 of grey (divided by 65535); it is
             turned as its EXIF data say.
         option: the option that named the file, for the messages.
-        ground: the grey laid under what is transparent, 1 for white.
+        ground: grey level under transparent pixels; 1 is white.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is no such picture; the message says what to give.
+        ValueError: the file is not such a picture; the message says what to give.
     """
     import numpy as np
     from PIL import Image, ImageOps
@@ -93,7 +93,7 @@ def read(file: str | Path, option: str, ground: float = 1.0) -> Tensor:
             f"cannot read {str(file)!r} as a picture: {error}. Save it as a PNG or JPEG with 8 "
             f"bits a channel and give it as {option}=..."
         ) from error
-    if deep:  # in floats, so that all 16 bits count
+    if deep:  # in floats, so that all 16 bits are kept
         grey = values.astype(np.float32) / 65535
         picture = Image.fromarray(np.where(values == clear, np.float32(ground), grey))
         picture.thumbnail((LARGEST, LARGEST))

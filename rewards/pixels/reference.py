@@ -1,4 +1,4 @@
-"""A reward of closeness to a picture that is given."""
+"""A reward for closeness to a given picture."""
 
 from pathlib import Path
 
@@ -19,11 +19,11 @@ class Similarity(PixelReward):
     `-sqrt(mean (v(x) - v(r))^2)` over pixels and channels, with r the reference, stretched to the
     picture's size (bilinear, antialiased) and v the picture itself or its luma.
 
-    Known hack: a blurred or grey mean of the reference comes close without showing it; pixels
-    say nothing of a drawing that is moved by a little.
+    Known hack: a blurred or grey mean of the reference comes close without showing it. A slightly
+    shifted drawing gets a low score.
 
     Args:
-        image: the reference, a picture file; what is transparent in it lies on white.
+        image: the reference, a picture file; transparent parts are placed on white.
         by: what is compared, "colour" or "luma".
 
     Raises:

@@ -9,7 +9,7 @@ from steer.reward import clamp01
 __all__ = ["SHIFTS", "shifted"]
 
 SHIFTS = ((1, 1), (-1, -1), (1, -1), (-1, 1))
-"""Of the third view and the next, in sixteenths of the height and the width."""
+"""Shifts of the third and later views, in sixteenths of the height and the width."""
 
 
 def shifted(images: Tensor, views: int, noise: float) -> list[Tensor]:

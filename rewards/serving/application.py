@@ -1,8 +1,9 @@
-"""The web application that answers for a reward, as `rewards.serving.protocol` says.
+"""The web application that serves a reward, as `rewards.serving.protocol` specifies.
 
 It never unpickles, and reads no more of a request than its limits allow. It scores one request at
-a time, in a thread, so that it answers meanwhile; what takes too long is given up. Web pages are
-not served: not those of others by their `Origin`, nor by a name of theirs that leads here.
+a time in a thread, so that it can answer other requests meanwhile; a scoring that takes too long
+is abandoned. Requests from web pages are refused: those with a foreign `Origin`, and those with a
+foreign host name that resolves to this machine.
 """
 
 import hmac
@@ -23,20 +24,20 @@ from steer.reward import Reward, name_of, score
 __all__ = ["LIMITS", "MISSING", "app"]
 
 LIMITS = {"max_bytes": 128 * 2**20, "max_rows": 256, "max_side": 4096, "max_seconds": 300}
-"""What a request may be: bytes of the body, pictures, pixels of a side, seconds of scoring."""
+"""Limits of a request: bytes of the body, pictures, pixels of a side, seconds of scoring."""
 
 WAITING = 16
-"""How many requests may be in a process, one of them in work; more are told to come again."""
+"""Maximum number of requests in a process, one of them being processed; others must retry."""
 
 UPLOAD, GRACE, RATE = 60.0, 10.0, 2**18
-"""The seconds that a request's body may take to arrive; those after which it must have come at so
-many bytes a second."""
+"""Maximum seconds for receiving a request's body; the seconds after which a minimum rate is
+required; and that rate in bytes per second."""
 
 MISSING = "serving a reward needs starlette and uvicorn: pip install 'flowsteer[serve]'"
 
 
 class _Refused(Exception):
-    """A request that gets no scores: a status and what to say."""
+    """A refused request: a status and a message."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -54,22 +55,23 @@ def app(
     hosts: Sequence[str] = (),
     hung: Callable[[], None] | None = None,
 ) -> Any:
-    """Return an ASGI application that scores by a reward.
+    """Return an ASGI application that scores pictures by a reward.
 
-    It answers `GET /` and `POST /score` as `rewards.serving.protocol` says, and
-    `GET /health`, without a token and while it scores, with `{"ok": true}`.
+    It answers `GET /` and `POST /score` as `rewards.serving.protocol` specifies. It answers
+    `GET /health` with `{"ok": true}`, without a token and also during a scoring.
 
     Args:
-        reward: what scores: on its device, from now on in evaluation mode and untrained.
-        token: what clients must show; None: nothing.
-        max_bytes: the largest body of a request.
-        max_rows: the most pictures in a request.
+        reward: the reward, on its device; it is put into evaluation mode, and its parameters are
+            frozen.
+        token: the token that clients must send; None: none is needed.
+        max_bytes: maximum size of a request's body.
+        max_rows: maximum number of pictures in a request.
         max_side: the longest side of a picture, in pixels.
-        max_seconds: how long a scoring may take. One that takes longer is given up; until its
-            thread comes back, requests are told to come again.
-        hosts: under which names it is asked besides this machine's own, where it wants no token;
-            "*" for any.
-        hung: called where a scoring is given up, for instance to end the process.
+        max_seconds: time limit of a scoring. One that takes longer is abandoned; until its thread
+            returns, clients are asked to retry.
+        hosts: host names that are accepted besides this machine's own, if no token is needed; "*"
+            for any.
+        hung: called when a scoring is abandoned, for instance to end the process.
 
     Raises:
         ImportError: starlette is not installed.
@@ -94,7 +96,7 @@ def app(
         "max_side": max_side,
     }
     turn, waiting = anyio.Lock(), anyio.Semaphore(WAITING)
-    at_work: set[object] = set()  # the scorings whose threads are not back
+    at_work: set[object] = set()  # the scorings whose threads have not returned
 
     def admit(request: Request) -> None:
         if "origin" in request.headers:
@@ -112,7 +114,7 @@ def app(
             raise _Refused(401, "the token is missing or wrong")
 
     async def read(request: Request) -> bytes:
-        """Read the body, never more than the limit."""
+        """Read the body, up to the limit."""
         too_large = _Refused(
             413, f"the request is larger than {max_bytes} bytes: send fewer or smaller pictures"
         )
@@ -132,7 +134,7 @@ def app(
         return bytes(got)
 
     async def work_on(images: Tensor, asked: dict[str, Any]) -> bytes:
-        """Score in a thread, for so long."""
+        """Score in a thread, up to the time limit."""
         if at_work:
             raise _Refused(503, f"a scoring has been at work for over {max_seconds:g} s")
         key = object()
@@ -206,7 +208,7 @@ def _host(header: str) -> str:
 
 
 def _read(body: bytes, max_rows: int, max_side: int) -> tuple[Tensor, dict[str, Any]]:
-    """Check a request and return its images (n, 3, h, w) and what was asked of them."""
+    """Check a request; return its images (n, 3, h, w) and its other fields."""
     try:
         tensors, metadata = unpack(body)
         asked = json.loads(metadata["request"])

@@ -1,4 +1,4 @@
-"""A client's connection to a server of a reward: it asks until it is answered, or time is up."""
+"""A client's connection to a reward server: it retries until it gets an answer or time is up."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ from steer.secrets import HIDDEN, redacted
 __all__ = ["BUSY", "Connection", "printable"]
 
 BUSY = {429, 502, 503, 504}
-"""Statuses after which the client asks again."""
+"""Statuses after which the client retries."""
 
 DOWN, BROKEN = "no server can be reached", "the connection ended without an answer"
 STUCK, HELD = "it does not take the request", "it has the request and is still working"
@@ -26,19 +26,19 @@ LATE = {
     Stage.REACHED: (STUCK, "WriteTimeout"),
     Stage.TAKEN: (HELD, "ReadTimeout"),
 }
-"""How far an exchange came before its time was up -> what the server did, and its usual name."""
+"""Stage of an exchange at its deadline -> what the server did, and the usual name of the error."""
 
 
 class Connection:
-    """A connection to a server: one pool of sockets a process, shared by its threads.
+    """A connection to a server: one pool of sockets per process, shared by its threads.
 
     Args:
-        url: the server's.
-        token: what it is shown. Default: the one that belongs to its host.
-        timeout: the seconds until a server must have taken a request.
+        url: the server's URL.
+        token: the token that is sent. Default: the one that belongs to its host.
+        timeout: time limit in seconds for a server to accept a request.
 
     Raises:
-        ValueError: no such URL, or a token that cannot be sent.
+        ValueError: an invalid URL, or a token that cannot be sent.
     """
 
     def __init__(self, url: str, token: str | None, timeout: float) -> None:
@@ -57,7 +57,7 @@ class Connection:
         return {**vars(self), "_pool": None}
 
     def _client(self) -> Any:
-        """Return this process's pool: connections cannot be shared with a forked one."""
+        """Return this process's pool: a forked process cannot share connections."""
         pool = self._pool
         if pool is None or pool[0] != os.getpid():
             import httpx2
@@ -74,12 +74,13 @@ class Connection:
     def ask(self, method: str, path: str, body: bytes | None, wait: float, size: int) -> bytes:
         """Return the body of the answer, of at most `size` bytes, within `wait` seconds in all.
 
-        A request that a server has is not handed in again while it is at work on it.
+        A request is not sent again while the server is working on it.
 
         Raises:
-            ConnectionError: time is up; says what the server did.
-            PermissionError: it wants a token.
-            ValueError: it refuses the request, answers wrongly, or speaks something else.
+            ConnectionError: time is up; the message says what the server did.
+            PermissionError: the server needs a token.
+            ValueError: the server refuses the request, gives a bad answer, or uses another
+                protocol.
         """
         import httpx2
 
@@ -92,7 +93,7 @@ class Connection:
             try:
                 status, headers, answer = run(one.answer(self._client()))
             except LateError as error:
-                if not what or start + wait - now > wait / 2:  # else the end of a story
+                if not what or start + wait - now > wait / 2:  # else keep the earlier reason
                     what, why = LATE[error.stage]
             except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
                 self._refuse_tls(error)
@@ -124,7 +125,7 @@ class Connection:
             time.sleep(min(pause, left))
 
     def _checked(self, status: int, headers: Any, answer: bytes) -> bytes:
-        """Return the answer if it is one, and else raise what the server says."""
+        """Return the answer of a successful request; else raise the server's message."""
         if status in {401, 403}:
             raise PermissionError(
                 f"the reward server {self.url} needs a token, or another one "
@@ -143,7 +144,7 @@ class Connection:
         return answer
 
     def _refuse_tls(self, error: BaseException) -> None:
-        """Raise a ValueError where encryption failed: to ask again would not help."""
+        """Raise a ValueError if encryption failed, because a retry would not help."""
         for one in _chain(error):
             if isinstance(one, ssl.SSLError):
                 raise ValueError(
@@ -152,7 +153,7 @@ class Connection:
                 ) from error
 
     def _too_late(self, wait: float, tries: int, what: str, why: str) -> str:
-        """Say what the server did when time was up, and what helps against that."""
+        """Return a message on what the server was doing when time ran out, and how to fix it."""
         mend = f"Start it with `steer serve-reward NAME --port {self.port}`"
         if what == HELD:
             mend = (
@@ -201,7 +202,7 @@ def _place(url: str) -> tuple[str, int]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it came from."""
+    """Yield an error and its causes."""
     for _ in range(20):
         if error is None:
             return
@@ -210,18 +211,18 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _said(error: Exception) -> str:
-    """Say what went wrong on the way."""
+    """Return the kind and the message of a connection error."""
     kind = type(error).__name__
     return f"{kind}: {printable(str(error), 300)}" if str(error) else kind
 
 
 def printable(text: str, length: int) -> str:
-    """Return a stranger's text in one line, in short, without what a terminal would act on."""
+    """Return an untrusted text on one line, shortened and without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:length]
 
 
 def _message(answer: bytes) -> str:
-    """Return the server's own words, in short."""
+    """Return the server's error message, shortened."""
     try:
         text = str(json.loads(answer)["error"])
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -230,7 +231,7 @@ def _message(answer: bytes) -> str:
 
 
 def _seconds(after: str | None) -> float:
-    """Read `Retry-After` in seconds; a date, or nothing, is 0."""
+    """Parse `Retry-After` in seconds; a date or a missing header gives 0."""
     try:
         return max(0.0, float(after or 0))
     except ValueError:

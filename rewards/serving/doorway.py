@@ -1,8 +1,8 @@
-"""The server's door: uvicorn's HTTP protocol, with bounds on who may stand in it for how long.
+"""uvicorn's HTTP protocol with limits on how many connections may wait, and for how long.
 
-uvicorn waits for a request's head, and for an answer to be taken, as long as the other side likes.
-Here each has a deadline, and where there are too many connections, one of those that wait goes:
-the oldest of the client that has the most. A request in work is never among them.
+uvicorn has no time limit for receiving a request's head, or for the client reading the answer.
+Here both have a deadline. If there are too many connections, a waiting one is closed: the oldest
+one of the client that has the most. A connection whose request is being processed is never closed.
 """
 
 import asyncio
@@ -13,31 +13,31 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 __all__ = ["CONNECTIONS", "HEAD", "PER_CLIENT", "TAKE", "Doorway"]
 
 HEAD = 10.0
-"""The seconds that a request's head may take, from the connection or its first byte on."""
+"""Maximum seconds for a request's head, from the connection or its first byte on."""
 
 TAKE = 60.0
-"""The seconds that a client may take to read its answer."""
+"""Maximum seconds for a client to read its answer."""
 
 CONNECTIONS = 256
-"""How many connections a process keeps."""
+"""Maximum number of connections of a process."""
 
 PER_CLIENT = 128
-"""How many of one address."""
+"""Maximum number of connections from one address."""
 
 
 class Doorway(H11Protocol):
-    """A connection that does not wait forever."""
+    """A connection with deadlines."""
 
     since = 0.0
     deadline: asyncio.TimerHandle | None = None
 
     @property
     def waiting(self) -> bool:
-        """Whether no request is in work."""
+        """Whether no request is being processed."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Give the connection its time, and make room for it."""
+        """Start the connection's deadline, and make room for it."""
         super().connection_made(transport)
         self.since = self.loop.time()
         self._until(HEAD)
@@ -48,7 +48,7 @@ class Doorway(H11Protocol):
             self._end_one_of(self._others())
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; the time runs from the first byte of a head to its last."""
+        """Take the received data; the deadline runs from the first byte of a head to its last."""
         if self.waiting and self.deadline is None:
             self._until(HEAD)
         super().data_received(data)
@@ -56,23 +56,23 @@ class Doorway(H11Protocol):
             self._until(None)
 
     def on_response_complete(self) -> None:
-        """Give the client its time to take the answer."""
+        """Start the deadline for the client to read the answer."""
         super().on_response_complete()
         if self.transport.get_write_buffer_size():
             self.loop.call_later(TAKE, self._end_if_not_taken, self.cycle)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of the clock."""
+        """Cancel the deadline."""
         self._until(None)
         super().connection_lost(exc)
 
     @property
     def address(self) -> str:
-        """The client's, without its port."""
+        """The client's address, without its port."""
         return self.client[0] if self.client else ""
 
     def _until(self, seconds: float | None) -> None:
-        """Start the clock, or stop it."""
+        """Start the deadline, or cancel it."""
         if self.deadline is not None:
             self.deadline.cancel()
         self.deadline = None if seconds is None else self.loop.call_later(seconds, self._late)
@@ -83,7 +83,7 @@ class Doorway(H11Protocol):
             self.transport.abort()
 
     def _end_if_not_taken(self, answered: object) -> None:
-        """End a connection whose answer still waits to be read."""
+        """Close a connection whose answer has not been read in time."""
         if self.cycle is answered and self.transport.get_write_buffer_size():
             self.transport.abort()
 
@@ -91,7 +91,7 @@ class Doorway(H11Protocol):
         return [c for c in self.connections if isinstance(c, Doorway) and c is not self]
 
     def _end_one_of(self, others: "list[Doorway]") -> None:
-        """End the oldest that waits, of the client that has the most; else this one."""
+        """Close the oldest waiting connection of the client that has the most; else this one."""
         counts = Counter(one.address for one in others)
         waiting = [one for one in others if one.waiting and not one.transport.is_closing()]
         gone = min(waiting, key=lambda one: (-counts[one.address], one.since), default=self)

@@ -1,8 +1,8 @@
-"""One exchange with a server, bounded as a whole: from the look-up of its name to the last byte.
+"""One exchange with a server with a deadline for all of it, from name lookup to the last byte.
 
-The time-outs of an HTTP client are for each operation, so a server that sends a byte now and then
-is never late. Here requests run on an event loop, one a process in a thread of its own, where a
-deadline ends them whatever they are at.
+The timeouts of an HTTP client apply to single operations, so a server that sends a byte now and
+then never exceeds them. Here requests run on an event loop, one per process in its own thread, and
+a deadline cancels them at any stage.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Stage(Enum):
-    """How far an exchange came."""
+    """How far an exchange got."""
 
     AWAY = "the server was not reached"
     REACHED = "the server did not take the request"
@@ -31,7 +31,7 @@ class LateError(Exception):
     """A deadline passed.
 
     Attributes:
-        stage: how far the exchange had come.
+        stage: how far the exchange had got.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -41,15 +41,15 @@ class LateError(Exception):
 
 @dataclass(frozen=True)
 class Exchange:
-    """A request with its bounds.
+    """A request with its limits.
 
     Attributes:
         method: GET or POST.
-        url: whole.
-        body: of the request, if it has one.
-        hand_in: until when the server must have the request, in `time.monotonic` seconds.
-        until: until when the answer must be here.
-        size: the most bytes of an answer.
+        url: the complete URL.
+        body: body of the request, if it has one.
+        hand_in: deadline for the server to receive the request, in `time.monotonic` seconds.
+        until: deadline for the complete answer.
+        size: maximum size of an answer, in bytes.
     """
 
     method: str
@@ -65,7 +65,7 @@ class Exchange:
         Raises:
             LateError: a deadline passed.
             ValueError: the answer is larger than it may be, or compressed.
-            httpx2.HTTPError: what else went wrong.
+            httpx2.HTTPError: any other failure.
         """
         loop, stage = asyncio.get_running_loop(), Stage.AWAY
         offset = loop.time() - time.monotonic()
@@ -100,12 +100,12 @@ class Exchange:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on this process's loop, and return what it returns."""
+    """Run a coroutine on this process's loop, and return its result."""
     future = asyncio.run_coroutine_threadsafe(work, _loop())
     try:
         return future.result()
     except BaseException:
-        future.cancel()  # interrupted here: end it there as well
+        future.cancel()  # interrupted in this thread: also cancel it on the loop
         raise
 
 
@@ -114,7 +114,7 @@ _running: tuple[int, asyncio.AbstractEventLoop] | None = None
 
 
 def _loop() -> asyncio.AbstractEventLoop:
-    """Return this process's loop, in a thread that ends with it."""
+    """Return this process's event loop, which runs in a daemon thread."""
     global _running
     with _lock:
         if _running is None or _running[0] != os.getpid():
@@ -125,7 +125,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def _forked() -> None:
-    """Take a new lock in a forked process: nobody there would release the old one."""
+    """Use a new lock in a forked process, where the old one would never be released."""
     global _lock
     _lock = threading.Lock()
 

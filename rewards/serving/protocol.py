@@ -1,13 +1,13 @@
-"""The protocol between a server of a reward and its clients, version 1, and the files it sends.
+"""The protocol between a reward server and its clients, version 1, and the files they exchange.
 
-`steer serve-reward NAME` serves any of ours. A server of one's own needs safetensors and a web
-framework, not this package.
+`steer serve-reward NAME` serves any reward of this package. Your own server needs safetensors and
+a web framework, but not this package.
 
-`GET /` answers JSON: `{"protocol": 1, "name": "clip", "differentiable": true, "max_bytes":
+`GET /` returns JSON: `{"protocol": 1, "name": "clip", "differentiable": true, "max_bytes":
 134217728, "max_rows": 256}`. The limits may be left out.
 
 `POST /score` has a safetensors file as its body: a tensor `images` (n, 3, h, w), float32 or
-float64, in [0, 1], and in the file's metadata a text `request`, which is JSON:
+float64, in [0, 1], and a JSON text `request` in the file's metadata:
 
 - `id`: a text, which the answer repeats;
 - `prompts`: n texts, or null;
@@ -17,11 +17,11 @@ float64, in [0, 1], and in the file's metadata a text `request`, which is JSON:
 The answer (status 200) is a safetensors file too: `scores` (n,), floating and finite; where
 `gradient` was true also `gradient` (n, 3, h, w) with row i `d scores_i / d images_i`; and the
 metadata `id`. Any other status has a JSON body `{"error": "what is wrong, and how to fix it"}`.
-429, 502, 503 and 504 mean "ask again", after the seconds in the header `Retry-After` if there is
-one. Where the server wants a token, the client shows it as `Authorization: Bearer TOKEN`.
+429, 502, 503 and 504 mean "retry", after the seconds in the header `Retry-After` if there is one.
+If the server needs a token, the client sends it as `Authorization: Bearer TOKEN`.
 
-Scores are a function of the request alone, so to ask again is safe: no answer is counted twice,
-and the id tells a late answer to another request from the one asked for.
+Scores depend only on the request, so a retry is safe: no answer is counted twice, and the id
+identifies a late answer to another request.
 """
 
 import json
@@ -33,13 +33,13 @@ from rewards.serving.tokens import TOKEN
 __all__ = ["HEADER", "PROTOCOL", "TENSORS", "TOKEN", "pack", "unpack"]
 
 PROTOCOL = 1
-"""The version of the protocol that client and server speak."""
+"""The version of the protocol."""
 
 HEADER = 4 * 2**20
-"""The most bytes of a file's header, which holds prompts and metadata."""
+"""Maximum size of a file's header in bytes, which holds prompts and metadata."""
 
 TENSORS = 8
-"""The most tensors of a file: two are needed."""
+"""Maximum number of tensors in a file; two are needed."""
 
 
 def pack(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -57,8 +57,8 @@ def unpack(body: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     ({'scores': tensor([1., 1.])}, {'id': 'a'})
 
     Raises:
-        ValueError: the body is no such file, or has a larger header or more tensors than any
-            needs.
+        ValueError: the body is not such a file, or has a larger header or more tensors than any
+            request needs.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -1,4 +1,4 @@
-"""A reward behind a URL: pictures go to a server, scores and gradients come back."""
+"""A reward behind a URL: pictures are sent to a server, which returns scores and gradients."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from steer.secrets import redacted
 __all__ = ["Remote"]
 
 SLACK = 2**20
-"""What an answer may have beside its numbers, in bytes."""
+"""Maximum size of an answer in addition to its numbers, in bytes."""
 
 
 class Remote(Reward):
@@ -26,24 +26,28 @@ class Remote(Reward):
 
     The server says whether the reward is differentiable; if it is, score and gradient come in
     one request, so that a reward in another environment can guide. Images out of range are scored
-    as if clamped, the gradient passed straight through. Connection errors and the statuses 429,
-    502, 503 and 504 are met by asking again, ever more rarely, for `wait` seconds in all. What the
-    server has is not sent again while it is at work, so `wait` must be longer than the scoring of
-    a batch. Redirections are not followed. May be used by many threads, copied, and
-    taken into a forked process.
+    as if clamped, the gradient passed straight through. After a connection error or a status 429,
+    502, 503 or 504 the request is sent again, at growing intervals, for at most `wait` seconds in
+    all. A request that the server is working on is not sent again, so `wait` must be longer than
+    the scoring of a batch. Redirections are not followed. The reward may be used by several
+    threads, copied, and taken into a forked process.
 
     Args:
-        url: the server, as http://127.0.0.1:8000.
-        token: the server's token, if it needs one. Default: for a server of this machine the
-            environment variable FLOWSTEER_REWARD_TOKEN, for another what ~/.netrc holds for its
-            host under the login flowsteer. It travels unencrypted over http.
-        batch: how many rows a request has at most; less where the server's limits say so.
-        timeout: the seconds until the server must have taken a request.
-        wait: time limit in seconds for a request, and for the first request.
+        url: the server, such as http://127.0.0.1:8000.
+        token: the server's token, if it needs one. Default: for a server on this machine the
+            environment variable FLOWSTEER_REWARD_TOKEN, for any other the entry of ~/.netrc for
+            its host under the login flowsteer. Over http it is sent unencrypted.
+        batch: maximum number of rows in a request; fewer if the server's limits are lower.
+        timeout: time limit in seconds for the server to accept a request.
+        wait: time limit in seconds for each request as a whole: connecting, retries with the
+            pauses between them, scoring and the answer. It also covers the first request, which
+            asks what the server offers. A call that needs several requests allows each of them
+            this time.
 
     Raises:
-        ValueError: the URL or an option is none; no reward server answers there, or one of
-            another version; it refuses the request or answers wrongly. The message says which.
+        ValueError: the URL or an option is invalid; there is no reward server at the URL, or one
+            of another version; or it refuses the request or gives a bad answer. The message says
+            which.
         PermissionError: the token is missing or wrong.
         ConnectionError: no answer within `wait` seconds; the message says whether the server was
             away, busy, broken or at work.
@@ -69,7 +73,7 @@ class Remote(Reward):
         self._ask_what_it_is()
 
     def _ask_what_it_is(self) -> None:
-        """Take the name, the limits and the promise of a gradient from the server."""
+        """Ask the server for its name, its limits, and whether it gives gradients."""
         body = self._connection.ask("GET", "/", None, self.wait, SLACK)
         try:
             info = json.loads(body)
@@ -90,7 +94,7 @@ class Remote(Reward):
             )
 
     def extra_repr(self) -> str:
-        """Return what the module prints of itself: never the token."""
+        """Return the module's description, without the token."""
         return f"{self.__name__} at {self.url}, differentiable={self.differentiable}"
 
     def forward(
@@ -139,7 +143,7 @@ class Remote(Reward):
         metadata: Sequence[Any] | None,
         gradient: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Ask for the scores of a chunk of the rows, and for d scores_i / d images_i."""
+        """Request the scores of a chunk of the rows, and d scores_i / d images_i."""
         rows, key = f"rows from {chunk.start} of {len(pixels)}", uuid.uuid4().hex
         pixels = pixels[chunk]
         asked = {
@@ -167,7 +171,7 @@ class Remote(Reward):
     def _read(
         self, answer: bytes, key: str, pixels: Tensor, gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Check an answer and take the scores and the gradient out of it."""
+        """Check an answer, and return its scores and gradient."""
         tensors, said = unpack(answer)
         if said.get("id") != key:
             raise ValueError(f"it is for the request {said.get('id')!r}, not for {key!r}")
@@ -187,6 +191,6 @@ class Remote(Reward):
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """Return what is sent of images: clamped to [0, 1], float32 or float64."""
+    """Return images as they are sent: clamped to [0, 1], in float32 or float64."""
     wide = images.detach().clamp(0, 1)
     return wide if wide.dtype == torch.float64 else wide.float()

@@ -1,8 +1,8 @@
-"""A server of a reward, for `rewards.serving.remote.Remote`: its processes and its address.
+"""A reward server for `rewards.serving.remote.Remote`: its processes and its address.
 
-By default it listens on this machine only; other addresses need a token. Processes score, and one
-more looks after them: a process that ends, or in which a reward hangs, is replaced. What they
-answer is in `rewards.serving.application`, how long they listen in `rewards.serving.doorway`.
+By default it listens on this machine only; other addresses need a token. Worker processes score,
+and one more process supervises them: a worker that ends, or in which a reward hangs, is replaced.
+`rewards.serving.application` defines the answers, `rewards.serving.doorway` the deadlines.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ from steer.secrets import redacted
 __all__ = ["serve", "worker"]
 
 SETTINGS = "FLOWSTEER_SERVE_REWARD"
-"""The environment variable through which `serve` tells its workers what they serve."""
+"""The environment variable with which `serve` passes the settings to its workers."""
 
 STARTUP_FAILURE = 3
-"""The exit code by which a worker says that to start it again would not help."""
+"""The exit code of a worker that need not be restarted, because that would not help."""
 
 HUNG = 70
-"""The exit code of a worker in which a reward hangs: another is started."""
+"""The exit code of a worker in which a reward hangs: another worker is started."""
 
 FINISH = 30
-"""The seconds that requests in work have once the server is told to stop."""
+"""Seconds for requests that are being processed when the server has to stop."""
 
 
 def serve(
@@ -52,17 +52,18 @@ def serve(
 ) -> None:
     """Serve the reward of a text until the process gets SIGTERM or SIGINT.
 
-    Requests in work are finished first. A worker that dies is started again, as is one whose
-    reward takes longer than `max_seconds`.
+    Requests that are being processed are finished first. A worker that dies, or whose reward takes
+    longer than `max_seconds`, is replaced.
 
     Args:
-        spec: the reward, as `rewards.load` takes it.
-        host: the address to listen at; one that others can reach needs a token.
-        port: the port; 0 takes a free one.
-        token: what clients must show. Default: the environment variable FLOWSTEER_REWARD_TOKEN.
-        workers: processes, each with a reward of its own.
-        device: where to compute. Default: where the reward is loaded.
-        limits: of a request, see `rewards.serving.application.LIMITS`.
+        spec: the reward, as for `rewards.load`.
+        host: the address to listen on; a token is needed if other machines can reach it.
+        port: the port; 0 chooses a free one.
+        token: token that clients must send. Default: the environment variable
+            FLOWSTEER_REWARD_TOKEN.
+        workers: number of processes, each with its own copy of the reward.
+        device: device to compute on. Default: where the reward is loaded.
+        limits: limits of a request, see `rewards.serving.application.LIMITS`.
 
     Raises:
         ValueError: no such reward, device or limit; an open address without a token.
@@ -88,8 +89,8 @@ def serve(
             "out to serve only this machine"
         )
     with _bound(host, port) as listener:
-        there = device is not None and torch.cuda.is_available()  # leave memory to the workers
-        app(_load(spec, None if there else device), token=token, **limits)  # its errors first
+        there = device is not None and torch.cuda.is_available()  # leave the memory to the workers
+        app(_load(spec, None if there else device), token=token, **limits)  # for its errors
         told = {"spec": spec, "device": device, "limits": limits, "parent": os.getpid()}
         os.environ[SETTINGS] = json.dumps(told)
         if token is not None:
@@ -111,12 +112,12 @@ def serve(
 
 
 def _failed(config: Any, listener: socket.socket) -> bool:
-    """Look after the workers until told to stop; return whether they could not start."""
+    """Supervise the workers until a signal to stop; return whether they could not start."""
     from uvicorn.supervisors import Multiprocess
 
     class Supervisor(Multiprocess):
         def join_all(self) -> None:
-            """Wait for requests in work, and end what hangs."""
+            """Wait for requests that are being processed, and end workers that hang."""
             until = time.monotonic() + FINISH + 5
             for process in self.processes:
                 process.process.join(max(0.0, until - time.monotonic()))
@@ -130,7 +131,7 @@ def _failed(config: Any, listener: socket.socket) -> bool:
 
 
 def _refuse_place() -> None:
-    """Raise a ValueError where no processes can be looked after."""
+    """Raise a ValueError where processes cannot be supervised."""
     if multiprocessing.parent_process() is not None and SETTINGS in os.environ:
         print(
             "error: serve() is called where the workers start too: put it under "
@@ -161,7 +162,7 @@ def worker() -> Any:
 
 
 def _replace_me(spec: str) -> Callable[[], None]:
-    """Return what ends this worker once its last answers are sent: a thread cannot be ended."""
+    """Return a function that ends this worker after its last answers; threads cannot be ended."""
 
     def end() -> None:
         print(
@@ -175,9 +176,10 @@ def _replace_me(spec: str) -> Callable[[], None]:
 
 
 def _leave_with(parent: int) -> None:
-    """End this worker once its parent is gone, so that it does not hold on to the port.
+    """End this worker when its parent ends, so that the port becomes free.
 
-    Linux does it, even where the reward holds the interpreter; elsewhere a thread looks.
+    On Linux the kernel does it, even if the reward blocks the interpreter; elsewhere a thread
+    polls.
     """
     if sys.platform == "linux":
         import ctypes
@@ -194,7 +196,7 @@ def _leave_with(parent: int) -> None:
 
 
 def _load(spec: str, device: str | None) -> Reward:
-    """Make the reward, on its device."""
+    """Load the reward on its device."""
     from rewards.loading import load
 
     reward = load(spec)
@@ -211,7 +213,7 @@ def _load(spec: str, device: str | None) -> Reward:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Return a socket that has the address; it does not listen yet."""
+    """Return a socket that is bound to the address and does not listen yet."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # the protocol is named because asyncio turns off Nagle's delay, 40 ms an answer, only then
     made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -229,7 +231,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _announce(spec: str, listener: socket.socket) -> None:
-    """Say where the server is, once it listens."""
+    """Print the server's address when it listens."""
     host, port = listener.getsockname()[:2]
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     while True:

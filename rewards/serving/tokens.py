@@ -1,4 +1,4 @@
-"""Which token goes to which server: each belongs to one host, and is shown to no other."""
+"""Which token is sent to which server: each belongs to one host, and is sent to no other."""
 
 import ipaddress
 import netrc
@@ -15,7 +15,7 @@ LOGIN = "flowsteer"
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host is this machine, by an address that no other can have.
+    """Return whether a host is this machine, by an address that no other machine can have.
 
     >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("127.0.0.1.evil.com")
     (True, True, False)
@@ -27,18 +27,18 @@ def is_loopback(host: str) -> bool:
 
 
 def token_for(host: str, port: int) -> str | None:
-    """Return the token that a server may be shown, or None.
+    """Return the token that may be sent to a server, or None.
 
-    A server of this machine is shown the environment variable FLOWSTEER_REWARD_TOKEN. Another one
-    is shown what ~/.netrc (or the file that the variable NETRC names) holds for its host and port,
-    or for its host, under the login flowsteer.
+    For a server on this machine it is the environment variable FLOWSTEER_REWARD_TOKEN. For any
+    other it is the entry of ~/.netrc (or of the file that the variable NETRC names) for its host
+    and port, or for its host, under the login flowsteer.
 
     Args:
         host: the server's.
         port: the server's.
 
     Raises:
-        ValueError: the file cannot be read; says which.
+        ValueError: the file cannot be read; the message names it.
     """
     if is_loopback(host):
         return os.environ.get(TOKEN) or None
@@ -61,7 +61,7 @@ def token_for(host: str, port: int) -> str | None:
 
 
 def line_for(host: str, port: int) -> str:
-    """Say where the token of a server belongs, for a message."""
+    """Return a message that says where to put the token of a server."""
     if is_loopback(host):
         return f"set the environment variable {TOKEN} to the one it was started with"
     return (

@@ -1,1 +1,1 @@
-"""Low-rank adapters: on a flow, in a folder, and the card that describes them."""
+"""Low-rank adapters: on a flow, in a folder, and their model card."""

@@ -1,4 +1,4 @@
-"""Adapters as matrices by the names of their layers: put on a flow, and taken off one."""
+"""Adapters as matrices, keyed by layer name: attach them to a flow, or extract them from one."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -24,9 +24,9 @@ def attach(
     """Put adapters on layers of a flow's denoiser.
 
     Args:
-        flow: the base; it stays as it is.
+        flow: the base, which is not changed.
         layers: name in the denoiser -> A and B, whose update is `B A` at scale 1.
-        scale: what it is multiplied by.
+        scale: factor for the update.
 
     Raises:
         ValueError: the flow has adapters already, or peft cannot adapt one of the layers.
@@ -58,7 +58,7 @@ def attach(
 
 
 def has_adapters(flow: FlowMap) -> bool:
-    """Return whether adapters of peft's are on a flow: ours, or a pipeline's own."""
+    """Return whether a flow has peft adapters: ours, or those of its pipeline."""
     if isinstance(flow, Adapted):
         return True
     if not any(hasattr(m, "peft_config") for m in flow.modules()):
@@ -72,14 +72,14 @@ def has_adapters(flow: FlowMap) -> bool:
 def parted(flow: FlowMap) -> tuple[FlowMap, Layers]:
     """Return a flow without its adapters, and what they add at their present scales.
 
-    Several that are active at once are put together, their ranks one after the other.
+    Several active adapters are concatenated along the rank.
 
     Args:
-        flow: a view of a tuned flow, or one whose pipeline has LoRAs loaded; it stays as it is.
+        flow: a view of a tuned flow, or a flow whose pipeline has LoRAs loaded; it is not changed.
 
     Raises:
-        ValueError: adapters that were fused into the weights, that are no plain LoRA, that are
-            beside the denoiser, or that are all off.
+        ValueError: adapters that were fused into the weights, are not a plain LoRA, are outside
+            the denoiser, or are all switched off.
     """
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -118,7 +118,7 @@ def parted(flow: FlowMap) -> tuple[FlowMap, Layers]:
 
 
 def _sum_of(layer: Any, name: str) -> tuple[Tensor, Tensor] | None:
-    """Return A and B of a layer's active adapters in one; None where there are none."""
+    """Return A and B of a layer's active adapters combined; None if it has none."""
     if layer.merged:
         raise ValueError(
             f"the adapters on {name} are fused into its weights: pipe.unfuse_lora() first, or "

@@ -1,7 +1,7 @@
-"""The model card of a folder of adapters: what it is, what it was made of, how to use it.
+"""The model card of a folder of adapters: what they are, how they were made, how to use them.
 
 The card is the folder's `README.md`, Markdown under the YAML front matter that model hubs read.
-It says what the adapters' file says of itself (`read_metadata`), and nothing else.
+It contains only what the metadata of the adapters' file say (`read_metadata`).
 """
 
 import math
@@ -22,7 +22,7 @@ PICTURES = {
     "samples.png": "base and tuned, same seeds",
     "front.png": "reward against diversity and drift, by the scale of the adapters",
 }
-"""Pictures that a card shows where they lie beside it -> what they are."""
+"""Pictures that a card shows if they are in its folder -> their captions."""
 
 FORMS = {
     "peft": "LoRA adapters for `steer.load` and peft",
@@ -30,10 +30,10 @@ FORMS = {
     "comfyui": "LoRA adapters for ComfyUI",
     "merged": "a whole model with the adapters added to its weights",
 }
-"""What a folder can hold -> a line."""
+"""Format of a folder -> its line in a card."""
 
 LIBRARIES = {"peft": "peft", "diffusers": "diffusers", "comfyui": "diffusers"}
-"""What a folder is of -> the library that a hub names; else our own."""
+"""Format of a folder -> the library for a hub; else our own."""
 
 EXAMPLES = 8
 """Prompts that a card shows."""
@@ -43,11 +43,11 @@ _KINDS: dict[str, tuple[type, ...]] = (
     | dict.fromkeys(("scale", "baked_scale", "prompt_count"), (int, float))
     | {"prompts": (list,), "base": (str,)}
 )
-"""What values of the notes have to be, where a card or an export takes them apart."""
+"""The types of metadata whose parts a card or an export uses."""
 
 
 def known_notes(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a file says of itself, without values that are not of their kind.
+    """Return the metadata of a file, without values of an unexpected type.
 
     >>> known_notes({"reward": "clip", "scale": "large", "prompts": "a fox"})
     {'reward': 'clip'}
@@ -73,15 +73,15 @@ def card(
     """Return a model card, Markdown with YAML front matter.
 
     Args:
-        metadata: what the adapters' file says of itself: base, base_sha256, reward, objective,
-            options, prompts, prompt_count, temperature, steps, batch, seed, scale (recommended),
-            figures ({name: {"base": x, "tuned": y}}), settings, versions, licence, and baked_scale
-            (the share of what was tuned that is scale 1 now). What is missing is left out.
-        where: the folder, as it is written in the lines that load it.
-        repository: where a model hub has it, user/name.
+        metadata: metadata of the adapters' file: base, base_sha256, reward, objective, options,
+            prompts, prompt_count, temperature, steps, batch, seed, scale (recommended), figures
+            ({name: {"base": x, "tuned": y}}), settings, versions, licence, and baked_scale (the
+            fraction of the original update that is scale 1 now). Missing entries are left out.
+        where: the folder, as written in the code that loads it.
+        repository: its repository on a model hub, user/name.
         form: a key of `FORMS`.
-        pictures: names of pictures beside the card.
-        rank: of the adapters.
+        pictures: names of pictures in the same folder.
+        rank: rank of the adapters.
         alpha: their update is scaled by alpha / rank.
     """
     metadata = known_notes(metadata)
@@ -100,11 +100,11 @@ def card(
 
 
 def write_card(folder: str | os.PathLike[str], where: str | None = None) -> Path:
-    """Write the card of a folder of adapters, `README.md`, from what their file says of itself.
+    """Write the card of a folder of adapters, `README.md`, from the metadata of their file.
 
     Args:
-        folder: as `save_adapters` writes it; pictures that lie in it are shown.
-        where: how to write the folder in the lines that load it. Default: its name.
+        folder: a folder that `save_adapters` wrote; pictures in it are shown.
+        where: the folder, as written in the code that loads it. Default: its name.
 
     Returns:
         The card's file.
@@ -127,7 +127,7 @@ def write_card(folder: str | os.PathLike[str], where: str | None = None) -> Path
 
 
 def _front(base: str, form: str, metadata: Mapping[str, Any]) -> str:
-    """Return the front matter: a base that is a folder on somebody's disk is no hub's name."""
+    """Return the front matter; a base that is a local folder is not given as a hub name."""
     from huggingface_hub import ModelCardData
 
     library = {"peft": "peft", "diffusers": "diffusers", "comfyui": "diffusers"}.get(
@@ -171,7 +171,7 @@ def _figures(figures: Mapping[str, Any]) -> str:
 
 
 def _made(metadata: Mapping[str, Any], rank: int | None, alpha: float | None) -> str:
-    """List what the run was, a line each."""
+    """List the properties of the run, one per line."""
     lines = []
     if metadata.get("objective"):
         options = ", ".join(f"{k} {v}" for k, v in (metadata.get("options") or {}).items())

@@ -1,4 +1,4 @@
-"""How a folder of adapters is used: the lines of a card, and of the commands that it names."""
+"""Instructions for using a folder of adapters: lines of a card, and of the commands in it."""
 
 import json
 import re
@@ -19,11 +19,11 @@ LOADERS = {
         "pipe.{component}.set_adapters('reward', {scale})",
     ),
 }
-"""What reads a LoRA in diffusers -> the lines."""
+"""Kind of LoRA loader in diffusers -> the code."""
 
 
 def how_to_use(where: str, repository: str | None, form: str, metadata: Mapping[str, Any]) -> str:
-    """Say how to load it: three lines of Python, and the command."""
+    """Return how to load the adapters: three lines of Python, and the command."""
     scale = metadata.get("scale")
     chosen = 1 if scale is None else scale
     base = str(metadata.get("base") or "path/to/the/base")
@@ -66,7 +66,7 @@ def how_to_use(where: str, repository: str | None, form: str, metadata: Mapping[
 def _diffusers(
     base: str, where: str, prompt: str, scale: float, metadata: Mapping[str, Any]
 ) -> list[str]:
-    """Return the lines that load adapters into a pipeline and make a picture."""
+    """Return the code that loads adapters into a pipeline and makes a picture."""
     known = {
         name: _word(metadata.get(name), default)
         for name, default in {
@@ -95,7 +95,7 @@ def _diffusers(
 
 
 def _word(value: Any, default: str) -> str:
-    """Return a name that can stand in code, else the default."""
+    """Return a name if it is safe in code, else the default."""
     return value if isinstance(value, str) and re.fullmatch(r"\w+", value) else default
 
 
@@ -104,7 +104,7 @@ def _block(lines: Sequence[str], language: str = "") -> str:
 
 
 def _advice(scale: Any, metadata: Mapping[str, Any]) -> str:
-    """Say which scale is recommended, and why."""
+    """Return the recommended scale, with the reason."""
     share = metadata.get("baked_scale", 1)
     one = "what was tuned" if share == 1 else f"{number(share)} of the tuned update"
     law = (
@@ -125,12 +125,12 @@ def _advice(scale: Any, metadata: Mapping[str, Any]) -> str:
 
 
 def line(text: Any) -> str:
-    """Keep a text to one line of Markdown, without tables, tags or headings of its own."""
+    """Reduce a text to one line of Markdown, without tables, tags or headings."""
     return re.sub(r"([|<>\[\]`*_#\\])", r"\\\1", " ".join(str(text).split()))
 
 
 def number(value: Any) -> str:
-    """Return a figure as a card writes it, or a pair as value and error; – for none."""
+    """Format a figure for a card, or a pair as value and error; – if there is none."""
     if value is None:
         return "–"
     if isinstance(value, list | tuple) and len(value) == 2:

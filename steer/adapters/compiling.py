@@ -1,10 +1,10 @@
-"""A denoiser whose repeated blocks are compiled: one graph for all blocks of a kind.
+"""Compile the repeated blocks of a denoiser: one graph for all blocks of a kind.
 
-A transformer's blocks differ in their weights alone, so that `torch.compile` makes one graph for
-all of them, in a part of the time that the whole network would take. What changes in a run changes
-no graph: steps, times and prompts are tensors, and the scale of adapters is made one (see
-`Switch.traced`). A graph is made for each of: adapters off and on (by their name), gradients off
-and on, and a second size of a tensor, after which sizes are free.
+A transformer's blocks differ only in their weights, so `torch.compile` makes one graph for all of
+them, in a fraction of the time that the whole network would take. Changes within a run do not
+cause a recompilation: steps, times and prompts are tensors, and the scale of adapters is made a
+tensor, too (see `Switch.traced`). There is a separate graph for adapters off and on (by their
+name), for gradients off and on, and for a second size of a tensor; after that, sizes are dynamic.
 """
 
 import inspect
@@ -21,15 +21,16 @@ __all__ = ["compile_again", "compile_blocks", "is_compiled"]
 LISTS = nn.ModuleList, nn.ModuleDict, nn.Sequential
 
 GRAPHS = 64
-"""The most graphs of one kind of block, before torch goes on without; its default is 8."""
+"""Maximum number of graphs for one kind of block before torch stops compiling (its default: 8)."""
 
 
 def compile_blocks(flow: FlowMap, backend: bool | str = True) -> None:
-    """Compile the repeated blocks of a flow's denoiser, in place; nothing is run yet.
+    """Compile the repeated blocks of a flow's denoiser, in place; nothing is run at this point.
 
     Args:
-        flow: a flow; a pipeline's own calls are compiled likewise, since it has the same modules.
-        backend: of `torch.compile`; True: its default.
+        flow: a flow; the pipeline's own calls are then compiled, too, since it has the same
+            modules.
+        backend: backend of `torch.compile`; True: its default.
 
     Raises:
         ValueError: a denoiser without repeated blocks, or one that is offloaded.
@@ -51,7 +52,7 @@ def compile_blocks(flow: FlowMap, backend: bool | str = True) -> None:
 
 
 def compile_again(module: nn.Module) -> bool:
-    """Compile what was compiled in the module that this one is a copy of; return if any was."""
+    """Compile the blocks of a copy that were compiled in the original; return whether any were."""
     found = [m for m in module.modules() if "compiled_by" in vars(m)]
     for block in found:
         _compile(block)
@@ -59,7 +60,7 @@ def compile_again(module: nn.Module) -> bool:
 
 
 def is_compiled(flow: FlowMap) -> bool:
-    """Return whether blocks of a flow's denoiser are compiled."""
+    """Return whether any block of a flow's denoiser is compiled."""
     return any("compiled_by" in vars(m) for m in flow.denoiser.modules())
 
 
@@ -72,7 +73,7 @@ def _compile(block: nn.Module) -> None:
 
 
 def _repeated(denoiser: nn.Module) -> list[nn.Module]:
-    """Return the blocks that a denoiser repeats: those that diffusers names, or of its lists."""
+    """Return a denoiser's repeated blocks: those that diffusers names, or those in its lists."""
     named = frozenset(getattr(denoiser, "_repeated_blocks", None) or ())
     if named:
         return [m for m in denoiser.modules() if type(m).__name__ in named]
@@ -80,7 +81,7 @@ def _repeated(denoiser: nn.Module) -> list[nn.Module]:
 
 
 def _listed(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the outermost members of lists that have weights and parts of their own."""
+    """Yield the outermost members of module lists that have weights and submodules."""
     for child in module.children():
         whole = any(True for _ in child.children()) and any(True for _ in child.parameters())
         if isinstance(module, nn.ModuleList) and not isinstance(child, LISTS) and whole:

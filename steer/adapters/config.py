@@ -1,4 +1,4 @@
-"""Read a LoRA's configuration, which is not trusted: known keys only, within bounds."""
+"""Read a LoRA's configuration, which is untrusted: only known keys, within bounds."""
 
 import json
 import math
@@ -15,7 +15,7 @@ RANKS = 4096
 """The largest rank."""
 
 NAMES, LENGTH = 10_000, 512
-"""The most names of layers in a list, and the most characters of one."""
+"""Maximum number of names of layers in a list, and of characters in a name."""
 
 MORE = (
     "alora_invocation_tokens", "arrow_config", "bias", "ensure_weight_tying", "kasa_config",
@@ -25,23 +25,23 @@ MORE = (
 """Settings under which a LoRA is more than `W x + alpha / r B A x`."""
 
 MOVING = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to start a LoRA that change the base's weights."""
+"""Initialisations of a LoRA that change the base's weights."""
 
 
 def understood(found: Mapping[str, Any], file: object) -> dict[str, Any]:
-    """Return what is understood of a configuration, checked; nothing else is taken from it.
+    """Return the known entries of a configuration, checked; all others are ignored.
 
-    Names of layers are literal: a layer's name, or its end from a dot on; in `rank_pattern` and
-    `alpha_pattern` a name after "^" is a layer's whole name. How the LoRA was initialised does not
-    matter to one that is read, and is left out.
+    Names of layers are literal: a layer's name, or its end after a dot; in `rank_pattern` and
+    `alpha_pattern` a name after "^" is a layer's whole name. The initialisation of the LoRA is
+    irrelevant when it is read, and is left out.
 
     Args:
-        found: the file's content.
-        file: what errors call it.
+        found: the content of the file.
+        file: name of the file for error messages.
 
     Raises:
-        ValueError: a value that is not of its kind or out of bounds; a setting under which the
-            LoRA is more than the plain update.
+        ValueError: a value of the wrong type or out of bounds; a setting with which the LoRA is
+            more than the plain update.
     """
     if found.get("peft_type") != "LORA":
         raise ValueError(
@@ -102,9 +102,9 @@ def narrowed(config: Mapping[str, Any]) -> bool:
 
 
 def about(config: Mapping[str, Any], layers: Iterable[str]) -> dict[str, Any]:
-    """Return a configuration without the names that are none of these layers'.
+    """Return a configuration without names that match none of these layers.
 
-    peft tries each of them at each layer: a file with thousands would take minutes.
+    peft tries every name at every layer: a file with thousands of names would take minutes.
     """
     called = {end for layer in layers for end in ends(layer)}
     patterns = {
@@ -125,7 +125,7 @@ def rank_of(config: Mapping[str, Any], layer: str) -> int:
 
 
 def scaling_of(config: Mapping[str, Any], layer: str, rank: int) -> float:
-    """Return what the update B A of a layer's adapters is multiplied by at scale 1.
+    """Return the factor of the update B A of a layer's adapters at scale 1.
 
     >>> scaling_of({"lora_alpha": 6, "alpha_pattern": {}, "use_rslora": False}, "out", 2)
     3.0
@@ -152,7 +152,7 @@ def plain_config(config: Mapping[str, Any]) -> bytes:
 def _number(value: Any) -> bool:
     try:
         return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
-    except OverflowError:  # a whole number that is no float
+    except OverflowError:  # an integer, not a float
         return False
 
 
@@ -178,7 +178,7 @@ def _names(value: Any) -> bool:
 
 
 def _pattern(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Return a check of names -> values; peft reads the names as patterns: only plain ones."""
+    """Return a check of name -> value; peft reads names as patterns, so only plain ones pass."""
 
     def check(value: Any) -> bool:
         return (

@@ -12,21 +12,22 @@ from steer.flow import FlowMap
 __all__ = ["WHOLE", "fingerprint"]
 
 WHOLE = 500_000_000
-"""Values of a flow whose weights are hashed whole: 1e9 bytes in bfloat16."""
+"""Maximum number of values that are all hashed: 1e9 bytes in bfloat16."""
 
 SAMPLE = 4096
-"""Values of each tensor that are hashed of a larger flow's weights."""
+"""Number of values of each tensor that are hashed for a larger flow."""
 
 
 def fingerprint(flow: FlowMap) -> str:
-    """Return a hash of a flow's weights, its adapters left out, rounded to bfloat16.
+    """Return a hash of a flow's weights rounded to bfloat16, without its adapters.
 
-    Of a diffusers pipeline the denoiser's alone: another autoencoder takes the same adapters.
+    For a diffusers pipeline only the denoiser is hashed, because the same adapters can be used
+    with another autoencoder.
 
-    So it is the same in float32 and in bfloat16, on any device. Of a flow of more than `WHOLE`
-    values, names and shapes are hashed, and of each tensor `SAMPLE` values, evenly spaced from the
-    first to the last: seconds where all would take minutes. Other training changes all values;
-    weights that were changed by hand at a few places may have the hash of the unchanged ones.
+    The hash is the same in float32 and in bfloat16, and on any device. For a flow with more than
+    `WHOLE` values, the names, the shapes and `SAMPLE` evenly spaced values of each tensor,
+    including the first and the last, are hashed: this takes seconds instead of minutes. Further
+    training changes all values and so the hash; a change of a few single values by hand may not.
     """
     inner: nn.Module = flow.flow if isinstance(flow, Adapted) else flow
     inner = flow.denoiser if flow.component else inner
@@ -37,7 +38,7 @@ def fingerprint(flow: FlowMap) -> str:
         if "lora_" not in name
     }
     large = sum(p.numel() for p in named.values()) > WHOLE
-    for name in sorted(named):  # the order of the base's own names
+    for name in sorted(named):  # in the order of the names in the base
         p = named[name].detach()
         digest.update(f"{name} {tuple(p.shape)}".encode())
         values = (_spaced(p) if large else p).to("cpu")
@@ -48,7 +49,7 @@ def fingerprint(flow: FlowMap) -> str:
 
 
 def _spaced(values: Tensor) -> Tensor:
-    """Return at most `SAMPLE` of the values, evenly spaced, the first and the last among them."""
+    """Return at most `SAMPLE` evenly spaced values, including the first and the last."""
     n = values.numel()
     if n <= SAMPLE:
         return values

@@ -1,4 +1,4 @@
-"""Putting adapters on a flow: on new modules of the same tensors, so that it stays as it is."""
+"""Put adapters on a copy of a flow's modules that shares its tensors; the flow is not changed."""
 
 import copy
 import warnings
@@ -31,18 +31,18 @@ def adapt(
 ) -> Adapted:
     """Put new adapters on a flow's denoiser; the result shares the flow's tensors.
 
-    The denoiser's modules are new ones, what is beside it (a decoder, a text encoder) is the
-    flow's own. The adapters are in float32 (float64 for a flow of doubles), and require no
-    gradient until a trainer enables it: `for p in tuned.adapters().values(): p.requires_grad_()`.
+    The denoiser's modules are new ones; other modules (a decoder, a text encoder) are the flow's
+    own. The adapters are in float32 (float64 for a float64 flow), and require no gradient until a
+    trainer enables it: `for p in tuned.adapters().values(): p.requires_grad_()`.
 
     Args:
-        flow: any flow with linear layers or convolutions; it stays as it is.
+        flow: any flow with linear layers or convolutions; it is not changed.
         rank: r.
         alpha: the update is scaled by alpha / r. Default: 2 r.
-        targets: names of layers of the denoiser, or the ends of their names. Default: every
-            linear layer and convolution of it that can be adapted; a warning says what is left
-            out, and `steer.adapters.targets.targets(flow)` names it.
-        dropout: share of the inputs of the adapters that is dropped in training.
+        targets: names of layers of the denoiser, or the ends of their names. Default: every linear
+            layer and convolution of it that can be adapted; a warning lists those that are left
+            out, see `steer.adapters.targets.targets(flow)`.
+        dropout: fraction of the adapters' inputs that is dropped in training.
         seed: fixes A; B is zero.
 
     Raises:
@@ -72,7 +72,7 @@ def adapt(
         base_model_name_or_path=flow.name or None,
     )
     tuned = inject(flow, config, names, found.beside)
-    for name, p in tuned.adapters().items():  # as peft draws them, but from our own seed
+    for name, p in tuned.adapters().items():  # with peft's distribution, but from our own seed
         if ".lora_A." in name:
             bound = p[0].numel() ** -0.5
             values = torch.rand(
@@ -83,7 +83,7 @@ def adapt(
 
 
 def _default(found: Targets) -> Sequence[str]:
-    """Return the layers that can have adapters, and say which others there are."""
+    """Return the layers that can have adapters, and warn about the others."""
     if found.left_out:
         warnings.warn(
             f"without adapters: {found} (steer.adapters.targets.targets(flow) names them)",
@@ -95,13 +95,13 @@ def _default(found: Targets) -> Sequence[str]:
 def inject(
     flow: FlowMap, config: Any, names: Collection[str], shared: Sequence[nn.Module] = ()
 ) -> Adapted:
-    """Put adapters on these layers, on new modules of the flow's tensors.
+    """Put adapters on these layers, on new modules that share the flow's tensors.
 
     Args:
-        flow: the base; it stays as it is.
+        flow: the base, which is not changed.
         config: peft's configuration of a LoRA.
-        names: the layers, by their names in the flow.
-        shared: modules that are left as they are, and are in both flows.
+        names: names of the layers in the flow.
+        shared: modules that both flows share unchanged.
 
     Raises:
         ValueError: peft cannot adapt one of them.
@@ -112,16 +112,16 @@ def inject(
     copied = twin(flow, shared)
     modes = {name: m.training for name, m in copied.named_modules()}
     asks = {p: p.requires_grad for m in shared for p in m.parameters()}
-    config.exclude_modules = None  # the names say which layers
+    config.exclude_modules = None  # `names` selects the layers
     keys: dict[str, Any] = {f"{name}.lora_A.weight": None for name in names}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # peft draws from the global generator, and says that other layers have such names too
+        # peft uses the global generator, and warns that other layers have similar names
         warnings.simplefilter("ignore", RuntimeWarning)
         inject_adapter_in_model(config, copied, DEFAULT, state_dict=keys)
     for p in copied.parameters():
         p.requires_grad_(asks.get(p, False))
     others = [n for n in modes if matches(n, config.target_modules) and n not in names]
-    config.exclude_modules = others or None  # for peft, where it reads what we write
+    config.exclude_modules = others or None  # needed by peft when it reads our files
     compile_again(copied)
     layers = [m for m in copied.modules() if isinstance(m, BaseTunerLayer)]
     if any(isinstance(m.get_base_layer(), nn.MultiheadAttention) for m in layers):
@@ -139,7 +139,7 @@ def inject(
 
 
 def refuse_adapted(flow: FlowMap) -> None:
-    """Raise where a flow has adapters already.
+    """Raise an error if a flow already has adapters.
 
     Raises:
         ValueError: it has.
@@ -158,8 +158,9 @@ def twin(flow: FlowMap, shared: Sequence[nn.Module], own: bool = False) -> FlowM
 
     Args:
         flow: the flow.
-        shared: modules that both flows have; see `steer.adapters.targets.Targets`.
-        own: whether the new modules have tensors of their own, too. Default: the flow's, frozen.
+        shared: modules that both flows share; see `steer.adapters.targets.Targets`.
+        own: whether the new modules get their own tensors, too. Default: they share the flow's,
+            frozen.
     """
     kept = {id(m): m for part in shared for m in part.modules()}
     kept |= {id(m): m for m in _hidden(flow)}
@@ -176,14 +177,14 @@ def twin(flow: FlowMap, shared: Sequence[nn.Module], own: bool = False) -> FlowM
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Give a module's own tensors, and those that its hooks compute (the older weight norm)."""
+    """Yield a module's own tensors, and those that its hooks compute (old weight norm)."""
     yield from module.parameters(recurse=False)
     yield from module.buffers(recurse=False)
     yield from (v for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf)
 
 
 def _hidden(flow: FlowMap) -> list[nn.Module]:
-    """Return modules that a flow holds without registering them: in lists, or in a pipeline."""
+    """Return modules that a flow holds without registering them, in lists or in a pipeline."""
     seen = {id(m) for m in flow.modules()}
     torchs = vars(nn.Module()).keys()
     own = [vars(m) for m in flow.modules() if isinstance(m, FlowMap)]
@@ -207,10 +208,10 @@ def _hidden(flow: FlowMap) -> list[nn.Module]:
 
 
 def rejoin(tuned: Adapted, flow: FlowMap) -> None:
-    """Put a tuned flow back on its base's tensors and device, where something moved it away.
+    """Put a tuned flow back on its base's tensors and device if it was moved.
 
-    What is not the denoiser is the base's own, and was moved for both: it comes to the device of
-    the base's denoiser.
+    Modules other than the denoiser belong to both flows and were moved for both; they are moved to
+    the device of the base's denoiser.
 
     Args:
         tuned: adapters on a twin of `flow`.

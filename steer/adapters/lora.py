@@ -24,10 +24,10 @@ from steer.path import Time
 __all__ = ["DEFAULT", "START", "Adapted", "at_least_single"]
 
 DEFAULT = "default"
-"""The name of the adapters that a flow has first."""
+"""The name of a flow's first adapters."""
 
 START = "start"
-"""The name of those that a run which tunes adapters further began with: its base has them on."""
+"""The name of the adapters that a run tunes further: its base includes them."""
 
 T = TypeVar("T")
 
@@ -78,9 +78,9 @@ class Adapted(Wrapped):
 
     @property
     def checkpoint(self) -> bool:
-        """Whether calls are computed again in the backward pass.
+        """Whether calls are recomputed in the backward pass.
 
-        A pipeline does it itself, its denoiser and its decoder block by block.
+        A pipeline does so itself, block by block in its denoiser and decoder.
         """
         return self._checkpoint
 
@@ -91,18 +91,18 @@ class Adapted(Wrapped):
             self.flow.checkpointing = True  # type: ignore[assignment]
 
     preview: Callable[["Adapted"], Any] | None = None
-    """Returns a picture of samples of this flow and its base (a PIL image, or None), if the run is
-    known."""
+    """Returns a picture of samples of this flow and its base (a PIL image, or None); set if the
+    run is known."""
 
     def _repr_html_(self) -> str:
-        """Show in a notebook what it is, and what the same noise becomes before and after."""
+        """Show in a notebook a description, and the same noise before and after tuning."""
         from steer.shown import page, picture
 
         image = None if self.preview is None else self.preview(self)
         return page(repr(self), *([] if image is None else [picture(image)]))
 
     def __repr__(self) -> str:
-        """Say in a line what it is; `tuned.flow` prints every layer."""
+        """Describe the flow in one line; `tuned.flow` prints every layer."""
         config = self.configs[self.adapter]
         base = self.name or type(self.flow).__name__
         return (
@@ -148,14 +148,14 @@ class Adapted(Wrapped):
     def add(self, adapter: str, trainable: bool = False) -> None:
         """Add a second set of adapters, a copy of this view's: an average, or an old policy.
 
-        Every view has it, `at(adapter=...)` shows it.
+        All views have it; `at(adapter=...)` selects it.
 
         Args:
             adapter: its name.
             trainable: whether its parameters require gradients; the others are not changed.
 
         Raises:
-            ValueError: there is one of that name.
+            ValueError: there already are adapters of that name.
         """
         from peft import inject_adapter_in_model
 
@@ -168,7 +168,7 @@ class Adapted(Wrapped):
         keys: dict[str, Any] = {f"{names[id(m)]}.lora_A.weight": None for m in layers}
         with self.switch.hold():
             active = [layer._active_adapter for layer in layers]
-            with warnings.catch_warnings():  # a second set is what we want
+            with warnings.catch_warnings():  # a second set is intended
                 warnings.simplefilter("ignore")
                 with torch.random.fork_rng(devices=[]):
                     inject_adapter_in_model(config, flow, adapter, state_dict=keys)
@@ -182,7 +182,7 @@ class Adapted(Wrapped):
             p.requires_grad_(before.get(name, trainable))
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of what is not the base's too; `eval` likewise."""
+        """Set the mode of the modules that the base does not share; `eval` likewise."""
         modes = [(m, m.training) for part in self.switch.shared for m in part.modules()]
         super().train(mode)
         for m, training in modes:
@@ -190,7 +190,7 @@ class Adapted(Wrapped):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move all tensors, but keep the adapters in float32 at least: small steps count there."""
+        """Move all tensors, but keep the adapters in float32 or better, for small updates."""
         kept = [(p, p.data) for name, p in self.flow.named_parameters() if ".lora_" in name]
         super()._apply(fn, recurse)
         for p, values in kept:
@@ -200,7 +200,7 @@ class Adapted(Wrapped):
         return self
 
     def _switched(self, function: Callable[[Tensor], T], x: Tensor) -> T:
-        """Apply a function of x at this view's scale, again in the backward pass if asked to."""
+        """Apply a function of x at this view's scale, checkpointed if this view is."""
         switch, adapter, scale = self.switch, self.adapter, self.scale
 
         def run(x: Tensor) -> T:
@@ -213,7 +213,7 @@ class Adapted(Wrapped):
         return recomputed(run, x, use_reentrant=False)
 
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
-        """Call the flow inside at this scale, (n, *event)."""
+        """Call the inner flow at this scale, (n, *event)."""
         return self._switched(lambda x: getattr(self.flow, name)(x, *times), x)
 
     def log_prob(self, x: Tensor, t: Time = 1.0) -> Tensor | None:
@@ -231,7 +231,7 @@ class Adapted(Wrapped):
             return super().decode(x)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return what decodes to the images, adapters off."""
+        """Return the states that decode to the images, adapters off."""
         with self.switch.at(self.adapter, 0.0):
             return super().encode(images)
 

@@ -1,4 +1,4 @@
-"""Adapters added to the weights of their layers: a plain flow of what a view computes."""
+"""Merge adapters into the weights of their layers: a plain flow that equals a tuned view."""
 
 import copy
 from collections import Counter
@@ -20,9 +20,9 @@ __all__ = ["merged"]
 def merged(tuned: Adapted) -> FlowMap:
     """Return a plain flow with the adapters added to its weights, at the view's scale: a copy.
 
-    What is not the denoiser is shared with the base. Weights that several layers had in common
-    are parted where one of them had adapters: each has its own sum. The flow has no name of its
-    own yet: `steer.load.save` makes it a model's folder.
+    Modules other than the denoiser are shared with the base. If layers with tied weights had
+    adapters, each gets its own sum, and the weights are no longer tied. The flow has no name yet:
+    `steer.load.save` makes it a model's folder.
 
     Raises:
         ValueError: the sum cannot be written into a layer's weights: those of a grouped
@@ -37,12 +37,12 @@ def merged(tuned: Adapted) -> FlowMap:
     for name, layer in named:
         if isinstance(layer, BaseTunerLayer):
             plain: Any = layer.get_base_layer()
-            if places[id(plain)] > 1:  # it stands elsewhere too, where it has no adapters
+            if places[id(plain)] > 1:  # it is also used elsewhere, without adapters
                 plain = copy.copy(plain)
                 plain._parameters = dict(plain._parameters)
             if tuned.scale:
                 _refuse_grouped(plain, name)
-                # peft's own `merge` rounds the update before it is added: this rounds once
+                # peft's own `merge` rounds the update before the addition; this rounds only once
                 update = layer.get_delta_weight(tuned.adapter)  # type: ignore[attr-defined]
                 _write(plain, (plain.weight + tuned.scale * update).to(plain.weight), name)
             parent, _, leaf = name.rpartition(".")
@@ -61,10 +61,10 @@ def _refuse_grouped(layer: nn.Module, name: str) -> None:
 
 
 def _write(layer: Any, weight: Tensor, name: str) -> None:
-    """Give a layer another weight, through what computes it where something does."""
-    found: Tensor | None = None  # what a hook computes at the next call, in the older norms
+    """Replace a layer's weight, through its parametrisation if it has one."""
+    found: Tensor | None = None  # a hook recomputes it at the next call, in the old norms
     if parametrize.is_parametrized(layer, "weight"):
-        with suppress(RuntimeError, ValueError, NotImplementedError):  # torch says: not its kind
+        with suppress(RuntimeError, ValueError, NotImplementedError):  # the wrong kind
             layer.weight = weight
             found = layer.weight
     elif "weight" in layer._parameters:

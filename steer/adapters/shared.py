@@ -21,7 +21,7 @@ def folded(
     inside: str | None = None,
     scale: float = 1.0,
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Return adapters by diffusers' names, `component.layer.lora_A.weight`, and layers' ranks.
+    """Return adapters under diffusers' names, `component.layer.lora_A.weight`, and their ranks.
 
     B is multiplied by `scale alpha / r`, so that alpha equals r, also for readers that ignore
     alpha.

@@ -1,4 +1,4 @@
-"""Adapters in a folder: peft's two files, and notes of what they are and of their base."""
+"""Adapters in a folder: peft's two files, with metadata on the adapters and their base."""
 
 import json
 import os
@@ -37,13 +37,13 @@ __all__ = [
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 PREFIX = "base_model.model."
-"""What peft puts before the names of the parameters in its files."""
+"""peft's prefix of the names of parameters in its files."""
 
 BESIDE = "second_time."
-"""What the names of tensors begin with that are kept beside the adapters."""
+"""Prefix of the names of tensors that are stored in addition to the adapters."""
 
 LARGEST = 1 << 24
-"""Bytes of the largest configuration that is read."""
+"""Maximum size of a configuration, in bytes."""
 
 
 def save_adapters(
@@ -54,9 +54,9 @@ def save_adapters(
 ) -> None:
     """Write a folder that `steer.load(base, lora=folder)` and peft read: adapters alone.
 
-    Those of a diffusers pipeline are written for `pipe.load_lora_weights(folder)` too. The file's
-    metadata contain the base that it is for: its name and the hash of its weights, and the
-    versions of what wrote it. Each file is written atomically.
+    Those of a diffusers pipeline are also written for `pipe.load_lora_weights(folder)`. The file's
+    metadata contain the name of its base, the hash of the base's weights, and the versions of the
+    software that wrote it. Each file is written atomically.
 
     Args:
         tuned: the flow; the adapters of its view are written.
@@ -95,14 +95,14 @@ def save_adapters(
 def _state(tuned: Adapted) -> dict[str, Tensor]:
     """Return the view's adapters by their names in peft's files, without its prefix.
 
-    peft's own function leaves out layers whose names hold that of other adapters.
+    peft's own function omits layers whose names contain the name of other adapters.
     """
     own = re.compile(rf"(\.lora_\w+)\.{re.escape(tuned.adapter)}(?=\.|$)")
     return {own.sub(r"\1", name): p for name, p in tuned.adapters().items()}
 
 
 def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what a folder of adapters says of itself: only a few entries if peft wrote it.
+    """Return the metadata of a folder of adapters; there are only a few entries if peft wrote it.
 
     Raises:
         FileNotFoundError: it has no file of adapters.
@@ -112,10 +112,10 @@ def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what is understood of peft's configuration of a folder of adapters.
+    """Return the known entries of peft's configuration in a folder of adapters.
 
     Raises:
-        FileNotFoundError: it has none.
+        FileNotFoundError: there is no configuration.
         ValueError: it is not the configuration of a LoRA, has more than A and B, or has values out
             of bounds.
     """
@@ -155,7 +155,7 @@ def load_adapters(
     Args:
         flow: the base that they were made for.
         folder: what `save_adapters` or peft wrote.
-        scale: what their update is multiplied by: 0 is the base.
+        scale: factor for their update; 0 is the base.
         check: refuse adapters that were made for other weights.
 
     Raises:
@@ -186,11 +186,11 @@ def load_adapters(
     config = about(config, names)
     layers = set(map(plain_name, names))
     a = {n: state[f"{n}.lora_A.weight"] for n in layers if f"{n}.lora_A.weight" in state}
-    # before anything is made of the sizes that it names
+    # before anything is allocated with its sizes
     wrong = [f"{n}.lora_A.weight" for n, p in a.items() if p.shape[:1] != (rank_of(config, n),)]
     _refuse_misfit(folder, layers - theirs, theirs - layers, wrong)
 
-    from peft import LoraConfig, set_peft_model_state_dict  # seconds: not before it is needed
+    from peft import LoraConfig, set_peft_model_state_dict  # takes seconds, so only when needed
 
     known = LoraConfig.__dataclass_fields__
     options = {k: v for k, v in config.items() if k in known and k != "peft_type"}
@@ -209,7 +209,7 @@ def load_adapters(
 
 
 def check_base(flow: FlowMap, notes: Mapping[str, Any], folder: Path) -> None:
-    """Refuse adapters that were made for other weights; say where that is not known."""
+    """Refuse adapters that were made for other weights; warn if their base is unknown."""
     theirs, own = notes.get("base_sha256"), fingerprint(flow)
     if theirs is None:
         warnings.warn(
@@ -228,7 +228,7 @@ def check_base(flow: FlowMap, notes: Mapping[str, Any], folder: Path) -> None:
 def _refuse_misfit(
     folder: Path, missing: Collection[str], unknown: Collection[str], wrong: Collection[str]
 ) -> None:
-    """Raise where names or shapes of a file's adapters are not the flow's."""
+    """Raise an error if names or shapes of a file's adapters do not match the flow."""
     if missing or unknown or wrong:
         example = min([*unknown, *missing, *wrong])
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What all views of one tuned flow share: its adapted layers, one scale at a time, and a lock."""
+"""What all views of a tuned flow share: its adapted layers, their current scale, and a lock."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ __all__ = ["Afresh", "Switch", "as_now"]
 
 
 class Afresh(AbstractContextManager[None]):
-    """A context that may be entered again and again, as a graph that is kept needs it.
+    """A context that may be entered repeatedly, as a retained graph requires.
 
     Args:
         make: returns a new context each time.
@@ -33,21 +33,21 @@ class Afresh(AbstractContextManager[None]):
 
 
 class Switch:
-    """The adapted layers of a flow, which all its views use, each at its own scale.
+    """The adapted layers of a flow, which all its views share, each with its own scale.
 
-    A layer can have one scale at a time. So a call of a view sets it, holding the lock, and sets
-    it back: calls from several threads wait for each other. The lock belongs to the thread, so
-    that a view may call another, and that a checkpointed call may be made again in the backward
-    pass. A flow whose own velocity takes gradients on a GPU is the one that should not be
-    checkpointed from two threads at once: the backward thread would wait for itself.
+    A layer can have only one scale at a time. So a call of a view takes the lock, sets the scale
+    and restores it afterwards: calls from several threads wait for each other. The lock is
+    reentrant, so that a view may call another view, and a checkpointed call may be recomputed in
+    the backward pass. A flow whose own velocity takes gradients on a GPU must not be checkpointed
+    from two threads at once, because that deadlocks in the backward thread.
 
-    A copy (`copy.deepcopy`, pickle) has its own layers, and a lock of its own.
+    A copy (`copy.deepcopy`, pickle) has its own layers and its own lock.
 
     Args:
         flow: the flow whose layers have adapters, without bound prompts.
         layers: those layers, peft's.
-        shared: the modules of the flow that are not its denoiser's, and belong to the base too:
-            while a view is called, their parameters require no gradients, see `trained`.
+        shared: modules of the flow outside its denoiser, which belong to the base as well. While a
+            view is called, their parameters require no gradients, see `trained`.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class Switch:
     ) -> None:
         self.flow, self.layers, self.shared = flow, tuple(layers), tuple(shared)
         self.trained: tuple[nn.Module, ...] = ()
-        """Which of the shared modules are trained with the adapters: they ask for gradients."""
+        """The shared modules that are trained with the adapters and require gradients."""
         self.traced = any("compiled_by" in vars(m) for m in flow.modules())
-        """Whether layers are compiled: scales are tensors then, so that none is a new graph."""
+        """Whether layers are compiled. Scales are then tensors, so that no graph is added."""
         self._scales: dict[float, Tensor] = {}
         self._blocks = [m for m in flow.modules() if isinstance(m, nn.TransformerEncoderLayer)]
         self._lock = threading.RLock()
@@ -68,13 +68,13 @@ class Switch:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep other threads from the layers."""
+        """Hold the lock on the layers."""
         with self._lock:
             yield
 
     @contextmanager
     def at(self, adapter: str, scale: float) -> Iterator[None]:
-        """Set the layers to a scale of one of their adapters, for this thread; 0: to the base."""
+        """Set the layers to a scale of one of their adapters; scale 0 is the base."""
         with self._lock:
             before = [
                 (m._disable_adapters, m._active_adapter, m.scaling[adapter]) for m in self.layers
@@ -91,10 +91,10 @@ class Switch:
                 for layer in self.layers:
                     _set(layer, scale == 0, [adapter])
                     if scale:
-                        layer.set_scale(adapter, scale)  # times alpha / r, whatever it was before
+                        layer.set_scale(adapter, scale)  # times alpha / r, always
                         if self.traced:
                             layer.scaling[adapter] = self._tensor(layer.scaling[adapter])
-                for block in self._blocks if scale else ():  # its kernel reads the weights alone
+                for block in self._blocks if scale else ():  # its kernel reads only the weights
                     block.activation_relu_or_gelu = 0
                 for p in asking:
                     p.requires_grad_(False)
@@ -109,16 +109,16 @@ class Switch:
                     p.requires_grad_(True)
 
     def _tensor(self, scale: float) -> Tensor:
-        """Return a scale as a tensor on the host, which is no constant of a graph."""
+        """Return a scale as a tensor on the host, so that it is not a constant of a graph."""
         if scale not in self._scales:
             self._scales[scale] = torch.tensor(scale, dtype=torch.float64)
         return self._scales[scale]
 
 
 def as_now(module: nn.Module) -> AbstractContextManager[None]:
-    """Return a context in which adapters are set as they are now, and back again after it.
+    """Return a context that restores the adapters' current setting, and resets it afterwards.
 
-    For what recomputes a call in the backward pass, when they may be set otherwise.
+    For recomputing a call in the backward pass, when the setting may be different.
     """
     layers: list[Any] = [m for m in module.modules() if "_disable_adapters" in vars(m)]
     now = [_setting(m) for m in layers]
@@ -146,6 +146,6 @@ def _put(layers: Sequence[Any], settings: Sequence[tuple[bool, Any, dict[str, fl
 
 
 def _set(layer: Any, off: bool, active: Any) -> None:
-    """Switch one of peft's layers; past `nn.Module`, whose way to set takes ten times as long."""
+    """Set the state of a peft layer, bypassing `nn.Module.__setattr__`: ten times faster."""
     own = vars(layer)
     own["_disable_adapters"], own["_active_adapter"] = off, active

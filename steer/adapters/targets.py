@@ -1,4 +1,4 @@
-"""Which layers of a flow can have adapters: those of its denoiser, and not all of them."""
+"""Which layers of a flow's denoiser can have adapters."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,13 +22,13 @@ PROJECTIONS = (
 
 @dataclass(frozen=True)
 class Targets:
-    """The layers of a flow that can have adapters; layers and modules by their names in the flow.
+    """The layers of a flow that can have adapters; all names are those in the flow.
 
     Attributes:
         names: linear layers and convolutions of the denoiser that can have adapters.
-        left_out: those of it that have none by default: why -> names.
+        left_out: layers of the denoiser without adapters by default: reason -> names.
         inside: all modules of the denoiser.
-        beside: the modules that are no part of it, the outermost of them.
+        beside: the outermost modules that are not part of the denoiser.
     """
 
     names: tuple[str, ...]
@@ -43,7 +43,7 @@ class Targets:
 def targets(flow: FlowMap) -> Targets:
     """Return which layers of a flow's denoiser can have adapters, and which are left out.
 
-    A layer that stands at two places of the flow is named by the first, where peft adapts it.
+    A layer that occurs twice in the flow is named by the first occurrence, where peft adapts it.
 
     Raises:
         ValueError: the flow's `denoiser` is not a submodule of it.
@@ -77,7 +77,7 @@ def _beside(module: nn.Module, within: set[int]) -> Iterator[nn.Module]:
 
 
 def name_of_denoiser(flow: FlowMap) -> str:
-    """Return the name in a flow of the module that is its denoiser; nothing for itself."""
+    """Return the name of a flow's denoiser within the flow; "" if it is the flow itself."""
     said = flow.denoiser
     return next(plain_name(name) for name, m in flow.named_modules() if m is said)
 
@@ -92,7 +92,7 @@ def plain_name(name: str) -> str:
 
 
 def ends(name: str) -> Iterator[str]:
-    """Give a layer's name and its ends from a dot on: what it may be called by.
+    """Yield the names by which a layer may be selected: its name, and its ends after a dot.
 
     >>> list(ends("up.0.conv"))
     ['up.0.conv', '0.conv', 'conv']
@@ -104,7 +104,7 @@ def ends(name: str) -> Iterator[str]:
 
 
 def matches(name: str, wanted: Collection[str]) -> bool:
-    """Return whether one of the wanted is a layer's name, or the end of it from a dot on.
+    """Return whether one of the names is a layer's name, or its end after a dot.
 
     >>> matches("up.0.conv", ["0.conv"]), matches("up.0.conv", ["nv", "up"])
     (True, False)
@@ -115,11 +115,11 @@ def matches(name: str, wanted: Collection[str]) -> bool:
 def chosen(flow: FlowMap, found: Targets, wanted: Sequence[str], rank: int) -> list[str]:
     """Return the names of the layers that are selected by name, or by the end of a name.
 
-    A selected grouped convolution gets adapters if the rank is a multiple of its groups: the flow
-    can be tuned and saved, and not merged.
+    A selected grouped convolution gets adapters if the rank is a multiple of its groups. The flow
+    can then be tuned and saved, but not merged.
 
     Raises:
-        ValueError: a name that is no layer's, or only such layers' as cannot have adapters.
+        ValueError: a name that matches no layer, or only layers that cannot have adapters.
     """
     kind = type(flow).__name__
     taken = list(found.names)
@@ -147,7 +147,7 @@ def chosen(flow: FlowMap, found: Targets, wanted: Sequence[str], rank: int) -> l
 
 
 def _parts(flow: FlowMap) -> list[nn.Module]:
-    """Return the modules that velocity and jump call: what a flow says, or what is seen of it."""
+    """Return the modules that velocity and jump call: as declared by the flow, or as observed."""
     said = flow.denoiser
     if not any(m is said for m in flow.modules()):
         raise ValueError(
@@ -165,9 +165,9 @@ def _parts(flow: FlowMap) -> list[nn.Module]:
 
 
 def _called(flow: FlowMap) -> set[int]:
-    """Return the ids of the modules that velocity and jump call; none where one of them fails.
+    """Return the ids of the modules that velocity and jump call; none if one of them fails.
 
-    Called at zeros in evaluation mode, so that nothing of the flow changes.
+    They are called at zeros in evaluation mode, so that the flow does not change.
     """
     found: set[int] = set()
     modes = [(m, m.training) for m in flow.modules()]

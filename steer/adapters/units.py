@@ -1,4 +1,4 @@
-"""The parts of a denoiser whose weights are gathered together where it is split over processes."""
+"""The units of a sharded denoiser: modules whose weights are gathered together."""
 
 from collections.abc import Iterator
 
@@ -11,16 +11,16 @@ __all__ = ["split_bytes", "units"]
 LISTS = nn.ModuleList, nn.ModuleDict
 
 LARGE = 0.1
-"""A unit with more than this share of the denoiser's values is split into its own blocks."""
+"""A unit with more than this fraction of the denoiser's values is split into its blocks."""
 
 
 def units(flow: FlowMap) -> list[nn.Module]:
-    """Return the modules whose weights are gathered together, the inner ones first.
+    """Return the modules whose weights are gathered together, inner ones first.
 
-    They are blocks, the members of a list of modules, one that holds more than a tenth of the
-    values being split into blocks of its own as well, and the denoiser of a pipeline for what is
-    left. A denoiser of another kind may have its parts called from outside: there its parts are
-    units, and what it holds beside them stays whole.
+    Units are blocks, which are the members of a list of modules. A block that holds more than a
+    tenth of the values is itself split into its blocks. For a pipeline, the denoiser is the unit
+    of the remaining weights. Parts of other denoisers may be called from outside: there the parts
+    are units, and weights outside of them are not sharded.
 
     Args:
         flow: its denoiser is called by `forward`, or its parts are.
@@ -34,7 +34,7 @@ def units(flow: FlowMap) -> list[nn.Module]:
 
 
 def _blocks(module: nn.Module, most: float) -> Iterator[nn.Module]:
-    """Give blocks, the inner ones first, as `fully_shard` wants them."""
+    """Yield blocks, inner ones first, as `fully_shard` needs them."""
     listed = isinstance(module, LISTS)
     for child in module.children():
         size = sum(p.numel() for p in child.parameters())
@@ -46,14 +46,14 @@ def _blocks(module: nn.Module, most: float) -> Iterator[nn.Module]:
 
 
 def split_bytes(flow: FlowMap, processes: int) -> tuple[int, int]:
-    """Return the bytes of a denoiser's weights, and what each of some processes has of them.
+    """Return the bytes of a denoiser's weights, and how many of them each process holds.
 
-    That is one part in `processes` of what is split, all of what is not, and the two largest units
-    whole: the one that is called, and the next one, which is gathered meanwhile.
+    A process holds 1/`processes` of the sharded weights, all other weights, and the two largest
+    units as a whole: the one that is called, and the next one, which is gathered meanwhile.
 
     Args:
         flow: without adapters.
-        processes: N.
+        processes: number of processes.
     """
     seen: set[int] = set()
     sizes = []

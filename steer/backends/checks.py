@@ -24,7 +24,7 @@ def check_signature(network: nn.Module, *names: str | None) -> None:
     """Refuse a denoiser without one of these arguments.
 
     Raises:
-        TypeError: it lacks one; names it.
+        TypeError: it lacks one; the message names it.
     """
     known = inspect.signature(network.forward).parameters
     for name in names:
@@ -40,7 +40,7 @@ def check_arguments(pipe: Any, names: Iterable[str]) -> None:
     """Refuse arguments that the pipeline's call does not take.
 
     Raises:
-        ValueError: it does not take one; names it and those that it takes.
+        ValueError: it does not take one; the message names it and those that it takes.
     """
     known = inspect.signature(type(pipe).__call__).parameters
     if any(p.kind is p.VAR_KEYWORD for p in known.values()):
@@ -54,10 +54,10 @@ def check_arguments(pipe: Any, names: Iterable[str]) -> None:
 
 
 def check_precision(network: nn.Module) -> None:
-    """Refuse a precision in which the device of a denoiser cannot multiply.
+    """Refuse a precision in which the denoiser's device cannot compute matrix products.
 
     Raises:
-        ValueError: it cannot; says which works.
+        ValueError: it cannot; the message says which precision works.
     """
     p = next(network.parameters())
     if p.dtype not in (torch.float16, torch.bfloat16) or p.device.type == "meta":
@@ -77,7 +77,7 @@ def check_size(pipe: Any, height: int | None, width: int | None, multiple: int) 
     """Raise an error for a height or width that is not a multiple of what the pipeline needs.
 
     Raises:
-        ValueError: it is none; names the nearest ones.
+        ValueError: it is not a multiple; the message names the nearest ones.
     """
     for name, size in {"height": height, "width": width}.items():
         if size is not None and (size <= 0 or size % multiple):
@@ -89,7 +89,7 @@ def check_size(pipe: Any, height: int | None, width: int | None, multiple: int) 
 
 
 def multiple_of(pipe: Any, network: Any, patches: bool) -> int:
-    """Return what height and width are multiples of: the autoencoder's scale, times a patch's."""
+    """Return the number that divides height and width: autoencoder scale times patch size."""
     scale = int(getattr(pipe, "vae_scale_factor", None) or 8)
     if patches:
         return 2 * scale
@@ -106,10 +106,10 @@ _DTYPES: WeakKeyDictionary[nn.Module, tuple[torch.dtype, torch.dtype]] = WeakKey
 
 
 def dtype_of(module: Any) -> torch.dtype:
-    """Return the precision that diffusers says a module is in, looked up once.
+    """Return the precision that diffusers reports for a module, cached.
 
-    diffusers walks all parameters for it, at each call. It is looked up again where the first
-    parameter has another.
+    diffusers iterates over all parameters at each call. The cached value is renewed if the first
+    parameter has another dtype.
     """
     first = next(module.parameters()).dtype
     known = _DTYPES.get(module)
@@ -119,7 +119,7 @@ def dtype_of(module: Any) -> torch.dtype:
 
 
 def default_of(pipe: Any, argument: str | None) -> float | None:
-    """Return the default of a number that the pipeline's call takes; None: it has none."""
+    """Return the default of a numeric argument of the pipeline's call; None if it has none."""
     known = inspect.signature(type(pipe).__call__).parameters.get(argument or "")
     found = None if known is None else known.default
     return float(found) if isinstance(found, int | float) else None

@@ -1,4 +1,4 @@
-"""Adapters under the names that ComfyUI reads.
+"""Adapters in ComfyUI's naming.
 
 ComfyUI reads a scale only from `.alpha` tensors, never from a file's header, so it is multiplied
 into B. It knows diffusers' own names for most transformers, kohya's for the UNet of Stable
@@ -40,17 +40,18 @@ def comfyui_file(
     """Return adapters as a file for ComfyUI's `models/loras`.
 
     Args:
-        config: what is understood of peft's configuration.
+        config: the known entries of peft's configuration.
         state: tensors by their names in the flow.
-        component: what the pipeline calls its denoiser.
-        pipeline: the pipeline's class: FLUX.3 has names of its own.
+        component: name of the denoiser in the pipeline.
+        pipeline: the pipeline's class, because FLUX.3 has its own names.
         inside: see `steer.adapters.shared.folded`.
         scale: of the adapters, to be their new scale 1.
         notes: for the file's header.
 
     Raises:
         ValueError: as `folded`.
-        ModuleNotFoundError: a UNet's, and diffusers, which has kohya's names, is not installed.
+        ModuleNotFoundError: the adapters are for a UNet, and diffusers, which has kohya's names,
+            is not installed.
     """
     found, _ = folded(config, state, component, inside, scale)
     if component == "unet":

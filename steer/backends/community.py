@@ -1,7 +1,7 @@
-"""LoRA files that others made for a pipeline, on its flow: diffusers', kohya's, peft's names.
+"""LoRA files of other programs for a pipeline's flow: with the names of diffusers, kohya or peft.
 
-The pipeline's own converters say which layer a tensor is for. Nothing else is taken from a file:
-scales are folded into the tensors, and the configuration is made here.
+The pipeline's own converters determine the layer of a tensor. Scales are multiplied into the
+tensors, and the configuration is made here; nothing else is taken from a file.
 """
 
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ from steer.flow import FlowMap
 __all__ = ["lora_file", "pipe_of", "read_lora"]
 
 OTHERS = ("dora_scale", "lokr_", "hada_", "oft_", "glora", "lora_mid")
-"""What the tensors of adapters that are more than `B A` have in their names."""
+"""Parts of the names of tensors of adapters that are more than `B A`."""
 
 
 def lora_file(path: Path) -> Path:
-    """Return the file of a LoRA: itself, or the one in a folder.
+    """Return the file of a LoRA, given the file itself or its folder.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: several, or a file that is no safetensors.
+        FileNotFoundError: there is no such file.
+        ValueError: several files, or one that is not safetensors.
     """
     if path.is_dir():
         found = sorted(path.glob("*.safetensors"))
@@ -56,7 +56,7 @@ def read_lora(pipe: Any, component: str, network: nn.Module, file: Path) -> Laye
 
     Args:
         pipe: the pipeline whose converters read the file.
-        component: what it calls its denoiser.
+        component: name of the denoiser in it.
         network: the denoiser.
         file: the file.
 
@@ -96,7 +96,7 @@ def read_lora(pipe: Any, component: str, network: nn.Module, file: Path) -> Laye
 
 
 def _alpha_folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Multiply B by alpha / r, and let alpha be r; alpha is dropped beside peft's names."""
+    """Multiply B by alpha / r and set alpha to r; alpha is dropped if the names are peft's."""
     found = dict(state)
     for down, up in (("lora_down", "lora_up"), ("lora_A", "lora_B")):
         for name in [n for n in state if n.endswith(f".{up}.weight")]:
@@ -115,7 +115,7 @@ def _alpha_folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _converted(
     pipe: Any, component: str, network: Any, state: dict[str, Tensor], file: Path
 ) -> dict[str, Tensor]:
-    """Return tensors by diffusers' names, by the pipeline's own converters."""
+    """Return tensors under diffusers' names, using the pipeline's own converters."""
     read = getattr(type(pipe), "lora_state_dict", None)
     if read is not None:
         more = {"unet_config": network.config} if component == "unet" else {}
@@ -131,7 +131,7 @@ def _converted(
 
 
 def _scales(file: Path, component: str) -> dict[str, Any] | None:
-    """Return the configuration in a file's header, where diffusers or we wrote one."""
+    """Return the configuration in a file's header, if diffusers or this package wrote one."""
     header = read_notes(file).get("lora_adapter_metadata")
     if not isinstance(header, Mapping):
         return None
@@ -158,7 +158,7 @@ def _layers(own: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> Laye
 def _shaped(
     layer: nn.Module, a: Tensor, b: Tensor, name: str, file: Path
 ) -> tuple[Tensor, Tensor]:
-    """Return A and B as the layer's kind wants them: a 1 x 1 convolution may be a linear layer."""
+    """Return A and B in the layer's shape: a 1 x 1 convolution may be stored as a linear layer."""
     if isinstance(layer, nn.Linear) and a.ndim == 4:
         a, b = a.flatten(1), b.flatten(1)
     weight = getattr(layer, "weight", None)
@@ -171,7 +171,7 @@ def _shaped(
 
 
 def pipe_of(flow: FlowMap) -> Any:
-    """Return the pipeline whose denoiser is a flow's."""
+    """Return the pipeline that a flow wraps."""
     source = getattr(flow, "source", None)
     if source is None:
         return pipe_of(flow.student)  # type: ignore[arg-type]

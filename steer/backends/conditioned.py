@@ -1,4 +1,4 @@
-"""How conditions are obtained from a pipeline: prompts, resolution, guidance, times."""
+"""How conditioning is obtained from a pipeline: prompts, resolution, guidance, times."""
 
 import copy
 import os
@@ -34,7 +34,7 @@ Kind = Literal["two-time", "one-jump", "velocity"]
 class Conditioned(FlowMap):
     """A pipeline at a resolution and a guidance scale, prompts bound or not; see `PipelineFlow`.
 
-    The class attributes are what a family of pipelines declares.
+    A family of pipelines sets the class attributes.
     """
 
     network_name: ClassVar[str] = "transformer"
@@ -45,19 +45,19 @@ class Conditioned(FlowMap):
     sign: ClassVar[float] = -1.0
     layout: Layout = "grid"
     shared: ClassVar[frozenset[str]] = frozenset()
-    """Arguments of the denoiser without a batch axis, whose shapes could be taken for one."""
+    """Arguments of the denoiser that have no batch axis, although their shapes may suggest one."""
     cfg_argument: ClassVar[str | None] = "guidance_scale"
     no_cfg: ClassVar[float] = 1.0
     guidance_argument: ClassVar[str | None] = None
     prompt_first: ClassVar[bool] = False
     """Whether a batch of both prompts has the negative one last."""
     from_prompt: ClassVar[bool] = False
-    """Whether guidance counts from the prompt's own: `c + scale (c - u)`."""
+    """Whether guidance starts from the prompt's prediction: `c + scale (c - u)`."""
     epsilon: ClassVar[float | None] = None
     time_embedding: ClassVar[str | None] = None
     """The denoiser's module that a second time can be added to, see `SecondTime`."""
     lora_loader: ClassVar[str] = "pipeline"
-    """What reads a LoRA's file in diffusers: "pipeline", "denoiser", or nothing that works."""
+    """What loads a LoRA file in diffusers: "pipeline", "denoiser", or "" if neither works."""
     output: ClassVar[str] = "images"
     adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -124,7 +124,7 @@ class Conditioned(FlowMap):
     def with_second_time(self, term: Any) -> Self:
         """Return the same flow with a `SecondTime` for the end of its jumps; None: without one.
 
-        No prompts are bound, and no guidance is mixed: a map has it in its weights. See `guided`.
+        No prompts are bound, and no guidance is mixed: a map has it distilled in its weights.
         """
         view = self._view()
         view.second_time = self._second_time(term)
@@ -135,7 +135,7 @@ class Conditioned(FlowMap):
     # ------------------------------------------------------------ what the model is
 
     def found_kind(self) -> Kind:
-        """Return what the pipeline's files say the model is."""
+        """Return the kind of model that the pipeline's files declare."""
         return "velocity" if self.target_argument is None else "two-time"
 
     def found_churn(self) -> float:
@@ -144,7 +144,7 @@ class Conditioned(FlowMap):
 
     @property
     def pipe(self) -> Any:
-        """The pipeline itself, as diffusers has it."""
+        """The diffusers pipeline itself."""
         return self.source.pipe
 
     @property
@@ -154,7 +154,7 @@ class Conditioned(FlowMap):
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What a card needs to say how adapters are loaded: class, component, loader, output."""
+        """How a card says that adapters are loaded: class, component, loader, output."""
         pipe, reader = self.source.pipe, self.lora_loader
         if reader == "pipeline" and not hasattr(pipe, "load_lora_weights"):
             reader = "denoiser"
@@ -165,7 +165,7 @@ class Conditioned(FlowMap):
 
     @property
     def lacks(self) -> Mapping[str, str]:
-        """What this flow cannot do here -> why: "gradient", "velocity"."""
+        """What this flow cannot do at present ("gradient", "velocity") -> why."""
         if self.kind != "one-jump":
             return self.source.lacks
         return {
@@ -178,7 +178,7 @@ class Conditioned(FlowMap):
         }
 
     def __repr__(self) -> str:
-        """Say in a line what it is; `flow.network` prints every layer."""
+        """Describe the flow in one line; `flow.network` prints every layer."""
         scale = "" if self.cfg is None else f", cfg {self.cfg:g}"
         return (
             f"{type(self).__name__}({self.name or type(self.source.pipe).__name__}, {self.kind}, "
@@ -205,7 +205,7 @@ class Conditioned(FlowMap):
         return view
 
     def bound_to(self, conditions: Sequence[Condition]) -> Self:
-        """Bind conditions that were made elsewhere, one for each prompt."""
+        """Bind existing conditions, one for each prompt."""
         view = self._view()
         view._conditions = list(conditions)
         return view
@@ -218,10 +218,10 @@ class Conditioned(FlowMap):
         return view
 
     def guided(self, scale: float, negative: str | None = None) -> Self:
-        """Return the same flow with classifier-free guidance mixed at run time, none bound.
+        """Return the same flow with classifier-free guidance mixed at run time, no prompts bound.
 
         Raises:
-            ValueError: the pipeline has none.
+            ValueError: the pipeline has no such guidance.
         """
         view = self._view()
         view.cfg, view.negative_prompt, view._conditions = None, negative, None
@@ -230,7 +230,7 @@ class Conditioned(FlowMap):
         return view
 
     def release_text_encoders(self) -> None:
-        """Drop the pipeline's text encoders: only prompts that were bound before can be bound."""
+        """Release the pipeline's text encoders; only prompts encoded before can then be bound."""
         self.source.recorder.release()
 
     @property
@@ -243,9 +243,9 @@ class Conditioned(FlowMap):
     def times(self, steps: int, start: float = 0.0) -> list[float]:
         """Return the pipeline's own times for `steps` steps from `start` to 1, shifted as it does.
 
-        A start on the way keeps the last `steps` times of the longest grid that has so many after
-        it, as diffusers' image-to-image pipelines do. With a `second_time` the steps are equal:
-        the scheduler of a pipeline that knows no jumps spends its last step just before the data.
+        With a start above 0, they are the last `steps` times of the longest grid with that many
+        times after the start, as in diffusers' image-to-image pipelines. With a `second_time` the
+        steps are equal: other schedulers place the last step just before the data.
         """
         if self.second_time is not None:
             return step_times(steps, start)
@@ -272,11 +272,11 @@ class Conditioned(FlowMap):
     # ------------------------------------------------------------ how the pipeline is called
 
     def arguments_of_call(self, prompt: str, steps: int) -> dict[str, Any]:
-        """Return what the pipeline is called with to record a prompt."""
+        """Return the arguments of the pipeline's call that records a prompt."""
         size = {"height": self.height, "width": self.width}
         known: dict[str, Any] = {k: v for k, v in size.items() if v is not None}
         if known and takes(self.source.pipe, "use_resolution_binning"):
-            known["use_resolution_binning"] = False  # the size that is asked for, no nearest one
+            known["use_resolution_binning"] = False  # exactly the requested size
         known |= self.call_arguments
         if self.guidance_argument is not None and self.guidance is not None:
             known[self.guidance_argument] = self.guidance
@@ -287,9 +287,9 @@ class Conditioned(FlowMap):
         return {"prompt": prompt, "num_inference_steps": steps, **known}
 
     def _negative(self, known: Mapping[str, Any]) -> dict[str, str]:
-        """Return the negative prompt, where one is said; what none means is the pipeline's.
+        """Return the negative prompt, if one was given; else the pipeline decides.
 
-        SDXL takes zeros for none; with `true_cfg_scale` a pipeline guides only where one is given.
+        SDXL then uses zeros. With `true_cfg_scale`, guidance needs one: it gets an empty one.
         """
         said = self.negative_prompt
         if said is None and self.cfg_argument == "true_cfg_scale":
@@ -297,7 +297,7 @@ class Conditioned(FlowMap):
         return {} if said is None else {"negative_prompt": said}
 
     def prepared(self) -> AbstractContextManager[None]:
-        """Return what the pipeline's call is made in, to record a prompt. Default: nothing."""
+        """Return the context of the call that records a prompt. Default: an empty one."""
         return nullcontext()
 
     def state_of(self, arguments: Mapping[str, Any]) -> Tensor:
@@ -310,11 +310,11 @@ class Conditioned(FlowMap):
         return {k: v for k, v in arguments.items() if k not in gone}
 
     def grid_of(self, steps: int) -> list[float] | None:
-        """Return the times of a number of steps where no call is needed to know them."""
+        """Return the times of a number of steps if they are known without a call."""
         return None
 
     def grid(self) -> list[float]:
-        """Return the times of the grid that the pipeline's scheduler was set to last."""
+        """Return the times of the scheduler's current grid."""
         return [1.0 - float(s) for s in self.source.pipe.scheduler.sigmas.double()]
 
     def default_cfg(self) -> float | None:
@@ -322,7 +322,7 @@ class Conditioned(FlowMap):
         return default_of(self.source.pipe, self.cfg_argument)
 
     def _mixed_at(self, cfg: float | None) -> float | None:
-        """Return the scale of the guidance that is mixed at run time; None: there is none."""
+        """Return the scale of the guidance that is mixed at run time; None: no guidance."""
         if not self.mixes:
             if cfg is not None:
                 raise ValueError(
@@ -341,7 +341,7 @@ class Conditioned(FlowMap):
 
     @property
     def multiple(self) -> int:
-        """What height and width are multiples of."""
+        """The number that height and width must be multiples of."""
         patches = self.layout in ("tokens", "patches")
         return multiple_of(self.source.pipe, self.network, patches)
 

@@ -1,4 +1,4 @@
-"""The conditioning of prompts: what was recorded for each, joined for the rows of a call."""
+"""The conditioning of prompts: recorded for each prompt, joined for the rows of a call."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,15 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class Condition:
-    """What the denoiser is given for one prompt, beside the state and the time.
+    """The denoiser's arguments for one prompt, apart from state and time.
 
     Attributes:
         prompt: its arguments by name, for one row.
         negative: those of the negative prompt; None without classifier-free guidance.
         shape: of one state, without the batch axis.
-        dtype: what has it follows the denoiser: its own when they were recorded, or, where text
-            encoders are in another, that in which the pipeline would have called it.
+        dtype: arguments with this dtype are converted with the denoiser. It is the denoiser's
+            dtype at recording, or, if the text encoders have another one, that in which the
+            pipeline would have called the denoiser.
     """
 
     prompt: Arguments
@@ -32,10 +33,10 @@ class Condition:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a call, and the arguments for them.
+    """A subset of the rows of a call, and their arguments.
 
     Attributes:
-        index: which rows; None for all.
+        index: indices of the rows; None for all.
         prompt: the denoiser's arguments.
         negative: those of the negative prompts.
     """
@@ -54,14 +55,15 @@ def rows_of(
 ) -> list[Rows]:
     """Return the arguments of `rows` prompt-major rows, in as few calls as their shapes allow.
 
-    Prompts whose encodings have different lengths cannot share a call: each length is one.
+    Prompts whose encodings have different lengths cannot share a call: there is one call per
+    length.
 
     Args:
         conditions: one for each of p prompts.
         rows: p * n.
         shared: names of arguments that have no batch axis.
         device: where the arguments go.
-        dtype: of those that are in the denoiser's precision.
+        dtype: dtype of arguments that are in the denoiser's precision.
     """
     each = rows // len(conditions)
     alike: dict[str, list[int]] = {}
@@ -95,7 +97,7 @@ def rows_of(
 
 
 def halves(arguments: Arguments, count: int = 2) -> Iterator[Arguments]:
-    """Give the parts of arguments that hold `count` rows."""
+    """Split arguments into parts of `count` rows."""
     for i in range(count):
         yield {k: _part(v, count, i) for k, v in arguments.items()}
 
@@ -121,13 +123,13 @@ def _part(value: Any, count: int, i: int) -> Any:
 
 
 def _form(value: Any) -> str:
-    """Return a text that is the same for arguments that can be joined."""
+    """Return a key that is equal for arguments that can be joined."""
     if isinstance(value, Mapping):
         return str({k: _form(v) for k, v in value.items()})
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} {value.dtype}"
     if isinstance(value, list) and value and isinstance(value[0], Mapping | list | Tensor):
-        return "rows"  # a list has an entry for each row, of any length
+        return "rows"  # a list has one entry per row, of any length
     return repr(value) if not isinstance(value, list | tuple) else str([_form(v) for v in value])
 
 

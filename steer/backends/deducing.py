@@ -1,4 +1,4 @@
-"""What follows from the steps of a run that was watched: times, signs, how guidance is mixed."""
+"""Deduce from the steps of an observed run: times, signs, and how guidance is mixed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Levels:
     shift: float
 
     def __call__(self, s: Tensor) -> Tensor:
-        """Return the denoiser's times of noise levels."""
+        """Return the denoiser's times for noise levels."""
         return self.start + self.scale * s / (s + self.shift * (1 - s))
 
 
@@ -47,12 +47,12 @@ def levels_of(levels: Tensor, times: list[float]) -> Levels:
         times: the denoiser's inputs.
 
     Raises:
-        ValueError: in no way that is known here.
+        ValueError: the relation is of no known form.
     """
     s = levels[: len(times)].double()
     told = torch.tensor(times, dtype=torch.float64)
     scale = (told[1] - told[0]) / (s[1] - s[0])
-    # told (s + shift (1 - s)) = scale s, for scale and shift
+    # solve told (s + shift (1 - s)) = scale s for scale and shift
     columns = torch.stack([s, -told * (1 - s)], 1)
     shifted = torch.linalg.lstsq(columns, told * s).solution
     for found in (
@@ -77,7 +77,7 @@ def sign_of(steps: list[Found], levels: Tensor) -> float:
 def implied(
     steps: list[Found], watched: Watched, said: Mapping[str, Any], noise: bool
 ) -> list[tuple[Found, Tensor]]:
-    """Return the steps, each with the prediction that the pipeline's next state implies."""
+    """Return the steps, each with the prediction that is implied by the pipeline's next state."""
     scheduler, found = watched.scheduler, []
     for i, (a, b) in enumerate(pairwise(steps)):
         y, z = a.state.double(), b.state.double()
@@ -97,13 +97,13 @@ def implied(
 
 
 def signal_of(scheduler: Any, step: float) -> tuple[float, float]:
-    """Return how much data and noise are in a state at a training step, `a² + s² = 1`."""
+    """Return the coefficients of data and noise at a training step, `a² + s² = 1`."""
     level = float(scheduler.alphas_cumprod[round(step)])
     return level**0.5, (1 - level) ** 0.5
 
 
 def mixing_of(implied: list[tuple[Found, Tensor]], scale: float) -> dict[str, Any]:
-    """Return how the pipeline mixes its two predictions; nothing where there is one a step."""
+    """Return how the pipeline mixes its two predictions; nothing if there is only one per step."""
     if all(len(step.predictions) == 1 for step, _ in implied):
         return {"cfg_argument": None}
     if any(len(step.predictions) != 2 for step, _ in implied):
@@ -131,16 +131,16 @@ def mixing_of(implied: list[tuple[Found, Tensor]], scale: float) -> dict[str, An
 
 
 def at_norm(mixed: Tensor, c: Tensor) -> Tensor:
-    """Return a guided prediction at the norm of the prompt's own, along the last axis."""
+    """Rescale a guided prediction to the norm of the prompt's prediction, along the last axis."""
     return mixed * (c.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
 
 
 def error_of(found: Tensor, wanted: Tensor) -> float:
-    """Return the norm of the difference, relative to what was wanted."""
+    """Return the norm of the difference, relative to the expected value."""
     gap = found.double() - wanted.double()
     return float(gap.norm() / wanted.double().norm().clamp(min=1e-30))
 
 
 def bound_of(dtype: torch.dtype) -> float:
-    """Return how far a flow may be from its pipeline, relative, in the states' precision."""
+    """Return the relative tolerance between a flow and its pipeline, in the states' precision."""
     return 1e-2 if dtype == torch.float32 else 0.1

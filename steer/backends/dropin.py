@@ -1,4 +1,4 @@
-"""Reward guidance for scripts that call a pipeline themselves: a callback of its own loop."""
+"""Reward guidance for scripts that call a pipeline themselves: a callback in its loop."""
 
 import inspect
 import itertools
@@ -93,7 +93,7 @@ class RewardGuidance(PipelineCallback):
         """Record the calls of a pipeline's denoiser, whose arguments a lookahead needs.
 
         Raises:
-            ValueError: no known family, or one that is in training mode.
+            ValueError: a pipeline of no known family, or one that is in training mode.
         """
         self.remove()
         kind = family_of(pipe)
@@ -151,17 +151,17 @@ class RewardGuidance(PipelineCallback):
         return with_guidance(pipe, self)
 
     def remove(self) -> None:
-        """Stop watching."""
+        """Stop recording the denoiser's calls."""
         if self._hook is not None:
             self._hook.remove()
         self._hook, self.pipe = None, None
 
     def _see(self, network: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if not torch.is_grad_enabled():  # our own calls are
+        if not torch.is_grad_enabled():  # our own calls are not recorded
             found = dict(self._signature.bind(*args, **kwargs).arguments)
             found |= found.pop("kwargs", {})
             found.pop("return_dict", None)
-            self._calls = [*self._calls[-1:], found]  # a step has two at most
+            self._calls = [*self._calls[-1:], found]  # a step has at most two
 
     def callback_fn(
         self, pipeline: Any, step_index: int, timesteps: Any, callback_kwargs: dict[str, Any]
@@ -174,7 +174,7 @@ class RewardGuidance(PipelineCallback):
                 "steer.RewardGuidance(reward, pipe=pipe)"
             )
         if len(calls) == 2 and not at_one_time(*(c[self.kind.time_argument] for c in calls)):
-            calls = calls[1:]  # the first is of another call of the pipeline's
+            calls = calls[1:]  # the first belongs to another call of the pipeline
         if self.scale and calls:
             moved = self._moved(callback_kwargs["latents"], step_index, calls)
             callback_kwargs["latents"] = moved
@@ -198,12 +198,12 @@ class RewardGuidance(PipelineCallback):
         with plain(Rest(flow, self.reward)), torch.no_grad():
             gradient = potential.evaluate(x, s, derivatives=True).gradient
             assert gradient is not None
-            there = flow.jump(x, s, t) if flow.churn else y  # what was re-noised is no jump
+            there = flow.jump(x, s, t) if flow.churn else y  # a re-noised state is not a jump
             push = like(self.scale * row_norm(there - x), x) * direction(gradient)
         return latents + (push * factor).to(latents.dtype)
 
     def _view(self, calls: list[dict[str, Any]], n: int) -> tuple[PipelineFlow, Tensor]:
-        """Return the flow bound to what the denoiser was told, and its states (n, *event)."""
+        """Return the flow bound to the denoiser's recorded arguments, and states (n, *event)."""
         scale = self._scale_of_guidance()
         whole = self.kind(self.pipe, cfg=scale)
         told, negative = calls[0], None
@@ -239,7 +239,7 @@ class RewardGuidance(PipelineCallback):
 
 
 def _latents_of(flow: PipelineFlow, step: int, t: float) -> float:
-    """Return what a flow's state is multiplied by to be the pipeline's latents at a step."""
+    """Return the factor from a flow's state to the pipeline's latents at a step."""
     scheduler = flow.source.pipe.scheduler
     if isinstance(flow, StableDiffusion):
         sigmas = getattr(scheduler, "sigmas", None)
@@ -264,7 +264,7 @@ def _half(value: Any, n: int, rows: int, k: int) -> Any:
 
 
 def _patches_told(arguments: dict[str, Any]) -> tuple[int, int] | None:
-    """Return rows and columns of patches, as position ids or shapes say them."""
+    """Return the rows and columns of patches that position ids or shapes imply."""
     ids, shapes = arguments.get("img_ids"), arguments.get("img_shapes")
     if isinstance(ids, Tensor):
         flat = ids.reshape(-1, ids.shape[-1])

@@ -1,4 +1,4 @@
-"""Reward guidance as a block of a modular pipeline, for those who build and share their blocks."""
+"""Reward guidance as a block of a modular pipeline, so that it can be shared with the pipeline."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -27,17 +27,17 @@ class GuidanceBlock(ModularPipelineBlocks):
 
     @property
     def description(self) -> str:
-        """What it does."""
+        """What the block does."""
         return "moves the latents along the gradient of a reward of their lookahead"
 
     @property
     def inputs(self) -> list[InputParam]:
-        """What it reads."""
+        """What the block reads."""
         return [InputParam("latents", required=True)]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        """What it writes."""
+        """What the block writes."""
         return [OutputParam("latents")]
 
     def __call__(self, components: Any, state: Any, i: int, t: Any) -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
-"""Pipelines whose denoiser predicts a velocity at one time: a family is what it does otherwise.
+"""Pipelines whose denoiser predicts a velocity at one time; each family defines its differences.
 
-Their own samplers take Euler steps on a shifted grid of noise levels; so do ours.
+Their own samplers take Euler steps on a shifted grid of noise levels, and so does this package.
 """
 
 import copy
@@ -20,7 +20,7 @@ __all__ = [
 
 
 class Flux(PipelineFlow):
-    """FLUX.1: dev was distilled with a guidance scale, schnell is a student of few steps."""
+    """FLUX.1: dev takes the guidance scale as an input, schnell is a few-step student."""
 
     layout = "tokens"
     shared = frozenset({"img_ids", "txt_ids"})
@@ -57,12 +57,13 @@ class RectifiedUNet(PipelineFlow):
     time_embedding = "time_embedding"
     first = 0.0
     told: tuple[Tensor, Tensor] | None = None
-    """Times of the pipeline's own grid, and the training steps that it tells the UNet at them."""
+    """Times of the pipeline's own grid, and the training steps that the UNet gets at them."""
 
     def hear(self, grid: Sequence[float]) -> None:
-        """Pass the UNet the pipeline's times on this grid; its scheduler may be set to it.
+        """Pass the pipeline's own training steps on this grid to the UNet.
 
-        On other grids the UNet gets the times themselves, from t = 0 on.
+        A copy of the scheduler is set to the grid if the scheduler itself is not. On other grids
+        the UNet gets the times themselves, from t = 0 on.
         """
         scheduler, given = self.source.pipe.scheduler, torch.tensor(grid, dtype=torch.float64)
         now = 1 - scheduler.sigmas.double()
@@ -79,6 +80,10 @@ class RectifiedUNet(PipelineFlow):
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return `X(s,t,x)`, (n, *event)."""
         return super().jump(x, self._begun(s), self._begun(t))
+
+    def reuses(self, s: Time, t: Time) -> bool:
+        """Return whether the jump begins where the schedule does, or later."""
+        return super().reuses(s, t) and float(s) >= self.first
 
     def network_time(self, t: Tensor) -> Tensor:
         """Return the training step."""
@@ -111,7 +116,7 @@ class Sana(PipelineFlow):
 
 
 class SanaSprint(PipelineFlow):
-    """SANA-Sprint, a student of SANA.
+    """SANA-Sprint, a few-step student of SANA.
 
     With tau = sin s / (cos s + sin s) the pipeline's TrigFlow state is our x at t = 1 - tau, and
     its output transform of the raw prediction F gives `x - tau F` (Chen et al. 2025, 2503.09641).
@@ -130,7 +135,7 @@ class SanaSprint(PipelineFlow):
         return 1.0
 
     def arguments_of_call(self, prompt: str, steps: int) -> dict[str, Any]:
-        """Return the call's arguments; its own middle time is for two steps only."""
+        """Return the call's arguments; the pipeline's intermediate time is for two steps only."""
         known = super().arguments_of_call(prompt, steps)
         return known if steps in (0, 2) else {"intermediate_timesteps": None, **known}
 
@@ -154,7 +159,7 @@ class QwenImage(PipelineFlow):
 
 
 class ZImage(PipelineFlow):
-    """Z-Image; its time runs as ours does, and its transformer takes lists of pictures."""
+    """Z-Image; its time has our direction, and its transformer takes lists of pictures."""
 
     sign = 1.0
     state_argument, time_argument = "x", "t"
@@ -216,7 +221,7 @@ class Krea2(PipelineFlow):
 
 
 class DreamLite(PipelineFlow):
-    """DreamLite-mobile; its UNet sees the state beside a picture's latent, and gives both."""
+    """DreamLite-mobile; its UNet takes and returns the state next to a picture's latent."""
 
     network_name, state_argument = "unet", "sample"
     time_scale = 1000.0

@@ -1,4 +1,4 @@
-"""What a pipeline's folder holds: whether it is whole, and in which variant its weights are."""
+"""Inspect a pipeline's folder: whether it is complete, and the variant of its weights."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def class_of(diffusers: Any, name: str, where: str) -> Any:
     """Return a class of pipelines by its name.
 
     Raises:
-        ValueError: this release has none of that name.
+        ValueError: this release has no class of that name.
     """
     found = getattr(diffusers, name, None)
     if not (isinstance(found, type) and hasattr(found, "from_pretrained")):
@@ -41,13 +41,13 @@ def class_of(diffusers: Any, name: str, where: str) -> Any:
 
 
 def variant_of(folder: Path, variant: str | None) -> str | None:
-    """Return the variant whose weights a folder has, and refuse one that is no whole pipeline.
+    """Return the variant of the weights in a folder; refuse a folder that is not complete.
 
-    Nothing of the weights is read.
+    No weights are read.
 
     Args:
-        folder: what `save_pretrained` wrote.
-        variant: the one that is asked for. Default: none, or the only one where a part has no
+        folder: a folder that `save_pretrained` wrote.
+        variant: the requested variant. Default: no variant, or the only one if a part has no
             weights without a variant.
     """
     index = next((folder / f for f in (INDEX, MODULAR) if (folder / f).is_file()), None)
@@ -102,7 +102,7 @@ def variant_of(folder: Path, variant: str | None) -> str | None:
 
 
 def _lost_shards(part: Path, variant: str | None) -> list[str]:
-    """Return the files that an index of weights in several files names, and that are not there."""
+    """Return the missing files of weights that are sharded over several files with an index."""
     wanted: set[str] = set()
     for index in part.glob("*.safetensors.index*.json"):
         try:
@@ -116,7 +116,7 @@ def _lost_shards(part: Path, variant: str | None) -> list[str]:
 
 
 def _said(file: str) -> str | None:
-    """Return the variant in a weights file's name.
+    """Return the variant that the name of a weights file contains.
 
     >>> _said("model.fp16.safetensors"), _said("model-00001-of-00002.safetensors")
     ('fp16', None)
@@ -134,7 +134,7 @@ def _part_of_pipeline(folder: Path) -> str:
 
 
 def only_variant(files: list[str]) -> str | None:
-    """Return the variant of a repository in which some part has no other weights.
+    """Return the variant of a repository if some part has only weights of that variant.
 
     >>> only_variant(["unet/x.fp16.safetensors", "vae/y.fp16.safetensors", "vae/y.safetensors"])
     'fp16'

@@ -1,9 +1,9 @@
-"""A pipeline of an unknown class, as a flow that is derived from its own call.
+"""A pipeline of an unknown class as a flow, derived from observed calls.
 
 Two short runs of the pipeline show what changes from step to step (state and time), how the
 denoiser's times follow the scheduler's noise levels, how a step follows from a prediction and how
-guidance is mixed. The flow that fits is then run itself, and taken only if its states and its
-pictures are the pipeline's.
+guidance is mixed. The flow that fits is then run itself, and accepted only if its states and
+pictures equal the pipeline's.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,7 +38,7 @@ LAYOUTS: dict[int, tuple[Layout, ...]] = {
     4: ("grid", "patches"),
     5: ("grid", "frames"),
 }
-"""Axes of a state, the batch's among them -> how it may lie."""
+"""Number of axes of a state, including the batch axis -> its possible layouts."""
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -54,16 +54,16 @@ class Generic(PipelineFlow):
         return self.levels(1 - t)
 
     def evaluate(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """Call the denoiser; a variance that it predicts beside is left out."""
+        """Call the denoiser; a variance that it also predicts is dropped."""
         return super().evaluate(x, arguments)[:, : x.shape[1]]
 
     def mix(self, c: Tensor, u: Tensor) -> Tensor:
-        """Return the guided prediction, at the norm of c if the pipeline does so."""
+        """Return the guided prediction, rescaled to the norm of c if the pipeline does so."""
         mixed = super().mix(c, u)
         return at_norm(mixed, c) if self.rescaled else mixed
 
     def sized(self, height: int, width: int) -> Self:
-        """Return the flow at another resolution, analysed again: times may depend on it."""
+        """Return the flow at another resolution, analysed again because times may depend on it."""
         return self._anew(height=height, width=width)
 
     def guided(self, scale: float, negative: str | None = None) -> Self:
@@ -92,14 +92,14 @@ class GenericNoise(Generic, StableDiffusion):
 
 
 def generic(pipe: Any, **options: Any) -> PipelineFlow:
-    """Return the flow of a pipeline, found out by watching two short runs of it.
+    """Return the flow of a pipeline, deduced from two short runs of it.
 
     Args:
         pipe: the pipeline.
         **options: see `PipelineFlow`.
 
     Raises:
-        ValueError: it is none that this finds; says what stands in the way.
+        ValueError: the pipeline cannot be recognised; the message says why.
     """
     try:
         return _found(pipe, dict(options))
@@ -112,7 +112,7 @@ def generic(pipe: Any, **options: Any) -> PipelineFlow:
 
 
 class _Unfit(ValueError):
-    """Why a pipeline is no flow that can be found."""
+    """The reason why a pipeline cannot be recognised."""
 
 
 def _found(pipe: Any, options: dict[str, Any]) -> PipelineFlow:
@@ -172,12 +172,12 @@ def _has(network: nn.Module, end: str) -> bool:
 def _negative(options: Mapping[str, Any], call: Mapping[str, Any], cfg: str) -> dict[str, Any]:
     said = options.get("negative_prompt")
     if said is None and cfg == "true_cfg_scale":
-        said = str(call.get("negative_prompt") or "")  # without one such a pipeline mixes none
+        said = str(call.get("negative_prompt") or "")  # else it does not guide
     return {} if said is None else {"negative_prompt": said}
 
 
 def _straight(pipe: Any) -> tuple[Any, bool]:
-    """Return a scheduler whose step is the flow's, and whether the denoiser predicts noise."""
+    """Return a scheduler with the flow's Euler step, and whether the denoiser predicts noise."""
     diffusers = needs_diffusers()
     own = getattr(pipe, "scheduler", None)
     config = dict(getattr(own, "config", None) or {})
@@ -201,7 +201,7 @@ def _straight(pipe: Any) -> tuple[Any, bool]:
 def _unguided(
     pipe: Any, network: nn.Module, scheduler: Any, call: dict[str, Any], cfg: str
 ) -> tuple[Watched, float | None]:
-    """Return a run without guidance, and the scale that switches it off; None: it has none."""
+    """Return a run without guidance, and the scale that switches it off; None: no guidance."""
     if not takes(pipe, cfg):
         return watch(pipe, network, scheduler, call), None
     for off in (1.0, 0.0):
@@ -215,7 +215,7 @@ def _unguided(
 def _proved(
     pipe: Any, said: dict[str, Any], options: dict[str, Any], shown: Watched, noise: bool
 ) -> PipelineFlow:
-    """Return the flow whose states and pictures are the pipeline's."""
+    """Return the flow whose states and pictures equal the pipeline's."""
     kind = GenericNoise if noise else Generic
     steps = steps_of(shown, said["state_argument"], said["time_argument"])
     problems = []
@@ -258,7 +258,7 @@ def _difference(flow: Any, steps: list[Found], shown: Watched, noise: bool) -> s
 
 
 def _times(flow: Any, steps: list[Found], shown: Watched, noise: bool) -> Iterator[float]:
-    """Give our times of the run's steps, and 1."""
+    """Return the run's times in this package's convention, with 1 at the end."""
     if not noise:
         yield from (1 - float(s) for s in shown.scheduler.sigmas.double())
         return
@@ -270,7 +270,7 @@ def _times(flow: Any, steps: list[Found], shown: Watched, noise: bool) -> Iterat
 
 
 def _norms(times: list[float], x: Tensor, noise: bool) -> Tensor:
-    """Return what a state of the flow is multiplied by to be the pipeline's."""
+    """Return the factors from states of the flow to those of the pipeline."""
     t = x.new_tensor(times)
     found = (t**2 + (1 - t) ** 2).rsqrt() if noise else torch.ones_like(t)
     return found.view(-1, *[1] * (x.ndim - 1))

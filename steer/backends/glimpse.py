@@ -1,9 +1,9 @@
-"""Cheaper pictures for the reward's gradient; those that are returned are decoded in full.
+"""Cheaper pictures for the reward's gradient; the returned pictures are decoded in full.
 
-The decoder's activations are most of what a gradient keeps at high resolution. The reward, seen
-before the end, can do with a tiny autoencoder, a smaller picture, or the middle of it. All of it
-is a choice of the potential `r_t` at t < 1, of which the law that is sampled does not depend: at
-t = 1, where no gradient is taken, the reward sees the whole picture.
+At high resolution most of the memory of a gradient is the decoder's activations. Before the end,
+the reward can be evaluated on the output of a tiny autoencoder, on a smaller picture, or on its
+middle. This only changes the potential `r_t` at t < 1, on which the sampled law does not depend:
+at t = 1, where no gradient is taken, the reward gets the whole picture.
 """
 
 from dataclasses import dataclass, replace
@@ -29,11 +29,13 @@ class Glimpse:
     """How pictures are decoded where a gradient passes through.
 
     Attributes:
-        vae: another autoencoder, tiny ones for instance; None: the pipeline's own.
-        size: height and width as a share of the whole, 1/2 or 1/4: latents are averaged, decoded
-            small and enlarged again, so that rewards see the usual size.
+        vae: another autoencoder, for instance a tiny one; None: the pipeline's own.
+        size: height and width as a fraction of the whole, 1/2 or 1/4. Latents are averaged,
+            decoded at the small size, and the pictures enlarged again, so that rewards get the
+            usual size.
         crop: height and width of the middle that is decoded, in pixels; None: all.
-        rows: the most rows of a decoder's call, each computed again in the backward pass.
+        rows: maximum number of rows in a decoder call; each call is recomputed in the backward
+            pass.
     """
 
     vae: Any = None
@@ -43,11 +45,11 @@ class Glimpse:
 
     @staticmethod
     def of(vae: Any, size: float | None, crop: int | None, rows: int | None) -> "Glimpse | None":
-        """Return the glimpse that these options ask for; None: there is none.
+        """Return the glimpse with these options; None if none of them is set.
 
         Raises:
-            ValueError: a size that is no half or quarter, numbers below one, a file of another
-                autoencoder.
+            ValueError: a size that is not a half or a quarter, numbers below one, a file of
+                another autoencoder.
         """
         if vae is None and size in (None, 1) and crop is None and rows is None:
             return None
@@ -64,7 +66,7 @@ class Glimpse:
         Args:
             codec: the pipeline's own.
             x: states.
-            checkpointing: whether blocks of the decoder are computed again.
+            checkpointing: whether blocks of the decoder are recomputed.
 
         Raises:
             ValueError: latents that the other autoencoder does not take.
@@ -113,7 +115,7 @@ class Glimpse:
 
 
 def _scale(vae: Any) -> int:
-    """Return how many pixels a latent's side is."""
+    """Return the number of pixels per latent, along one side."""
     config = vae.config
     said = config.get("spatial_compression_ratio") or config.get("scale_factor_spatial")
     if said:
@@ -126,7 +128,7 @@ def _scale(vae: Any) -> int:
 
 
 def _beside(vae: Any, own: nn.Module) -> Any:
-    """Return the other autoencoder where the pipeline's own is, in its precision."""
+    """Return the other autoencoder on the device and in the precision of the pipeline's own."""
     device, dtype = next(own.parameters()).device, dtype_of(own)
     first = next(vae.parameters())
     if first.device != device or first.dtype != dtype:
@@ -135,7 +137,7 @@ def _beside(vae: Any, own: nn.Module) -> Any:
 
 
 def _loaded(vae: Any) -> Any:
-    """Return an autoencoder: as it is, or a tiny one of a folder or the hub, frozen."""
+    """Return an autoencoder: an object unchanged, or a tiny one of a folder or the hub, frozen."""
     if vae is None:
         return None
     if isinstance(vae, str | Path):

@@ -11,8 +11,9 @@ from steer.backends.checks import dtype_of
 __all__ = ["Codec", "Layout", "patched", "unpatched"]
 
 Layout = Literal["grid", "patches", "tokens", "frames"]
-"""How a state lies: as the autoencoder's latent, (n, c, h, w) or (n, c, frames, h, w); in patches
-of 2 x 2, (n, 4 c, h / 2, w / 2); those in a row, (n, h w / 4, 4 c); frames first, (n, f, c, h, w).
+"""The layout of a state: as the autoencoder's latent, (n, c, h, w) or (n, c, frames, h, w); in
+patches of 2 x 2, (n, 4 c, h / 2, w / 2); as a sequence of patches, (n, h w / 4, 4 c); with frames
+first, (n, f, c, h, w).
 """
 
 
@@ -43,13 +44,14 @@ def unpatched(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Codec:
-    """States to pictures and back, by an autoencoder of diffusers.
+    """Convert states to pictures and back, with an autoencoder of diffusers.
 
     Attributes:
         vae: the autoencoder.
-        layout: how states lie.
+        layout: layout of the states.
         grid: rows and columns of patches, for tokens.
-        epsilon: of the BatchNorm of patches (FLUX.2), where it is not the configuration's.
+        epsilon: epsilon of the BatchNorm of patches (FLUX.2), if it differs from the
+            configuration.
     """
 
     vae: Any
@@ -62,7 +64,7 @@ class Codec:
         return self.pictures(self.to_vae(x))
 
     def pictures(self, z: Tensor) -> Tensor:
-        """Return the pictures of what the autoencoder decodes, in its dtype."""
+        """Decode the autoencoder's latents to pictures, in its dtype."""
         still = z.ndim == 4 and _has_frames(self.vae)
         if still:
             z = z.unsqueeze(2)
@@ -71,7 +73,7 @@ class Codec:
         return made[:, :, 0] if still else made
 
     def to_vae(self, x: Tensor) -> Tensor:
-        """Return what the autoencoder decodes, of states."""
+        """Convert states to the autoencoder's latents."""
         z = self.grid_of(x)
         patches = self.layout in ("tokens", "patches")
         if self._by_patch:
@@ -85,7 +87,7 @@ class Codec:
         return z
 
     def encode(self, images: Tensor, still: bool) -> Tensor:
-        """Return the states that decode to pictures in [0, 1]: where it says a law, its mean.
+        """Return the states of pictures in [0, 1]: the mean, if there is a distribution.
 
         Args:
             images: (n, 3, h, w).
@@ -123,8 +125,8 @@ class Codec:
     def _scale(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the standard deviation and mean by which latents are normalised.
 
-        Of each channel of the patches, where the autoencoder has a BatchNorm of them (FLUX.2);
-        else of its channels, or one for all.
+        They are per channel of the patches if the autoencoder has a BatchNorm of patches (FLUX.2),
+        else per channel, or one number for all.
         """
         config, shape = self.vae.config, (1, -1, *[1] * (z.ndim - 2))
         if self._by_patch:
@@ -144,7 +146,7 @@ _FRAMES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def _has_frames(vae: nn.Module) -> bool:
-    """Return whether an autoencoder is one of clips; its parameters are looked at once."""
+    """Return whether an autoencoder is for clips; the result is cached."""
     if vae not in _FRAMES:
         _FRAMES[vae] = any(p.ndim == 5 for p in vae.parameters())
     return _FRAMES[vae]

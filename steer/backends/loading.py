@@ -34,21 +34,21 @@ def open_pipeline(
 
     Args:
         name: a folder that `save_pretrained` wrote, a .safetensors file, or a hub's owner/name,
-            hf://owner/name or hf://owner/name@revision, whose files are looked for in the local
+            hf://owner/name or hf://owner/name@revision, whose files are looked up in the local
             cache first.
         config: for a single file, the folder or the hub's owner/name of a pipeline of its class.
-        pipeline: the pipeline's class, where its files do not say.
-        device: where to put it.
-        dtype: of its weights. Default: float32 on the CPU, bfloat16 elsewhere.
-        variant: of the weights' files, "fp16" for instance. Default: none, or the only one that
-            there is.
-        revision: of the hub's repository: a branch, a tag or a commit.
+        pipeline: class of the pipeline, if its files do not specify it.
+        device: device of the pipeline.
+        dtype: dtype of its weights. Default: float32 on the CPU, bfloat16 elsewhere.
+        variant: variant of the weights' files, for instance "fp16". Default: none, or the only
+            existing one.
+        revision: revision of the hub's repository: a branch, a tag or a commit.
 
     Raises:
         ModuleNotFoundError: diffusers is not installed.
-        FileNotFoundError: files that a folder should have; names them.
-        ConnectionError: the hub cannot be reached, or does not let us in.
-        ValueError: no pipeline, or one that this release of diffusers does not know.
+        FileNotFoundError: files that a folder should have; the message names them.
+        ConnectionError: the hub cannot be reached, or denies access.
+        ValueError: not a pipeline, or one that this release of diffusers does not know.
     """
     diffusers = needs_diffusers()
     kind = dtype or (torch.float32 if _on_cpu(device) else torch.bfloat16)
@@ -66,7 +66,7 @@ def open_pipeline(
 
 
 def _repository(name: str | os.PathLike[str], revision: str | None) -> Named | None:
-    """Return the repository of the hub that is meant; None: a folder or a file is."""
+    """Return the hub repository that a name refers to; None for a folder or a file."""
     found = hub.named(name)
     if found is None:
         if Path(name).exists():
@@ -121,14 +121,14 @@ def _from_file(
 def _from_folder(
     diffusers: Any, folder: Path, dtype: torch.dtype, variant: str | None, name: str | None = None
 ) -> Any:
-    """Load a folder, its weights read into place: none of them is in memory twice.
+    """Load a folder without holding any weights in memory twice.
 
     Args:
         diffusers: the package.
-        folder: of the pipeline.
+        folder: folder of the pipeline.
         dtype: of the weights.
-        variant: of their files.
-        name: what the pipeline is called. Default: the folder.
+        variant: variant of their files.
+        name: name of the pipeline. Default: the folder.
     """
     if (folder / MODULAR).is_file():
         return _modular(diffusers, str(folder), dtype)
@@ -142,7 +142,7 @@ def _from_folder(
 
 
 def _from_hub(diffusers: Any, name: Named, dtype: torch.dtype, variant: str | None) -> Any:
-    """Load a repository's pipeline, from the cache where all of it is there."""
+    """Load a repository's pipeline, from the cache if it is complete there."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     folder = hub.cached(name, INDEX)
@@ -150,7 +150,7 @@ def _from_hub(diffusers: Any, name: Named, dtype: torch.dtype, variant: str | No
         try:
             return _from_folder(diffusers, folder, dtype, variant_of(folder, variant), name.repo)
         except FileNotFoundError:
-            # the same commit as in the cache, so that no two are mixed
+            # the commit of the cache, so that commits are not mixed
             name = name._replace(revision=folder.name)
     revision = {} if name.revision is None else {"revision": name.revision}
     if folder is None:
@@ -180,16 +180,16 @@ def _modular(diffusers: Any, name: str, dtype: torch.dtype, **options: Any) -> A
     blocks = diffusers.ModularPipeline.from_pretrained(name, **options).blocks
     blocks.sub_blocks.pop("prompt_upsampler", None)
     pipe = blocks.init_pipeline(name, **options)
-    pipe.load_components(dtype=dtype)
+    pipe.load_components(dtype=dtype, use_safetensors=True)
     return pipe
 
 
 def _explained(error: Exception, what: Any, name: Named | None) -> Exception:
-    """Return what a user can do about a model that could not be loaded."""
+    """Return an error that says what to do about a model that could not be loaded."""
     if name is None:
         known = isinstance(error, FileNotFoundError)
         return error if known else ValueError(f"{what} could not be loaded: {error}")
-    if isinstance(error, ConnectionError) and not error.errno:  # one that was explained
+    if isinstance(error, ConnectionError) and not error.errno:  # it is already explained
         return error
     wanted = f"{INDEX} and the folders that it names"
     folder = hub.cached(name, INDEX) if is_hub_id(name.repo) else None

@@ -2,8 +2,9 @@
 
 With `y = a x_1 + s eps`, `a² + s² = 1`, the state `x = y / (a + s)` lies on the linear path at
 `t = a / (a + s)`, its velocity is `x_1 - eps`, and DDIM (Song et al. 2021, 2010.02502) is its
-Euler step. The schedule of these models ends before pure noise, at t = .064: below that their own
-samplers give the denoiser pure noise for y, and so do we: `y = x / c_t`, `c_t² = t² + (1-t)²`.
+Euler step. The schedule of these models ends before pure noise, at t = .064. Below that time their
+own samplers give the denoiser pure noise for y, and so does this package: `y = x / c_t`,
+`c_t² = t² + (1-t)²`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,17 +20,17 @@ from steer.path import Time, as_time, like
 __all__ = ["StableDiffusion"]
 
 STUDENTS = ("LCMScheduler", "TCDScheduler")
-"""Schedulers that only students are sampled by."""
+"""Schedulers that are only used for students."""
 
 HINTS = ("turbo", "lcm", "hyper", "lightning", "tcd", "dmd", "distill")
-"""What the names of students have in them."""
+"""Parts of the names of students."""
 
 
 Number = float | Tensor
 
 
 class Parts(NamedTuple):
-    """Data and noise as sums of the state that the denoiser is given, and of what it returns."""
+    """Coefficients of data and noise as linear combinations of the denoiser's input and output."""
 
     data_y: Tensor
     data_out: Tensor
@@ -60,9 +61,9 @@ class StableDiffusion(PipelineFlow):
         super().__init__(pipe, **options)
 
     def found_kind(self) -> Kind:
-        """Return "one-jump" for a student: by its scheduler, its name, or as SDXL-Turbo says it.
+        """Return "one-jump" for a student, known by its scheduler, its name, or as SDXL-Turbo.
 
-        Turbo's scheduler is an ancestral one with trailing times.
+        Turbo has an ancestral scheduler with trailing times.
         """
         scheduler = self.source.pipe.scheduler
         spacing, kind = scheduler.config.get("timestep_spacing"), type(scheduler).__name__
@@ -77,13 +78,13 @@ class StableDiffusion(PipelineFlow):
 
     @cached_property
     def prediction(self) -> str:
-        """What the denoiser predicts: epsilon, v_prediction or sample."""
+        """The denoiser's prediction type: epsilon, v_prediction or sample."""
         return str(self.source.pipe.scheduler.config.prediction_type)
 
     # ------------------------------------------------------------ times
 
     def grid(self) -> list[float]:
-        """Return the scheduler's times: by its noise levels where it has them, then 1."""
+        """Return the scheduler's times, from its noise levels if it has them, and then 1."""
         scheduler = self.source.pipe.scheduler
         if hasattr(scheduler, "sigmas") and len(scheduler.sigmas) == len(scheduler.timesteps) + 1:
             return [float(t) for t in 1 / (1 + scheduler.sigmas.double())]
@@ -91,15 +92,15 @@ class StableDiffusion(PipelineFlow):
         return [float(t) for t in self._times_of_steps[steps]] + [1.0]
 
     def hear(self, grid: Sequence[float]) -> None:
-        """Show the denoiser pure noise as the state of the grid's first step.
+        """Give the denoiser pure noise as the state of the grid's first step.
 
-        A scheduler that spaces its steps from the data ("leading") begins there, not at the last
-        training step.
+        A scheduler that spaces its steps from the data ("leading") starts at that step, not at the
+        last training step.
         """
         self.first_step = float(self._steps_of(torch.tensor(grid[0], dtype=torch.float64)))
 
     def _steps_of(self, t: Tensor) -> Tensor:
-        """Return the training step, not a whole one, of times."""
+        """Return the fractional training step of times."""
         table = self._times_of_steps.flip(0).to(t.device)
         i = torch.searchsorted(table, t.detach().contiguous()).clamp(1, len(table) - 1)
         part = ((t - table[i - 1]) / (table[i] - table[i - 1])).clamp(0, 1)
@@ -113,18 +114,18 @@ class StableDiffusion(PipelineFlow):
         return self.by_rows(x * _for_rows(scale, x), seen, seen)
 
     def _at(self, s: Tensor) -> tuple[Tensor, Tensor, Parts]:
-        """Return the scale and training step of time s, and how data and noise follow."""
+        """Return the scale and training step of time s, and the coefficients of data and noise."""
         step = self._steps_of(s).clamp(max=self.first_step)
         level = self._interpolated(step)
         size = _norm(level)
         return 1 / _norm(s), step, self._parts(level / size, (1 - level) / size)
 
     def _parts(self, a: Tensor, s: Tensor) -> Parts:
-        """Return data and noise as sums of state y and output: `x_1 = d_y y + d_o out`, likewise.
+        """Return data and noise as linear combinations, `x_1 = d_y y + d_o out`, noise likewise.
 
         Args:
-            a: how much data is in y.
-            s: how much noise.
+            a: coefficient of the data in y.
+            s: coefficient of the noise in y.
         """
         zero, one = torch.zeros_like(a), torch.ones_like(a)
         if self.prediction == "epsilon":
@@ -149,7 +150,7 @@ class StableDiffusion(PipelineFlow):
         return float(self._interpolated(torch.tensor(self.first_step, dtype=torch.float64)))
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """Return `(D - x) / (1 - t)`, with D what the denoiser says of the data."""
+        """Return `(D - x) / (1 - t)`, with D the denoiser's estimate of the data."""
         scale, step, of_x, of_out = self._once(self._velocity, t)
         out = self._seen(x, scale, step)
         return _for_rows(of_x, x) * x + _for_rows(of_out, x) * out
@@ -163,8 +164,12 @@ class StableDiffusion(PipelineFlow):
         out = self._seen(x, scale, step)
         return _for_rows(of_x, x) * x + _for_rows(of_out, x) * out
 
+    def reuses(self, s: Time, t: Time) -> bool:
+        """Return whether the jump begins where the denoiser is given the state, and no noise."""
+        return super().reuses(s, t) and float(s) >= self.start
+
     def _once(self, formula: Callable[..., tuple[Tensor, ...]], *times: Time) -> Sequence[Number]:
-        """Return a formula's values at these times; of single ones as numbers, worked out once."""
+        """Return a formula's values at these times; a single time gives cached numbers."""
         given = [as_time(t) for t in times]
         if any(t.ndim or t.requires_grad or t.device.type != "cpu" for t in given):
             return formula(*(t.double() for t in given))

@@ -25,21 +25,21 @@ __all__ = [
 ]  # fmt: skip
 
 TEXTS = "text_encoder"
-"""What the name of a part that reads texts begins with."""
+"""Prefix of the names of text encoders."""
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What a pipeline is made of.
+    """The components of a pipeline.
 
     Attributes:
         pipeline: its class.
-        parts: what it calls a part -> the class and the configuration, as its file has it.
-        source: where they are from, for people.
-        size: default height and width; None: what the parts say.
-        call: what its call is given beside.
+        parts: name of a component -> its class and its configuration, as in its file.
+        source: description of the source of the configurations.
+        size: default height and width; None: as the components specify.
+        call: further arguments of its call.
         options: defaults of `PipelineFlow`.
-        config: of the pipeline itself.
+        config: configuration of the pipeline itself.
     """
 
     pipeline: str
@@ -52,7 +52,7 @@ class Blueprint:
 
 
 def names_public(name: Any) -> str | None:
-    """Return the short name of a public model that is meant, by it or by its repository."""
+    """Return the short name of a public model, given that name or its repository."""
     text = os.fspath(name) if isinstance(name, str | os.PathLike) else ""
     found = hub.named(text)
     text = text if found is None else found.repo
@@ -61,7 +61,7 @@ def names_public(name: Any) -> str | None:
 
 
 def blueprint(model: Any) -> Blueprint:
-    """Return what a pipeline is made of, without reading weights.
+    """Return the components of a pipeline, without reading weights.
 
     Args:
         model: a short name of `PUBLIC`, a folder that `save_pretrained` wrote (its JSON files are
@@ -69,7 +69,7 @@ def blueprint(model: Any) -> Blueprint:
 
     Raises:
         ValueError: none of these, with the nearest names.
-        FileNotFoundError: a folder without one of its configurations; names it.
+        FileNotFoundError: a folder without one of its configurations; the message names it.
     """
     if not isinstance(model, str | os.PathLike):
         return _of_live(model)
@@ -147,13 +147,13 @@ def _of_live(pipe: Any) -> Blueprint:
 def outlined(
     plan: Blueprint, mode: AbstractContextManager[Any], dtype: torch.dtype
 ) -> tuple[Any, dict[str, nn.Module]]:
-    """Return a pipeline whose denoiser and autoencoder have only shapes, and its text encoders.
+    """Return a pipeline whose denoiser and autoencoder have no values, and its text encoders.
 
-    The text encoders are apart, on torch's meta device: they are weighed and never called.
+    The text encoders are on torch's meta device: their size is counted, and they are never called.
 
     Args:
-        plan: what it is made of.
-        mode: in which parameters have no values: a `FakeTensorMode`.
+        plan: its components.
+        mode: a `FakeTensorMode`, in which parameters have no values.
         dtype: of the parameters.
 
     Raises:
@@ -168,7 +168,7 @@ def outlined(
             continue
         chosen = getattr(diffusers, kind, None)
         if chosen is None or not hasattr(chosen, "from_config"):
-            continue  # a guider, a feature extractor: no weights that count here
+            continue  # a guider, a feature extractor: no weights to count
         if issubclass(chosen, nn.Module):
             with mode, _quietly(), _default(dtype):
                 made[name] = _kept_in_float32(chosen.from_config(dict(config))).eval()
@@ -219,7 +219,7 @@ def _text_encoder(kind: str, config: Mapping[str, Any], dtype: torch.dtype) -> n
 
 
 def _kept_in_float32(module: nn.Module) -> nn.Module:
-    """Make parameters float32 that diffusers keeps in it, whatever a model's precision is."""
+    """Convert those parameters to float32 that diffusers keeps in it for any model dtype."""
     kept = set(getattr(module, "_keep_in_fp32_modules", None) or ())
     for name, one in module.named_modules():
         if kept & set(name.split(".")):
@@ -259,7 +259,7 @@ def default_size(plan: Blueprint, pipe: Any) -> tuple[int, int]:
     """Return a pipeline's default height and width.
 
     Raises:
-        ValueError: its files do not say.
+        ValueError: its files do not specify a size.
     """
     if plan.size is not None:
         return plan.size
@@ -280,9 +280,9 @@ def default_size(plan: Blueprint, pipe: Any) -> tuple[int, int]:
 def tiny_autoencoder(
     flow: Any, mode: AbstractContextManager[Any], dtype: torch.dtype
 ) -> nn.Module | None:
-    """Return an `AutoencoderTiny` without values that decodes a flow's latents; None: it has none.
+    """Return an `AutoencoderTiny` without values for a flow's latents; None if there is none.
 
-    Published ones (TAESD, TAESDXL, TAESD3, TAEF1) shrink pictures by 8 and have the default sizes.
+    The published ones (TAESD, TAESDXL, TAESD3, TAEF1) downscale by 8 and have the default sizes.
     """
     config = flow.vae.config
     channels = config.get("latent_channels")

@@ -5,8 +5,8 @@ the noise level sigma = 1 - t gives
 
     v(x,t) = sign * net(x, scale (1-t)),      X(s,t,x) = x + (t-s) v,
 
-one with a target time `net(x, scale (1-s), target = scale (1-t))` the map itself. A family is a
-subclass with the few lines in which its pipelines differ.
+and a denoiser with a target time, `net(x, scale (1-s), target = scale (1-t))`, gives the map
+itself. A family is a subclass with the few lines in which its pipelines differ.
 """
 
 from collections.abc import Sequence
@@ -30,36 +30,38 @@ __all__ = ["Kind", "PipelineFlow", "rows_time"]
 class PipelineFlow(Conditioned):
     """The flow of a pipeline's denoiser, at a resolution and a guidance scale.
 
-    `given` encodes prompts by the pipeline itself, each once; the state is whatever the denoiser
-    eats (FLUX: packed tokens), so `event_shape` follows the resolution. States are float32 (or
-    float64) whatever the denoiser's precision is. The pipeline is not changed: its modules are
-    held in evaluation mode without gradients of their weights while they are used.
+    `given` encodes each prompt once, by the pipeline itself. The state is the denoiser's input
+    (for FLUX, packed tokens), so `event_shape` depends on the resolution. States are float32 (or
+    float64) for any precision of the denoiser. The pipeline is not changed: its modules are kept
+    in evaluation mode, without gradients of their weights, while they are used.
 
     Args:
         pipe: the pipeline; this flow and it share all modules.
-        height: of the pictures, in pixels. Default: the pipeline's own.
-        width: likewise.
-        cfg: scale of classifier-free guidance, mixed at run time at two evaluations a call, as
-            the pipeline counts it. Default: the pipeline's own for a velocity model; off for a map
-            or a student.
-        guidance: of a model that was distilled with it: the guidance scale that is its input.
-            Default: the pipeline's own.
-        negative_prompt: what classifier-free guidance leads away from. Default: what the pipeline
-            leads away from where none is given.
-        kind: what the model is, see `FlowMap.kind`, where its files do not say.
-        frame: of a clip, which frame `decode` gives; None: the middle one.
-        second_time: what lets a denoiser of one time jump to any other, see
-            `steer.backends.second_time`, or its folder; the model is a map then.
-        checkpointing: whether denoiser and decoder are computed again in the backward pass instead
-            of being kept (Chen et al. 2016, arXiv 1604.06174), block by block where they have
-            blocks, else a call at a time.
-        guide_vae: an autoencoder that decodes where a gradient passes through, see
-            `steer.backends.glimpse`: a tiny one (TAESD, TAEF1), live, its folder or its hub id.
-            Pictures that are returned are decoded by the pipeline's own.
-        guide_size: there, height and width as a share of the whole: 1, 0.5 or 0.25.
-        guide_crop: there, only the middle is decoded, with this height and width in pixels.
-        decode_rows: there, the most rows of a decoder's call.
-        call: more arguments of the pipeline's call: max_sequence_length, num_frames and the like.
+        height: height of the pictures in pixels. Default: the pipeline's own.
+        width: width of the pictures in pixels. Default: the pipeline's own.
+        cfg: scale of classifier-free guidance, mixed at run time with two evaluations per call, in
+            the pipeline's convention. Default: the pipeline's own for a velocity model; off for a
+            map or a student.
+        guidance: guidance scale that a guidance-distilled model takes as an input. Default: the
+            pipeline's own.
+        negative_prompt: the negative prompt of classifier-free guidance. Default: the pipeline's
+            own.
+        kind: kind of the model, see `FlowMap.kind`, if its files do not specify it.
+        frame: the frame of a clip that `decode` returns; None: the middle one.
+        second_time: a second time input for a denoiser with one time, see
+            `steer.backends.second_time`, or its folder; the model is then a map.
+        checkpointing: whether activations of denoiser and decoder are recomputed in the backward
+            pass instead of being kept (Chen et al. 2016, arXiv 1604.06174), block by block if they
+            have blocks, else call by call.
+        guide_vae: an autoencoder that decodes if a gradient is needed, see
+            `steer.backends.glimpse`: a tiny one (TAESD, TAEF1), as an object, its folder or its
+            hub id. Returned pictures are decoded by the pipeline's own.
+        guide_size: if a gradient is needed: height and width as a fraction of the whole: 1, 0.5 or
+            0.25.
+        guide_crop: if a gradient is needed: decode only the middle, with this height and width in
+            pixels.
+        decode_rows: if a gradient is needed: maximum number of rows in a decoder call.
+        call: further arguments of the pipeline's call, such as max_sequence_length and num_frames.
 
     Raises:
         ValueError: a size that the model does not take, guidance that it does not have, an unknown
@@ -68,10 +70,10 @@ class PipelineFlow(Conditioned):
     """
 
     patches_told: tuple[int, int] | None = None
-    """Rows and columns of patches, where something says them; else they follow from the size."""
+    """Rows and columns of patches, if they are known; else they follow from the size."""
 
     def velocity(self, x: Tensor, t: Time) -> Tensor:
-        """Return `b_t(x)`; of a map its diagonal, target time = time. (n, *event)."""
+        """Return `b_t(x)`, (n, *event); of a map its diagonal, where both times are equal."""
         return self.sign * self.predict(x, t, t)
 
     def jump(self, x: Tensor, s: Time, t: Time) -> Tensor:
@@ -79,12 +81,16 @@ class PipelineFlow(Conditioned):
         gap = like(as_time(t) - as_time(s), x)
         return x + gap * (self.sign * self.predict(x, s, t))
 
+    def reuses(self, s: Time, t: Time) -> bool:
+        """Return whether the denoiser is not told where a jump ends."""
+        return self.kind != "two-time"
+
     def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return `v(x,s,t)`, the denoiser's, (n, *event); of a velocity model `b_s(x)`."""
         return self.sign * self.predict(x, s, t)
 
     def along(self, times: Sequence[float]) -> Self:
-        """Return this flow as the pipeline samples on this grid, where that is its own."""
+        """Return this flow as the pipeline itself samples on this grid, if the grid is its own."""
         grid = self.source.grid_like(times) if type(self).hear is not PipelineFlow.hear else None
         if grid is None:
             return self
@@ -93,7 +99,7 @@ class PipelineFlow(Conditioned):
         return view
 
     def hear(self, grid: Sequence[float]) -> None:
-        """Do what the pipeline does on a grid of its own. Default: nothing.
+        """Prepare for a grid of the pipeline's own. Default: do nothing.
 
         Args:
             grid: its times, as `grid` returns them.
@@ -111,7 +117,7 @@ class PipelineFlow(Conditioned):
         return self.by_rows(x, now, target)
 
     def by_rows(self, x: Tensor, now: Tensor, target: Tensor) -> Tensor:
-        """Return the denoiser's output at its own times, a call for each length of the prompts."""
+        """Return the denoiser's output at its own times, with one call per length of prompts."""
         parts = self._arguments(len(x), x.device)
         if len(parts) == 1:
             return self._mixed(x, now, target, parts[0])
@@ -142,7 +148,7 @@ class PipelineFlow(Conditioned):
             return run(x)
 
     def _told(self, now: Tensor, target: Tensor) -> AbstractContextManager[None]:
-        """Let the denoiser know the target time, where that is a term of its own."""
+        """Pass the target time to the denoiser, if it enters through an added term."""
         if self.second_time is None:
             return nullcontext()
         scale = self.time_scale
@@ -153,12 +159,12 @@ class PipelineFlow(Conditioned):
         return self.network(**{self.state_argument: x}, **arguments, return_dict=False)[0]
 
     def mix(self, c: Tensor, u: Tensor) -> Tensor:
-        """Return the guided prediction of those with the prompt (c) and the negative one (u)."""
+        """Return the guided prediction from those of the prompt (c) and negative prompt (u)."""
         assert self.cfg is not None
         return (c if self.from_prompt else u) + self.cfg * (c - u)
 
     def network_time(self, t: Tensor) -> Tensor:
-        """Return what the denoiser calls our times (n,)."""
+        """Convert our times (n,) to the denoiser's."""
         return (1 - t) * self.time_scale
 
     def _arguments(self, rows: int, device: torch.device) -> list[Rows]:
@@ -177,7 +183,7 @@ class PipelineFlow(Conditioned):
 
     @property
     def codec(self) -> Codec:
-        """How states become pictures, at this resolution."""
+        """The codec between states and pictures at this resolution."""
         return Codec(self.vae, self.layout, self._patches(), self.epsilon)
 
     def decode(self, x: Tensor) -> Tensor:
@@ -230,5 +236,5 @@ class PipelineFlow(Conditioned):
 
 
 def rows_time(t: Time, x: Tensor) -> Tensor:
-    """Return times as (n,) where x is, in float32, or float64 for states of doubles."""
+    """Return times (n,) on the device of x, in float32, or in float64 for float64 states."""
     return row_times(t, x, torch.float64 if x.dtype == torch.float64 else torch.float32)

@@ -1,8 +1,9 @@
-"""Whether gradients pass through weights that are quantised or cast: each layer is asked.
+"""Check for each layer whether gradients pass correctly through quantised or cast weights.
 
-A layer of int8, fp8 or GGUF weights multiplies by what it makes of them, in the forward and in the
-backward pass. Where activations are quantised as well (dynamic quantisation), a layer is a
-staircase: it has no gradient, and beside layers that have one the sum is wrong without an error.
+A layer with int8, fp8 or GGUF weights multiplies by the dequantised weights, in the forward and in
+the backward pass. If activations are quantised as well (dynamic quantisation), the layer is
+piecewise constant and has no gradient. Together with layers that have one, the total gradient is
+then wrong, without an error.
 """
 
 from typing import Any
@@ -15,11 +16,11 @@ from steer.backends.checks import dtype_of
 __all__ = ["is_quantised", "unsound"]
 
 WRONG = 0.1
-"""Share by which a layer's gradient may differ from its own differences: precisions round."""
+"""Relative tolerance between a layer's gradient and finite differences, because of rounding."""
 
 
 def is_quantised(p: nn.Parameter) -> bool:
-    """Return whether a weight has a class of its own: torchao's, GGUF's, bitsandbytes'."""
+    """Return whether a weight has a special class: that of torchao, GGUF or bitsandbytes."""
     from torch._subclasses.fake_tensor import FakeTensor
     from torch.distributed.tensor import DTensor
 
@@ -28,9 +29,9 @@ def is_quantised(p: nn.Parameter) -> bool:
 
 
 def unsound(network: nn.Module) -> str:
-    """Return why gradients through a network's weights would be wrong; empty: they are right.
+    """Return why gradients through a network's weights would be wrong; empty if they are correct.
 
-    Each linear layer of quantised weights is called with three rows. It is linear, so that with
+    Each linear layer with quantised weights is called with three rows. It is linear, so with
     `D = W d`, from calls at x + d and x - d, the gradient g of `<y(x), D>` has `<g, d> = |D|²`.
 
     Args:
@@ -64,7 +65,7 @@ def unsound(network: nn.Module) -> str:
 
 
 def _off(layer: nn.Linear, dtype: torch.dtype) -> float | None:
-    """Return how far a layer's gradient is from its differences; None: it has none."""
+    """Return the error of a layer's gradient against finite differences; None: no gradient."""
     device = next(layer.parameters()).device
     generator = torch.Generator().manual_seed(0)
     x, d = torch.randn(2, 1, layer.in_features, generator=generator).to(device, dtype)

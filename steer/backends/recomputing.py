@@ -1,11 +1,11 @@
-"""Blocks of a model that are computed again in the backward pass, instead of being kept.
+"""Recompute blocks of a model in the backward pass instead of keeping their activations.
 
-A whole call that is computed again (Chen et al. 2016, arXiv 1604.06174) keeps one state in the
-forward pass, and every activation of the call at once in the backward pass. Block by block, what
-is kept is the input of each block, and the backward pass holds one block's activations at a time.
+If a whole call is recomputed (Chen et al. 2016, arXiv 1604.06174), the forward pass keeps one
+state, and the backward pass all activations of the call at once. Block by block, the inputs of all
+blocks are kept, and the backward pass has the activations of one block at a time.
 
-Adapters are switched by state of their layers, and the backward pass comes when the switch is back
-where it was: a block is computed again with its adapters set as they were.
+Adapters are switched by the state of their layers, and this state has been reset when the backward
+pass runs. So a block is recomputed with its adapters set as in its forward pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,16 +21,16 @@ from steer.adapters.switch import Afresh, as_now
 __all__ = ["again", "by_block", "has_blocks"]
 
 BLOCKS = {"AutoencoderDC": "decoder.up_blocks"}
-"""Models whose blocks can be computed again, though diffusers does not do it: where they are."""
+"""Models whose blocks can be recomputed although diffusers does not support it -> their blocks."""
 
 
 def again(function: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Call a function, and compute it again in the backward pass, adapters set as they are now.
+    """Call a function; recompute it in the backward pass with the adapters set as now.
 
     Args:
-        function: of tensors.
-        module: whose adapters it uses.
-        *args: of the function.
+        function: a function of tensors.
+        module: the module whose adapters it uses.
+        *args: arguments of the function.
         **kwargs: likewise.
     """
     scales = as_now(module)
@@ -38,7 +38,7 @@ def again(function: Callable[..., Any], module: nn.Module, *args: Any, **kwargs:
         function,
         *args,
         use_reentrant=False,
-        preserve_rng_state=_draws(module),  # to read the state makes the host wait
+        preserve_rng_state=_draws(module),  # reading the random state makes the host wait
         context_fn=lambda: (_once(function), Afresh(lambda: _once(function, scales))),
         **kwargs,
     )
@@ -46,10 +46,10 @@ def again(function: Callable[..., Any], module: nn.Module, *args: Any, **kwargs:
 
 @contextmanager
 def _once(block: Any, scales: AbstractContextManager[None] | None = None) -> Iterator[None]:
-    """Keep the parts of a block that checkpoint themselves from doing so, adapters set as said.
+    """Turn off the checkpointing of a block's own parts, with the adapters set as given.
 
-    The backward pass comes when `by_block` has been left, so a part that checkpointed itself in
-    the forward pass only would save other tensors the second time, which PyTorch refuses.
+    `by_block` has been left when the backward pass runs. A part that checkpointed itself only in
+    the forward pass would then save other tensors in the recomputation, which PyTorch refuses.
     """
     parts = block.modules() if isinstance(block, nn.Module) else ()
     on: list[Any] = [m for m in parts if getattr(m, "gradient_checkpointing", False)]
@@ -69,19 +69,19 @@ def _draws(module: nn.Module) -> bool:
 
 
 def has_blocks(model: nn.Module) -> bool:
-    """Return whether a model of diffusers can be computed again block by block."""
+    """Return whether a diffusers model can be recomputed block by block."""
     supported = getattr(model, "_supports_gradient_checkpointing", False)
     return bool(supported) or type(model).__name__ in BLOCKS
 
 
 @contextmanager
 def by_block(model: nn.Module) -> Iterator[None]:
-    """Compute the blocks of a model again in the backward pass of the calls in this context.
+    """Recompute the blocks of a model in the backward pass of the calls in this context.
 
-    What the model's own checkpointing was set to is set again afterwards.
+    The model's own checkpointing setting is restored afterwards.
 
     Args:
-        model: of diffusers, one that `has_blocks`.
+        model: a diffusers model that `has_blocks`.
     """
     place = BLOCKS.get(type(model).__name__)
     if place is not None:
@@ -109,15 +109,17 @@ def by_block(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _wrapped(blocks: nn.Module) -> Iterator[None]:
-    """Let each of some blocks compute itself again."""
-    held = list(blocks.children())
+    """Wrap each block so that it is recomputed."""
+    held = [(block, vars(block).get("forward")) for block in blocks.children()]
     try:
-        for block in held:
+        for block, _ in held:
             block.forward = partial(_block, block.forward, block)
         yield
     finally:
-        for block in held:
+        for block, own in held:
             del block.forward
+            if own is not None:  # set by hooks of other packages
+                block.forward = own
 
 
 def _block(forward: Callable[..., Tensor], block: nn.Module, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,8 +1,8 @@
-"""What a pipeline feeds its denoiser, taken from the pipeline's own call.
+"""Record the arguments that a pipeline passes to its denoiser.
 
 The denoiser's `forward` is replaced for one call of the pipeline by a function that keeps the
 arguments and ends the call. So prompts, position ids, guidance and size embeddings and the time
-grid are the pipeline's own, whatever its class; nothing of it is written a second time here.
+grid are the pipeline's own, for any class, and none of its code is duplicated here.
 """
 
 import copy
@@ -22,11 +22,11 @@ from steer.reward import at_rest, plain
 __all__ = ["Answer", "Recorder", "instead", "modules_of"]
 
 KEPT = 64
-"""How many prompts' encodings are kept, as long as the text encoders are there to make them."""
+"""Number of prompts whose encodings are cached, while the text encoders exist."""
 
 
 class Answer(tuple[Tensor]):
-    """What a denoiser returns: a tuple of one, and the object with a `sample`."""
+    """A denoiser's return value, both as a tuple of one and as an object with `sample`."""
 
     @property
     def sample(self) -> Tensor:
@@ -35,24 +35,24 @@ class Answer(tuple[Tensor]):
 
 
 class _Reached(Exception):
-    """The call that was waited for."""
+    """Raised when the expected call has been recorded."""
 
 
 def modules_of(pipe: Any) -> dict[str, nn.Module]:
-    """Return a pipeline's modules by what it calls them."""
+    """Return a pipeline's modules by their names in it."""
     return {k: v for k, v in pipe.components.items() if isinstance(v, nn.Module)}
 
 
 class Recorder:
-    """Records the calls that a pipeline makes of its denoiser.
+    """Record the calls that a pipeline makes to its denoiser.
 
-    Texts are encoded once: what `pipe.encode_prompt` returns is kept by its arguments, so that
-    another resolution or number of steps costs no text encoder, and `release` may drop them.
+    Texts are encoded once: results of `pipe.encode_prompt` are cached by its arguments. So another
+    resolution or number of steps needs no text encoder, and `release` can drop the encoders.
 
     Args:
         pipe: the pipeline.
         network: its denoiser.
-        state: the name of the argument of the denoiser that is the noisy state.
+        state: name of the denoiser's argument for the noisy state.
     """
 
     def __init__(self, pipe: Any, network: nn.Module, state: str) -> None:
@@ -65,8 +65,8 @@ class Recorder:
         """Return the arguments of the denoiser's first calls, by name.
 
         Args:
-            expected: how many calls; fewer where one call holds several rows, as pipelines do
-                that batch the negative prompt with the prompt.
+            expected: number of calls; fewer if one call holds several rows, as in pipelines that
+                batch the negative prompt with the prompt.
             **call: what the pipeline is called with.
         """
         calls: list[dict[str, Any]] = []
@@ -88,7 +88,7 @@ class Recorder:
         return calls
 
     def run(self, answer: Callable[[dict[str, Any]], Any], **call: Any) -> Any:
-        """Call the pipeline with a function in its denoiser's place, and return what it does.
+        """Call the pipeline with a function in place of its denoiser, and return its result.
 
         Args:
             answer: arguments by name -> the prediction.
@@ -97,9 +97,9 @@ class Recorder:
         forward = self.network.forward
         signature, recording = inspect.signature(forward), threading.get_ident()
 
-        @functools.wraps(forward)  # modular pipelines pass what the signature names
+        @functools.wraps(forward)  # modular pipelines pass the arguments that the signature names
         def stand_in(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != recording:  # another thread samples with it meanwhile
+            if threading.get_ident() != recording:  # another thread is using the denoiser
                 return forward(*args, **kwargs)
             found = dict(signature.bind(*args, **kwargs).arguments)
             found |= found.pop("kwargs", {})
@@ -111,14 +111,14 @@ class Recorder:
             try:
                 with plain(), at_rest(*modules_of(self.pipe).values()):
                     return self.pipe(**call)
-            except AttributeError as error:  # which a property of a module would hide
+            except AttributeError as error:  # which a module's property would hide
                 raise RuntimeError(
                     f"{type(self.pipe).__name__} could not be called ({error}): is one of its "
                     "components missing?"
                 ) from error
 
     def release(self) -> None:
-        """Drop the pipeline's text encoders; prompts that were bound before stay known."""
+        """Drop the pipeline's text encoders; earlier prompts can still be bound."""
         self.released = True
         for name in modules_of(self.pipe):
             if "text_encoder" in name:
@@ -126,7 +126,7 @@ class Recorder:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        """Keep the progress bar, and the log of how the call ends, off the screen."""
+        """Suppress the progress bar, and the log message about the end of the call."""
         from diffusers.utils import logging
 
         level = logging.get_verbosity()
@@ -141,7 +141,7 @@ class Recorder:
 
     @contextmanager
     def _remembering(self) -> Iterator[None]:
-        """Let `pipe.encode_prompt` answer from memory what it was asked before."""
+        """Let `pipe.encode_prompt` return cached results for earlier arguments."""
         encode = getattr(self.pipe, "encode_prompt", None)
         if encode is None:
             yield
@@ -173,9 +173,9 @@ class Recorder:
 
 @contextmanager
 def instead(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Put a function in the place of a method, and put back what the object itself had there.
+    """Replace a method by a function, and restore the object's own attribute afterwards.
 
-    Hooks that offload a module are such a forward of its own.
+    Offloading hooks, for example, set a `forward` on the module itself.
     """
     own = vars(owner).get(name)
     setattr(owner, name, function)
@@ -189,7 +189,7 @@ def instead(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[Non
 
 
 def _with_bars(pipe: Any) -> Iterator[Any]:
-    """Give what shows a progress bar: a pipeline, or blocks of a modular one, at any depth."""
+    """Yield objects with a progress bar: a pipeline, or blocks of a modular one at any depth."""
     blocks = getattr(pipe, "_blocks", None)
     if blocks is None and hasattr(pipe, "set_progress_bar_config"):
         yield pipe

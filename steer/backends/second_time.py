@@ -1,13 +1,13 @@
-"""A second time for a denoiser that knows one: what turns a velocity model into a flow map.
+"""A second time input for a denoiser with one, which turns a velocity model into a flow map.
 
-The denoiser's embedding e of the noise level sigma = 1 - s gets a term that knows the noise level
-tau = 1 - t of the jump's end,
+A term that depends on the noise level tau = 1 - t at the end of the jump is added to the
+denoiser's embedding e of the noise level sigma = 1 - s,
 
     e(sigma) + (sigma - tau) W silu(V f(sigma, tau)),
 
-f cosines and sines of low frequencies. At sigma = tau the term is exactly zero: the velocity is
-the model's own bit for bit, and so is the pipeline in plain diffusers, which does not know the
-term. W is zero at first, so that before training every jump is one Euler step.
+with f cosines and sines of low frequencies. At sigma = tau the term is exactly zero: the velocity
+is the model's own bit for bit, and so is the pipeline in plain diffusers, which ignores the term.
+W is initialised to zero, so that before training every jump is one Euler step.
 """
 
 import json
@@ -30,7 +30,7 @@ FOLDER, FORMAT = "second_time", "steer.second-time/1"
 
 
 class SecondTime(nn.Module):
-    """The term of the second time, added to what a module of the denoiser gives.
+    """The term of the second time, added to the output of a module of the denoiser.
 
     High frequencies would make the map rough in its times: 12 rad is the highest.
 
@@ -69,7 +69,7 @@ class SecondTime(nn.Module):
         """
         weight = self.out.weight
         gap = now - target
-        # no buffer: in bfloat16 the frequencies would be others
+        # not a buffer: bfloat16 would change the frequencies
         count = torch.arange(1, self.frequencies + 1, device=now.device, dtype=now.dtype)
         rates = self.highest / self.frequencies * count
         angles = torch.cat([now[:, None] * rates, gap[:, None] * rates], 1)
@@ -79,7 +79,7 @@ class SecondTime(nn.Module):
 
     @contextmanager
     def told(self, network: nn.Module, now: Tensor, target: Tensor) -> Iterator[None]:
-        """Let the denoiser's calls in this block know the second time.
+        """Pass the second time to the denoiser's calls in this block.
 
         Args:
             network: the denoiser.
@@ -101,7 +101,7 @@ class SecondTime(nn.Module):
         self.out.weight.data *= factor
 
     def check(self, network: nn.Module) -> None:
-        """Raise where a denoiser has no module of the term's name."""
+        """Raise an error if a denoiser has no module of the term's name."""
         if self.module not in dict(network.named_modules()):
             raise ValueError(
                 f"{type(network).__name__} has no module {self.module!r} that embeds the time: "
@@ -110,7 +110,7 @@ class SecondTime(nn.Module):
 
     @classmethod
     def of(cls, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> "SecondTime":
-        """Return the term of a configuration and its tensors, in float32, for inference."""
+        """Make the term from a configuration and tensors, in float32, for inference."""
         made = cls(**config)
         made.load_state_dict({k: v.float() for k, v in state.items()})
         return made.eval().requires_grad_(False)
@@ -137,8 +137,8 @@ class SecondTime(nn.Module):
             folder: the pipeline's, or the term's own inside it.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: files that are not its own, or cut short.
+            FileNotFoundError: the folder has no second time.
+            ValueError: files in another format, or truncated.
         """
         inside = Path(folder)
         inside = inside / FOLDER if (inside / FOLDER).is_dir() else inside

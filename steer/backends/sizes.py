@@ -1,7 +1,7 @@
-"""Public models by a short name: which pipeline, and the sizes of its parts.
+"""Public models by a short name: their pipeline, and the sizes of its components.
 
-What is not written here is the default of the class in diffusers; where that is another model's,
-the numbers are those of the model's page. A folder's own files have priority.
+Values that are missing here are the class's defaults in diffusers. If those belong to another
+model, the numbers are from the model's page. A folder's own files take precedence.
 """
 
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ class Public(NamedTuple):
     """A public model.
 
     Attributes:
-        pipeline: the class of its pipeline.
-        parts: what the pipeline calls a part -> its class and configuration.
+        pipeline: class of its pipeline.
+        parts: name of a component in the pipeline -> its class and configuration.
         size: height and width of its pictures.
-        source: where the numbers are from.
+        source: source of the numbers.
         hub: its repository.
-        more: what the pipeline's call is given.
-        options: of `PipelineFlow`, what its name says elsewhere.
+        more: further arguments of the pipeline's call.
+        options: options of `PipelineFlow` that are otherwise deduced from the model's name.
     """
 
     pipeline: str

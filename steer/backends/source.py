@@ -1,4 +1,4 @@
-"""What all views of one pipeline share: the pipeline itself, and what was recorded of it."""
+"""What all views of one pipeline share: the pipeline itself and its recordings."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ from steer.backends.recording import Recorder, modules_of
 __all__ = ["Source", "at_one_time"]
 
 KEPT = 64
-"""How many prompts' conditions are kept, while they can be made again."""
+"""Number of prompts whose conditions are cached, while they can be recomputed."""
 
 STEPS = 4
-"""How many steps a pipeline is asked for to record a prompt: any number does."""
+"""Number of steps of the call that records a prompt: any number works."""
 
 
 class Source:
     """A pipeline and its recordings. A copy of a flow has the same one: it is never copied.
 
-    Where a method takes a flow, that is the `PipelineFlow` whose options the pipeline is called
-    with.
+    If a method takes a flow, it is the `PipelineFlow` whose options are used for the pipeline's
+    call.
 
     Args:
         pipe: the pipeline.
-        recorder: of its denoiser's calls.
+        recorder: recorder of its denoiser's calls.
     """
 
     def __init__(self, pipe: Any, recorder: Recorder) -> None:
@@ -47,14 +47,14 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What the pipeline was loaded from: a hub's id or a folder."""
+        """Where the pipeline was loaded from: a hub id or a folder."""
         config = dict(getattr(self.pipe, "config", None) or {})
         modular = getattr(self.pipe, "_pretrained_model_name_or_path", None)
         return str(config.get("_name_or_path") or modular or "")
 
     @property
     def lacks(self) -> dict[str, str]:
-        """What cannot be done with the pipeline in its current state -> why."""
+        """What the pipeline cannot do in its current state -> why."""
         parts = modules_of(self.pipe).items()
         hooked = [name for name, part in parts if any(map(_offloads, part.modules()))]
         if not hooked:
@@ -85,7 +85,7 @@ class Source:
 
     @property
     def known_prompt(self) -> str:
-        """A prompt that was recorded before, which needs no text encoder again; else none."""
+        """A prompt that was recorded before and needs no text encoder; None if there is none."""
         return next(iter(self._prompts), "")
 
     def grid(self, flow: Any, steps: int) -> list[float]:
@@ -97,7 +97,7 @@ class Source:
         return list(self._grids[key])
 
     def grid_like(self, times: Sequence[float]) -> list[float] | None:
-        """Return the recorded grid that has these times after its first one, if there is one."""
+        """Return the recorded grid whose times after the first are these, if there is one."""
         later = list(times)[1:]
         return next((grid for grid in self._grids.values() if grid[1:] == later), None)
 
@@ -136,12 +136,12 @@ class Source:
 
 
 def at_one_time(a: Any, b: Any) -> bool:
-    """Return whether two calls are of one step, the prompt's and the negative one's."""
+    """Return whether two calls, for the prompt and the negative prompt, belong to one step."""
     return torch.equal(torch.as_tensor(a), torch.as_tensor(b))
 
 
 def _offloads(module: nn.Module) -> bool:
-    """Return whether a module's weights come and go by accelerate's or diffusers' hooks."""
+    """Return whether a module's weights are offloaded by hooks of accelerate or diffusers."""
     hook = getattr(module, "_hf_hook", None)
     kinds = {type(h).__name__ for h in [hook, *getattr(hook, "hooks", ())]}
     if kinds & {"CpuOffload", "UserCpuOffloadHook"} or getattr(hook, "offload", False):

@@ -1,4 +1,4 @@
-"""Conditions of the right shapes without a text encoder: for plans, where nothing is loaded."""
+"""Conditions with the right shapes, made without a text encoder: for plans, which load nothing."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,7 +34,7 @@ LENGTHS: Mapping[type[PipelineFlow], int] = {
     Flux3: 480, HunyuanImage: 1000, QwenImage: 128, ZImage: 128, Krea2: 128, Ernie: 128,
     StableDiffusion: 77, RectifiedUNet: 77,
 }  # fmt: skip
-"""Tokens of a prompt, where the pipeline's call has no number that every prompt is padded to."""
+"""Number of tokens of a prompt, if the pipeline's call does not pad prompts to a fixed length."""
 
 
 def text_length(flow: PipelineFlow) -> int:
@@ -42,17 +42,17 @@ def text_length(flow: PipelineFlow) -> int:
     said = flow.call_arguments.get("max_sequence_length")
     padded = default_of(flow.pipe, "max_sequence_length")
     if type(flow) is Flux and flow.kind == "one-jump":
-        padded = 256  # what schnell takes at most
+        padded = 256  # schnell's maximum
     usual = int(said or LENGTHS.get(type(flow)) or padded or 77)
     return 77 + usual if isinstance(flow, StableDiffusion3) and said is None else usual
 
 
 def stand_in(flow: PipelineFlow, tokens: int | None = None) -> Condition:
-    """Return a prompt's condition with shapes that its family's pipeline would give.
+    """Return a condition with the shapes that its family's pipeline would give to a prompt.
 
     Args:
-        flow: of the pipeline, at the resolution that is meant.
-        tokens: of text. Default: `text_length`.
+        flow: flow of the pipeline, at the planned resolution.
+        tokens: number of text tokens. Default: `text_length`.
 
     Raises:
         ValueError: no shapes are known for this family.

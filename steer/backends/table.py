@@ -1,4 +1,4 @@
-"""Which class of pipelines is which family."""
+"""The families of pipelines, by class."""
 
 import inspect
 from typing import Any
@@ -46,11 +46,11 @@ FAMILIES: dict[str, type[PipelineFlow]] = {
     "Krea2Pipeline": Krea2,
     "DreamLiteMobilePipeline": DreamLite,
 }
-"""The pipeline's class -> the family; the name is looked for among its base classes too."""
+"""The pipeline's class -> the family; names of base classes match as well."""
 
 
 def family_of(pipe: Any) -> type[PipelineFlow] | None:
-    """Return the family of a pipeline's class; None for one that is not named."""
+    """Return the family of a pipeline's class; None for a class that is not in the table."""
     names = (kind.__name__ for kind in type(pipe).__mro__)
     found = next((FAMILIES[name] for name in names if name in FAMILIES), None)
     if found is StableDiffusion:

@@ -1,12 +1,12 @@
-"""The end of a jump as FLUX.3's own transformer embeds it: what makes its base a flow map.
+"""The embedding of a jump's end in FLUX.3's own transformer, which makes its base a flow map.
 
 The transformer of a map (`flow_map=True`) adds an embedding of the jump's end to its start's,
 
     e(sigma) + T f(1000 tau),    sigma = 1 - s,  tau = 1 - t,
 
-f its sinusoids, T two layers, `target_timestep_embedder`. The base has no T. A fresh one is the
-embedder of the start with its last layer zero: then nothing is added, and every jump is an Euler
-step of the base, bit for bit.
+with f its sinusoids and T two layers, `target_timestep_embedder`. The base has no T. A new T is
+the embedder of the start with its last layer set to zero: then it adds nothing, and every jump is
+an Euler step of the base, bit for bit.
 """
 
 import copy
@@ -23,10 +23,10 @@ FORM = "target_timestep_embedder"
 
 
 class TargetTime(nn.Module):
-    """An embedder of the jump's end for a FLUX.3 transformer, its base's or a map's.
+    """An embedder of the jump's end for a FLUX.3 transformer, of the base or of a map.
 
-    It replaces that of the map: it is added to the base's `timestep_embedder`, which gives the
-    same network. Its tensors have the names that the transformer gives to them.
+    In a map it replaces the existing one; in the base it is added to `timestep_embedder`, which
+    gives the same network. Its tensors have the same names as in the transformer.
 
     Args:
         embedder: T, (n, channels) -> (n, width).
@@ -40,7 +40,7 @@ class TargetTime(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What a file says of it: its form, and the sizes of its layers."""
+        """Its configuration: the format, and the sizes of its layers."""
         width, channels = self.linear_1.weight.shape
         return {"form": FORM, "channels": channels, "width": width}
 
@@ -51,11 +51,11 @@ class TargetTime(nn.Module):
 
     @contextmanager
     def told(self, network: nn.Module, now: Tensor, target: Tensor) -> Iterator[None]:
-        """Let the transformer's calls in this block know where their jump ends.
+        """Pass the end of the jump to the transformer's calls in this block.
 
         Args:
             network: the transformer.
-            now: noise level at the start of the jump, (n,); the call itself has it.
+            now: noise level at the start of the jump, (n,); the call itself already has it.
             target: at its end, (n,).
         """
         one: Any = network
@@ -71,7 +71,7 @@ class TargetTime(nn.Module):
 
         if own is None:
             handle = one.timestep_embedder.register_forward_hook(add)
-        else:  # a map's: it is told the end by its argument
+        else:  # a map gets the end as an argument
             handle = own.register_forward_hook(replace)
         try:
             yield
@@ -79,11 +79,11 @@ class TargetTime(nn.Module):
             handle.remove()
 
     def scale_by(self, factor: float) -> None:
-        """Go a part of the way from the transformer's own embedding of the end, or none."""
+        """Interpolate from the transformer's own embedding of the end, if any."""
         self.scale *= factor
 
     def check(self, network: nn.Module) -> None:
-        """Raise where a transformer has no embedding of this width."""
+        """Raise an error if a transformer has no embedding of this width."""
         start = getattr(network, "timestep_embedder", None)
         first: Any = getattr(start, "linear_1", None)
         shape = None if first is None else tuple(first.weight.shape)
@@ -109,7 +109,7 @@ class TargetTime(nn.Module):
 
     @classmethod
     def of(cls, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> "TargetTime":
-        """Return the embedder of a file, in float32, for inference.
+        """Make the embedder from a file's configuration and tensors, in float32, for inference.
 
         Raises:
             RuntimeError: tensors of other sizes than `config` says.
@@ -125,9 +125,9 @@ class TargetTime(nn.Module):
 
 
 def is_blank(network: Any) -> bool:
-    """Return whether a map's transformer was read from a base's file: its embedder has no data.
+    """Return whether a map's transformer was loaded from a base's file: its embedder has no data.
 
-    `from_pretrained(base, flow_map=True)` leaves it on the meta device, and says nothing.
+    `from_pretrained(base, flow_map=True)` leaves it on the meta device, without a warning.
     """
     own = network.target_timestep_embedder
     return own is not None and any(p.is_meta for p in own.parameters())
@@ -135,7 +135,7 @@ def is_blank(network: Any) -> bool:
 
 @torch.no_grad()
 def fill(network: Any) -> None:
-    """Give a map's transformer that was read from a base's file an untrained embedder."""
+    """Add an untrained embedder to a map's transformer that was loaded from a base's file."""
     start, own = network.timestep_embedder, network.target_timestep_embedder
     weight = start.linear_1.weight
     own.to_empty(device=weight.device).to(weight.dtype)

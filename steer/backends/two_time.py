@@ -1,4 +1,4 @@
-"""Pipelines whose denoiser knows two times: flow maps, `X(s,t,x)` for any s <= t in one call."""
+"""Pipelines whose denoiser takes two times: flow maps, `X(s,t,x)` for any s <= t in one call."""
 
 import copy
 import warnings
@@ -18,12 +18,12 @@ __all__ = ["AnyFlow", "Flux3", "HunyuanImage"]
 class Flux3(PipelineFlow):
     """FLUX.3: Klein is a flow map, the base a velocity with classifier-free guidance.
 
-    Both times are noise levels in [0, 1]. Only modular pipelines have it; load them without the
-    prompt upsampler, which is a language model of its own (`steer.load` does).
+    Both times are noise levels in [0, 1]. It exists only as a modular pipeline; load it without
+    the prompt upsampler, which is a separate language model (`steer.load` does so).
 
-    A base becomes a map by `steer distill`, which trains the embedder of the jump's end that it
-    lacks, see `steer.backends.target_time`. One whose transformer was read with `flow_map=True`
-    gets an untrained one, with a warning: its jumps are Euler steps.
+    `steer distill` makes a map of a base by training the missing embedder of the jump's end, see
+    `steer.backends.target_time`. A base whose transformer was loaded with `flow_map=True` gets an
+    untrained embedder, with a warning: its jumps are Euler steps.
     """
 
     layout = "tokens"
@@ -74,9 +74,9 @@ class Flux3(PipelineFlow):
         return known if self.cfg is None else known | self._negative(known)
 
     def grid_of(self, steps: int) -> list[float]:
-        """Return the pipeline's times: equal steps of the noise level, as its scheduler has them.
+        """Return the pipeline's times: equal steps of the noise level, as in its scheduler.
 
-        A modular pipeline encodes its prompt in each call, so none is made for this.
+        A modular pipeline encodes its prompt in each call, so this is computed without a call.
         """
         scheduler = copy.deepcopy(self.source.pipe.scheduler)
         scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)])
@@ -84,7 +84,7 @@ class Flux3(PipelineFlow):
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Call with a guider at this flow's scale, and put the pipeline's own back."""
+        """Use a guider with this flow's scale, and restore the pipeline's own afterwards."""
         pipe = self.source.pipe
         if not self.mixes:
             yield
@@ -104,7 +104,7 @@ class Flux3(PipelineFlow):
 
 
 class HunyuanImage(PipelineFlow):
-    """HunyuanImage-2.1: the distilled one is a map with next time and guidance as inputs."""
+    """HunyuanImage-2.1: the distilled model is a map with the next time and guidance as inputs."""
 
     time_scale = 1000.0
     cfg_argument = None
@@ -130,7 +130,7 @@ class HunyuanImage(PipelineFlow):
         return {k: v for k, v in super().kept(arguments).items() if k != "timestep_r"}
 
     def evaluate(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """Call the transformer; it embeds its times in their own precision, so it gets its own."""
+        """Call the transformer with times in its own precision, in which it embeds them."""
         names = (self.time_argument, self.target_argument)
         times = {k: arguments[k].to(dtype_of(self.network)) for k in names if k is not None}
         return super().evaluate(x, {**arguments, **times})

@@ -1,4 +1,4 @@
-"""A short run of a pipeline, watched: what its denoiser is given and returns at each step."""
+"""Observe a short run of a pipeline: the denoiser's arguments and results at each step."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -19,12 +19,12 @@ STEPS = 4
 
 @dataclass(frozen=True)
 class Watched:
-    """What was seen of one run.
+    """The observations of one run.
 
     Attributes:
-        calls: the denoiser's arguments by name and what it returned, in order.
-        pictures: what the pipeline made of it, as it gives "pt".
-        scheduler: the one that the run was made with.
+        calls: the denoiser's arguments by name and its results, in order.
+        pictures: the pipeline's pictures, as tensors ("pt").
+        scheduler: the scheduler of the run.
     """
 
     calls: list[tuple[dict[str, Any], Tensor]]
@@ -34,12 +34,12 @@ class Watched:
 
 @dataclass(frozen=True)
 class Found:
-    """One step: state and time of the denoiser, and its predictions, one or two of a kind.
+    """One step: state and time of the denoiser, and its one or two predictions.
 
     Attributes:
-        state: for one row.
-        time: as the denoiser gets it.
-        predictions: for one row each: two where guidance is mixed, in the pipeline's order.
+        state: state of one row.
+        time: time in the denoiser's convention.
+        predictions: predictions for one row: two if guidance is mixed, in the pipeline's order.
     """
 
     state: Tensor
@@ -48,16 +48,16 @@ class Found:
 
 
 def watch(pipe: Any, network: nn.Module, scheduler: Any, call: Mapping[str, Any]) -> Watched:
-    """Run a pipeline for a few steps by a scheduler, and return what was seen.
+    """Run a pipeline for a few steps with a scheduler, and return the observations.
 
     Args:
-        pipe: the pipeline; its own scheduler is put back.
+        pipe: the pipeline; its own scheduler is restored.
         network: its denoiser.
-        scheduler: what it steps by.
-        call: what it is called with, beside the prompt, the steps and the seed.
+        scheduler: scheduler of the run.
+        call: further arguments of its call, besides prompt, steps and seed.
 
     Raises:
-        ValueError: the pipeline cannot be called so; says what it said.
+        ValueError: the pipeline cannot be called in this way; the message has its error.
     """
     forward, calls = network.forward, list[tuple[dict[str, Any], Tensor]]()
     known = inspect.signature(forward).parameters
@@ -101,13 +101,13 @@ def _copied(value: Any) -> Any:
 
 
 def names_of(watched: Watched) -> tuple[str, str]:
-    """Return the names of the denoiser's state and time: what changes from call to call.
+    """Return the names of the denoiser's state and time, the arguments that change between calls.
 
     Args:
         watched: a run without guidance.
 
     Raises:
-        ValueError: there is not one of each, or something else changes as well.
+        ValueError: there is not exactly one of each, or another argument changes as well.
     """
     (first, out), (second, _) = watched.calls[:2]
     changed = [k for k, v in first.items() if not _same(v, second.get(k))]
@@ -125,7 +125,7 @@ def names_of(watched: Watched) -> tuple[str, str]:
 
 
 def steps_of(watched: Watched, state: str, time: str) -> list[Found]:
-    """Return the steps of a run, calls at one time put together."""
+    """Return the steps of a run; calls at the same time are combined."""
     steps: list[list[tuple[dict[str, Any], Tensor]]] = []
     for arguments, out in watched.calls:
         same = steps and _number(steps[-1][0][0][time]) == _number(arguments[time])
@@ -139,7 +139,7 @@ def steps_of(watched: Watched, state: str, time: str) -> list[Found]:
         predictions = [p for _, out in calls for p in out.split(1)]
         now = _number(calls[0][0][time])
         assert now is not None
-        # some predict a variance beside, in as many channels again
+        # some also predict a variance, in as many further channels
         kept = tuple(p[:, : x.shape[1]] for p in predictions)
         if kept[0].shape != x[:1].shape:
             raise ValueError(
@@ -152,7 +152,7 @@ def steps_of(watched: Watched, state: str, time: str) -> list[Found]:
 
 
 def _number(value: Any) -> float | None:
-    """Return a time as a number; None where it is none, or differs among rows."""
+    """Return a time as a number; None if it is not a number, or differs between rows."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):

@@ -43,7 +43,7 @@ def whole_reward(
 
 
 class Ascent:
-    """What one run of a sampler without weights has: rows, micro-batches, checks.
+    """The state of one run of a sampler without weights: rows, micro-batches, checks.
 
     Args:
         flow: the flow map.
@@ -76,14 +76,14 @@ class Ascent:
         self.ancestors = self.rows.starts().to(x0.device)
 
     def at(self, x: Tensor, t: float) -> State:
-        """Return rows at t."""
+        """Return the state of rows at t."""
         return State(x, t, self.flow, self.potential)
 
     def _finite(self, what: str, values: Tensor) -> None:
         self.checks.add(what, values, f"step {self.k + 1} of {self.count}")
 
     def kept(self, population: Population) -> Tensor | None:
-        """Return the rows that the caller wished to keep, if any."""
+        """Return the rows that the caller chose to keep, if any."""
         wish = population.wish.keep
         if wish is None:
             return None
@@ -99,7 +99,7 @@ class Ascent:
         images: Tensor | None = None,
         clean: Tensor | None = None,
     ) -> Population:
-        """Return what the caller sees, once all that it holds was found finite."""
+        """Return the population for the caller, after checking that all its values are finite."""
         (seen,) = self.checks.read(reward)
         if self.drop and t == 1:
             self.rows.refuse_no_weight(seen.reshape(self.rows.p, self.rows.n))
@@ -169,7 +169,7 @@ class FlowMapControl:
         while run.k + 1 < len(times):
             t = times[run.k + 1]
             with plain(asked), torch.no_grad():
-                x = self._step(here, t) if here.t in guided else run.flow.jump(here.x, here.t, t)
+                x = self._step(here, t) if here.t in guided else here.jump(t)
                 here = run.at(x, t)
                 population = self._population(run, here)
             run.k += 1
@@ -177,16 +177,16 @@ class FlowMapControl:
             with plain(), torch.no_grad():
                 kept = run.kept(population)
                 here = here if kept is None else here.rows(kept)
-            if population.wish.stop:  # one jump, without a push
+            if population.wish.stop:  # one jump, without guidance
                 times, guided = (
                     [*times[: run.k + 1], *([self.times[-1]] if t < self.times[-1] else [])],
                     [],
                 )
 
     def _step(self, here: State, t: float) -> Tensor:
-        y = here.flow.jump(here.x, here.t, t)
         gradient = here.evaluation(derivatives=True).gradient
         assert gradient is not None
+        y = here.jump(t)
         if not self.relative:
             return y + (t - here.t) * self.scale * gradient
         return y + like(self.scale * row_norm(y - here.x), here.x) * direction(gradient)

@@ -23,8 +23,8 @@ class BestSeen:
     method is lost.
 
     Args:
-        sampler: what is run; its populations have the lookaheads, `population.clean`.
-        flow: decodes what is returned.
+        sampler: the sampler to run; its populations have the lookaheads, `population.clean`.
+        flow: the flow that decodes the returned samples.
     """
 
     def __init__(self, sampler: Any, flow: FlowMap) -> None:
@@ -52,7 +52,7 @@ class BestSeen:
         self.sampler.drop = drop
 
     def steps(self, x0: Tensor, seed: int = 0, *, position: int = 0) -> Iterator[Population]:
-        """Yield the sampler's populations, the last one with the best that was seen."""
+        """Yield the sampler's populations, the last one with the best samples of the run."""
         best: Tensor | None = None
         height: Tensor | None = None
         for population in self.sampler.steps(x0, seed, position=position):
@@ -91,7 +91,7 @@ class BestSeen:
 
 
 def _kept(values: Tensor, index: Tensor, axes: int) -> Tensor:
-    """Return what particles that were kept had, in the places of all."""
+    """Return the best samples of the kept particles, in the rows that now hold them."""
     flat = values if axes == 2 else values[None]
     chosen = index.expand(len(flat), -1) if index.ndim == 1 else index
     turns = chosen[:, torch.arange(flat.shape[1]) % chosen.shape[1]].to(values.device)

@@ -1,7 +1,7 @@
-"""`Checks`: values of a step that must be read on the host, read together.
+"""`Checks`: collect values that the host must read, and read them together.
 
 Each read makes the host wait for the device. So numbers that must be finite are collected during a
-step, and read at once together with the log-weights.
+step, and read together with the log-weights.
 """
 
 import torch
@@ -31,14 +31,14 @@ class Checks:
         """Add numbers to the next `read`.
 
         Args:
-            what: what they are.
+            what: name of the numbers.
             values: one per row, (p * n,).
             where: step and time.
         """
         self._waiting.append((what, values, where))
 
     def read(self, *further: Tensor) -> list[Tensor]:
-        """Check all collected numbers and copy further ones to the host; return these.
+        """Check all collected numbers; copy further numbers to the host and return them.
 
         Raises:
             FloatingPointError: a collected number is not finite; the message names it, with

@@ -41,12 +41,16 @@ class _Wrapper(Potential):
         """The modules that the inner potential calls."""
         return self.potential.asked
 
+    def predicts(self, t: float) -> bool:
+        """Return what the potential inside says."""
+        return self.potential.predicts(t)
+
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
-        """Evaluate the potential inside, and change its gradient."""
+        """Evaluate the inner potential, and change its gradient."""
         seen = self.potential.evaluate(x, t, derivatives)
         if seen.gradient is None:
             return seen
-        # the rate is that of r_t itself: no longer `partial + b·gradient`
+        # the rate of r_t itself, which is no longer `partial + b·gradient`
         return replace(seen, gradient=self._changed(seen.gradient, seen), partial=None)
 
     def _changed(self, gradient: Tensor, seen: Evaluation) -> Tensor:
@@ -60,7 +64,7 @@ def row_norm(x: Tensor) -> Tensor:
 
 
 def direction(x: Tensor) -> Tensor:
-    """Return each row over its norm, in the dtype of x; a zero row stays zero."""
+    """Divide each row by its norm, in the dtype of x; a zero row stays zero."""
     norm = row_norm(x)
     return (x.to(norm.dtype) / like(norm, x.to(norm.dtype))).to(x.dtype)
 
@@ -120,7 +124,7 @@ class Braked(_Wrapper):
 
 @dataclass(frozen=True)
 class Window:
-    """When a gradient is used: for `start <= t < stop`, and of those times every `every`-th.
+    """When a gradient is used: for `start <= t < stop`, at every `every`-th of these times.
 
     Raises:
         ValueError: a window outside [0, 1] or the wrong way round, or `every` below one.
@@ -140,7 +144,7 @@ class Window:
 
     @classmethod
     def of(cls, window: Sequence[float], every: int = 1) -> "Window":
-        """Return the window of a pair of times.
+        """Return the window for a pair of times.
 
         Raises:
             ValueError: it is no pair.
@@ -154,7 +158,7 @@ class Window:
         return self.start - 1e-9 <= t < self.stop - 1e-9
 
     def times(self, of: Sequence[float]) -> list[float]:
-        """Return the times at which the gradient counts, of those at which a run's steps begin.
+        """Return those start times of a run's steps at which the gradient is used.
 
         Raises:
             ValueError: none of them.
@@ -179,7 +183,7 @@ class Windowed(_Wrapper):
         potential: what is wrapped.
         start: first time of the window.
         stop: end of the window.
-        times: for a gradient every few steps.
+        times: the times of the gradient, if it is used only every few steps.
     """
 
     def __init__(
@@ -195,12 +199,12 @@ class Windowed(_Wrapper):
         self.window, self.times = Window(start, stop), times
 
     def open(self, t: float) -> bool:
-        """Return whether there is a gradient at t."""
+        """Return whether the gradient is used at t."""
         listed = self.times is None or any(abs(t - s) < 1e-9 for s in self.times)
         return self.window.holds(t) and listed
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
-        """Evaluate the potential inside, with its gradient inside the window only."""
+        """Evaluate the inner potential, with its gradient only inside the window."""
         if not derivatives or self.open(float(as_time(t).max())):
             return self.potential.evaluate(x, t, derivatives)
         return replace(self.potential.evaluate(x, t), gradient=torch.zeros_like(x))
@@ -220,7 +224,7 @@ def controlled(
     Args:
         potential: the potential.
         times: of the run.
-        window: when the gradient counts. Default: always.
+        window: when the gradient is used. Default: always.
         clip: see `Clipped`.
         normalise: see `Normalised`.
         brake: see `Braked`.

@@ -64,7 +64,7 @@ class Kernel(ABC):
         return x
 
     def refresh(self, here: State, noise: Noise, run: Adaptation | None = None) -> State:
-        """Make the moves of `move`, what is known of the rows going along."""
+        """Apply `move` to a state; values that are known for the moved rows are passed on."""
         x = self.move(here.x, here.t, here.views()[1], noise, run)
         return here if x is here.x else here.at(x, here.t)
 
@@ -83,19 +83,19 @@ def _clipped(shift: Tensor, bound: float) -> Tensor:
 def _shifted(
     mean: Tensor,
     variance: float,
-    gradient: Callable[[], Tensor],
+    gradient: Tensor | None,
     scale: float,
     clip: float | None,
     noise: Noise,
 ) -> tuple[Tensor, Tensor]:
-    """Draw from N(mean + shift, variance), and the log-ratio to N(mean, variance): theory (27)."""
+    """Sample N(mean + shift, variance); return also its log-ratio to N(mean, variance): (27)."""
     if variance <= 0:
         return mean, torch.zeros_like(_dot(mean[:, :1], mean[:, :1]))
     z = noise.normal(mean.shape[1:]).to(mean)
     sigma = math.sqrt(variance)
-    if scale == 0:
+    if scale == 0 or gradient is None:
         return mean + sigma * z, torch.zeros_like(_dot(z[:, :1], z[:, :1]))
-    shift = scale * (variance / 2) * gradient()
+    shift = scale * (variance / 2) * gradient
     if clip is not None:
         shift = _clipped(shift, clip * math.sqrt(variance * mean[0].numel()))
     log_ratio = -(_dot(shift, shift) + 2 * sigma * _dot(shift, z)) / (2 * variance)
@@ -130,10 +130,10 @@ class Jump(Kernel):
         """Return (x', log-ratio): one jump, and the gradient at (x, s) if scale is not 0."""
         u = t + self.churn * (1 - t)
         k, variance = (float(c) for c in self.flow.path.renoise(u, t))
+        # the gradient first: a jump may follow from what it asked of the network
+        gradient = potential.gradient(x, s)[1] if scale and variance > 0 else None
         y = self.flow.jump(x, s, u)
-        return _shifted(
-            k * y, variance, lambda: potential.gradient(x, s)[1], scale, self.clip, noise
-        )
+        return _shifted(k * y, variance, gradient, scale, self.clip, noise)
 
 
 class Sde(Kernel):
@@ -174,13 +174,14 @@ class Sde(Kernel):
             raise ValueError(
                 f"the noise of the SDE is {eps} at t = {s}: it must be finite and not negative"
             )
+        gradient = potential.gradient(x, s)[1] if scale and eps > 0 else None
         drift = self.flow.velocity(x, s)
         if eps > 0:
             drift = drift + eps * self.flow.score(x, s)
         return _shifted(
             x + h * drift,
             2 * eps * h,
-            lambda: potential.gradient(x, s)[1],
+            gradient,
             scale,
             self.clip,
             noise,
@@ -240,7 +241,7 @@ class Langevin(Kernel):
 
     def refresh(self, here: State, noise: Noise, run: Adaptation | None = None) -> State:
         """Make the moves from a state; none at t = 1."""
-        if type(self).move is not Langevin.move:  # a kernel of one's own, made of this one
+        if type(self).move is not Langevin.move:  # a user's kernel, derived from this one
             return super().refresh(here, noise, run)
         return self._moved(here, noise, run)
 
@@ -284,7 +285,8 @@ class Langevin(Kernel):
     def _log_density_ratio(here: State, there: State) -> tuple[Tensor, Tensor | None]:
         """Return `log rho_t(there) - log rho_t(here)`, theory (33), and an error estimate.
 
-        That is how far Simpson is from the trapezoid; None where the flow knows its density.
+        The estimate is the difference of Simpson's rule and the trapezoid; None if the flow knows
+        its density.
         """
         x, y, t, flow = here.x, there.x, here.t, here.flow
         log_x, log_y = flow.log_prob(x, t), flow.log_prob(y, t)

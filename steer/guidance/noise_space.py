@@ -24,10 +24,10 @@ from steer.reward import Rest, plain
 __all__ = ["MOVES", "NoiseSMC", "elliptical", "langevin", "neal"]
 
 MOVES = ("langevin", "pcn", "slice")
-"""How noise is moved: with the gradient; without; on an ellipse, without a step size."""
+"""How noise is moved: with the gradient; without it; on an ellipse, without a step size."""
 
 BEST = {"langevin": 0.57, "pcn": 0.3}
-"""Acceptance that the step is adapted to."""
+"""Target acceptance of the adapted step."""
 
 
 def neal(x: Tensor, share: Tensor, z: Tensor) -> Tensor:
@@ -73,17 +73,18 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 class NoiseSMC:
     """Tempered SMC on `N(x_0; 0, I) exp(g R(G(x_0)))`, G the map in `jumps` jumps, g from 0 to 1.
 
-    Exact for the tilt of G's own law, its push-forward of N(0, I), for any learned map, with or
-    without distilled guidance, with or without a gradient: it needs neither velocity nor density.
-    An iteration raises each prompt's g as far as the weights allow (`next_inverse`), accumulates
+    Exact for the tilt of G's own law, its push-forward of N(0, I), for any learned map: it needs
+    neither velocity nor density. It is exact with classifier-free guidance too, whether that is
+    distilled into the map or mixed at sampling, and with or without a gradient of the reward. An
+    iteration raises each prompt's g as far as the weights allow (`next_inverse`), accumulates
     the weights, resamples where the ESS has fallen, and moves by kernels that leave `N exp(g R)`
     invariant, each with a Metropolis test. g reaches 1 after half of the iterations at the
     earliest, so that more iterations make log Z more precise. The moves:
 
-    - "langevin": `langevin`, with the gradient through G; - "pcn": `neal`, without; - "slice":
-    elliptical slice sampling (Murray, Adams, MacKay 2010, arXiv 1001.0175) with at most `shrinks`
-    proposals, after which a row stays. This is still invariant, because the reverse move has the
-    same brackets.
+    - "langevin": `langevin`, with the gradient through G;
+    - "pcn": `neal`, without a gradient;
+    - "slice": elliptical slice sampling (Murray, Adams, MacKay 2010, arXiv 1001.0175), where a row
+      stays after `shrinks` proposals: still invariant, as the reverse move has the same brackets.
 
     A fraction of the rows, `fresh`, proposes an independent sample instead, which can change
     between modes that local moves do not connect. The step β is adapted for each prompt to the
@@ -219,7 +220,7 @@ class _Run:
 
     def temper(self, g: Tensor) -> None:
         """Weigh the particles for a higher g, (p,)."""
-        self.weighed = None  # until it is resampled
+        self.weighed = None  # until the next resampling
         r = self.here.value.reshape(self.rows.p, self.rows.n)
         self.log_w = self.log_w + (g - self.g).to(r)[:, None] * r
         self.g = g
@@ -239,7 +240,7 @@ class _Run:
         self._take(onto(index.flatten(), self.here.x.device))
 
     def _read(self) -> Tensor:
-        """Return the log-weights on the host, once all that waits was found finite."""
+        """Check that all collected values are finite, and return the log-weights on the host."""
         (log_w,) = self.checks.read(self.log_w)
         if self.smc.drop:
             self.rows.refuse_no_weight(log_w)
@@ -298,7 +299,7 @@ class _Run:
         return gradient
 
     def hear(self, population: Population) -> None:
-        """Do what the caller wished of the population that was yielded."""
+        """Apply the caller's request for the yielded population."""
         wish = population.wish
         if wish.keep is not None:
             self._take(onto(self.rows.kept(wish.keep), self.here.x.device))
@@ -313,7 +314,7 @@ class _Run:
         return self.population()
 
     def population(self) -> Population:
-        """Return what the caller sees."""
+        """Return the population for the caller."""
         seen = self.here.evaluation()
         if self.here.t == 1:
             self._read()
@@ -330,15 +331,15 @@ class _Run:
 
 
 def _picks(where: Tensor, x: Tensor) -> Tensor:
-    """Shape a truth (n,) so that it picks rows of x."""
+    """Shape a mask (n,) so that it selects rows of x."""
     return where.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _drift_ratio(x: Tensor, y: Tensor, slope: Tensor, back: Tensor, share: Tensor) -> Tensor:
-    """Return what the drifts of `langevin` add to the log acceptance, (n,).
+    """Return the contribution of the drifts of `langevin` to the log acceptance, (n,).
 
-    With `a = sqrt(1-β²)`, `c = 1-a`, and the drifts `c slope` at x and `c back` at y, what N(0, I)
-    and the proposals leave of `log N(y) q(x|y) - log N(x) q(y|x)` is
+    With `a = sqrt(1-β²)`, `c = 1-a`, and the drifts `c slope` at x and `c back` at y,
+    `log N(y) q(x|y) - log N(x) q(y|x)` reduces to
 
         c/β² (<x - a y, back> - <y - a x, slope>) - c²/(2β²) (|back|² - |slope|²)
     """

@@ -18,7 +18,7 @@ __all__ = ["NOTHING", "Population", "Rows", "Wish", "check_times", "seen_mean"]
 
 
 def seen_mean(rewards: Tensor, axis: int | None = None) -> Tensor:
-    """Return the mean of the rewards that are finite: a dropped particle has none; NaN of none.
+    """Return the mean of the finite rewards (dropped particles have none); NaN if there are none.
 
     >>> float(seen_mean(torch.tensor([1.0, 3.0, -torch.inf])))
     2.0
@@ -156,26 +156,26 @@ class Rows:
 
     @property
     def p(self) -> int:
-        """How many prompts."""
+        """The number of prompts."""
         return 1 if len(self.lead) == 1 else self.lead[0]
 
     @property
     def n(self) -> int:
-        """How many particles each."""
+        """The number of particles of each prompt."""
         return self.lead[-1]
 
     @property
     def positions(self) -> range:
-        """The prompts' places in the caller's whole list."""
+        """The indices of the prompts in the caller's whole list."""
         return range(self.position, self.position + self.p)
 
     def flat(self, x0: Tensor) -> Tensor:
         """Return a start as rows (p * n, *event)."""
-        x0 = x0.clone() if x0.is_inference() else x0.detach()  # of inference mode: no gradients
+        x0 = x0.clone() if x0.is_inference() else x0.detach()  # for gradients
         return x0.reshape(self.p * self.n, *x0.shape[len(self.lead) :])
 
     def kept(self, index: Tensor) -> Tensor:
-        """Return the rows that take the places of all when these particles are kept, (p * n,)."""
+        """Return the rows that replace all rows when these particles are kept, (p * n,)."""
         chosen = index.expand(self.p, -1) if index.ndim == 1 else index
         turns = chosen[:, torch.arange(self.n) % chosen.shape[1]]
         return (turns + self.n * torch.arange(self.p)[:, None]).flatten()
@@ -192,7 +192,7 @@ class Rows:
         clean: Tensor | None = None,
         weighed: Tensor | None = None,
     ) -> Population:
-        """Return what the caller sees of rows (p * n, ...); without weights these are zero."""
+        """Return the population of rows (p * n, ...) for the caller; missing weights are zero."""
         reward = reward.reshape(self.lead)
         zero = torch.zeros_like(reward)
         log_w = zero if log_w is None else log_w.reshape(self.lead)
@@ -216,13 +216,13 @@ class Rows:
         return torch.arange(self.n).repeat(self.p)
 
     def refuse_no_weight(self, log_w: Tensor) -> None:
-        """Raise for the first prompt none of whose particles has a weight.
+        """Raise an error for the first prompt whose particles all have weight zero.
 
         Args:
             log_w: (p, n).
 
         Raises:
-            FloatingPointError: names the prompt.
+            FloatingPointError: there is such a prompt; the message names it.
         """
         none = (log_w.amax(1) < NOTHING / 2).nonzero()
         if len(none):
@@ -234,15 +234,16 @@ class Rows:
             )
 
     def refuse_not_finite(self, what: str, values: Tensor, where: str) -> None:
-        """Raise for the first row that is not finite.
+        """Raise an error for the first row that is not finite.
 
         Args:
-            what: what the numbers are.
-            values: one number a row, (p * n,).
+            what: name of the numbers.
+            values: one number per row, (p * n,).
             where: step and time.
 
         Raises:
-            FloatingPointError: names prompt, particle and step.
+            FloatingPointError: a number is not finite; the message names prompt, particle and
+                step.
         """
         bad = (~torch.isfinite(values)).nonzero()
         if not len(bad):

@@ -24,7 +24,7 @@ class Posterior(Protocol):
     """A sampler of `p(x_1 | x_t = x)`: `steer.PosteriorMap`, `steer.Glass`, `WeightedRenoise`."""
 
     def sample(self, x: Tensor, t: Time, n: int, *, noise: Tensor | None = None) -> Tensor:
-        """Return (n, *x.shape), carried from the same normals (n, *event) for all rows."""
+        """Return samples (n, *x.shape), made from the same normals (n, *event) for all rows."""
 
 
 class PosteriorValue(Viewed):
@@ -75,13 +75,13 @@ class PosteriorValue(Viewed):
                     'weighted re-noising has no gradient: take gradient="covariance", or GLASS'
                 )
         self.posterior, self.draws, self.kind = posterior, count("draws", draws), gradient
-        self.differentiable = True  # its own, whatever the reward has
+        self.differentiable = True  # "covariance" has a gradient for any reward
 
     def _view(self, x: Tensor, t: Tensor) -> Tensor:
         return self._drawn(x, t)[0][0]
 
     def _drawn(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        """Return draws, (M, n, *event), and their log-weights, (M, n), of sum 1."""
+        """Return samples, (M, n, *event), and their log-weights, (M, n); the weights sum to 1."""
         count = self.draws
         source: Any = self.posterior
         propose = getattr(source, "propose", None)

@@ -90,8 +90,12 @@ class Potential(ABC):
 
     @property
     def asked(self) -> tuple[nn.Module, ...]:
-        """The modules that it calls: a run holds them in evaluation mode. Default: none."""
+        """The modules that it calls, which a run keeps in evaluation mode. Default: none."""
         return ()
+
+    def predicts(self, t: float) -> bool:
+        """Return whether `clean` at t is the network's one prediction, see `FlowMap.reuses`."""
+        return False
 
     @abstractmethod
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
@@ -140,14 +144,14 @@ def _arrived(t: Tensor) -> bool:
 
 
 class Viewed(Potential):
-    """`g(t) R(view_t(x))`: everything but the view.
+    """`g(t) R(view_t(x))`: everything except the view.
 
     Args:
         flow: the flow map, prompts already bound.
         reward: a Reward or any callable on images.
         prompts: the reward's prompts, one per prompt.
         temperature: in the reward's units, > 0: a float, or one per prompt or per row.
-        steps: jumps of a view that has some.
+        steps: number of jumps of a view that uses jumps.
         ramp: g, with g(0) = 0 and g(1) = 1. Default: g(t) = t.
     """
 
@@ -177,7 +181,7 @@ class Viewed(Potential):
 
     @abstractmethod
     def _view(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the clean sample that x is seen as, (n, *event)."""
+        """Return the view of x as a clean sample, (n, *event)."""
 
     def _score(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the reward of the view, (n,), the view decoded, and the view, (n, *event)."""
@@ -232,7 +236,7 @@ class Viewed(Potential):
         )
 
     def _total(self, slope: Tensor) -> Tensor | None:
-        """Return the total derivative, where it is just `g'(t) R`: theory (22)."""
+        """Return the total derivative if it is just `g'(t) R`: theory (22)."""
         return None
 
     def _need_gradient(self) -> None:
@@ -246,7 +250,7 @@ class Viewed(Potential):
     def _differentiate(
         self, x: Tensor, t: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return what `_score` does, and gradients in x (n, *event) and in t (n,)."""
+        """Return the results of `_score`, and gradients in x (n, *event) and in t (n,)."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             time = self._time_to_differentiate(t, x)
@@ -269,7 +273,7 @@ class Viewed(Potential):
         )
 
     def _time_to_differentiate(self, t: Tensor, x: Tensor) -> Tensor:
-        """Return the time given to the view: a leaf (n,) where its derivative is wanted."""
+        """Return the time for the view: a leaf (n,) if its derivative is needed."""
         return t
 
 
@@ -299,6 +303,10 @@ class Lookahead(Viewed):
     def _total(self, slope: Tensor) -> Tensor | None:
         return slope
 
+    def predicts(self, t: float) -> bool:
+        """Return whether the lookahead is one step of one prediction."""
+        return self.steps == 1 and self.flow.reuses(t, 1.0)
+
 
 class Denoised(Viewed):
     """`r_t(x) = g(t) R(E[x_1 | x_t = x])`, theory (4, 17).
@@ -308,6 +316,10 @@ class Denoised(Viewed):
 
     def _view(self, x: Tensor, t: Tensor) -> Tensor:
         return self.flow.denoise(x, t)
+
+    def predicts(self, t: float) -> bool:
+        """Return True: the denoiser is the prediction, where a flow reuses it at all."""
+        return True
 
     def _time_to_differentiate(self, t: Tensor, x: Tensor) -> Tensor:
         return row_times(t.detach(), x, x.dtype).clone().requires_grad_()

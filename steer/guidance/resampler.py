@@ -39,7 +39,7 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
 
 
 def _invert(log_w: Tensor, points: Tensor) -> Tensor:
-    """Return, for each point in [0, 1), the index whose share of [0, 1) holds it."""
+    """Return, for each point in [0, 1), the index whose share of [0, 1) contains it."""
     w = log_w.double().cpu().softmax(0)
     edges = w.cumsum(0)
     edges = edges / edges[-1]

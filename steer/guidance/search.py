@@ -20,19 +20,20 @@ from steer.reward import Rest, plain
 __all__ = ["PICKS", "Search"]
 
 PICKS = ("softmax", "own", "best")
-"""Who goes on: a draw among a particle's own candidates; the best of them; the best of all."""
+"""What is kept: one of a particle's candidates, sampled; the best of them; the best of all."""
 
 
 class Search:
     """Each particle proposes candidates by a kernel; the reward of their views selects.
 
-    - "softmax": each particle continues with one of its own, sampled by `softmax(R)`: SVDD (Li et
-    al.
-      2024, arXiv 2408.08252).
-    - "own": with the best of its own: tree search with one branch per particle. - "best": the best
-    of all candidates of a prompt are kept: beam search with copies (Sabour et al.
-      2025, 2511.22688, appendix); with `Jump(churn=1)`, one candidate and width 1, best-of-n in
-      rounds: clean samples, of which the best is re-noised. It collapses to few modes.
+    - "softmax": each particle continues with one of its own candidates, sampled by `softmax(R)`:
+      SVDD (Li et al. 2024, arXiv 2408.08252).
+    - "own": each particle continues with the best of its own candidates: tree search with one
+      branch per particle.
+    - "best": the best of all candidates of a prompt are kept: beam search with copies (Sabour et
+      al. 2025, 2511.22688, appendix). With `Jump(churn=1)`, one candidate and width 1 it is
+      best-of-n in rounds: clean samples, of which the best is re-noised. It collapses to few
+      modes.
 
     Args:
         kernel: the proposal; it must be stochastic, or all candidates of a particle are equal.
@@ -90,9 +91,9 @@ class Search:
             t = times[run.k + 1]
             with plain(asked), torch.no_grad():
                 if stopped:
-                    here = run.at(run.flow.jump(here.x, here.t, t), t)
+                    here = run.at(here.jump(t), t)
                 else:
-                    # a jump follows the last but one: all that it leads to are kept
+                    # the last but one step is followed by a jump, so all n are kept
                     width = self.width if run.k + 2 < run.count else None
                     here = self._step(run, kernel, here, t, noise.at(run.k), width)
                 seen = here.evaluation()
@@ -108,11 +109,12 @@ class Search:
     def _step(
         self, run: Ascent, kernel: Kernel, here: State, t: float, noise: Noise, width: int | None
     ) -> State:
-        """Return the rows that go on, at t, with what is known of them."""
+        """Return the kept rows at t, with the values that are known for them."""
         found = []
-        # a step to t = 1 re-noises nothing: all candidates would be one
+        kernel.flow, potential = here.views()  # all candidates share a jump
+        # a step to t = 1 adds no noise, so all candidates would be equal
         for _ in range(self.candidates if t < 1 else 1):
-            y, _ratio = kernel.propose(here.x, here.t, t, run.potential, 0.0, noise)
+            y, _ratio = kernel.propose(here.x, here.t, t, potential, 0.0, noise)
             found.append(run.at(y, t))
         if len(found) == 1 and (self.pick != "best" or width is None):
             return found[0]

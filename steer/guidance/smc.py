@@ -144,7 +144,7 @@ class Guidance:
         with plain(asked):
             run = _Run(self, x0, seed, position)
         while run.k < run.count:
-            # not around the yield: the caller's state of torch is the caller's
+            # not around the yield, so that the caller keeps its own state of torch
             with plain(asked), torch.no_grad():
                 run.step()
                 population = run.population()
@@ -195,7 +195,7 @@ class _Run:
         self.adaptation = Adaptation()
         self.log_w = torch.zeros(rows.p, rows.n, dtype=log_dtype(x0.device), device=x0.device)
         self.banked = self.log_w[:, 0].clone()
-        # a run's are its own
+        # each run has its own copy
         self.weights, self.kernel = copy.copy(guide.weights), copy.copy(guide.kernel)
         self.tempered = (
             None if guide.least is None else Tempered(self.state.potential, rows.p, x0.device)
@@ -205,7 +205,7 @@ class _Run:
 
     @property
     def count(self) -> int:
-        """How many steps the run has."""
+        """The number of steps of the run."""
         return len(self.times) - 1
 
     def step(self) -> None:
@@ -222,7 +222,7 @@ class _Run:
         increment = increment.to(self.log_w)
         self._finite("log-weight", increment)
         self.log_w = self.log_w + increment.reshape(self.rows.p, self.rows.n)
-        if self.guide.drop:  # whatever the weights are made of
+        if self.guide.drop:  # for any rule of weights
             none = (there.value < NOTHING / 2).reshape(self.rows.p, self.rows.n)
             self.log_w = self.log_w.masked_fill(none, NOTHING)
         last = self.k + 1 == self.count
@@ -244,7 +244,7 @@ class _Run:
         self.tempered.g = torch.ones_like(now) if last else found
 
     def hear(self, population: Population) -> None:
-        """Do what the caller wished of the population that was yielded."""
+        """Apply the caller's request for the yielded population."""
         wish = population.wish
         if wish.keep is not None:
             if torch.as_tensor(self.guide.potential.temperature).numel() > self.rows.p:
@@ -262,17 +262,17 @@ class _Run:
         if wish.stop:  # one deterministic jump, weighted by its ratio, theory (23, 30)
             self.times = [*self.times[: self.k + 1], self.times[-1]]
             self.kernel = Jump(self.guide.kernel.flow)
-            if isinstance(self.weights, Continuous):  # the published drift's alone
+            if isinstance(self.weights, Continuous):  # only for the published drift
                 self.weights = Ratio()
 
     def _resampled(self, there: State, noise: Noise) -> State:
-        """Resample the prompts whose turn it is, theory (36), and bank their weight."""
+        """Resample the prompts that are due, theory (36), and add their mean weight to log Z."""
         p, n = self.rows.p, self.rows.n
         threshold = self.guide.threshold
         if isinstance(threshold, tuple) and not any(abs(there.t - t) <= 1e-9 for t in threshold):
             return there
         if threshold == 0 or isinstance(self.weights, Unweighted):
-            return there  # the weights are never, or always, equal enough
+            return there  # weights are ignored, or equal
         log_w = self._read()
         self.weighed = ess(log_w)
         due = list(range(p))
@@ -291,7 +291,7 @@ class _Run:
         return there.rows(chosen)
 
     def _read(self) -> Tensor:
-        """Return the log-weights on the host, once all that waits was found finite."""
+        """Check that all collected values are finite, and return the log-weights on the host."""
         (log_w,) = self.checks.read(self.log_w)
         self.read = True
         if self.guide.drop:
@@ -299,9 +299,9 @@ class _Run:
         return log_w
 
     def population(self) -> Population:
-        """Return what the caller sees."""
+        """Return the population for the caller."""
         seen = self.state.evaluation()
-        if not self.read:  # what moves have seen since waits for the next step
+        if not self.read:  # evaluations by later moves are checked in the next step
             self._read()
         log_z = self.banked + log_mean_exp(self.log_w)
         log_w = self.log_w.to(self.noise.dtype)
@@ -311,6 +311,6 @@ class _Run:
         )  # fmt: skip
 
     def _finite(self, what: str, values: Tensor) -> None:
-        """Let numbers be looked at when the step reads the device."""
+        """Collect numbers to be checked when the step reads from the device."""
         where = f"step {self.k + 1} of {self.count} (t = {self.times[self.k + 1]:.3f})"
         self.checks.add(what, values, where)

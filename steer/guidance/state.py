@@ -1,4 +1,4 @@
-"""`State`: rows at one time with all that was evaluated on them, passed from step to step."""
+"""`State`: rows at one time with all values computed for them, passed from step to step."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,7 @@ __all__ = ["BatchedPotential", "KnownFlow", "State"]
 
 
 def _dropped(seen: Evaluation) -> Evaluation:
-    """Give the rows that are not finite a value of `NOTHING`, a reward of -inf, no gradient."""
+    """Give rows that are not finite a value of `NOTHING`, a reward of -inf and a zero gradient."""
     bad = ~torch.isfinite(seen.value)
     gradient = seen.gradient
     if gradient is not None:
@@ -56,13 +56,14 @@ class State:
         self._seen: Evaluation | None = None
         self._velocity: Tensor | None = None
         self._score: Tensor | None = None
+        self._jump: tuple[float, Tensor] | None = None
 
     def at(self, x: Tensor, t: float) -> "State":
         """Return other rows, for which nothing has been computed yet."""
         return State(x, t, self.flow, self.potential)
 
     def evaluation(self, derivatives: bool = False) -> Evaluation:
-        """Return what the potential sees, with its gradient if `derivatives`."""
+        """Return the potential's evaluation, with its gradient if `derivatives`."""
         if self._seen is None or (derivatives and self._seen.gradient is None):
             self._seen = self.potential.evaluate(self.x, self.t, derivatives)
         return self._seen
@@ -76,12 +77,39 @@ class State:
     def velocity(self) -> Tensor:
         """`b_t(x)`, (n, *event)."""
         if self._velocity is None:
-            self._velocity = self.flow.velocity(self.x, self.t)
+            d = self._prediction(self.t) if self.t < 1 else None
+            if d is None:
+                self._velocity = self.flow.velocity(self.x, self.t)
+            else:
+                self._velocity = self.flow.path.velocity_of(self.x, d, self.t)
         return self._velocity
+
+    def jump(self, t: float) -> Tensor:
+        """Return `X(s,t,x)`, computed once.
+
+        It takes no network call if an evaluation has made the only one that is needed.
+        """
+        if self._jump is not None and self._jump[0] == float(t):
+            return self._jump[1]
+        d = self._prediction(t)
+        if d is None:
+            y = self.flow.jump(self.x, self.t, t)
+        else:
+            y = self.flow.path.carried(self.x, d, self.t, t)
+        self._jump = float(t), y
+        return y
+
+    def _prediction(self, t: float) -> Tensor | None:
+        """Return the prediction of the data from which a jump to t follows, if it is known."""
+        seen = self._seen
+        if seen is None or seen.clean is None:
+            return None
+        known = self.potential.predicts(self.t) and self.flow.reuses(self.t, t)
+        return seen.clean if known else None
 
     @property
     def score(self) -> Tensor:
-        """`s_t(x)`, (n, *event): of the same velocity, where the flow has no closed form."""
+        """`s_t(x)`, (n, *event): computed from the velocity if the flow has no closed form."""
         if self._score is None:
             if self.flow.derives("score") and self.flow.derives("denoise"):
                 path = self.flow.path
@@ -104,7 +132,7 @@ class State:
         return self._map(pick, other)
 
     def _map(self, f: Callable[..., Tensor], *others: "State") -> "State":
-        """Apply `f` to all that these states know."""
+        """Apply `f` to all known values of these states."""
         states = (self, *others)
         made = self.at(f(*(s.x for s in states)), self.t)
         seen, *rest = (s._seen for s in states)
@@ -117,21 +145,21 @@ class State:
         return made
 
     def views(self) -> "tuple[FlowMap, Potential]":
-        """Return flow and potential for a kernel: for these rows they return known values.
+        """Return flow and potential for a kernel: they reuse the known values of these rows.
 
         A kernel's `propose(x, s, t, potential, ...)` has no other access to them.
         """
         return KnownFlow(self), _KnownPotential(self)
 
     def learn_of(self, potential: Potential) -> "State":
-        """Return itself, with the values that a kernel has computed through `views`."""
+        """Return this state, with the values that a kernel has computed through `views`."""
         noted = getattr(potential, "noted", None)
         if self._seen is None and noted is not None and self.is_of(*noted[:2]):
             self._seen = noted[2]
         return self
 
     def is_of(self, x: Tensor, t: Time) -> bool:
-        """Return whether these are the very rows x at t."""
+        """Return whether this state is for exactly these rows x at t."""
         scalar = not isinstance(t, Tensor) or t.ndim == 0
         return x is self.x and scalar and bool(t == self.t)
 
@@ -144,13 +172,16 @@ class KnownFlow(Wrapped):
         self._state = state
 
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
-        """Return the state's velocity for its own rows, else that of the flow."""
-        if name == "velocity" and self._state.is_of(x, times[0]):
+        """Return the state's velocity or jump for its own rows, else that of the flow."""
+        known = name in ("velocity", "jump") and self._state.is_of(x, times[0])
+        if known and name == "velocity":
             return self._state.velocity
+        if known and not isinstance(times[1], Tensor):
+            return self._state.jump(times[1])
         return super().call(name, x, *times)
 
     def around(self, flow: FlowMap) -> Any:
-        """Return another flow as it is: of that one nothing is known."""
+        """Return another flow unchanged, because no values are known for it."""
         return self if flow is self.flow else flow
 
     def score(self, x: Tensor, t: Time) -> Tensor:
@@ -159,7 +190,7 @@ class KnownFlow(Wrapped):
 
 
 class _KnownPotential(Potential):
-    """The potential, which tells what is known of one state."""
+    """The potential, which reuses the known values of one state."""
 
     def __init__(self, state: State) -> None:
         inner = state.potential
@@ -167,6 +198,9 @@ class _KnownPotential(Potential):
         self.temperature, self.prompts = inner.temperature, inner.prompts
         self.differentiable = inner.differentiable
         self.noted: tuple[Tensor, Time, Evaluation] | None = None
+
+    def predicts(self, t: float) -> bool:
+        return self._state.potential.predicts(t)
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         if self._state.is_of(x, t):
@@ -181,11 +215,11 @@ class BatchedPotential(Potential):
 
     Args:
         potential: the potential.
-        size: the most rows in one call; None: all.
-        prompts: how many prompts its rows belong to.
+        size: maximum number of rows in one call; None: all.
+        prompts: number of prompts that its rows belong to.
         check: called with (name, numbers (n,)) of each evaluation.
-        drop: whether rows whose reward or gradient is not finite get weight zero, a value of
-            `NOTHING`, instead of being refused by `check`.
+        drop: whether rows with a reward or gradient that is not finite get weight zero, a value of
+            `NOTHING`, instead of an error by `check`.
         eager: whether to compute the gradient with every value before t = 1.
     """
 
@@ -203,8 +237,12 @@ class BatchedPotential(Potential):
         self.count, self.prompts = prompts, potential.prompts
         self.differentiable, self.temperature = potential.differentiable, potential.temperature
 
+    def predicts(self, t: float) -> bool:
+        """Return the potential's answer."""
+        return self.potential.predicts(t)
+
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
-        """Evaluate part after part."""
+        """Evaluate part by part."""
         derivatives = derivatives or (self.eager and float(t) < 1)
         parts = in_batches(
             lambda part: self.potential.evaluate(part, t, derivatives), x, self.size, self.count
@@ -212,7 +250,7 @@ class BatchedPotential(Potential):
         seen = parts[0].map(lambda *v: join_rows(v, self.count), *parts[1:])
         if self.drop:
             seen = _dropped(seen)
-        strange = ~(seen.value.isfinite() | seen.reward.isfinite())  # as the reward itself gave it
+        strange = ~(seen.value.isfinite() | seen.reward.isfinite())  # as returned by the reward
         self.check("reward", torch.where(strange, seen.reward.to(seen.value), seen.value))
         if seen.gradient is not None:
             self.check("gradient", seen.gradient.flatten(1).sum(1))

@@ -18,7 +18,7 @@ __all__ = ["BOUNDS", "Bound", "Tempered", "next_inverse"]
 Bound = Literal["ess", "entropy"]
 
 BOUNDS = ("ess", "entropy")
-"""How far weights are from equal: `ESS / n`, or the relative entropy to the uniform law."""
+"""Measures of unequal weights: `ESS / n`, or the relative entropy to the uniform law."""
 
 
 def next_inverse(
@@ -30,8 +30,8 @@ def next_inverse(
     `1 / least - 1`; with "entropy", `Σ W log(n W) <= -log(least)`, W the normalised weights. Both
     are 1, or 0, at equal weights (Jasra et al. 2011; Zhou, Johansen, Aston 2016, arXiv 1303.3123).
     n counts the particles that have a reward at all (`NOTHING`: none). By bisection, in float64
-    where the device has it, without a value leaving the device. Where the weights break the bound
-    already, g stays.
+    where the device has it, without a value leaving the device. If the weights already violate the
+    bound, g is not changed.
 
     Args:
         log_w: log-weights so far, (p, n).
@@ -54,7 +54,7 @@ def next_inverse(
         share = log_share.exp()
         if bound == "ess":
             return 1 / share.square().sum(1) >= least * n
-        # of no weight, share and its logarithm are 0 and -inf
+        # for weight zero, the normalised weight is 0 and its logarithm -inf
         spread = torch.where(share > 0, share * (log_share + n.log()[:, None]), 0.0)
         return spread.sum(1) <= -math.log(least)
 
@@ -68,17 +68,17 @@ def next_inverse(
 
 
 class Tempered(Potential):
-    """`r_t = g R(view_t(x))`, g a prompt's own and set from outside.
+    """`r_t = g R(view_t(x))`, with one g per prompt that is set from outside.
 
     The last evaluated rows are cached, so that they are not evaluated again after g was chosen.
 
     Args:
         potential: without a ramp.
-        prompts: how many.
-        device: where their rows are.
+        prompts: number of prompts.
+        device: device of their rows.
 
     Attributes:
-        g: (prompts,), 0 at first.
+        g: (prompts,), initially 0.
     """
 
     def __init__(
@@ -91,6 +91,10 @@ class Tempered(Potential):
         self.g = torch.zeros(prompts, dtype=kind, device=device)
         self._last: tuple[Tensor, float, Evaluation] | None = None
 
+    def predicts(self, t: float) -> bool:
+        """Return what the potential inside says."""
+        return self.potential.predicts(t)
+
     def whole(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Return the evaluation at g = 1."""
         last = self._last
@@ -102,7 +106,7 @@ class Tempered(Potential):
         return seen
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
-        """Evaluate the potential inside, times g."""
+        """Evaluate the inner potential, times g."""
         seen = self.whole(x, t, derivatives)
         g = per_row(self.g, len(x))
         gradient = None if seen.gradient is None else like(g, x) * seen.gradient

@@ -34,7 +34,7 @@ from steer.reward import Rest, Reward, plain
 __all__ = ["VIEWS", "TrainingFree", "doob", "smoothed"]
 
 VIEWS = {"lookahead": Lookahead, "denoiser": Denoised}
-"""What the reward is asked of: the map's end, or the mean of the ends."""
+"""Where the reward is evaluated: at the map's end, or at the mean of all ends."""
 
 
 def doob(path: Path, t: float) -> float:
@@ -215,18 +215,18 @@ class TrainingFree:
             with plain(), torch.no_grad():
                 kept = run.kept(population)
                 x = x if kept is None else x[kept]
-            if population.wish.stop:  # one jump, without a push
+            if population.wish.stop:  # one jump, without guidance
                 end = [self.times[-1]] if t < self.times[-1] else []
                 times, guided = [*times[: run.k + 1], *end], []
 
     def _step(
         self, run: Ascent, x: Tensor, s: float, t: float, noise: Noise
     ) -> tuple[Tensor, Evaluation]:
-        """Return the rows at t, and what was seen from s."""
+        """Return the rows at t, and the evaluation at s."""
         for turn in range(self.recur):
             here = run.at(x, s)
-            y = run.flow.jump(x, s, t)
             seen = here.evaluation(derivatives=self.rho > 0)
+            y = here.jump(t)
             push = self._through(here, s, t, y - x) if self.rho else torch.zeros_like(x)
             if self.mu:
                 push = push + self._clean(run, here, s, t, row_norm(y - x) / (t - s))
@@ -236,7 +236,7 @@ class TrainingFree:
         return y, seen
 
     def _through(self, here: State, s: float, t: float, gap: Tensor) -> Tensor:
-        """Return Δ, the push by the gradient through the network."""
+        """Return Δ, the shift by the gradient through the network."""
         gradient = here.evaluation(derivatives=True).gradient
         assert gradient is not None
         if self.normalise:
@@ -250,7 +250,7 @@ class TrainingFree:
         return push / like(1 + 2 * left * strength, push)
 
     def _clean(self, run: Ascent, here: State, s: float, t: float, speed: Tensor) -> Tensor:
-        """Return `w (x̂' - x̂)`: the push by the ascent of the clean view."""
+        """Return `w (x̂' - x̂)`: the shift by the ascent of the clean view."""
         first = here.evaluation().clean
         assert first is not None
         clean = first
@@ -268,7 +268,7 @@ class TrainingFree:
 
     @contextmanager
     def _blurred_as_at(self, s: float) -> Iterator[None]:
-        """Let the clean view be blurred as a state at s is noisy."""
+        """Blur the clean view with the noise level of a state at s."""
         if self.blurred is None:
             yield
             return
@@ -279,7 +279,7 @@ class TrainingFree:
             self.blurred.level = None
 
     def _back(self, y: Tensor, t: float, s: float, noise: Noise) -> Tensor:
-        """Return rows at t re-noised to s."""
+        """Re-noise rows from t back to s."""
         k, variance = (float(c) for c in self.flow.path.renoise(t, s))
         return k * y + math.sqrt(variance) * noise.normal(y.shape[1:]).to(y)
 

@@ -13,7 +13,7 @@ __all__ = ["KINDS", "Continuous", "FeynmanKac", "Ratio", "Step", "Unweighted", "
 
 
 KINDS = ("difference", "max", "sum")
-"""What a path of FK steering is weighed by."""
+"""The potentials of FK steering."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Weights:
         raise NotImplementedError("abstract")
 
     def rows(self, index: Tensor) -> None:
-        """Hear that the rows are these now, (n,), by their index among those before."""
+        """Reorder internal state to the new rows, (n,), given by their previous indices."""
 
 
 class Ratio(Weights):
@@ -122,7 +122,7 @@ class FeynmanKac(Weights):
         return increment + step.log_ratio
 
     def rows(self, index: Tensor) -> None:
-        """Take what the rows have seen along."""
+        """Reorder the recorded rewards with the rows."""
         if self._total is not None and self._seen is not None:
             self._total, self._seen = self._total[index], self._seen[index]
 

@@ -14,12 +14,12 @@ __all__ = ["ClassifierFree"]
 class ClassifierFree(Wrapped):
     """`u + scale (c - u)` of velocities and of jumps, theory (50) (Ho, Salimans 2022, 2207.12598).
 
-    c is the flow given the prompt, u the flow given the negative prompt. Every call costs two. The
-    mixed jumps are not the flow map of the mixed velocity, and they do not compose: with a scale
-    other than 1, exact weights are exact only for the law of the mixed jumps. A map that was
-    distilled with guidance, such as the embedded one, costs one call and composes. Re-noising
-    keeps its marginals only if the flow's velocity is that of its path, which is in general not
-    true for a guided velocity (arXiv 2408.09000).
+    c is the flow given the prompt, u the flow given the negative prompt. Every call costs two
+    network calls. The mixed jumps are not the flow map of the mixed velocity, and they do not
+    compose: with a scale other than 1, exact weights are exact only for the law of the mixed
+    jumps. A map that was distilled with guidance, such as the embedded one, costs one call and
+    composes. Re-noising keeps its marginals only if the flow's velocity is that of its path, which
+    is in general not true for a guided velocity (arXiv 2408.09000).
 
     Args:
         flow: a flow that takes prompts.
@@ -43,15 +43,19 @@ class ClassifierFree(Wrapped):
         self.evaluations = 2 * flow.evaluations
 
     def around(self, flow: FlowMap) -> Self:
-        """Return the mixture of another flow and the same negative one, at twice its cost."""
+        """Return the mixture of another flow with the same negative flow, at twice its cost."""
         view = super().around(flow)
         if view is not self:
             view.evaluations = 2 * flow.evaluations
         return view
 
     def calls(self, name: str, *times: Time) -> int:
-        """Return what both flows' calls take."""
+        """Return the number of network evaluations of both flows' calls."""
         return self.flow.calls(name, *times) + self.plain.calls(name, *times)
+
+    def reuses(self, s: Time, t: Time) -> bool:
+        """Return whether both flows do: their steps are mixed as their predictions are."""
+        return self.flow.reuses(s, t) and self.plain.reuses(s, t)
 
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
         """Return the mixed velocity or jump."""

@@ -17,7 +17,7 @@ from steer.names import hint
 __all__ = ["ZOO", "folder_of", "read_network", "write_network"]
 
 ZOO = Path(__file__).parents[1] / "zoo"
-"""Where the embedded models are."""
+"""The folder of the embedded models."""
 
 
 def read_network(folder: Path, kind: type[TwoTimeUNet], form: str) -> Any:
@@ -34,7 +34,7 @@ def read_network(folder: Path, kind: type[TwoTimeUNet], form: str) -> Any:
     """
     config = _read_config(folder / "config.json", form)
     try:
-        with torch.device("meta"):  # nothing is allocated before the weights are seen to fit
+        with torch.device("meta"):  # allocate nothing before the weights are known to fit
             network = kind(**config)
     except (TypeError, ValueError) as error:
         raise ValueError(
@@ -43,7 +43,8 @@ def read_network(folder: Path, kind: type[TwoTimeUNet], form: str) -> Any:
         ) from None
     state = _read_weights(folder / "model.safetensors")
     try:
-        # copies: a file's tensors lie where they lie in it, and kernels round by alignment
+        # copies, because a file's tensors may be unaligned, and rounding in kernels depends on
+        # alignment
         whole = {k: v.to(torch.float32, copy=True) for k, v in state.items()}
         network.load_state_dict(whole, assign=True)
     except RuntimeError as error:
@@ -55,7 +56,7 @@ def read_network(folder: Path, kind: type[TwoTimeUNet], form: str) -> Any:
 
 
 def write_network(network: TwoTimeUNet, folder: Path, form: str, dtype: torch.dtype) -> None:
-    """Write what `read_network` reads."""
+    """Write the two files that `read_network` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in network.state_dict().items()}
     text = json.dumps({"format": form, **network.config}, ensure_ascii=False, indent=1)
@@ -67,7 +68,7 @@ def folder_of(name: str | os.PathLike[str]) -> Path:
     """Return the folder of an embedded model, or of one of your own.
 
     Raises:
-        ValueError: there is neither; says what there is.
+        ValueError: there is neither; the message lists the existing ones.
     """
     text = os.fspath(name)
     if text in MODELS:
@@ -108,7 +109,7 @@ def _read_config(file: Path, form: str) -> dict[str, Any]:
 
 
 def _short(error: Exception) -> str:
-    """Return what an error says of somebody else's file, in a line that can be read."""
+    """Return the message of an error about an untrusted file, on one readable line."""
     return " ".join(str(error).split())[:300]
 
 

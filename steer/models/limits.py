@@ -1,4 +1,4 @@
-"""What a network may be made of: a model's file says it, and files come from anywhere."""
+"""Limits on the configuration of a network, since a model's file may be untrusted."""
 
 import math
 from collections.abc import Mapping
@@ -7,24 +7,24 @@ from typing import Any
 __all__ = ["HEADS", "check_network"]
 
 HEADS = 4
-"""Heads of the attention: the channels of the last level are a multiple of them."""
+"""Heads of the attention: the channels of the last level must be a multiple of this."""
 
 MOST = {"channels": 4096, "blocks": 64, "size": 1024, "width": 8192, "groups": 4096}
-"""The largest numbers that are taken."""
+"""The largest numbers that are accepted."""
 
 LEVELS, WORDS, FREQUENCY = 8, 1_000_000, 1e6
-"""The most levels and words, and the highest frequency of a time's embedding."""
+"""Maximum numbers of levels and words, and the highest frequency of a time embedding."""
 
 
 def check_network(config: Mapping[str, Any]) -> None:
-    """Check the configuration of a `TwoTimeUNet` before anything is made of it.
+    """Check the configuration of a `TwoTimeUNet` before it is used.
 
     Args:
         config: its arguments by their names, all of them.
 
     Raises:
-        ValueError: a number that is none or out of its bounds, or numbers that do not go
-            together; names it, and says what it must be.
+        ValueError: a value that is not a number or out of bounds, or numbers that do not fit
+            together; the message names it and says what it must be.
     """
     words = config["vocabulary"]
     if len(words) > WORDS or not all(isinstance(word, str) for word in words):
@@ -70,7 +70,7 @@ def check_network(config: Mapping[str, Any]) -> None:
 
 
 def _whole(name: str, value: Any, least: int) -> None:
-    """Refuse what is no whole number within bounds."""
+    """Refuse a value that is not a whole number within bounds."""
     if type(value) is not int or not least <= value <= MOST[name]:
         raise ValueError(
             f"{name} must be whole numbers from {least} to {MOST[name]}, got {_short(value)}"
@@ -83,5 +83,5 @@ def _frequency(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    """Return a value of somebody else's in few letters."""
+    """Return an untrusted value as a short text."""
     return repr(value)[:40]

@@ -124,12 +124,12 @@ def _own_on_hub(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 
 def _adapted(flow: FlowMap, lora: Path, scale: float) -> FlowMap:
-    """Put a folder's adapters on a flow; with the second time that they may have inside."""
+    """Put a folder's adapters on a flow, together with their second time if they have one."""
     term = read_second_time(lora) if (lora / WEIGHTS).is_file() else None
     if term is None:
         return load_adapters(flow, lora, scale)
     check_base(flow, read_metadata(lora), lora)
-    term.scale_by(scale)  # a part of the update: at scale 0 a jump is the base's own
+    term.scale_by(scale)  # it is part of the update: at scale 0 a jump is that of the base
     name = flow.name
     flow = with_second_time(flow, term.to(device_of(flow.denoiser)))
     flow.name = name
@@ -190,7 +190,7 @@ def _saved(name: str | os.PathLike[str]) -> FlowMap:
     """Load a model of our own format, by its name in `MODELS` or by its folder."""
     folder = folder_of(name)
     flow = NetworkFlow(read_network(folder, TwoTimeUNet, FORMAT))
-    if (folder / "posterior" / "config.json").is_file():  # one that is finished
+    if (folder / "posterior" / "config.json").is_file():  # a finished one
         flow.take_posterior(load_posterior(name))
     flow.name = os.fspath(name)
     return flow
@@ -219,5 +219,5 @@ def save(
     write_network(flow.network, Path(folder), FORMAT, dtype)
 
 
-# `import steer.load as m` gives the function, and `m.save` was there before modules moved
+# `import steer.load as m` gives the function, and `m.save` existed before modules moved
 load.__dict__.update(save=save, MODELS=MODELS)

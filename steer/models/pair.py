@@ -70,12 +70,12 @@ class Pair(FlowMap):
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What adapters, which go on the student, say of it."""
+        """What files of adapters, which are for the student, store about it."""
         return self.student.about
 
     @property
     def lacks(self) -> dict[str, str]:
-        """What either of them cannot do; a velocity is what the base has."""
+        """What either of them cannot do; a missing velocity of the student does not count."""
         student = {k: v for k, v in self.student.lacks.items() if k != "velocity"}
         return {**self.base.lacks, **student}
 
@@ -96,7 +96,7 @@ class Pair(FlowMap):
         return self.base.score(x, t)
 
     def derives(self, name: str) -> bool:
-        """Return what the base says."""
+        """Return whether the base has no closed form."""
         return self.base.derives(name)
 
     def times(self, steps: int, start: float = 0.0) -> list[float]:
@@ -108,7 +108,7 @@ class Pair(FlowMap):
         return self._with(self.base.along(times), self.student.along(times))
 
     def calls(self, name: str, *times: Time) -> int:
-        """Return what a call of the one that answers it takes."""
+        """Return the number of network evaluations of a call, by the model that makes it."""
         return (self.student if name == "jump" else self.base).calls(name, *times)
 
     def given(self, prompts: Sequence[str]) -> Self:

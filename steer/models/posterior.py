@@ -1,4 +1,4 @@
-"""Networks of posterior maps: an MLP for points, and what any of them is corrected by."""
+"""Networks of posterior maps: an MLP for points, and preconditioning for any network."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,11 +17,11 @@ class PosteriorMLP(nn.Module):
     It sees u, x, the times r, s - r and t, and their cosines and sines up to `highest` radians.
 
     Args:
-        dimension: of a point.
-        width: of the hidden layers.
-        depth: how many.
-        frequencies: of each time.
-        highest: of them, in radians.
+        dimension: dimension of a point.
+        width: width of the hidden layers.
+        depth: number of hidden layers.
+        frequencies: number of frequencies for each time.
+        highest: highest frequency, in radians.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Preconditioned(nn.Module):
 
     Args:
         network: F, of the form of a posterior map's network.
-        path: of the outer flow.
+        path: path of the outer flow.
     """
 
     def __init__(self, network: nn.Module, path: Path) -> None:
@@ -72,7 +72,7 @@ class Preconditioned(nn.Module):
         self.network, self.path = network, path
 
     def given(self, prompts: Sequence[str]) -> "Preconditioned":
-        """Return it with prompts bound; itself, where F takes none."""
+        """Return the network with prompts bound; itself, if F takes no prompts."""
         given = getattr(self.network, "given", None)
         return self if given is None else Preconditioned(given(prompts), self.path)
 

@@ -22,7 +22,7 @@ __all__ = ["PosteriorUNet", "load_posterior", "save_posterior"]
 FORMAT = "steer.posterior-unet/1"
 
 FOLDER = "posterior"
-"""Where a model's folder has its posterior map."""
+"""The folder of the posterior map in a model's folder."""
 
 
 class PosteriorUNet(TwoTimeUNet):
@@ -68,7 +68,7 @@ def load_posterior(name: str | os.PathLike[str]) -> PosteriorMap:
 
     Raises:
         FileNotFoundError: the model has no posterior map.
-        ValueError: an unknown name, or files that are not a posterior map's.
+        ValueError: an unknown name, or files that do not contain a posterior map.
     """
     folder = folder_of(name) / FOLDER
     if not (folder / "config.json").is_file():

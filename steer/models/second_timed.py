@@ -1,6 +1,6 @@
-"""A second time for any flow: what makes a velocity model a map, see `steer.backends.second_time`.
+"""A second time for any flow, which makes a velocity model a map: `steer.backends.second_time`.
 
-A pipeline's flow has a place for it; others are wrapped.
+A pipeline's flow supports it directly; other flows are wrapped.
 """
 
 import os
@@ -25,7 +25,7 @@ Term = SecondTime | TargetTime
 
 
 class SecondTimed(Wrapped):
-    """A flow whose velocity is the inner flow's, and whose jumps know their end by a term.
+    """A flow with the velocity of the inner flow, whose jumps depend on their end through a term.
 
     `X(s,t,x) = x + (t-s) v(x,s,t)`, v the inner velocity at s with the term of (s, t) in its
     embedding of the time: exactly the velocity at s = t.
@@ -48,6 +48,10 @@ class SecondTimed(Wrapped):
         now, target = 1 - row_times(s, x), 1 - row_times(t, x)
         return self.second_time.told(self.flow.denoiser, now, target)
 
+    def reuses(self, s: Time, t: Time) -> bool:
+        """Return False: a jump knows its end."""
+        return False
+
     def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return v(x, s, t), (n, *event)."""
         with self._told(x, s, t):
@@ -59,7 +63,7 @@ class SecondTimed(Wrapped):
 
 
 def with_second_time(flow: FlowMap, term: Term) -> FlowMap:
-    """Return a flow whose jumps know their end by a term; the flow stays as it is.
+    """Return a flow whose jumps depend on their end through a term; `flow` is not changed.
 
     Raises:
         ValueError: its denoiser has no module of the term's name.
@@ -74,11 +78,11 @@ def fresh_second_time(flow: FlowMap, module: str | None = None, **options: Any) 
     Args:
         flow: the velocity.
         module: the module of its denoiser that embeds the time, (n, width), by its dotted name.
-            Default: where it is known.
+            Default: known for the supported classes.
         **options: of `SecondTime`.
 
     Raises:
-        ValueError: it is not known, or there is no such module.
+        ValueError: the module is not known, or does not exist.
     """
     own: Any = getattr(flow, "fresh_term", None)
     if own is not None and module is None:
@@ -104,10 +108,10 @@ def fresh_second_time(flow: FlowMap, module: str | None = None, **options: Any) 
 
 
 def read_second_time(folder: str | os.PathLike[str]) -> Term | None:
-    """Return the term inside a folder of adapters; None where it has none.
+    """Return the term in a folder of adapters; None if it has none.
 
     Raises:
-        ValueError: the file's tensors are not those that it says it has.
+        ValueError: the file's tensors do not match its metadata.
     """
     config = read_metadata(folder).get("second_time")
     if config is None:

@@ -32,8 +32,8 @@ def _zero(layer: nn.Module) -> None:
 class Waves(nn.Module):
     """A time as sines and cosines up to a highest frequency in radians, then a small MLP.
 
-    The derivative in time is bounded by the highest frequency: keep the gap's low, or the map's
-    time derivative runs wild.
+    The derivative in time is bounded by the highest frequency: keep that of the gap low, or the
+    map's time derivative becomes very large.
     """
 
     def __init__(self, highest: float, width: int, waves: int = 16) -> None:
@@ -45,7 +45,7 @@ class Waves(nn.Module):
         """Return the embedding of times (n,), (n, width)."""
         last = math.log(2 * self.highest)
         powers = torch.linspace(0, last, self.waves, device=t.device, dtype=torch.float32)
-        angle = t[:, None].float() * (powers.exp() / 2)  # float32 whatever the weights are
+        angle = t[:, None].float() * (powers.exp() / 2)  # float32 for any dtype of the weights
         waves = torch.cat([angle.sin(), angle.cos()], -1)
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 
@@ -145,7 +145,7 @@ class TwoTimeUNet(nn.Module):
         self.scale: Waves | None = None
         if guidance is not None:
             self.scale = Waves(6.0, width)
-            _zero(self.scale.mlp[-1])  # inert at first: the scale is learned later than the rest
+            _zero(self.scale.mlp[-1])  # zero at first: the scale is learned later than the rest
         last, levels = len(channels) - 1, range(len(channels))
 
         def block(c: int, level: int) -> nn.ModuleList:
@@ -190,7 +190,7 @@ class TwoTimeUNet(nn.Module):
         return self.carry(x, told)
 
     def carry(self, x: Tensor, told: Tensor) -> Tensor:
-        """Return v for what the stem takes, (n, channels, h, w), and the condition (n, width)."""
+        """Return v for the stem's input, (n, channels, h, w), and the condition (n, width)."""
         c = F.silu(told)
         x = self.stem(x)
         skips = []
@@ -227,14 +227,14 @@ class NetworkFlow(FlowMap):
         self.path = Linear()
         self.event_shape = (network.colours, network.size, network.size)
         self.prompts: list[str] = [""]
-        self._posterior: list[Any] = []  # no submodule: it has weights of its own
+        self._posterior: list[Any] = []  # not a submodule: it has its own weights
         self._encoded = Encoded(torch.zeros(1, 1, dtype=torch.long))
         bounds = network.config.get("guidance")
         self._scale: float | Tensor = 0.0 if bounds is None else sum(bounds) / 2
 
     @property
     def denoiser(self) -> nn.Module:
-        """The network, its small text side included: velocity and jump call both."""
+        """The network, including its small text encoder: velocity and jump call both."""
         return self.network
 
     @property
@@ -243,7 +243,7 @@ class NetworkFlow(FlowMap):
         return self._posterior[0].given(self.prompts) if self._posterior else None
 
     def take_posterior(self, found: Any) -> None:
-        """Keep a posterior map beside the network: it is moved along, and no submodule.
+        """Attach a posterior map, which is moved together with the network but is not a submodule.
 
         Args:
             found: a `steer.PosteriorMap` of this flow.
@@ -267,17 +267,17 @@ class NetworkFlow(FlowMap):
 
     @property
     def takes_guidance(self) -> bool:
-        """Whether the scale of guidance is an input of the network, see `guided`."""
+        """Whether the guidance scale is an input of the network, see `guided`."""
         return self.network.scale is not None
 
     def guided(self, scale: float | Tensor, negative: str | None = None) -> "NetworkFlow":
-        """Return the same flow at another scale of guidance, where its network takes one.
+        """Return the same flow at another guidance scale, if its network takes one as an input.
 
-        One call a jump at any scale, and the jumps compose.
+        Each jump is one call at any scale, and jumps compose.
 
         Args:
-            scale: within the network's own range, a number or one a row (n,).
-            negative: must be None: the map leads away from the empty prompt.
+            scale: within the network's own range; a number, or one per row (n,).
+            negative: must be None, because the negative prompt of the map is the empty one.
 
         Raises:
             ValueError: the network takes no scale, the scale is out of its range, or a negative

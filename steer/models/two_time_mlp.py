@@ -15,15 +15,16 @@ __all__ = ["TwoTimeMLP"]
 class TwoTimeMLP(FlowMap):
     """The flow map of an MLP `v(x, s, t)`: `X(s,t,x) = x + (t-s) v(x,s,t)`, theory (10).
 
-    The MLP sees x, and cosines and sines of s and of the gap t - s, up to `highest` radians: s and
-    t are told apart, and the derivatives in time stay tame. It binds no prompts.
+    The inputs of the MLP are x, and cosines and sines of s and of the gap t - s, up to `highest`
+    radians. So s and t can be distinguished, and the time derivatives stay bounded. It binds no
+    prompts.
 
     Args:
-        dimension: of a point.
-        width: of the hidden layers.
-        depth: how many.
-        frequencies: of each time.
-        highest: of them, in radians.
+        dimension: dimension of a point.
+        width: width of the hidden layers.
+        depth: number of hidden layers.
+        frequencies: number of frequencies for each time.
+        highest: highest frequency, in radians.
         path: the interpolation.
     """
 

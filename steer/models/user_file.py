@@ -1,4 +1,4 @@
-"""A flow map that a Python file of the user's makes: `file.py:Name`."""
+"""A flow map from a Python file of the user: `file.py:Name`."""
 
 import os
 from typing import Any
@@ -17,18 +17,18 @@ def load_user_file(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """Return the flow or pipeline that "file.py:Name" gives; None for a name of another form.
+    """Return the flow or pipeline of "file.py:Name"; None for a name of another form.
 
     Args:
-        name: the file, and what it calls a flow map, a class of one, a diffusers pipeline, or a
-            function that makes one.
+        name: the file, and the name in it of a flow map, of a class of one, of a diffusers
+            pipeline, or of a function that makes one.
         device: where to put it; by default where the file puts it.
         dtype: of its parameters; by default as the file makes them.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file has no such name; the message has the nearest ones.
-        TypeError: what the file gives is neither a flow map nor a pipeline.
+        TypeError: the object in the file is neither a flow map nor a pipeline.
     """
     place = split_place(os.fspath(name))
     if place is None:

@@ -1,4 +1,4 @@
-"""Prompts as bags of words: small, offline, and honest about the words it does not know.
+"""Prompts as bags of words: small, offline, with a warning about unknown words.
 
 >>> words = BagOfWords(["apple", "red"], width=8)
 >>> words.parse("A red, shiny apple")
@@ -38,7 +38,7 @@ IGNORED = frozenset(
         "emoji",
     ]
 )
-"""Words that carry nothing in a bag: dropped without a warning."""
+"""Words without meaning in a bag of words, which are dropped without a warning."""
 
 
 def split(text: str) -> list[str]:
@@ -52,7 +52,7 @@ def split(text: str) -> list[str]:
 
 
 def _forms(word: str) -> Iterable[str]:
-    """The word, then its plausible singular and plural."""
+    """Return the word, then its plausible singular and plural forms."""
     yield word
     if word.endswith("ies"):
         yield word[:-3] + "y"
@@ -132,10 +132,11 @@ class BagOfWords(nn.Module):
 
 
 class Encoded:
-    """The text vectors of some prompts, encoded again only where they may have changed.
+    """The text vectors of prompts, encoded again only if they may have changed.
 
-    They are kept while no gradient is asked of the text side, its weights, adapters' too, are the
-    same ones, unchanged, and its adapters have the same scales. A copy keeps nothing.
+    They are cached while the text encoder requires no gradient, its weights (and those of its
+    adapters) are unchanged, and its adapters have the same scales. A copy starts with an empty
+    cache.
 
     Args:
         tokens: word indices (p, l).
@@ -149,7 +150,7 @@ class Encoded:
         return Encoded, (self.tokens.cpu(),)
 
     def _on(self, device: torch.device) -> Tensor:
-        """Return the word indices on a device; they stay there."""
+        """Return the word indices on a device, where they are kept."""
         self.tokens = onto(self.tokens, device)
         return self.tokens
 
@@ -169,16 +170,16 @@ class Encoded:
         if kept is not None and kept[1] == state:
             return kept[2]
         made = text(self._on(device))
-        # with the weights, so that no others come to lie where they lay
+        # together with the weights, so that their addresses are not reused
         self._kept = [p.detach() for p in weights], state, made
         return made
 
 
 def _standing(text: nn.Module) -> tuple[list[Tensor], tuple[object, ...]] | None:
-    """Return the weights that a text side uses and how its adapters are set; None if they move.
+    """Return the text encoder's weights and the state of its adapters; None if they may change.
 
-    They move where a gradient is asked of them, and where something is drawn. Adapters that are
-    merged change weights behind the back of their version.
+    They may change if they require a gradient, or if there are random operations. Merged adapters
+    change weights without changing their version counter.
     """
     if torch.compiler.is_compiling():
         return None

@@ -1,1 +1,1 @@
-"""Training objectives, one family a file."""
+"""Training objectives, one family per file."""

@@ -61,6 +61,8 @@ class Adjoint(Objective):
         ValueError: an option out of its range; the message says what it may be.
     """
 
+    per_call = False
+
     def __init__(
         self,
         steps: int = 16,
@@ -107,7 +109,7 @@ class Adjoint(Objective):
         return value.detach(), found
 
     def pull(self, batch: Batch, times: list[float], k: int, now: Tensor, later: Tensor) -> Tensor:
-        """Return `(σ²/2) a` at times[k], of the adjoints there and one step later."""
+        """Return `(σ²/2) a` at times[k], from the adjoints there and one step later."""
         path, t = batch.base.path, as_time(times[k])
         (alpha, beta), (alpha_dot, beta_dot) = path(t), path.derivative(t)
         gain = beta_dot - alpha_dot * beta / alpha

@@ -1,4 +1,4 @@
-"""Guidance, paid once: generate a guided population, and regress the map on it."""
+"""Amortised guidance: generate a guided population once, and regress the map on it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ COUPLED = ("fmrg-j",)
 """Methods whose picture is a function of its noise: the map can learn the pairs."""
 
 Drawn = Mapping[str, Tensor]
-"""A prompt's guided draws: "x_0", "x_1" (m, *event) and "log_w" (m,)."""
+"""A prompt's guided samples: "x_0", "x_1" (m, *event) and "log_w" (m,)."""
 
 
 class Amortise(Objective):
@@ -54,7 +54,9 @@ class Amortise(Objective):
         ValueError: an unknown method or option, or fewer particles than rows of a prompt.
     """
 
-    uneven = True  # guidance of a prompt is paid for by the process that has it first
+    uneven = True  # the process that first gets a prompt computes its guidance
+
+    per_call = False
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class Amortise(Objective):
         Args:
             batch: its base, reward and temperature are used.
             prompt: an index into its prompts.
-            turn: the number of the round.
+            turn: index of the round.
         """
         names = batch.prompts
         name = "" if names is None else names[prompt]
@@ -121,7 +123,7 @@ class Amortise(Objective):
         }
 
     def rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Draw x_0 and x_1 for the rows from their prompts' populations, by their weights."""
+        """Sample x_0 and x_1 for the rows from their prompts' populations, by weight."""
         p = 1 if batch.prompts is None else len(batch.prompts)
         places = batch.draws.uniform(host=True).reshape(p, -1)
         noise, data = [], []
@@ -138,7 +140,7 @@ class Amortise(Objective):
         return onto(x_0, device).to(dtype), onto(x_1, device).to(dtype)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return {"loss", ...}; the first batches of a prompt also pay for its guidance."""
+        """Return {"loss", ...}; the first batches of a prompt also compute its guidance."""
         with torch.no_grad():
             x_0, x_1 = self.rows(batch)
         return self._pairs(batch, x_0, x_1) if self.coupled else self._law(batch, x_1)

@@ -1,6 +1,6 @@
-"""What an objective of reward tuning is, and what it is called with: a batch.
+"""The interface of an objective of reward tuning, and its argument, a batch.
 
-It returns a loss and what is worth logging. In `R` the reward is divided by the temperature.
+An objective returns a loss and numbers to log. `R` is the reward divided by the temperature.
 """
 
 from abc import abstractmethod
@@ -47,7 +47,7 @@ class Batch:
     unbound: FlowMap | None = None
     epochs: Sequence[int] | None = None
     seen: list[tuple[Tensor, Sequence[str] | None]] = field(default_factory=list)
-    """Rewards that were given, and what they were asked about."""
+    """Scores of this batch, and the prompts that they belong to."""
 
     def __len__(self) -> int:
         return len(self.draws)
@@ -70,15 +70,15 @@ class Batch:
 
         Rows may be a multiple of the batch's, prompt-major as they are.
 
-        That all are finite is looked at once an optimizer step, see `refuse_not_finite`: to look
-        here would make the host wait for the device.
+        Whether all are finite is checked once per optimizer step, see `refuse_not_finite`, because
+        a check here would make the host wait for the device.
 
         Raises:
             ValueError: a reward without the gradient that it declares.
         """
         asked = self.prompts if self.asked is None else self.asked
         texts = None if asked is None else flat_prompts(asked, len(x))
-        with torch.autocast(x.device.type, enabled=False):  # decode and reward in full precision
+        with torch.autocast(x.device.type, enabled=False):  # decoding and reward in full precision
             x = x if x.dtype == torch.float64 else x.float()
             values = score(self.reward, self.student.decode(x), texts)
         asked_gradient = torch.is_grad_enabled() and x.requires_grad
@@ -94,14 +94,15 @@ class Batch:
 
 
 def refuse_not_finite(values: Tensor, texts: Sequence[str] | None) -> None:
-    """Raise where a reward is not finite.
+    """Raise an error if a reward is not finite.
 
     Args:
         values: of a call, (n,).
-        texts: what it was asked about, one a row.
+        texts: the reward's prompts, one per row.
 
     Raises:
-        FloatingPointError: names the first row and its prompt.
+        FloatingPointError: a reward is not finite; the message names the first such row and its
+            prompt.
     """
     bad = (~torch.isfinite(values)).nonzero()
     if len(bad):
@@ -125,13 +126,15 @@ class Objective(nn.Module):
         group: rows of each prompt in a batch.
         uneven: whether processes make different numbers of network calls, depending on their
             prompts: then the base cannot be split over them.
-        per_call: whether the loss depends, a little, on which rows are in one call.
+        per_call: whether the loss depends, a little, on which rows are in one call. False: it is
+            a mean over rows (or groups), so that a call for which the memory is too small may be
+            made in parts. None: the objective does not say, and its calls are not made in parts.
     """
 
     differentiable: bool = True
     group: int = 1
     uneven: bool = False
-    per_call: bool = False
+    per_call: bool | None = None
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""How a map's mean velocity changes along its path: the term of the MeanFlow identity."""
+"""The derivative of a map's mean velocity along its path, a term of the MeanFlow identity."""
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -21,12 +21,12 @@ def derivative(
 
         b - u + (t-s) (∂_s u + ∇u·b) = 0,   so   b = u - (t-s) d   at v = b_s(x):
 
-    the MeanFlow identity (Geng et al. 2025, arXiv 2505.13447) with noise at t = 0, where it is
-    the start of the interval that moves. For weights of float32 or better d is a difference along
-    `x + h v` at `s + h`: central, and one-sided within a step of s = 0. Weights of less precision
-    would drown it, a difference of near values: there it is the directional derivative, by
-    automatic differentiation in forward mode, as exact as the velocity is; where a layer knows
-    none, it is a difference again, of a quarter of the step, with the same weights in float32.
+    the MeanFlow identity (Geng et al. 2025, arXiv 2505.13447) with noise at t = 0, where the start
+    of the interval moves. For weights in float32 or better, d is a finite difference along
+    `x + h v` at `s + h`: central, and one-sided within a step of s = 0. With less precise weights
+    rounding would dominate such a difference. Then d is the directional derivative by forward-mode
+    automatic differentiation, which is as exact as the velocity. If a layer does not support
+    forward mode, d is a difference with a quarter of the step and the same weights in float32.
 
     Args:
         flow: a flow map.
@@ -48,7 +48,7 @@ def derivative(
 
 
 def _coarse(flow: nn.Module) -> bool:
-    """Return whether some weights have less precision than float32."""
+    """Return whether any weights have less precision than float32."""
     least = torch.finfo(torch.float32).eps
     kinds = {p.dtype for p in flow.parameters() if p.is_floating_point()}
     return any(torch.finfo(kind).eps > least for kind in kinds)
@@ -70,7 +70,7 @@ def _difference(
 
 
 def _directional(flow: FlowMap, x: Tensor, s: Tensor, t: Tensor, v: Tensor) -> Tensor:
-    """Return the derivative along (v, 1), of attention written out: its kernels know none."""
+    """Return the derivative along (v, 1); attention is written out, as its kernels have none."""
     with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
         along = forward_ad.make_dual(x, v), forward_ad.make_dual(s, torch.ones_like(s))
         u = _mean_velocity(flow, *along, t)
@@ -78,7 +78,7 @@ def _directional(flow: FlowMap, x: Tensor, s: Tensor, t: Tensor, v: Tensor) -> T
 
 
 class _Single(nn.Module):
-    """A flow whose weights are float32 while it jumps."""
+    """A flow whose weights are converted to float32 during a jump."""
 
     def __init__(self, flow: FlowMap) -> None:
         super().__init__()

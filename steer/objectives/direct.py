@@ -21,7 +21,7 @@ def ascend(batch: Batch, x_1: Tensor, normalise: float | None) -> tuple[Tensor, 
     Args:
         batch: the batch.
         x_1: where the reward is evaluated, with its graph.
-        normalise: the norm that each row's gradient is given; None: its own.
+        normalise: norm to which each row's gradient is rescaled; None: no rescaling.
     """
     if normalise is None:
         value = batch.score(x_1)
@@ -55,11 +55,14 @@ class Direct(Objective):
             x_1 and x_1'.
         consistency: weight of the map's consistency, theory (7), between random times. It
             transfers what one jump learns to the jumps that compose it.
-        normalise: rescale each row's reward gradient to this norm; None: no rescaling. With it R
-            is no longer maximised exactly, and the temperature has no effect.
+        normalise: rescale each row's reward gradient to this norm; None: no rescaling. With it
+            the quantity that is maximised is no longer R itself, and the temperature has no
+            effect.
         reference: what the anchors measure the distance from: the base, or the running average of
             the adapters.
     """
+
+    per_call = False
 
     def __init__(
         self,
@@ -128,13 +131,15 @@ class Draft(Objective):
 
     DRaFT-K (Clark et al. 2023, arXiv 2309.17400), AlignProp (Prabhudesai et al. 2023, arXiv
     2310.03739): the baseline that needs no flow map. The gradient is truncated, so it has no
-    optimum of its own: early stops and the adapters' scale are what holds it.
+    optimum of its own: early stopping and the adapters' scale are its only regularisation.
 
     Args:
         steps: Euler steps of a rollout.
         last: how many of them have a gradient.
         anchor: weight of `½ ∫ |v_θ - v_b|² dt` over the steps that have a gradient.
     """
+
+    per_call = False
 
     def __init__(self, steps: int = 8, last: int = 1, anchor: float = 0.0) -> None:
         super().__init__()

@@ -13,14 +13,15 @@ from steer.objectives.policy import advantages, whole_group
 __all__ = ["GRPO"]
 
 KNOTS = (0.1, 0.7)
-"""Where a rollout's knots are: earlier a transition has no signal, later hardly any noise."""
+"""Range of a rollout's times: earlier a transition has no signal, later hardly any noise."""
 
 
 class GRPO(Objective):
     """Group-relative policy optimisation of the map: Flow-Map GRPO (2026, arXiv 2607.00535).
 
     The policy is an anchored stochastic composition of jumps: from x_s to the anchor
-    `y = X_θ(s,u,x_s)`, `u = t + churn (1-t)`, and back to t with fresh noise, as `steer.Jump`,
+    `y = X_θ(s,u,x_s)`, `u = t + churn (1-t)`, and back to t with fresh noise, as `steer.Jump`
+    does,
 
         x_t = k y + sqrt(v) z,   k = beta_t / beta_u,   v = alpha_t² - k² alpha_u²,
 
@@ -32,19 +33,20 @@ class GRPO(Objective):
     the second term the divergence of the two Gaussians in closed form. Both are divided by the
     dimension d, as peers do: the sum over thousands of pixels would have huge gradients, and
     the optimum is the same. Rollouts are of the current weights and used once, so the ratio of
-    PPO is 1 where its gradient is taken, and its clip (Liu et al. 2025, Flow-GRPO, arXiv
-    2505.05470) never acts: there is none. The transitions are evaluated again with gradients.
+    PPO is 1 where its gradient is taken, and its clipping (Liu et al. 2025, Flow-GRPO, arXiv
+    2505.05470) would never act, so it is omitted. The transitions are evaluated again with
+    gradients.
 
-    `sigma` is the deviation of R in the batch (at least .1), so the sum is that of
-    `E[R] - kl KL(π_θ | π_b)` per sigma: the optimum over all policies is `p exp(R / kl)`; this
-    one has its variances fixed, and cannot choose x_0. The published weight, .04 on normalised
-    advantages, is `kl = .04 sigma`.
+    With `sigma` the standard deviation of R in the batch (at least .1), the sum of both terms is
+    that of `E[R] - kl KL(π_θ | π_b)`, divided by sigma. The optimum over all policies is
+    `p exp(R / kl)`; this policy has fixed variances, and cannot choose x_0. The published weight,
+    .04 on normalised advantages, is `kl = .04 sigma`.
 
-    Only jumps that a noise follows are trained: never the last one, nor the velocity. The times
-    and the churn are sampled again for each batch, so that jumps between all times are trained.
-    With only churn 1, only jumps to the data are trained, and several composed jumps gain less.
-    The part `consistency` carries what was learned to the other jumps. (Self-distillation would
-    undo it: its teacher is the velocity, which is not trained here.)
+    Only jumps that are followed by noise are trained: never the last one, nor the velocity. The
+    times and the churn are sampled again for each batch, so that jumps between all times are
+    trained. With only churn 1, only jumps to the data are trained, and several composed jumps gain
+    less. The part `consistency` carries what was learned to the other jumps. (Self-distillation
+    would undo it: its teacher is the velocity, which is not trained here.)
 
     Args:
         steps: jumps of a rollout, at least 2.
@@ -57,7 +59,7 @@ class GRPO(Objective):
     """
 
     differentiable = False
-    per_call = True  # the advantages of a call share one deviation
+    per_call = True  # the advantages of a call share one standard deviation
 
     def __init__(
         self,
@@ -88,9 +90,9 @@ class GRPO(Objective):
         self.trained, self.consistency, self.group = trained, consistency, whole_group(group)
 
     def knots(self, batch: Batch) -> list[float]:
-        """Draw the times of a rollout, the same for all rows, one in each of `steps - 1` bins.
+        """Sample the times of a rollout, the same for all rows, one in each of `steps - 1` bins.
 
-        They keep away from both ends, where a transition has no signal, or no noise.
+        They stay away from both ends, where a transition has no signal or no noise.
         """
         low, high = KNOTS
         width = (high - low) / (self.steps - 1)

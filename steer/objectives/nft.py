@@ -15,7 +15,7 @@ from steer.path import like
 __all__ = ["NFT"]
 
 LATEST = 0.98
-"""No state later than this is trained: some paths have an infinite velocity at t = 1."""
+"""The latest time of a trained state, because some paths have an infinite velocity at t = 1."""
 
 
 class NFT(Objective):
@@ -44,11 +44,12 @@ class NFT(Objective):
 
         β δ = E[(2r-1) (v - v_old) | x_s] = Cov(A, v | x_s) / m
 
-    where no advantage is clipped: the first-order change of the velocity under the tilt `exp(eps
-    A)`, `eps = 1 / (β m)`. A small β is thus a large step, 2 deviations of the reward at the
-    published β = .1 and m = 5. The average follows, so tuning continues until the penalty balances
-    the advantage. The penalty is `kl β / (m sigma)`, with sigma the deviation of R in the batch
-    (at least .1): the advantage's scale cancels, and at the fixed point
+    where no advantage is clipped: the first-order change of the velocity under the tilt
+    `exp(eps A)`, `eps = 1 / (β m)`. A small β is thus a large step: 2 standard deviations of the
+    reward at the published β = .1 and m = 5. The average follows, so tuning continues until the
+    penalty balances the advantage. The penalty is `kl β / (m sigma)`, with sigma the standard
+    deviation of R in the batch (at least .1): the advantage's scale cancels, and at the fixed
+    point
 
         v_θ - v_b = Cov_θ(R, v | x_s) / kl,
 
@@ -68,7 +69,7 @@ class NFT(Objective):
     """
 
     differentiable = False
-    per_call = True  # the advantages of a call share one deviation
+    per_call = True  # the advantages of a call share one standard deviation
 
     def __init__(
         self,
@@ -143,6 +144,6 @@ class NFT(Objective):
 
 
 def _forward(batch: Batch, x_1: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw `x_s = alpha x_0 + beta x_1` and its velocity, with fresh noise."""
+    """Sample `x_s = alpha x_0 + beta x_1` and its velocity, with fresh noise."""
     x_0, path = batch.noise().to(x_1), batch.base.path
     return path.interpolate(x_0, x_1, s), path.slope(x_0, x_1, s)

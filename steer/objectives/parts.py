@@ -1,6 +1,6 @@
-"""Terms that the losses of reward tuning are made of: penalties that hold a flow, and consistency.
+"""Terms of the losses of reward tuning: penalties that keep a flow near its base, and consistency.
 
-A penalty has a weight, at least 0, and is a cost in the units of `R`.
+A penalty has a weight of at least 0, and is a cost in the units of `R`.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def action(
 
     Args:
         student: the tuned flow.
-        base: the flow that it is held to.
+        base: the flow that it is kept near.
         x: points at s, (n, *event).
         s: start.
         t: end.
@@ -68,11 +68,11 @@ def action(
 
 
 def noise_displacement(base: FlowMap, y: Tensor, steps: int = 4) -> Tensor:
-    """Return the noise that the base's probability flow leads to y, (n, *event).
+    """Return the noise that the base's probability flow maps to y, (n, *event).
 
     Midpoint steps of `dx/dt = b_t(x)` from t = 1 back to 0. Tilts of pictures are tilts of their
-    noise, so a distance there is one in units of the noise's own deviation (HyperNoise, Eyring et
-    al. 2025, arXiv 2508.09968, penalises it).
+    noise, so a distance there is in units of the noise's own standard deviation (HyperNoise,
+    Eyring et al. 2025, arXiv 2508.09968, penalises it).
     """
     h = 1 / steps
     for k in range(steps):
@@ -85,8 +85,8 @@ def noise_displacement(base: FlowMap, y: Tensor, steps: int = 4) -> Tensor:
 def consistency(student: FlowMap, x: Tensor, s: Tensor, u: Tensor, t: Tensor) -> Tensor:
     """Return `|X(s,t,x) - X(u,t,X(s,u,x))|² / (t-s)²`, theory (7), averaged over the event, (n,).
 
-    No side is held fixed: what the reward did to one jump moves to the jumps that compose it, down
-    to the velocity, and back.
+    Gradients flow to both sides: a change that the reward made to one jump is transferred to the
+    jumps that compose it, down to the velocity, and vice versa.
     """
     straight = student.jump(x, s, t)
     composed = student.jump(student.jump(x, s, u), u, t)
@@ -103,11 +103,11 @@ def self_distillation(
 ) -> Tensor:
     """Return theory (63), averaged over the event, (n,): the map follows its own velocity.
 
-    `|X_θ(s,t,x) - X*_θ - (X_b(s,t,x) - X*_b)|² / (t-s)²`, with X* the map at t - h carried on by
-    one Heun step of the flow's own velocity, theory (13), without gradient. Of a base that is a
+    `|X_θ(s,t,x) - X*_θ - (X_b(s,t,x) - X*_b)|² / (t-s)²`, with X* the map at t - h continued by
+    one Heun step of the flow's own velocity, theory (13), without gradient. For a base that is a
     true map this is self-distillation (Boffi et al. 2025, arXiv 2505.18825), theory (14) with the
-    student as its own teacher. A learned base is not: its jumps and its velocity differ, and that
-    difference is not trained, so that the loss is zero at step 0, and only the change made by
+    student as its own teacher. The jumps and the velocity of a learned base differ. This
+    difference is subtracted, so that the loss is zero at step 0, and only the change made by
     tuning is distilled.
 
     Args:
@@ -126,7 +126,7 @@ def self_distillation(
 
 
 def distil(batch: Batch, x: Callable[[Tensor], Tensor], low: float, high: float) -> Tensor:
-    """Draw pairs (s, t) and steps for the rows, and return their mean self-distillation, ().
+    """Sample pairs (s, t) and steps for the rows; return the mean self-distillation loss, ().
 
     Args:
         batch: the batch.
@@ -142,7 +142,7 @@ def distil(batch: Batch, x: Callable[[Tensor], Tensor], low: float, high: float)
 
 
 def draw_pair_of(draws: Draws, ends: float = 0.35) -> tuple[Tensor, Tensor]:
-    """Draw pairs s < t, uniform on the triangle; a share `ends` has s = 0, as many t = 1, (n,)."""
+    """Sample pairs s < t, (n,): a fraction `ends` has s = 0, as many t = 1, others are uniform."""
     pair = draws.uniform((2,)).sort(1).values
     s, t = pair.unbind(1)
     s = torch.where(draws.uniform() < ends, 0.0, s)

@@ -1,9 +1,9 @@
-"""What the objectives without a gradient of the reward share: samples of a prompt are compared.
+"""Shared by the objectives without a reward gradient, which compare samples of a prompt.
 
-Rows of one prompt form a group, and a sample's advantage is what its reward has over the group's
-mean. `NFT` contrasts good and bad samples in the forward process; `GRPO` follows the likelihood
-ratio of a stochastic composition of jumps. The penalty of both is in the units of `R`, so the
-temperature means what it means to the other objectives.
+Rows of one prompt form a group, and a sample's advantage is its reward minus the group's mean.
+`NFT` contrasts good and bad samples in the forward process; `GRPO` follows the likelihood ratio of
+a stochastic composition of jumps. The penalty of both is in the units of `R`, so the temperature
+has the same meaning as for the other objectives.
 """
 
 import torch
@@ -15,9 +15,10 @@ __all__ = ["advantages", "whole_group"]
 def advantages(value: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """Return `A = (R - mean of its group) / sigma`, (n,), and sigma, ().
 
-    `sigma² = Σ (R - mean)² / (n - n/group)` is pooled over the groups: with four rows a prompt,
-    each group's own deviation would be noise, and a group whose rewards hardly differ would
-    shout. It is at least 1e-5 of the largest |R|, so that rounding is no advantage.
+    `sigma² = Σ (R - mean)² / (n - n/group)` is pooled over the groups: with four rows per prompt,
+    the standard deviation of a single group would be noisy, and a group whose rewards hardly
+    differ would get large advantages. It is at least 1e-5 of the largest |R|, so that rounding
+    errors do not count as an advantage.
 
     Args:
         value: R of the rows, prompt-major, (n,).
@@ -39,7 +40,7 @@ def advantages(value: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 def whole_group(group: int) -> int:
-    """Return the rows of a prompt, where there are enough to compare.
+    """Return the number of rows of a prompt, if there are enough to compare.
 
     Raises:
         ValueError: fewer than two.

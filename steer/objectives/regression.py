@@ -1,9 +1,9 @@
-"""Regressions that make a velocity, and the flow map of a velocity.
+"""Regression losses for a velocity, and for the flow map of a velocity.
 
 A velocity is fitted by flow matching (Lipman et al. 2023, arXiv 2210.02747). A map by the
 Lagrangian rule `∂_t X(s,t,x) = b_t(X(s,t,x))` (Boffi et al. 2024, 2406.07507) in discrete form:
-the map at t is the map at t - h carried on by one Heun step of the velocity. No derivative of
-the network is taken, so high time frequencies cannot blow the rule up. Derived in docs/theory.md.
+the map at t is the map at t - h continued by one Heun step of the velocity. No derivative of the
+network is taken, so high time frequencies cannot make the rule diverge. Derived in docs/theory.md.
 """
 
 from collections.abc import Callable
@@ -43,17 +43,17 @@ def velocity_loss(flow: FlowMap, x_0: Tensor, x_1: Tensor, t: Tensor) -> Tensor:
     """
     alpha_dot, beta_dot = flow.path.derivative(t)
     b = flow.velocity(flow.path.interpolate(x_0, x_1, t), t)
-    # one after the other, not `slope`: a run that was begun before goes on to the last bit
+    # term by term, not by `slope`, so that earlier runs resume bit for bit
     return mean_square(b - like(alpha_dot, x_0) * x_0 - like(beta_dot, x_1) * x_1)
 
 
 def lagrangian_target(
     flow: FlowMap, velocity: Velocity, x: Tensor, s: Tensor, t: Tensor, h: Tensor
 ) -> Tensor:
-    """Carry `X(s,t-h,x)` on to t by one Heun step of the velocity, theory (13), (n, *event).
+    """Continue `X(s,t-h,x)` to t by one Heun step of the velocity, theory (13), (n, *event).
 
     Args:
-        flow: the map that is trusted at t - h (a running average of the trained one).
+        flow: the map that is used at t - h (a running average of the trained one).
         velocity: `(x, t) -> b_t(x)`, times (n,).
         x: points at s.
         s: start, (n,).

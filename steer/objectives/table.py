@@ -28,14 +28,14 @@ TABLE: dict[str, type[Objective]] = {
     "adjoint": Adjoint,
     "draft": Draft,
 }
-"""Name -> its class; `steer.catalogue.OBJECTIVES` says in a line what each is."""
+"""Name -> its class; `steer.catalogue.OBJECTIVES` has one line on each."""
 
 RENAMED = {
     "direct": {"data": "data_anchor", "noise": "noise_anchor"},
     "value": {"clip": "max_log_w"},
     "nft": {"clip": "max_advantage"},
 }
-"""Objective -> earlier names of its options -> those of today."""
+"""Objective -> earlier names of its options -> current names."""
 
 
 def build(objective: str | Objective, options: Mapping[str, Any] | None = None) -> Objective:
@@ -64,7 +64,7 @@ def build(objective: str | Objective, options: Mapping[str, Any] | None = None) 
 
 
 def name_of(objective: Objective) -> str:
-    """Return an objective's name, or its class's where it has none here."""
+    """Return an objective's name, or the name of its class if it is not in the table."""
     for name, kind in TABLE.items():
         if type(objective) is kind:
             return name
@@ -72,13 +72,13 @@ def name_of(objective: Objective) -> str:
 
 
 def options_of(objective: Objective) -> dict[str, Any]:
-    """Return an objective's plain settings: what its parameters are called, and their values."""
+    """Return an objective's plain settings: parameter name -> value."""
     names = inspect.signature(type(objective)).parameters
     return {name: getattr(objective, name) for name in names if hasattr(objective, name)}
 
 
 def described(objective: str) -> dict[str, tuple[Any, str]]:
-    """Return an objective's options by name: the default, and what it is, as its class says.
+    """Return an objective's options by name: the default, and the description from its class.
 
     >>> described("nft")["group"]
     (4, 'rows of each prompt in a batch.')

@@ -29,6 +29,8 @@ class Transport(Objective):
             bound.
     """
 
+    per_call = False
+
     def __init__(
         self,
         distil: float = 1.0,

@@ -35,7 +35,7 @@ def tilt_gain(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def slot(prompt: str) -> int:
-    """Return where a prompt's running constant is kept."""
+    """Return the slot of a prompt's running constant."""
     digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % SLOTS
 
@@ -52,11 +52,11 @@ class Value(Objective):
     depend on x_1', any number of posterior samples and any law of x_t with full support. Meta flow
     maps, equation 43 (2026, arXiv 2601.14430); it needs a posterior map, and `glass` needs none.
 
-    `(σ²/2) ∇w` is had in one of two ways. With `gradient`, through `glass` and the reward: its
-    error is the inner flow's, which falls with `steps`. Without, by `∇E[w|x] = β/α² Cov(w, x_1|x)`
-    as `κ (w - 1) (x_1' - D(x))`, which needs only the reward's value; with the base's own points,
-    x_1 itself is one exact sample of the posterior and there is no inner flow. Its variance grows
-    with the dimension.
+    `(σ²/2) ∇w` is computed in one of two ways. With `gradient`, through `glass` and the reward:
+    its error is the inner flow's, which falls with `steps`. Without, by
+    `∇E[w|x] = β/α² Cov(w, x_1|x)` as `κ (w - 1) (x_1' - D(x))`, which needs only the reward's
+    value; with the base's own points, x_1 itself is one exact sample of the posterior and there is
+    no inner flow. Its variance grows with the dimension.
 
     Points: `x_t = α x_0' + β x_1`, with x_1 one jump of the base from noise (p is the law of those
     jumps), or of the student. t is uniform on [ends, 1 - ends]: `σ²` is infinite at 0, κ at 1, and
@@ -85,7 +85,7 @@ class Value(Objective):
         ValueError: an option out of its range; the message says what it may be.
     """
 
-    per_call = True  # the running estimates move with each call
+    per_call = True  # the running estimates change with each call
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Value(Objective):
         return r, w, like(kappa, x) * each.reshape(n, m, *event).mean(1)
 
     def weigh(self, batch: Batch, r: Tensor) -> Tensor:
-        """Return `w = exp(R - c)`, (n, draws), and move the running estimates afterwards."""
+        """Return `w = exp(R - c)`, (n, draws), and then update the running estimates."""
         texts = [""] if batch.prompts is None else batch.prompts
         slots = onto(torch.tensor([slot(text) for text in texts]), self.log_z.device)
         n, m = r.shape

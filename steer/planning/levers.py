@@ -1,4 +1,4 @@
-"""What saves memory, and how much: the guided step again, with one thing changed."""
+"""Options that save memory, and how much: the guided step with each of them changed."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,14 +23,14 @@ def levers_of(
     options: Mapping[str, Any],
     alone: bool = True,
 ) -> tuple[list[Lever], list[Lever]]:
-    """Return each memory option alone, and the order in which they are added for a card.
+    """Return the effect of each memory option alone, and of those added one by one for a card.
 
     Args:
         made: the model with further options.
-        peak: of a guided step of so many rows.
-        guided: what the step needs without further options.
-        options: of the model, as given.
-        alone: whether those are tried too that no card tries.
+        peak: peak of a guided step, by number of rows.
+        guided: the need of the step without further options.
+        options: options of the model, as given.
+        alone: whether to try also the options that no card needs.
     """
     one = made()
     singles: list[Lever] = []
@@ -77,10 +77,10 @@ def levers_of(
 
 
 def _of_8_bits(one: Subject, checkpointing: bool) -> int:
-    """Return how many bytes more weights of 8 bits take than those of 16.
+    """Return how many more bytes 8-bit weights need than 16-bit weights.
 
-    A product makes 16 bits of them, and its backward pass keeps those: all of them while a graph
-    is held, a block's where blocks are computed again.
+    A matrix product converts them to 16 bits, and its backward pass keeps these: all of them while
+    a graph is alive, those of one block if blocks are recomputed.
     """
     network = one.flow.denoiser
     whole = _bytes(network)
@@ -96,7 +96,7 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _tiny(one: Subject) -> Any:
-    """Return a tiny autoencoder without values for these latents, where there could be one."""
+    """Return a tiny autoencoder without values for these latents, if one could exist."""
     from steer.backends.outline import tiny_autoencoder
 
     return tiny_autoencoder(one.flow, one.mode, one.dtype)

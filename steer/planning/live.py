@@ -1,7 +1,7 @@
-"""How many bytes of tensors are alive, now and at most, and what a backward pass is kept for.
+"""Count the bytes of live tensors, now and at the peak, and those kept for a backward pass.
 
-`Live` counts real tensors and fake ones (tensors with shapes and no values) alike, so that a
-forecast and a measurement are the same number, made in the same way.
+`Live` counts real tensors and fake ones (with shapes but no values) in the same way, so that a
+forecast and a measurement are comparable.
 """
 
 import weakref
@@ -20,14 +20,14 @@ __all__ = ["Live", "bytes_of", "fake_mode", "fused", "saved_bytes"]
 
 
 class Live(TorchDispatchMode):
-    """Count the bytes of storages that exist, while it is entered.
+    """Count the bytes of existing storages while it is active.
 
     A storage counts once, for any number of tensors on it, from its creation until it is freed.
-    What kernels use inside, and what an allocator keeps back, is not seen.
+    Memory inside kernels, and memory that the allocator caches, is not counted.
 
     Attributes:
-        now: bytes that are alive.
-        peak: the most that were.
+        now: bytes that are alive now.
+        peak: the maximum so far.
     """
 
     def __init__(self) -> None:
@@ -36,14 +36,14 @@ class Live(TorchDispatchMode):
         self._alive: dict[int, weakref.ref[Any]] = {}
 
     def hold(self, *modules: nn.Module) -> "Live":
-        """Count the parameters and buffers of modules, which were there before."""
+        """Count the parameters and buffers of modules that existed before."""
         for module in modules:
             for tensor in [*module.parameters(), *module.buffers()]:
                 self.note(tensor)
         return self
 
     def note(self, tensor: Tensor) -> None:
-        """Count a tensor's storage, if it was not seen before."""
+        """Count a tensor's storage, if it was not counted before."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._alive:
@@ -68,7 +68,7 @@ class Live(TorchDispatchMode):
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of the storages behind some tensors, each once."""
+    """Return the bytes of the storages of tensors, each counted once."""
     found: dict[int, int] = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()
@@ -77,10 +77,10 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 
 def saved_bytes(run: Callable[[], Any], beside: Iterable[Tensor] = ()) -> int:
-    """Return the bytes that a call keeps for its backward pass, storages once.
+    """Return the bytes that a call keeps for its backward pass, each storage counted once.
 
     Args:
-        run: the call; what it returns is let go.
+        run: the call; its result is dropped.
         beside: tensors that exist in any case: parameters and buffers.
     """
     own = {t.untyped_storage()._cdata for t in beside}
@@ -98,14 +98,14 @@ def saved_bytes(run: Callable[[], Any], beside: Iterable[Tensor] = ()) -> int:
 
 
 class _Mode(FakeTensorMode):
-    """A mode that copies of its tensors share: a copy of the mode itself ends in a crash."""
+    """A mode that is shared by copies of its tensors, because copying the mode itself crashes."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Mode":
         return self
 
 
 def fake_mode() -> FakeTensorMode:
-    """Return a mode whose tensors have no values, and may meet real ones (times, masks)."""
+    """Return a mode whose tensors have no values, but may be mixed with real times and masks."""
     return _Mode(allow_non_fake_inputs=True)
 
 
@@ -121,7 +121,7 @@ def _rms_norm(
 
 
 class _OneKernel(torch.autograd.Function):
-    """An RMS norm that keeps its input and a number a row, as the kernel of CUDA does."""
+    """An RMS norm that keeps its input and one number per row, like CUDA's kernel."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None) -> Tensor:
@@ -153,10 +153,10 @@ def _attention(
     if enable_gqa:
         heads = query.shape[-3] // key.shape[-3]
         key, value = (t.repeat_interleave(heads, -3) for t in (key, value))
-    if attn_mask is not None and attn_mask.dtype == torch.bool:  # as the kernel wants it: a bias
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # as the kernel needs it: a bias
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
     lead = query.shape[:-3]
-    if len(lead) != 1:  # the kernel takes (n, heads, length, width)
+    if len(lead) != 1:  # the kernel needs (n, heads, length, width)
         query, key, value = (t.reshape(-1, *t.shape[-3:]) for t in (query, key, value))
     out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
@@ -166,17 +166,18 @@ def _attention(
 
 @contextmanager
 def fused(cuda: bool = True) -> Iterator[None]:
-    """Compute tensors without values by the kernels that a device has.
+    """Use a device's fused kernels for tensors without values.
 
-    Attention by one kernel, whose memory is linear in the length: by default, tensors without
-    values use the plain one, which is quadratic. RMS norms by one as well on CUDA; the CPU has
-    none, and keeps what is in between. Real tensors are computed as ever.
+    Attention uses a fused kernel, whose memory is linear in the length; by default, tensors
+    without values use the plain implementation, which is quadratic. On CUDA, RMS norms use a fused
+    kernel, too; the CPU has none, and keeps the intermediate results. Real tensors are not
+    affected.
 
-    torch's functions are exchanged, and put back: a torch function mode is not active when
-    checkpointing calls them again in the backward pass.
+    torch's functions are replaced and restored, because a torch function mode would not be active
+    when checkpointing recomputes them in the backward pass.
 
     Args:
-        cuda: whether the device is one of CUDA.
+        cuda: whether the device is a CUDA device.
     """
     F.scaled_dot_product_attention = _attention
     F.rms_norm = _rms_norm if cuda else _PLAIN_NORM

@@ -58,42 +58,43 @@ def plan(
 ) -> Plan:
     """Return what a run needs: weights, activations, peaks, calls. Nothing is loaded.
 
-    The steps themselves are run, on tensors that have shapes and no values, and the bytes that are
-    alive are counted. So a plan is exact for tensors (see docs/hardware.md for how far from
-    measurement); the memory that kernels use inside and the allocator's holes are not in it.
+    The steps themselves are run on tensors that have shapes but no values, and the live bytes are
+    counted. So a plan is exact for tensors (docs/hardware.md compares it with measurements). It
+    does not include memory inside kernels, and fragmentation of the allocator.
 
     Args:
         model: a diffusers pipeline by its folder (its JSON files are enough), by an owner/name of
             the hub that is in the cache, or by the short name of a public one (`flux-dev`, `sdxl`,
-            `flux3-klein` and others, see `steer.backends.sizes.PUBLIC`), or live; also whatever
-            `steer.load` takes, which is small enough to be read.
-        reward: as `steer.sample` takes it, by text too; of the published ones sizes are known, and
-            weights are not fetched. Default: one without weights.
-        height: of the pictures. Default: the model's own.
-        width: likewise.
-        rows: of one call. Default: the particles, 64 at most.
-        particles: of a prompt.
-        steps: of a run, for the calls.
-        method: of sampling. Default: what `steer.sample` takes.
-        objective: of tuning, by name or as it is.
-        rank: of the adapters.
-        targets: layers that have adapters. Default: the model's own choice.
-        dtype: of the weights. Default: bfloat16 for a pipeline on CUDA, else float32.
-        cuda: whether the device is one of CUDA. The CPU has other kernels.
-        text_tokens: how many tokens of text the denoiser sees. Default: the pipeline's own.
-        tuning: whether a tuning step is planned too.
-        training: whether a step that trains all weights is.
-        devices: processes of a tuning run.
-        strategy: of a tuning run: with fsdp the denoiser is split over the processes, and the
-            tuning step is that of each of them.
-        levers: whether it is tried what saves memory; "stack": those alone that cards try.
-        method_options: of the method.
-        **options: of a pipeline, those of `steer.load`: cfg, guidance, checkpointing, call and so
-            on.
+            `flux3-klein` and others, see `steer.backends.sizes.PUBLIC`), or a live one; also any
+            other model that `steer.load` takes, which is then loaded.
+        reward: as for `steer.sample`, or a text; sizes of published rewards are known, and their
+            weights are not fetched. Default: a reward without weights.
+        height: height of the pictures. Default: the model's own.
+        width: width of the pictures. Default: the model's own.
+        rows: rows per call. Default: the number of particles, at most 64.
+        particles: particles per prompt.
+        steps: steps of a run, for the number of calls.
+        method: sampling method. Default: that of `steer.sample`.
+        objective: tuning objective, by name or as an object.
+        rank: rank of the adapters.
+        targets: layers with adapters. Default: the model's own choice.
+        dtype: dtype of the weights. Default: bfloat16 for a pipeline on CUDA, else float32.
+        cuda: whether the device is a CUDA device; the CPU has other kernels.
+        text_tokens: number of text tokens of the denoiser. Default: the pipeline's own.
+        tuning: whether to plan a tuning step as well.
+        training: whether to plan a step that trains all weights as well.
+        devices: number of processes of a tuning run.
+        strategy: strategy of a tuning run; with fsdp the denoiser is sharded over the processes,
+            and the plan is for each of them.
+        levers: whether to try options that save memory; "stack": only those that are tried for
+            cards.
+        method_options: options of the method.
+        **options: options of a pipeline, as for `steer.load`: cfg, guidance, checkpointing, call
+            and so on.
 
     Raises:
-        ValueError: a model whose sizes are not known here, with the nearest names; a size that it
-            does not take; an unknown method, objective or option.
+        ValueError: a model of unknown sizes (the message has the nearest names), a size that it
+            does not support, or an unknown method, objective or option.
     """
     mode = fake_mode()
     with _calm():
@@ -146,14 +147,14 @@ def plan(
 
 @contextmanager
 def _calm() -> Iterator[None]:
-    """Let nobody hear the warnings of machinery that a plan runs without values."""
+    """Suppress warnings that are caused by running without values."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _tunes(reward: Reward, objective: Any) -> bool:
-    """Return whether an objective can be tried: on one row, with the gradient that it needs."""
+    """Return whether an objective can be planned: on one row, with the gradient that it needs."""
     return reward.differentiable or not objective.differentiable
 
 

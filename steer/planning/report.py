@@ -1,4 +1,4 @@
-"""`Plan`: the figures of a plan, what fits which card, and a line that says so."""
+"""`Plan`: the figures of a plan, what fits on which card, and a one-line summary."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,19 +9,19 @@ from steer.planning.steps import Need
 __all__ = ["CARDS", "Fit", "Lever", "Plan", "gib", "usable"]
 
 CARDS = (12, 16, 24, 48, 80, 141)
-"""Memory of the cards that are looked at, in GiB."""
+"""Memory of the cards in a plan, in GiB."""
 
 GIB = 2**30
 
 SHARE = 0.95
-"""Of free memory, what tensors can have: an allocator leaves holes."""
+"""Fraction of free memory that is usable for tensors, because of fragmentation."""
 
 MOST_ROWS = 64
-"""Rows of a call where nothing else is said: more are never used."""
+"""Maximum number of rows per call, unless a number is given."""
 
 
 def gib(count: float) -> str:
-    """Return bytes as people read them.
+    """Return bytes as a readable text.
 
     >>> gib(3 * 2**30), gib(5 * 2**20), gib(200_000)
     ('3.0 GiB', '5 MiB', '0.2 MiB')
@@ -33,10 +33,10 @@ def gib(count: float) -> str:
 
 
 def usable(card: float) -> float:
-    """Return the bytes of a card that tensors can have, by a rule of thumb.
+    """Return the bytes of a card that are usable for tensors, by a rule of thumb.
 
-    1 GiB goes to the driver's context and to what kernels use inside, a twentieth of the rest to
-    the holes that an allocator leaves.
+    1 GiB is subtracted for the driver's context and memory inside kernels, and 5 % of the rest for
+    fragmentation.
 
     Args:
         card: its memory in GiB.
@@ -46,12 +46,12 @@ def usable(card: float) -> float:
 
 @dataclass(frozen=True)
 class Lever:
-    """One way to need less, or what makes one need more.
+    """An option that changes how much memory is needed.
 
     Attributes:
-        name: what is done.
-        how: what to say for it; empty where it is the default already.
-        need: the guided step with only this option.
+        name: name of the option.
+        how: how to set it; empty if it is already the default.
+        need: need of the guided step with only this option.
     """
 
     name: str
@@ -64,8 +64,8 @@ class Fit:
     """How a model fits a card.
 
     Attributes:
-        rows: rows of a call; 0: it does not fit.
-        levers: what has to be done for it, in the order in which it was tried.
+        rows: rows per call; 0: it does not fit.
+        levers: the options that are needed, in the order in which they were tried.
     """
 
     rows: int
@@ -76,29 +76,29 @@ class Fit:
 class Plan:
     """What a run needs, computed on tensors without values: nothing was loaded or measured.
 
-    Bytes are those of tensors that are alive at once; what kernels use inside and what an
-    allocator keeps back come on top, see `usable`.
+    Bytes count the tensors that are alive at the same time. Memory inside kernels and of the
+    allocator comes on top, see `usable`.
 
     Attributes:
         model: its name.
-        source: where its sizes are from.
+        source: source of its sizes.
         size: height and width of the pictures.
-        dtype: of the weights.
-        cuda: whether for a device of CUDA.
-        rows: of one call.
-        method: of sampling.
-        objective: of tuning.
+        dtype: dtype of the weights.
+        cuda: whether it is for a CUDA device.
+        rows: rows of one call.
+        method: sampling method.
+        objective: tuning objective.
         reward: its name.
-        parameters: part -> how many.
+        parameters: part -> number of parameters.
         weights: part -> bytes.
         saved: part -> bytes that one row's call keeps for its backward pass.
         guided: a guided step.
-        tuning: an optimizer step of reward tuning; None: not asked for.
-        training: one of training all weights; None: not asked for.
-        levers: what each lever does to the guided step.
-        stack: levers one on top of the other, in the order in which cards try them.
-        calls: of a particle: nfe and reward_calls.
-        notes: what is not counted.
+        tuning: an optimizer step of reward tuning; None: not requested.
+        training: an optimizer step that trains all weights; None: not requested.
+        levers: effect of each memory option on the guided step.
+        stack: memory options added one by one, in the order in which they are tried for cards.
+        calls: nfe and reward_calls per particle.
+        notes: notes on what is not counted.
     """
 
     model: str
@@ -127,9 +127,9 @@ class Plan:
         return sum(self.weights.values())
 
     def fits(self, card: float) -> Fit:
-        """Return how many rows a call may have on a card, and with which levers.
+        """Return how many rows a call may have on a card, and with which memory options.
 
-        The first levers of the stack with which one row fits; none: as it was asked for.
+        These are the first options of `stack` with which one row fits; none if it fits as planned.
 
         Args:
             card: its memory in GiB.
@@ -143,9 +143,9 @@ class Plan:
         return Fit(0, tuple(tried))
 
     def line(self, free: float | None = None, total: float | None = None) -> str:
-        """Return the plan in a line, beside a device's memory where that is known, in bytes.
+        """Return the plan in one line, with the device's memory (in bytes) if it is known.
 
-        Of the tuning step where there is one, else of the guided step.
+        It is about the tuning step if there is one, else about the guided step.
         """
         height, width = self.size
         need, what, option = self.guided, "a guided step", "--batch-size"
@@ -171,7 +171,7 @@ class Plan:
         return f"{said}: too little for one row{mend}. See `steer plan`"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all figures, in bytes, as JSON has them."""
+        """Return all figures, in bytes, as JSON values."""
         steps = {"guided": self.guided, "tuning": self.tuning, "training": self.training}
         return {
             "model": self.model, "source": self.source, "height": self.size[0],

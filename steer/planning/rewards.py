@@ -1,4 +1,4 @@
-"""A reward as a plan sees it: with the sizes of its weights, and without fetching them."""
+"""A reward in a plan: with the sizes of its weights, without fetching them."""
 
 import importlib
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def planned_reward(reward: Reward | Callable[..., Tensor] | str | None, mode: An
     Args:
         reward: a reward or a callable as it is; a text through `rewards.sizes`, which knows the
             sizes of the published ones; None: one without weights.
-        mode: of tensors without values.
+        mode: the mode of tensors without values.
     """
     if reward is None:
         return wrap(_brightness)

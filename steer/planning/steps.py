@@ -1,4 +1,4 @@
-"""What a step needs: one run of it on tensors without values, under a counter of live bytes."""
+"""The memory of a step: it is run once on tensors without values, counting live bytes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,15 +22,15 @@ __all__ = [
 ]  # fmt: skip
 
 T = 0.4
-"""The time at which a step is tried: any between 0 and 1 does."""
+"""The time of the planned step: any time between 0 and 1 gives the same result."""
 
 
 @dataclass(frozen=True)
 class Depth:
-    """How much of a step has a graph.
+    """How much of a step is in an autograd graph.
 
     Attributes:
-        jumps: network calls in one graph; 0: the network is called without a gradient.
+        jumps: network calls within one graph; 0: the network is called without a gradient.
         decoder: whether the gradient passes through decoder and reward.
     """
 
@@ -40,44 +40,44 @@ class Depth:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes at the peak of a step, as a line in the rows of a call.
+    """Peak memory of a step in bytes, as a linear function of the rows per call.
 
     Attributes:
-        base: what does not depend on rows: weights, adapters, their gradients and states.
-        row: for each row of a call.
+        base: bytes that do not depend on rows: weights, adapters, their gradients and states.
+        row: bytes for each row of a call.
     """
 
     base: int
     row: int
 
     def at(self, rows: int) -> int:
-        """Return the peak of a call of so many rows."""
+        """Return the peak of a call with this many rows."""
         return self.base + rows * self.row
 
     def rows(self, free: float) -> int:
-        """Return how many rows of a call fit; 0: not even one does."""
+        """Return how many rows per call fit; 0: not even one."""
         return max(0, int((free - self.base) // max(1, self.row)))
 
     def more(self, constant: int) -> "Need":
-        """Return the same with a constant on top."""
+        """Return the need with a constant added."""
         return replace(self, base=self.base + constant)
 
 
 def need(peak: Callable[[int], int], first: int = 1) -> Need:
-    """Return the line through the peaks of calls of `first` rows and of one more."""
+    """Return the line through the peaks of a call with `first` rows and of one with one more."""
     one, two = peak(first), peak(first + 1)
     row = max(0, two - one)
     return Need(one - first * row, row)
 
 
 def guided_step(one: Subject, reward: Reward, rows: int, depth: Depth) -> int:
-    """Return the peak of looking at the reward of `rows` rows, with its gradient where there is.
+    """Return the peak of evaluating the reward of `rows` rows, with its gradient if there is one.
 
     Args:
         one: the model.
         reward: on pictures.
-        rows: of the call.
-        depth: what has a graph.
+        rows: rows of the call.
+        depth: what is in a graph.
     """
     flow, x = one.flow, one.start(rows)
     prompts = _prompt(reward)
@@ -95,7 +95,7 @@ def guided_step(one: Subject, reward: Reward, rows: int, depth: Depth) -> int:
 
 
 def _on(one: Subject, live: Live, x: Tensor) -> AbstractContextManager[None]:
-    """Count the rows and the conditions, and compute as the device does."""
+    """Count the rows and the conditions, and use the device's kernels."""
     live.note(x)
     for bound in getattr(one.flow, "_conditions", None) or ():
         for leaf in _tensors([bound.prompt, bound.negative]):
@@ -119,9 +119,9 @@ def _scored(flow: FlowMap, reward: Reward, x: Tensor, prompts: Sequence[str] | N
 
 
 def saved_of(one: Subject, reward: Reward) -> dict[str, int]:
-    """Return the bytes that one row's call keeps for its backward pass: network, decoder, reward.
+    """Return the bytes that one row's call keeps for its backward: network, decoder, reward.
 
-    Of a call with respect to its input, weights frozen; parameters are not counted.
+    The gradient is with respect to the input, weights are frozen; parameters are not counted.
     """
     flow = one.flow
     own = [*flow.parameters(), *flow.buffers(), *reward.parameters(), *reward.buffers()]
@@ -145,7 +145,7 @@ def saved_of(one: Subject, reward: Reward) -> dict[str, int]:
 
 
 class _Unchecked(Batch):
-    """A batch whose rewards have no values, and are not looked at."""
+    """A batch whose rewards have no values and are not checked."""
 
     def score(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -156,14 +156,15 @@ class _Unchecked(Batch):
 def tuning_step(one: Subject, tuned: Any, reward: Reward, objective: Objective, rows: int) -> int:
     """Return the peak of an optimizer step of reward tuning, `rows` rows a call.
 
-    Adapters and their running average in float32, gradients and AdamW's two moments.
+    It contains the adapters and their running average in float32, gradients and AdamW's two
+    moments.
 
     Args:
         one: the model.
         tuned: the same with adapters, see `adapted`.
         reward: on pictures.
-        objective: as it is; see `longest`.
-        rows: of the call.
+        objective: the objective; see `longest`.
+        rows: rows of the call.
     """
     parameters = list(tuned.adapters().values())
     for p in parameters:
@@ -182,7 +183,7 @@ def tuning_step(one: Subject, tuned: Any, reward: Reward, objective: Objective, 
     for p in parameters:
         p.grad = None
     adapter = sum(p.numel() * p.element_size() for p in parameters)
-    update = held + (3 if one.cuda else 2) * adapter  # on CUDA AdamW goes over lists
+    update = held + (3 if one.cuda else 2) * adapter  # on CUDA AdamW uses lists of tensors
     return max(live.peak + 2 * adapter, update) + one.beside
 
 
@@ -199,14 +200,14 @@ def tuning_need(
     adapters: Mapping[str, Any],
     checkpointing: bool = False,
 ) -> Need:
-    """Return what a tuning step needs, by rows: linear in the rows, and in the jumps of a graph.
+    """Return the need of a tuning step: it is linear in the rows, and in the jumps of a graph.
 
     Args:
         one: the model.
         reward: on pictures.
-        objective: of tuning; the longest of its rollouts counts.
-        adapters: rank, alpha and targets.
-        checkpointing: as the tuning run's own setting.
+        objective: tuning objective; its longest rollout counts.
+        adapters: rank, alpha and targets of the adapters.
+        checkpointing: setting of the tuning run.
     """
     most, tuned = longest(objective), adapted(one, adapters)
     tuned.checkpoint = checkpointing
@@ -230,14 +231,14 @@ def adapted(one: Subject, adapters: Mapping[str, Any]) -> Any:
     tuned = adapt(one.flow, **adapters)
     for module in tuned.flow.modules():
         for name, p in list(module.named_parameters(recurse=False)):
-            if type(p) is torch.nn.Parameter:  # the adapters, which are real
+            if type(p) is torch.nn.Parameter:  # the adapters, which have values
                 module._parameters[name] = torch.nn.Parameter(one.mode.from_tensor(p.data), False)
     tuned.add("average")
     return tuned
 
 
 def _mixed(one: Subject) -> AbstractContextManager[Any]:
-    """Return the precision of a tuning run: bfloat16 beside float32, where weights have it."""
+    """Return the precision of a tuning run: mixed precision for weights in half precision."""
     if one.dtype not in (torch.bfloat16, torch.float16):
         return nullcontext()
     return torch.autocast("cpu", one.dtype)
@@ -246,8 +247,8 @@ def _mixed(one: Subject) -> AbstractContextManager[Any]:
 def training_step(one: Subject, rows: int) -> int:
     """Return the peak of a step that trains all weights of the denoiser by regression.
 
-    Weights, gradients, AdamW's two moments and the running average in float32, and the graph of
-    one call of the map.
+    It contains weights, gradients, AdamW's two moments and the running average in float32, and the
+    graph of one call of the map.
     """
     flow, network = one.flow, one.flow.denoiser
     asked = list(network.parameters())

@@ -1,4 +1,4 @@
-"""What is planned for: a flow whose tensors have no values, and the sizes of its parts."""
+"""The model of a plan: a flow whose tensors have no values, and the sizes of its parts."""
 
 import copy
 import dataclasses
@@ -24,17 +24,17 @@ __all__ = ["Subject", "faked", "outlined_flow", "subject"]
 
 @dataclass(frozen=True)
 class Subject:
-    """A flow without values, a prompt bound, and what its parts weigh.
+    """A flow without values, with a prompt bound, and the sizes of its parts.
 
     Attributes:
         flow: the flow; its denoiser and decoder are called.
-        mode: the mode of its tensors.
-        name: of the model.
-        source: where its sizes are from.
-        parameters: part -> how many.
+        mode: mode of its tensors.
+        name: name of the model.
+        source: source of its sizes.
+        parameters: part -> number of parameters.
         weights: part -> bytes.
-        beside: bytes of parts that are in memory but not called: text encoders.
-        cuda: whether it is planned for a device of CUDA.
+        beside: bytes of parts that are in memory but not called, such as text encoders.
+        cuda: whether the plan is for a CUDA device.
     """
 
     flow: Any
@@ -59,7 +59,7 @@ class Subject:
         return next(self.flow.denoiser.parameters()).dtype
 
     def start(self, rows: int) -> Tensor:
-        """Return rows without values, (rows, *event)."""
+        """Return a start without values, (rows, *event)."""
         with self.mode:
             return torch.zeros(rows, *self.flow.event_shape)
 
@@ -74,27 +74,28 @@ def subject(
     mode: FakeTensorMode | None = None,
     **options: Any,
 ) -> Subject:
-    """Return what is planned for, without reading a pipeline's weights.
+    """Return the model of a plan, without reading a pipeline's weights.
 
     Args:
-        model: a pipeline by its folder, its hub id or a short name of `steer.backends.sizes`, or
-            live; an embedded model, a folder of ours, file.py:Name or a flow map (these are read).
+        model: a pipeline by its folder, its hub id or a short name of `steer.backends.sizes`, or a
+            live one; an embedded model, a folder in our format, file.py:Name or a flow map (these
+            are loaded).
         height: of the pictures. Default: the model's own.
         width: likewise.
         dtype: of its weights. Default: bfloat16 for a pipeline on CUDA, else float32.
-        text_tokens: how many tokens of text the denoiser sees. Default: what prompts are padded
-            to, else a usual number.
-        cuda: whether it is planned for a device of CUDA.
+        text_tokens: number of text tokens of the denoiser. Default: the length that prompts are
+            padded to, else a typical number.
+        cuda: whether the plan is for a CUDA device.
         mode: of the tensors. Default: a new one.
         **options: of the pipeline, see `steer.load`.
 
     Raises:
-        ValueError: a model that is none of these, a size that it does not take.
+        ValueError: a model that is none of these, or a size that it does not support.
     """
     text, mode = isinstance(model, str | os.PathLike), mode or fake_mode()
     name = os.fspath(model) if text else ""
     own: Any = getattr(model, "flow", model)
-    if hasattr(own, "pipe") and hasattr(own, "mixes"):  # a pipeline that is seen as a flow
+    if hasattr(own, "pipe") and hasattr(own, "mixes"):  # a pipeline that is wrapped as a flow
         known: dict[str, Any] = {"call": own.call_arguments, "checkpointing": own.checkpointing}
         if own.mixes:
             known["cfg"] = own.no_cfg if own.cfg is None else own.cfg
@@ -126,7 +127,7 @@ def _is_pipeline(model: str | os.PathLike[str]) -> bool:
 
 
 def _ours(text: str) -> bool:
-    """Return whether a text can be a model that `steer.load` reads by itself."""
+    """Return whether a text may be a model that `steer.load` itself reads."""
     return Path(text).exists() or ".py:" in text
 
 
@@ -167,14 +168,14 @@ def outlined_flow(
     mode: AbstractContextManager[Any],
     options: Mapping[str, Any],
 ) -> tuple[Any, Any, dict[str, nn.Module], Any]:
-    """Return a pipeline's flow, made from configurations, and a prompt's condition for it.
+    """Return a pipeline's flow, made from configurations, and the condition of a prompt for it.
 
     Args:
         model: the pipeline: a folder, a hub id, a short name or a live one.
         size: height and width; None: the model's own.
         dtype: of the weights.
         tokens: of text. Default: the pipeline's own number.
-        mode: in which weights are made: a `FakeTensorMode`, or a `torch.device` for random ones.
+        mode: how weights are made: a `FakeTensorMode`, or a `torch.device` for random ones.
         options: of the pipeline.
 
     Returns:
@@ -232,7 +233,7 @@ def _of_flow(
 
 
 def faked(value: Any, mode: FakeTensorMode) -> Any:
-    """Return a tree with tensors without values for its floating ones; others stay real."""
+    """Replace floating tensors in a tree by tensors without values; other tensors stay real."""
 
     def one(leaf: Any) -> Any:
         wanted = isinstance(leaf, Tensor) and leaf.is_floating_point()
@@ -242,6 +243,6 @@ def faked(value: Any, mode: FakeTensorMode) -> Any:
 
 
 def _weight(module: nn.Module) -> int:
-    """Return the bytes of parameters and buffers; of tensors on the meta device too."""
+    """Return the bytes of parameters and buffers, also of those on the meta device."""
     tensors = {id(t): t for t in [*module.parameters(), *module.buffers()]}
     return sum(t.numel() * t.element_size() for t in tensors.values())

@@ -1,11 +1,11 @@
-"""What a reward is: a module that gives one number a sample, higher is better.
+"""Rewards: modules that give one number per sample, where higher is better.
 
 >>> import torch
 >>> darkness = wrap(lambda images: -images.mean((1, 2, 3)))
 >>> (0.5 * darkness + 2 * darkness)(torch.ones(2, 3, 4, 4))
 tensor([-2.5000, -2.5000])
 
-Everything that a reward needs of this library is imported from here.
+Everything in this library that a reward needs can be imported from here.
 """
 
 from steer.names import hint, moved, reason, unknown

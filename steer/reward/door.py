@@ -1,4 +1,4 @@
-"""Checks at a reward's door: images, scores, and modules in evaluation mode."""
+"""Checks around the call of a reward: images, scores, and modules in evaluation mode."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -11,15 +11,15 @@ __all__ = ["Rest", "at_rest", "check_images", "check_scores", "plain", "refuse_i
 
 
 def check_images(images: Tensor, pictures: bool = True) -> None:
-    """Refuse what a reward would score as something else than it is.
+    """Refuse images that a reward would misinterpret.
 
     Args:
         images: the images to score.
-        pictures: whether a batch of four axes is one of pictures (n, 3, h, w).
+        pictures: whether a batch with four axes contains pictures (n, 3, h, w).
 
     Raises:
-        TypeError: no tensor.
-        ValueError: whole numbers, or pictures with another number or order of channels.
+        TypeError: the images are not a tensor.
+        ValueError: integers, or pictures with another number or order of channels.
     """
     if not isinstance(images, Tensor):
         raise TypeError(
@@ -47,7 +47,7 @@ def check_images(images: Tensor, pictures: bool = True) -> None:
 
 
 def check_scores(scores: Tensor, images: Tensor, name: str) -> Tensor:
-    """Return the scores (n,) as floats where the images are.
+    """Return the scores (n,) as floats on the device of the images.
 
     Args:
         scores: what the reward returned.
@@ -73,16 +73,16 @@ def check_scores(scores: Tensor, images: Tensor, name: str) -> Tensor:
 
 _LOCK = threading.Lock()
 _HELD: dict[int, tuple[nn.Module, list[int], list[nn.Module], list[Tensor]]] = {}
-"""Modules that are held: by how many, and what is to be restored when the last lets go."""
+"""Modules that are held: by how many, and what to restore when the last one releases them."""
 
 
 class Rest:
-    """Modules that are held again and again, at each step of a run: they are walked once.
+    """Modules that are held repeatedly, at each step of a run; their members are listed only once.
 
-    What is added to them later is not held.
+    Submodules that are added later are not held.
 
     Args:
-        *modules: those.
+        *modules: the modules.
     """
 
     def __init__(self, *modules: nn.Module) -> None:
@@ -117,11 +117,11 @@ def _let_go(module: nn.Module) -> None:
 
 @contextmanager
 def at_rest(*modules: nn.Module | Rest) -> Iterator[None]:
-    """Hold modules in evaluation mode, their weights without gradients, and restore all after.
+    """Hold modules in evaluation mode with frozen weights, and restore both afterwards.
 
-    In training mode dropout would score the same picture differently and batch statistics would
-    move; weights that require gradients would get some. A module that several threads hold is
-    restored by the last of them.
+    In training mode dropout would change the scores and batch statistics would be updated, and
+    weights that require gradients would receive them. A module that several threads hold is
+    restored by the last one.
     """
     held: list[nn.Module] = []
     try:
@@ -137,11 +137,11 @@ def at_rest(*modules: nn.Module | Rest) -> Iterator[None]:
 
 
 def refuse_inference(what: str, module: nn.Module) -> None:
-    """Raise a ValueError where a gradient cannot pass: weights that inference mode made.
+    """Raise a ValueError if weights were made in inference mode, so that no gradient can pass.
 
     Args:
-        what: whose they are, for the message.
-        module: what the gradient would pass.
+        what: owner of the weights, for the message.
+        module: the module that the gradient must pass.
     """
     named = [*module.named_parameters(), *module.named_buffers()]
     found = [name for name, tensor in named if tensor.is_inference()]
@@ -155,14 +155,14 @@ def refuse_inference(what: str, module: nn.Module) -> None:
 
 @contextmanager
 def plain(*modules: nn.Module | Rest, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Run as if called plainly, whatever the caller's state of torch: the same numbers come out.
+    """Run independently of the caller's state of torch, so that the results are the same.
 
-    That is without inference mode and autocast, and with modules in evaluation mode. Tensors that
-    are made within can be differentiated. The gradient mode is left alone.
+    Inference mode and autocast are off, and modules are in evaluation mode. Tensors made in this
+    context can be differentiated. The gradient mode is not changed.
 
     Args:
         modules: held as `at_rest` does.
-        dtype: torch's default dtype within. Default: as it is.
+        dtype: torch's default dtype in the context. Default: not changed.
     """
     before = torch.get_default_dtype()
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What rewards that see the same pictures may share: features of one backbone."""
+"""Share computations between rewards of the same pictures: features of one backbone."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ _SHARED: ContextVar[dict[Any, Any] | None] = ContextVar("shared", default=None)
 
 @contextmanager
 def sharing() -> Iterator[None]:
-    """Let the rewards called within share what they compute of the same images: see `shared`."""
+    """Let rewards share computations on the same images in this context; see `shared`."""
     if _SHARED.get() is not None:
         yield
         return
@@ -29,12 +29,12 @@ def sharing() -> Iterator[None]:
 def shared(owner: Any, images: Tensor, make: Callable[[], Tensor]) -> Tensor:
     """Return `make()`, computed once per owner and images within one `sharing()`.
 
-    Two rewards on one backbone need the features of the same pictures; a sum of them encodes the
-    pictures once. Outside of `sharing` nothing is remembered.
+    Two rewards on one backbone need the same features of a picture, so a sum of them encodes each
+    picture only once. Outside of `sharing` nothing is cached.
 
     Args:
-        owner: what computes, say the backbone.
-        images: what it computes on, the very tensor.
+        owner: the object that computes, for example the backbone.
+        images: the tensor that it computes on (compared by identity).
         make: the computation.
     """
     memory = _SHARED.get()
@@ -43,5 +43,5 @@ def shared(owner: Any, images: Tensor, make: Callable[[], Tensor]) -> Tensor:
     version = 0 if images.is_inference() else images._version
     key = id(owner), id(images), version, torch.is_grad_enabled()
     if key not in memory:
-        memory[key] = owner, images, make()  # owner and images live on, so their ids stay theirs
+        memory[key] = owner, images, make()  # both stay alive, so ids stay valid
     return memory[key][2]

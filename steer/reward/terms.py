@@ -1,4 +1,4 @@
-"""A composed reward taken apart: scores and gradients of what it is made of."""
+"""Decompose a composed reward: scores and gradients of its elementary rewards."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ __all__ = ["dissect", "learners", "leaves", "term_gradients", "term_scores"]
 
 
 def leaves(reward: Reward) -> list[Reward]:
-    """Return the rewards that a composed one ends in, from left to right."""
+    """Return the elementary rewards of a composed reward, from left to right."""
     if [r for _, r in reward.terms] == [reward]:
         return [reward]
     return [leaf for _, term in reward.terms for leaf in leaves(term)]
@@ -36,7 +36,7 @@ def term_scores(
 
 
 def _titled(rewards: Sequence[Reward]) -> dict[str, Reward]:
-    """Give each a name of its own: the second of a name is 'name 2'."""
+    """Give each reward a unique name: the second one of a name is 'name 2'."""
     out: dict[str, Reward] = {}
     for reward in rewards:
         name = title = name_of(reward)
@@ -50,7 +50,7 @@ def _titled(rewards: Sequence[Reward]) -> dict[str, Reward]:
 def term_gradients(
     reward: Reward, images: Tensor, prompts: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """Return what each leaf contributes to the gradient: name -> norm a row, (n,).
+    """Return the contribution of each leaf to the gradient: name -> norm per row, (n,).
 
     `|d total / d s_i * d s_i / d images|` with s_i the leaf's score: for a weighted sum,
     `w_i |d s_i / d images|`. Leaves without a gradient are left out.
@@ -80,12 +80,12 @@ def dissect(
     prompts: Sequence[str] | None = None,
     batch_size: int = 64,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return `term_scores` and `term_gradients` of a composed reward; nothing of one that is not.
+    """Return `term_scores` and `term_gradients` of a composed reward; empty for other rewards.
 
     Args:
         reward: the reward.
         images: (n, 3, h, w).
-        prompts: one a row, or None.
+        prompts: one per row, or None.
         batch_size: maximum number of rows per call.
     """
     if len(leaves(reward)) < 2:
@@ -107,7 +107,7 @@ def dissect(
 
 
 def _only(reward: Reward, leaf: Reward, images: Tensor, prompts: Sequence[str] | None) -> Tensor:
-    """Score by the whole reward, the gradient through one leaf alone."""
+    """Score by the whole reward, with the gradient through one leaf only."""
     others = [r for r in leaves(reward) if r is not leaf]
     hooks = [r.register_forward_hook(lambda module, args, scores: scores.detach()) for r in others]
     try:

@@ -1,4 +1,4 @@
-"""`wrap`: a reward of a function, an object with `score`, a metric, a function of PIL pictures."""
+"""`wrap`: make a reward from a function, an object with `score`, a metric, or a PIL function."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ class _Wrapped(Reward):
         prompts: Sequence[str] | None = None,
         metadata: Sequence[Any] | None = None,
     ) -> Tensor:
-        """Call the function with what it takes of (images, prompts, metadata)."""
+        """Call the function with those of (images, prompts, metadata) that it takes."""
         seen: Any = images
         if self.pil:
             seen = _pictures(images)
@@ -55,7 +55,7 @@ class _Wrapped(Reward):
         return found
 
     def extra_repr(self) -> str:
-        """Say what the function takes."""
+        """Describe the arguments that the function takes."""
         return f"{name_of(self)}({', '.join(self.takes)})"
 
 
@@ -68,7 +68,7 @@ def _pictures(images: Tensor) -> list[Any]:
 
 
 def _one_by_one(metric: Any, sign: float) -> Callable[[Tensor], Tensor]:
-    """Return a torchmetrics metric as a score of each image by itself."""
+    """Wrap a torchmetrics metric as a score of each single image."""
 
     def call(images: Tensor) -> Tensor:
         scores = []
@@ -85,21 +85,21 @@ def _is_metric(f: Any) -> bool:
 
 
 KNOWN = ("images", "prompts", "metadata")
-"""What a reward is given, in this order."""
+"""The arguments of a reward, in this order."""
 
 NAMES = {
     "images": {"images", "image", "x"},
     "prompts": {"prompts", "prompt", "captions", "caption", "texts", "text"},
     "metadata": {"metadata"},
 }
-"""What optional parameters may be called to be given one of them."""
+"""Names of optional parameters that get one of these arguments."""
 
 
 def _parameters(f: Callable[..., Any]) -> tuple[int, dict[str, str]]:
     """Return how many of `KNOWN` a callable takes by position, and which by keyword.
 
-    Required parameters are given by position, whatever their names. Optional ones are given what
-    their name says, and `**kwargs` all that is left.
+    Required parameters are passed by position, regardless of their names. Optional ones get the
+    argument that their name indicates, and `**kwargs` the rest.
     """
     try:
         parameters = inspect.signature(f.forward if isinstance(f, nn.Module) else f).parameters
@@ -141,9 +141,9 @@ def wrap(
     - `f(images)`, `f(images, prompts)` or `f(images, prompts, metadata)`, images (n, 3, h, w) in
       [0, 1]; it returns (n,), (n, 1), or (scores, anything). Optional parameters with names such
       as prompt or captions get the prompts, `**kwargs` the rest;
-    - an object with a method `score(images, prompts)`, which is called; - a torchmetrics metric of
-    one image, called for each image; it is negated if lower is better; - with `pil`, a function of
-    a list of PIL pictures that returns a list of numbers.
+    - an object with a method `score(images, prompts)`, which is called;
+    - a torchmetrics metric of one image, called for each image; it is negated if lower is better;
+    - with `pil`, a function of a list of PIL pictures that returns a list of numbers.
 
     Args:
         f: any of these.

@@ -1,4 +1,4 @@
-"""The methods that were here first: unguided jumps, FMTT, the split scheme, FMRG-J, ReNO."""
+"""Builders of the basic methods: unguided jumps, FMTT, the split scheme, FMRG-J, ReNO."""
 
 from collections.abc import Callable, Sequence
 
@@ -59,8 +59,9 @@ def fmtt(
 ) -> Guidance:
     """Build FMTT's scheme, theory (20, 29) (2511.22688): Sde, Continuous weights.
 
-    Ratio weights off its terms. `eps_t = noise (1 - t)`. The published weights are biased, of the
-    order of the step: log Z is no evidence in few steps (docs/results.md).
+    With a scale other than 1, or with controls of the gradient, the weights are Ratio.
+    `eps_t = noise (1 - t)`. The published weights have a bias of the order of the step, so log Z
+    is not reliable with few steps (docs/results.md).
     """
     not_negative("noise", noise, ": eps_t = noise (1 - t)")
     plain = view(flow, reward, prompts, temperature, lookahead)

@@ -1,4 +1,4 @@
-"""What is found out of a reward before a run, from one-jump samples: its scale, and its spread."""
+"""Estimates of a reward before a run, from one-jump samples: its scale and its spread."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from steer.reward import Reward, learners, name_of, score
 __all__ = ["learn", "one_jump_scores", "spread"]
 
 ROWS = 64
-"""Rows of one call, where nothing else is said."""
+"""Default number of rows per call."""
 
 
 @torch.no_grad()
@@ -32,11 +32,11 @@ def one_jump_scores(
 
     Args:
         flow: the flow that is sampled; no prompts bound.
-        reward: where the flow is.
+        reward: the reward, on the flow's device.
         prompts: what is drawn; None for a flow without prompts.
         asked: the reward's prompt for each, if it differs.
         seed: keys the noise.
-        most: how many of the prompts are sampled.
+        most: maximum number of prompts that are sampled.
         batch_size: maximum number of rows per call.
 
     Returns:
@@ -49,7 +49,7 @@ def one_jump_scores(
     p, n = (1, 128) if chosen is None else (len(chosen), 8)
     noise = Noise(seed, range(p), n, step="spread", dtype=noise_dtype(flow))
     questions = chosen if asked is None else list(asked)[:most]
-    group = max(1, batch_size // n)  # prompts of one call
+    group = max(1, batch_size // n)  # prompts per call
     parts: list[Tensor] = []
     x: Tensor | None = None
     for a in range(0, p, group):
@@ -61,7 +61,7 @@ def one_jump_scores(
             asked = None if texts is None else flat_prompts(texts, len(x))
             return score(reward, bound.decode(bound.lookahead(x, 0.0)), asked)
 
-        if x is None:  # the shape of a state may be known when prompts are bound
+        if x is None:  # the shape of a state may be known only when prompts are bound
             x = onto(noise.normal(bound.event_shape), device_of(flow))
         rows = x[a * n : some.stop * n]
         parts.append(join_rows(in_batches(scores, rows, batch_size, some.stop - a), some.stop - a))
@@ -109,9 +109,10 @@ def learn(
     *,
     batch_size: int = ROWS,
 ) -> int:
-    """Let the parts of a reward that learn a scale learn it, where they have none yet.
+    """Estimate the scales of those parts of a reward that learn a scale and have none yet.
 
-    They see one-jump samples, and are left in evaluation mode: the reward then stands still.
+    They are estimated from one-jump samples. The parts are left in evaluation mode, so that the
+    reward does not change afterwards.
 
     Args:
         flow: the flow that is sampled, no prompts bound.
@@ -122,7 +123,7 @@ def learn(
         batch_size: maximum number of rows per call.
 
     Returns:
-        Number of samples: 0 where there was nothing to learn.
+        Number of samples: 0 if there was nothing to estimate.
 
     Raises:
         ValueError: the scores have a standard deviation of zero, so there is no scale.
@@ -131,12 +132,12 @@ def learn(
     parts = learners(reward)
     for part in parts:
         part.forget()
-        part.training = False  # not its children: what they are is not ours to say
+        part.training = False  # not its children, whose mode must not change
     new = [part for part in parts if not part.learned]
     if not new:
         return 0
     count = 0
-    # from the inside out: an outer scale is learnt of scores that the inner ones have normalised
+    # from the inside out: an outer scale is estimated from scores that inner parts have normalised
     for part in reversed(new):
         part.training = True
         scores = one_jump_scores(flow, reward, prompts, asked, seed, batch_size=batch_size)

@@ -15,7 +15,7 @@ class Work:
         authors: as BibTeX takes them.
         title: of the work.
         year: of its first version.
-        arxiv: its id; empty where it has none.
+        arxiv: its id; empty if it has none.
         venue: where it appeared, if it has no id.
     """
 

@@ -18,16 +18,16 @@ __all__ = ["Counted", "CountedReward", "Counts", "passes"]
 
 @dataclass
 class Counts:
-    """Network and reward calls of a run, in rows: what theory (51) adds up.
+    """Network and reward calls of a run, in rows: the terms of theory (51).
 
-    Of a run over several processes they are those of all, in each of them: see `steer.ranks`.
+    In a run over several processes, each process has the counts of all: see `steer.ranks`.
 
     Attributes:
         forward: network evaluations.
         backward: network gradients with respect to the input.
         reward: reward evaluations.
         reward_gradient: reward gradients.
-        bad: rewards that were not finite, where they are counted.
+        bad: rewards that were not finite, if they are counted.
     """
 
     forward: int = 0
@@ -43,7 +43,7 @@ class Counts:
 
     @property
     def all_bad(self) -> float:
-        """`bad`, of all processes."""
+        """`bad`, summed over all processes."""
         ranks = Ranks.of_run()
         if ranks is None:
             return float(self.bad)
@@ -51,9 +51,9 @@ class Counts:
 
 
 def _count_backward(y: Tensor, counts: Counts, name: str, each: int = 1) -> None:
-    """Add y's rows to a count, `each` times, when a gradient passes through y."""
+    """Add y's rows, times `each`, to a count when a gradient passes through y."""
     if y.requires_grad:
-        # not y itself, whose graph the hook would keep alive
+        # without y itself, whose graph the hook would keep alive
         rows = counted(each * y.shape[:1].numel())
 
         def add(gradient: Tensor) -> None:
@@ -63,12 +63,12 @@ def _count_backward(y: Tensor, counts: Counts, name: str, each: int = 1) -> None
 
 
 def passes(y: Tensor) -> int:
-    """Return how many forward passes y took: two where a derivative came along with it."""
+    """Return the number of forward passes of y: two if a derivative was computed with it."""
     return 1 if forward_ad.unpack_dual(y).tangent is None else 2
 
 
 class Counted(Wrapped):
-    """A flow whose calls are counted: a jump, velocity, denoiser or score is one forward a row.
+    """A flow whose calls are counted: a jump, velocity, denoiser or score is one forward per row.
 
     Args:
         flow: the flow.
@@ -86,7 +86,7 @@ class Counted(Wrapped):
         return None if inner is None else _CountedPosterior(inner, self.counts)
 
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
-        """Call the flow inside, and count."""
+        """Call the inner flow, and count."""
         y, each = super().call(name, x, *times), self.calls(name, *times)
         self.counts.forward += counted(each * len(y) * passes(y))
         _count_backward(y, self.counts, "backward", each)
@@ -94,7 +94,7 @@ class Counted(Wrapped):
 
 
 class _CountedPosterior:
-    """A posterior map whose draws are counted."""
+    """A posterior map whose samples are counted."""
 
     def __init__(self, posterior: Any, counts: Counts) -> None:
         self.posterior, self.counts = posterior, counts
@@ -131,7 +131,7 @@ class CountedReward(Reward):
         scores = self.reward(images, prompts, metadata)
         self.counts.reward += counted(len(images))
         if isinstance(scores, Tensor):
-            if self.bad and not idle():  # added where it is: nothing waits for the device
+            if self.bad and not idle():  # on the device, so the host need not wait
                 self.counts.bad = self.counts.bad + (~scores.detach().isfinite()).sum()
             _count_backward(scores, self.counts, "reward_gradient")
         return scores

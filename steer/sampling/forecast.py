@@ -16,7 +16,7 @@ __all__ = ["affordable", "counts", "plan"]
 
 
 class _Stub(FlowMap):
-    """One number that stands still: costs as the flow does, and computes nothing."""
+    """A flow of one constant number, with the real flow's cost per call but no computation."""
 
     def __init__(self, flow: FlowMap | None) -> None:
         super().__init__()
@@ -43,12 +43,15 @@ class _Stub(FlowMap):
     def calls(self, name: str, *times: Time) -> int:
         return 1 if self.like is None else self.like.calls(name, *times)
 
+    def reuses(self, s: Time, t: Time) -> bool:
+        return self.like is not None and self.like.reuses(s, t)
+
     def derives(self, name: str) -> bool:
         return True if self.like is None else self.like.derives(name)
 
 
 class _StubPosterior:
-    """Draws that cost as a posterior map's do."""
+    """Samples with the cost of a posterior map's samples."""
 
     def sample(self, x: Tensor, t: Time, n: int, **given: Any) -> Tensor:
         return x.expand(n, *x.shape)
@@ -66,7 +69,7 @@ def _dry_run(
     flow: FlowMap | None,
     stop_after: int | None = None,
 ) -> Counts:
-    """Run a method with one particle on a stub, ended after so many steps, and count."""
+    """Run a method with one particle on a stub, stop it after some steps, and count its calls."""
     found = Counts()
     reward = CountedReward(wrap(lambda x: x.flatten(1).sum(1), differentiable), found)
     stub = Counted(_Stub(flow), found)
@@ -139,7 +142,7 @@ def affordable(
     times: Sequence[float] | None = None,
     **options: Any,
 ) -> int | None:
-    """Return after how many steps a run must end to cost at most `budget`; None: it costs less.
+    """Return the number of steps after which a run must stop to cost at most `budget`; None: all.
 
     A run that ends after k steps jumps to t = 1.
 
@@ -157,7 +160,7 @@ def affordable(
         **options: the method's own.
 
     Raises:
-        ValueError: not even one step and the end fit; the message says what would.
+        ValueError: the budget is too small for one step and the end; the message has the minimum.
     """
     check_options(method, options)
     times = _times(steps, start, flow) if times is None else times
@@ -176,7 +179,7 @@ def affordable(
             f"{method_of(method).name!r} needs at "
             f"least {least} for its first step and the end"
         )
-    low, high = 1, steps  # it fits after low steps, and not after high
+    low, high = 1, steps  # within budget after low steps, not after high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if spent(middle) <= budget else (low, middle)

@@ -1,8 +1,9 @@
-"""Diagnostics of a weighted population: how uneven it is, and from how few starts it descends.
+"""Diagnostics of a weighted population: uneven weights, and descent from few starts.
 
-The probability that none of k independent starts leads to a mode of mass m is `(1 - m)^k`. Of n
-particles some k count: those whose weight is not negligible, and of the starts those that still
-have descendants, because resampling copies some and drops others.
+The probability that none of k independent starts leads to a mode of mass m is `(1 - m)^k`. Here k
+is smaller than the number of particles: only particles with a weight that is not negligible count,
+and only starts that still have descendants, because resampling copies some particles and drops
+others.
 """
 
 from collections.abc import Sequence
@@ -15,18 +16,18 @@ from steer.guidance.resampler import ess
 __all__ = ["FEW", "collapses", "doubts", "lineages"]
 
 FEW = 2.0
-"""Fewer effective particles or starts than this are said: with 2, a mode that holds half of the
-mass is missed in a quarter of all runs."""
+"""There is a warning for fewer effective particles or starts than this. With 2, a mode that holds
+half of the mass is missed in a quarter of all runs."""
 
 MANY = 16
-"""Of fewer particles an ESS below two on the way is no news."""
+"""With fewer particles, an ESS below two during the run is not remarkable."""
 
 LEAST = 4
-"""Of fewer particles nothing is said: their number speaks for itself."""
+"""With fewer particles there are no warnings: their number is obviously too small."""
 
 
 def lineages(log_w: Tensor, ancestors: Tensor) -> Tensor:
-    """Return how many starts the weight descends from, effectively, (p,).
+    """Return the effective number of starts that the weight descends from, (p,).
 
     `1 / Σ_a V_a²` with `V_a` the share of the weight that descends from start a: between 1 and the
     effective sample size.
@@ -44,14 +45,14 @@ def lineages(log_w: Tensor, ancestors: Tensor) -> Tensor:
 
 
 def doubts(log_w: Tensor, ancestors: Tensor, prompts: Sequence[str] | None = None) -> list[str]:
-    """Return what speaks against a weighted population, a sentence each; none of a sound one.
+    """Return the reasons to doubt a weighted population, one sentence each; none for a sound one.
 
     The absence of warnings proves nothing: a mode that no start led to leaves no trace.
 
     Args:
         log_w: log-weights (p, n).
         ancestors: the start of each particle, (p, n).
-        prompts: what to call the populations.
+        prompts: names of the populations.
     """
     n = log_w.shape[-1]
     if n < LEAST:
@@ -79,16 +80,16 @@ def doubts(log_w: Tensor, ancestors: Tensor, prompts: Sequence[str] | None = Non
 def collapses(
     weighed: Tensor, left: Tensor, n: int, prompts: Sequence[str] | None = None
 ) -> list[str]:
-    """Return a sentence where a step resampled weights that were nearly all on one particle.
+    """Return a sentence if a step resampled weights that were nearly all on one particle.
 
-    Resampling hides it: the particles that follow are copies, and have equal weights again.
-    Weights that are uneven on the way and are not resampled lose nothing.
+    Resampling hides this, because the following particles are copies with equal weights. Uneven
+    weights during the run that are not resampled lose nothing.
 
     Args:
         weighed: the effective sample size before each step's resampling, (steps, p).
         left: the effective sample size after it, (steps, p).
-        n: how many particles a population has.
-        prompts: what to call the populations.
+        n: number of particles of a population.
+        prompts: names of the populations.
     """
     if n < MANY or not len(weighed):
         return []
@@ -105,7 +106,7 @@ def collapses(
 
 
 def _where(these: Tensor, prompts: Sequence[str] | None) -> str:
-    """Name the prompts that are meant: the first, and how many others."""
+    """Name the affected prompts: the first, and the number of others."""
     places = these.nonzero().flatten().tolist()
     if prompts is None or len(these) == 1:
         return ""

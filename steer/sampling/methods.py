@@ -1,4 +1,4 @@
-"""The sampling methods by name: what each is built of."""
+"""The table of sampling methods: how each is built."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,11 +43,11 @@ class Method:
         tempered: whether it samples the tilt at a temperature, with weights and log Z.
         from_noise: whether it begins with pure noise, and cannot start from a picture.
         steers: whether it evaluates the reward before the end.
-        weighs: whether its particles have weights, and log Z; None: where it is tempered.
-        jumps: whether it uses only jumps, never the velocity; None: where it is not tempered.
+        weighs: whether its particles have weights, and log Z; None: if it is tempered.
+        jumps: whether it uses only jumps, never the velocity; None: if it is not tempered.
         law: what it samples, in a few words.
-        source: what to cite, keys of `steer.sampling.citations.CITATIONS`.
-        name: what people call it.
+        source: works to cite, keys of `steer.sampling.citations.CITATIONS`.
+        name: its usual name.
         more: further options that `build` takes, with their defaults.
     """
 
@@ -71,12 +71,12 @@ class Method:
 
     @property
     def asks_velocity(self) -> bool:
-        """Whether it takes the flow's velocity."""
+        """Whether it uses the flow's velocity."""
         return self.tempered if self.jumps is None else not self.jumps
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that it takes, with their defaults."""
+        """Its options with their defaults."""
         settled = getattr(self.build, "keywords", {})
         return {
             p.name: p.default
@@ -86,20 +86,20 @@ class Method:
 
 
 AnyMethod = str | Method | Callable[..., Any]
-"""A method by its name, as an entry of the table, or one of one's own: see `method_of`."""
+"""A method by its name, as an entry of the table, or a user's own: see `method_of`."""
 
 
 _NEUTRAL: Mapping[str, Any] = {
     "view": "denoiser", "rho": 1.0, "mu": 0.0, "inner": 1, "recur": 1, "smooth": 0.0, "draws": 1,
     "normalise": False, "damp": None, "early": False, "cap": 1.0,
 }  # fmt: skip
-"""TFG's numbers where a method of its kin has none."""
+"""Neutral values of TFG's parameters for methods of its family."""
 
 
 def _kin(
     own: Mapping[str, Any], fixed: Mapping[str, Any], source: tuple[str, ...], **flags: Any
 ) -> Method:
-    """Return a method of TFG's kin: its own numbers, which are options, and the fixed ones."""
+    """Return a method of the TFG family: `own` parameters are its options, others are fixed."""
     build = partial(published.training_free, **{**_NEUTRAL, **fixed, **own})
     flags = {"gradient": True, "weighs": False, **flags}
     return Method(build, source=source, more=own, **flags)
@@ -188,17 +188,18 @@ TABLE: Mapping[str, Method] = MappingProxyType(
 def method_of(method: AnyMethod) -> Method:
     """Return a method: a method of the table by its name, or your own.
 
-    One's own is
+    Your own method is
 
     - a kernel, a class of `steer.Kernel` whose arguments but the flow have defaults: it is run
       with the lookahead and ratio weights, and its arguments, `scale` and `threshold` are its
       options;
     - a builder, `build(flow, reward, prompts, temperature, times, *, options) -> sampler`: a
-      function, or the sampler's class. What `Method` says of one it says as attributes:
-      `gradient`, `tempered`, `from_noise`, `steers`.
+      function, or the sampler's class. It may have attributes of `Method`: `gradient`, `tempered`,
+      `from_noise`, `steers`.
 
     Raises:
-        ValueError: no such method, with the nearest names; something that cannot be called so.
+        ValueError: no such method (the message has the nearest names), or an object that cannot be
+            called in this way.
     """
     if isinstance(method, Method):
         return method
@@ -241,18 +242,18 @@ def _by_kernel(
     threshold: float | Sequence[float] = 0.5,
     **options: Any,
 ) -> Guidance:
-    """Build guidance by one's own kernel, exact by its ratio weights, theory (23)."""
+    """Build guidance with a user's kernel, exact because of its ratio weights, theory (23)."""
     view = Lookahead(flow, reward, prompts, temperature)
     made = kernel(flow, **options)  # type: ignore[call-arg]
     return Guidance(view, made, times=times, scale=scale, threshold=threshold)
 
 
 def default_method(differentiable: bool, tilted: bool = False) -> str:
-    """Return the method that is taken where none is named.
+    """Return the default method.
 
     Args:
-        differentiable: whether the reward has a gradient, and the model lets one through.
-        tilted: whether a temperature or a strength was given: then an exact one is meant.
+        differentiable: whether the reward has a gradient, and the model passes it on.
+        tilted: whether a temperature or a strength was given, which asks for an exact method.
 
     >>> default_method(True), default_method(False), default_method(True, tilted=True)
     ('fmrg-j', 'best-of-n', 'renoise')

@@ -1,4 +1,4 @@
-"""How far a run of `steer.sample` is: a bar in a terminal or a notebook, or lines on request."""
+"""Progress of `steer.sample`: a bar in a terminal or a notebook, or lines on request."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ from steer.guidance.population import Population
 __all__ = ["shown"]
 
 DELAY = 3.0
-"""Seconds before a bar appears that nobody has asked for."""
+"""Seconds before a bar appears that was not requested."""
 
 EVERY = 30.0
 """Seconds between two updates where the output is a file."""
@@ -17,14 +17,14 @@ EVERY = 30.0
 def shown(
     populations: Iterable[Population], total: int, method: str, wanted: bool | None
 ) -> Iterator[Population]:
-    """Give a run's populations, and show its steps and the mean reward meanwhile (tqdm).
+    """Yield a run's populations, and show its steps and the mean reward meanwhile (tqdm).
 
     Args:
         populations: after each step.
-        total: how many steps there will be, if nothing ends the run before.
+        total: number of steps, if the run is not stopped early.
         method: its name.
         wanted: None: in a terminal or a notebook, after the first seconds of the run; True:
-            always, in a file now and then; False: never.
+            always, in a file at intervals; False: never.
     """
     if wanted is False or (wanted is None and not _seen()):
         yield from populations
@@ -46,6 +46,6 @@ def shown(
 
 
 def _seen() -> bool:
-    """Return whether a terminal or a notebook shows what is printed."""
+    """Return whether the output is shown in a terminal or a notebook."""
     notebook = "ipykernel" in sys.modules and hasattr(sys.stderr, "session")
     return notebook or (sys.stderr is not None and sys.stderr.isatty())

@@ -1,4 +1,4 @@
-"""Published methods, and two of our own, as configurations of the parts."""
+"""Published methods, and two new ones, as configurations of the parts."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -46,7 +46,7 @@ def noise_smc(
     bound: str = "ess",
     threshold: float = 0.7,
 ) -> NoiseSMC:
-    """Build tempered SMC in noise space; `move` follows the gradient where there is one.
+    """Build tempered SMC in noise space; `move` uses the gradient if there is one.
 
     Fails in few steps for a reward far narrower than a mode, and for modes at 1 : 1000.
     """
@@ -152,7 +152,7 @@ def training_free(
     every: int = 1,
     keep_best: bool = False,
 ) -> Sampler:
-    """Build TFG's sampler, theory (71); DPS, LGD-MC, FreeDoM, UGD, MPGD and FMRG-E are its kin."""
+    """Build TFG's sampler, theory (71), with DPS, LGD-MC, FreeDoM, UGD, MPGD, FMRG-E as cases."""
     seen = smoothed(view, flow, reward, prompts, temperature, smooth, draws, lookahead)
     potential = controlled(seen, times, clip=clip, brake=brake)
     guided = Window.of(window, every).times(times)
@@ -196,7 +196,7 @@ def fk(
     threshold: float | Sequence[float] = 0.5,
     lookahead: int = 1,
 ) -> Guidance:
-    """Build FK steering: unshifted proposals, weighed by what their paths have seen.
+    """Build FK steering: unshifted proposals, weighted by the rewards along their paths.
 
     Fails for all but weak tilts: where importance sampling has an ESS of 10 %, errors of E_q f are
     2 to 8 times those of exact samples for "difference", 6 to 94 times for "max" and "sum".

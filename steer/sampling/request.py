@@ -33,13 +33,13 @@ INVERSION = 16
 """Steps of an inversion, two velocities each."""
 
 BAD = ("stop", "drop")
-"""What a reward that is not finite does to a run: end it, or give its particle weight zero."""
+"""The effect of a reward that is not finite: end the run, or give its particle weight zero."""
 
 STARTS = ("noise", "inversion")
-"""How a run starts from a picture: with noise on it, or where the flow's ODE came from."""
+"""How a run starts from a picture: with added noise, or by inverting the flow's ODE."""
 
 PROBES = 32
-"""How many one-jump samples a prompt's temperature is set by."""
+"""Number of one-jump samples that set a prompt's temperature."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Request:
         object.__setattr__(self, "flow", as_flow(self.flow))
         object.__setattr__(self, "reward", as_reward(self.reward, self.device))
         object.__setattr__(self, "seed", whole(self.seed))
-        with plain(self.flow), torch.no_grad():  # whatever the caller's state of torch
+        with plain(self.flow), torch.no_grad():  # independent of the caller's state of torch
             self._check()
 
     def _check(self) -> None:
@@ -84,7 +84,7 @@ class Request:
         self._check_start()
         self._check_method()
         build, options = self.chosen.build, self.options
-        build(self.flow, self.reward, self.asked, 1.0, self.grid, **options)  # checks numbers
+        build(self.flow, self.reward, self.asked, 1.0, self.grid, **options)  # checks the numbers
         self.most_steps  # noqa: B018  a budget that is too small is refused
 
     @cached_property
@@ -98,7 +98,7 @@ class Request:
 
     @property
     def listed(self) -> bool:
-        """Whether results have a prompt axis: prompts were given as a list."""
+        """Whether results have a prompt axis: only if prompts were given as a list."""
         return self.prompts is not None and not isinstance(self.prompts, str)
 
     @property
@@ -108,7 +108,7 @@ class Request:
 
     @property
     def count(self) -> int:
-        """p, how many prompts there are; 1 without prompts."""
+        """p, the number of prompts; 1 without prompts."""
         return 1 if self.names is None else len(self.names)
 
     @property
@@ -135,14 +135,14 @@ class Request:
 
     @property
     def rows(self) -> int:
-        """The most rows of one network call."""
+        """The maximum number of rows of one network call."""
         if self.batch_size is not None:
             return self.batch_size
         return 64 if any(True for _ in self.flow.parameters()) else self.count * self.particles
 
     @cached_property
     def most_steps(self) -> int | None:
-        """After how many steps the budget ends the run; None: it does not."""
+        """The number of steps after which the budget ends the run; None: it does not."""
         if self.budget is None:
             return None
         return affordable(
@@ -152,15 +152,15 @@ class Request:
 
     @property
     def groups(self) -> list[range]:
-        """The indices of the prompts that are sampled together, group by group."""
+        """Groups of indices of prompts that are sampled together."""
         size = max(1, self.rows // self.particles)
-        if self.target is not None:  # each ends by itself
+        if self.target is not None:  # each prompt stops on its own
             size = 1
         return [range(a, min(a + size, self.count)) for a in range(0, self.count, size)]
 
     @property
     def device(self) -> torch.device:
-        """Where the flow is."""
+        """The device of the flow."""
         return device_of(self.flow)
 
     @property
@@ -303,5 +303,5 @@ class Request:
 
 
 def _those(condition: Callable[[Method], bool]) -> str:
-    """Name the methods that meet a condition."""
+    """Name the methods that satisfy a condition."""
     return ", ".join(name for name, method in TABLE.items() if condition(method))

@@ -20,23 +20,23 @@ __all__ = ["TRACED", "Part", "Result", "joined_trace", "save_result"]
 
 
 TRACED = ("ess", "log_z", "reward", "weighed")
-"""What is kept of each step; weighed: the ESS before resampling."""
+"""The traced values of each step; weighed: the ESS before resampling."""
 
 
 @dataclass
 class Part:
-    """What the result keeps of a group of prompts: the last population, and traces."""
+    """The part of a result for a group of prompts: the last population, and traces."""
 
     history: list[tuple[Tensor, ...]] = field(default_factory=list)
 
     def note(self, population: Population) -> None:
-        """Keep what is traced of a step."""
+        """Record the traced values of a step."""
         weighed = population.ess if population.weighed is None else population.weighed
         reward = population.reward.mean(-1)
         self.history.append((population.ess, population.log_z, reward, weighed))
 
     def tensors(self, last: Population, temperature: Tensor) -> dict[str, Tensor]:
-        """Return everything by its name in the result."""
+        """Return all tensors by their names in the result."""
         part = {name: getattr(last, name) for name in ("x", "log_w", "ess", "log_z")}
         part |= {"rewards": last.reward, "temperature": temperature}
         if last.ancestors is not None:
@@ -121,7 +121,7 @@ class Result:
 
     @property
     def _dropped(self) -> list[str]:
-        """Say how many rewards were not finite, if any were dropped."""
+        """Return how many rewards were not finite, if any were dropped."""
         bad = int(self.costs.get("bad_rewards", 0))
         if not bad:
             return []
@@ -132,7 +132,7 @@ class Result:
         return [f"{bad} of {asked} rewards were not finite: {what}"]
 
     def __repr__(self) -> str:
-        """Say in a few lines what it holds."""
+        """Describe the result in a few lines."""
         lead = self.rewards.ndim == 2
         p, n = self.rewards.shape if lead else (1, len(self.rewards))
         prompts = f"{p} prompt{'s' * (p > 1)} x " if lead else ""
@@ -192,7 +192,7 @@ def _pixels(result: Result) -> Tensor:
 
 
 def _asked(result: Result) -> tuple[list[str], list[str]]:
-    """Return the prompts, and what the reward is asked for each; "" where there are none."""
+    """Return the prompts, and the reward's prompt for each; "" if there are none."""
     lead = result.rewards.ndim == 2
     prompts = list(result.prompts) if lead and result.prompts else [result.prompts or ""]
     asked = result.reward_prompts or prompts
@@ -209,7 +209,7 @@ def grid_of(result: Result, beside: Mapping[str, Result] | None = None) -> Image
 
     Args:
         result: what `steer.sample` returned.
-        beside: title -> other results of the same seeds, in rows above.
+        beside: title -> other results with the same seeds, in rows above.
     """
     prompts, asked = _asked(result)
     rows: list[Row] = []
@@ -224,7 +224,7 @@ def grid_of(result: Result, beside: Mapping[str, Result] | None = None) -> Image
 
 
 def _span(values: Tensor) -> str:
-    """Write a number, or the least and the largest of several."""
+    """Format a number, or the smallest and the largest of several."""
     ends = [f"{float(v):.4g}" for v in (values.min(), values.max())]
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
@@ -236,7 +236,7 @@ def joined_trace(parts: list[Tensor]) -> Tensor:
 
 
 def metrics(result: Result) -> dict[str, Any]:
-    """Return what `metrics.json` holds."""
+    """Return the content of `metrics.json`."""
     return numbers(
         {
             "method": result.method,
@@ -270,7 +270,7 @@ def save_result(
 
     Args:
         result: what `steer.sample` returned.
-        folder: where to.
+        folder: the target folder.
         overwrite: whether an existing folder is replaced.
         beside: title -> results of the same seeds by another method, for instance without
             guidance: rows above it in the grid, and their rewards in `scores.jsonl`.

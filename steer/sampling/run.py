@@ -51,7 +51,7 @@ class Stream(Iterator[Population]):
     def __next__(self) -> Population:
         """Make the next step."""
         begun = time.perf_counter()
-        try:  # the caller's own state again between steps
+        try:  # restore the caller's state between steps
             with plain(self._rest), self._ceiling.held():
                 return next(self._populations)
         finally:
@@ -91,7 +91,7 @@ class Stream(Iterator[Population]):
                 if request.target is not None and bool((best >= request.target).all()):
                     population.stop()
                 if len(part.history) == request.most_steps:
-                    population.wish.stop = True  # known before: it does not select
+                    population.wish.stop = True  # known in advance, so it does not bias log Z
                 yield population if request.listed else population.alone()
             self.parts.append(part.tensors(population, temperature))
 
@@ -121,7 +121,7 @@ class Stream(Iterator[Population]):
         one = request.flow.calls("jump", 0.0, 1.0)
         inverts = request.init_by == "inversion"
         inverting = 2.0 * INVERSION * request.flow.calls("velocity", request.start)
-        # a stop that looks at the population selects: no estimate of Z survives it
+        # a stop that depends on the population is a selection, so the estimate of Z is not valid
         tempered = request.chosen.tempered
         evidence = (
             request.chosen.weighted

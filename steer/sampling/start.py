@@ -1,4 +1,4 @@
-"""Where particles start: noise, a noisy picture, or the state that a picture came from."""
+"""Where particles start: at noise, a noisy picture, or the inverted state of a picture."""
 
 from itertools import pairwise
 
@@ -15,12 +15,12 @@ __all__ = ["inverted", "starts"]
 
 @torch.no_grad()
 def inverted(flow: FlowMap, x: Tensor, t: float, steps: int = INVERSION) -> Tensor:
-    """Return the state at t that the flow carries to x at 1: its ODE backwards, by Heun's rule.
+    """Return the state at t that the flow maps to x at 1: its ODE backwards, by Heun's method.
 
-    From there the flow leads back to x, so what guidance changes is all that changes: DDIM
-    inversion (Song, Meng, Ermon 2021, arXiv 2010.02502) of a flow. Exact as steps grow, at second
-    order. On a path whose velocity is infinite at t = 1 (variance preserving) it begins at
-    `t = 1 - 1e-3`, with the noise that the denoiser sees there.
+    From there the flow leads back to x, so only guidance causes changes: DDIM inversion (Song,
+    Meng, Ermon 2021, arXiv 2010.02502) of a flow. Exact as steps grow, at second order. On a path
+    whose velocity is infinite at t = 1 (variance preserving) it begins at `t = 1 - 1e-3`, with the
+    noise that the denoiser estimates there.
 
     Args:
         flow: its velocity, prompts bound: those that describe the picture.
@@ -42,16 +42,16 @@ def inverted(flow: FlowMap, x: Tensor, t: float, steps: int = INVERSION) -> Tens
 
 
 def starts(request: Request, group: range, flow: FlowMap) -> tuple[Tensor, Tensor | None]:
-    """Draw where the particles of a group of prompts start, and its probes.
+    """Sample the starts of the particles of a group of prompts, and its probes.
 
     Args:
-        request: the run's.
+        request: the request of the run.
         group: indices of prompts, p of them.
         flow: the flow with these prompts bound.
 
     Returns:
-        The particles (p, n, *event), and the samples that the temperature is set by,
-        (p, PROBES, *event); None where none is to be set.
+        The particles (p, n, *event), and the starts of the samples that set the temperature, (p,
+        PROBES, *event); None if the temperature is given.
     """
     places = range(request.position + group.start, request.position + group.stop)
     shape, dtype, device = flow.event_shape, request.dtype, request.device

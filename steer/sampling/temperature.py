@@ -1,4 +1,4 @@
-"""The temperature of a run, set by the reward's own spread over one-jump samples."""
+"""The temperature of a run, from the reward's standard deviation over one-jump samples."""
 
 from collections.abc import Sequence
 
@@ -23,16 +23,16 @@ def temperatures(
     request: Request,
     position: int,
 ) -> Tensor:
-    """Return one temperature a prompt, theory (16), (p,).
+    """Return one temperature per prompt, theory (16), (p,).
 
-    That is the standard deviation of the reward over one-jump samples, over the strength.
+    It is the standard deviation of the reward over one-jump samples, divided by the strength.
 
     Args:
         flow: bound to p prompts.
-        reward: what is probed.
-        asked: its prompts, one for each prompt.
+        reward: the reward.
+        asked: the reward's prompts, one for each prompt.
         probes: starts of the samples, (p, n, *event).
-        request: the run's.
+        request: the request of the run.
         position: index of the first prompt in the caller's whole list.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Lightning training of adapters and a second time: a velocity model becomes a flow map.
+"""Lightning training of adapters and a second time, which make a velocity model a flow map.
 
 The base is not changed, and is the teacher: the same weights at adapter scale 0. A checkpoint
-holds what is trained and its running average, not the base.
+holds the trained tensors and their running average, not the base.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,16 +22,16 @@ __all__ = ["AdapterTraining"]
 class AdapterTraining(RuleTraining):
     """Train the adapters of a flow, and the term of its second time, by a rule.
 
-    Rules that have a running average as their target take the network itself, without gradient.
+    Rules whose target is the running average use the network itself here, without gradient.
 
     Args:
         tuned: adapters on a flow with a second time.
-        term: the second time's term.
-        rule: what the loss of a batch is.
+        term: the term of the second time.
+        rule: the rule that gives the loss of a batch.
         batches_on: called once the base is on its device; it returns step -> (x_1, prompts).
         steps: length of the run; the learning rate follows a cosine to zero over it.
         seed: with the step, it fixes noise and times.
-        rate: AdamW's.
+        rate: learning rate of AdamW.
         average: decay of the running average (shorter at the start).
     """
 
@@ -50,7 +50,7 @@ class AdapterTraining(RuleTraining):
         super().__init__(rule, _not_yet, steps, seed, average)
         self.batches_on = batches_on
         tuned.switch.trained = (term,)
-        self._tuned = [tuned]  # no submodule: the base is in no checkpoint
+        self._tuned = [tuned]  # not a submodule, so that checkpoints do not contain the base
         own = [*tuned.adapters().values(), *term.parameters()]
         self.weighing = list(rule.parameters()) if isinstance(rule, nn.Module) else []
         self.trained = nn.ParameterList(p.requires_grad_() for p in own)
@@ -59,7 +59,7 @@ class AdapterTraining(RuleTraining):
 
     @property
     def tuned(self) -> Adapted:
-        """The adapters on the base: `ShardedBase` splits it."""
+        """The adapters on the base, which `ShardedBase` splits."""
         return self._tuned[0]
 
     @property
@@ -74,7 +74,7 @@ class AdapterTraining(RuleTraining):
 
     @contextmanager
     def averaged(self) -> Iterator[Adapted]:
-        """Give the flow with the running average in place of what is trained."""
+        """Yield the flow with the running average in place of the trained tensors."""
         now = [p.detach().clone() for p in self.trained]
         _put(self.trained, self.mean)
         try:
@@ -83,7 +83,7 @@ class AdapterTraining(RuleTraining):
             _put(self.trained, now)
 
     def on_fit_start(self) -> None:
-        """Move the base to where the adapters are, and let it give the batches."""
+        """Move the base to the adapters' device, and let it make the batches."""
         self.flow.to(self.device)
         self.batches = self.batches_on()
 
@@ -92,8 +92,8 @@ class AdapterTraining(RuleTraining):
         return self.mean, self.trained
 
     def configure_optimizers(self) -> Any:
-        """AdamW, 50 steps up, then a cosine to zero."""
-        trained = [*self.trained, *self.weighing]  # what a rule learns of its own has no average
+        """Return AdamW with 50 steps of warm-up, then a cosine to zero."""
+        trained = [*self.trained, *self.weighing]  # the rule's have no average
         optimizer = torch.optim.AdamW(trained, self.rate, betas=(0.9, 0.99), weight_decay=0.0)
         return {"optimizer": optimizer, "lr_scheduler": warm_cosine(optimizer, self.steps)}
 

@@ -1,4 +1,4 @@
-"""Checkpoints that outlast kills, full disks and damage: written beside, synced, two of them."""
+"""Checkpoints that survive kills, full disks and damage: written aside, synced, two are kept."""
 
 import io
 import os
@@ -18,13 +18,13 @@ LAST, BEFORE, DAMAGED = "last.ckpt", "before.ckpt", "damaged.ckpt"
 
 
 class Checkpoints(CheckpointIO):
-    """Lightning's reading and writing of checkpoints, in their own folder from the start.
+    """Lightning's checkpoint reading and writing, directly in the target folder.
 
-    Lightning's own stages them in the folder for temporary files, and copies them from there
-    where that is another file system: what is cut short then is the only one there is.
+    Lightning's own plugin writes them to the folder for temporary files, and copies them if that
+    is on another file system: an interruption then damages the only checkpoint.
 
     Args:
-        written: called when a checkpoint is whole.
+        written: called when a checkpoint is complete.
     """
 
     def __init__(self, written: Callable[[], None] | None = None) -> None:
@@ -33,7 +33,7 @@ class Checkpoints(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint; the one that it follows is kept as `before.ckpt`."""
+        """Write a checkpoint; the previous one is kept as `before.ckpt`."""
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
@@ -61,17 +61,17 @@ class Checkpoints(CheckpointIO):
 
 
 def kept(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, the last first."""
+    """Return the checkpoints in a folder, the latest first."""
     return [folder / name for name in (LAST, BEFORE) if (folder / name).is_file()]
 
 
 def usable(folder: Path) -> tuple[Path, int] | None:
-    """Return the last checkpoint that can be read, and its step; None where there is none at all.
+    """Return the latest readable checkpoint and its step; None if there are no checkpoints.
 
-    One that cannot be read is named, set aside, and the one before it taken.
+    If the latest cannot be read, it is reported and renamed, and the one before it is used.
 
     Raises:
-        ValueError: there are some, and none can be read.
+        ValueError: there are checkpoints, but none can be read.
     """
     files = kept(folder)
     wrong = []
@@ -80,7 +80,7 @@ def usable(folder: Path) -> tuple[Path, int] | None:
             step = int(torch.load(file, map_location="cpu", weights_only=True)["global_step"])
         except (OSError, MemoryError):
             raise
-        except Exception as error:  # whatever torch makes of bytes that are none of its own
+        except Exception as error:  # torch raises various errors for damaged files
             wrong.append(f"{file} is damaged ({_line(error)})")
             continue
         if wrong:

@@ -1,4 +1,4 @@
-"""The random numbers of a training step: a function of (seed, step), also after a resume."""
+"""The random numbers of a training step, a function of (seed, step), also after a resume."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 __all__ = ["Batch", "Batches", "Prefetched", "generator_of", "step_loader"]
 
 Batch = tuple[Tensor, list[str]]
-"""x (batch, *event) and a caption for each."""
+"""x (batch, *event), and a caption for each row."""
 
 
 def generator_of(seed: int, step: int, stream: int = 0) -> torch.Generator:
@@ -19,14 +19,14 @@ def generator_of(seed: int, step: int, stream: int = 0) -> torch.Generator:
 
 
 class Batches:
-    """Draw the batch of a step: every item is seen once before any is seen twice.
+    """Sample the batch of a step: every item is used once before any is used twice.
 
     Args:
-        count: how many items there are.
-        draw: (index, generator) -> (the x of an item, or of a variant of it, and a caption).
-        batch_size: items a step.
+        count: number of items.
+        draw: (index, generator) -> (x of the item, or of a variant of it, and a caption).
+        batch_size: items per step.
         seed: with the step, it fixes the batch.
-        empty: share of empty captions.
+        empty: fraction of empty captions.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Batches:
 
 
 class _Steps(Dataset):
-    """The batches of the steps from one on, by how far they are from it."""
+    """The batches from a first step on, indexed relative to it."""
 
     def __init__(self, batches: Callable[[int], Batch], first: int, steps: int) -> None:
         self.batches, self.first, self.steps = batches, first, steps
@@ -73,7 +73,7 @@ class _Steps(Dataset):
 
 
 class Prefetched:
-    """The same batches, prepared in advance by other processes: torch's loader, from any step on.
+    """The same batches, prepared in advance by worker processes of torch's loader, from any step.
 
     Args:
         batches: step -> its batch.
@@ -86,7 +86,7 @@ class Prefetched:
         self._next: int | None = None
 
     def __call__(self, step: int) -> Batch:
-        """Return the batch of a step; steps that follow each other wait for nothing."""
+        """Return the batch of a step; consecutive steps need not wait."""
         if step != self._next:
             rest = _Steps(self.batches, step, max(self.steps, step + 1))
             self._ahead = iter(DataLoader(rest, batch_size=None, num_workers=self.workers))

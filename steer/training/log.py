@@ -1,4 +1,4 @@
-"""A run's curves as one CSV file: each row is written with its step, none twice."""
+"""A run's curves as one CSV file: one row per step, none written twice."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ class RowLog(Logger):
     """Write metrics to `folder/log/version_0/metrics.csv`, one row per call, immediately.
 
     Args:
-        folder: the run's.
+        folder: the folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,16 +31,16 @@ class RowLog(Logger):
 
     @property
     def name(self) -> str:
-        """What Lightning calls it."""
+        """The name for Lightning."""
         return "log"
 
     @property
     def version(self) -> int:
-        """There is one log a run, however often it was taken up."""
+        """The version for Lightning: one log per run, even if it is resumed."""
         return 0
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's folder records how it was made."""
+        """Do nothing: the run's folder records the settings."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -57,11 +57,11 @@ class RowLog(Logger):
             self.rows += 1
 
     def take_up(self, step: int | None = None, rows: int | None = None) -> None:
-        """Delete what a run wrote after the checkpoint from which it resumes.
+        """Delete rows that were written after the checkpoint from which a run resumes.
 
         Args:
-            step: of the checkpoint; None: there is none, and the log starts again.
-            rows: how many there were; None: those up to the step.
+            step: step of the checkpoint; None: there is none, and the log starts again.
+            rows: number of rows at the checkpoint; None: those up to the step.
         """
         if step is None:
             self.file.unlink(missing_ok=True)
@@ -75,7 +75,7 @@ class RowLog(Logger):
             self.take_up()
 
     def _read(self) -> list[dict[str, str]]:
-        """Return the rows that are whole: a last one that was cut short is left out."""
+        """Return the complete rows; a truncated last row is left out."""
         if not self.file.exists():
             return []
         text = self.file.read_text(encoding="utf-8", errors="replace")
@@ -92,33 +92,33 @@ class RowLog(Logger):
 
 
 class KeepRows(L.Callback):
-    """Let a checkpoint know how many rows the log had, so that none is lost or doubled after it.
+    """Store the log's number of rows in checkpoints, so that no row is lost or written twice.
 
     Args:
         log: the log.
-        step: of the checkpoint from which the run resumes, if it does.
-        every: steps between rows of what the module logs, written before a checkpoint is, where
-            Lightning would write them after it; 0: the module writes its rows itself.
+        step: step of the checkpoint from which the run resumes, if it does.
+        every: steps between rows of the module's metrics, which are written before a checkpoint
+            (Lightning would write them after it); 0: the module writes its rows itself.
     """
 
     def __init__(self, log: RowLog, step: int | None = None, every: int = 0) -> None:
         self.kept, self.step, self.rows, self.every = log, step, None, every
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
+        """Return the state for a resumed run."""
         return {"rows": json.dumps(self.kept.rows)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where a run was."""
+        """Restore the state of a run."""
         self.rows = json.loads(state["rows"])
 
     def on_fit_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Drop the rows past the checkpoint, before a new one is written."""
+        """Delete the rows after the checkpoint, before a new one is written."""
         if trainer.is_global_zero:
             self.kept.take_up(self.step, self.rows)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        """Write a row, if it is time."""
+        """Write a row, if it is due."""
         if self.every and trainer.global_step % self.every == 0:
             self.kept.log_metrics(trainer.callback_metrics, trainer.global_step)
 

@@ -1,4 +1,4 @@
-"""How far a learned map is from the true one, where the true one is known."""
+"""Distances between a learned map and the true one, if that is known."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def sliced_w2(x: Tensor, y: Tensor, generator: Generator, directions: int = 128)
         x: (n, d).
         y: (n, d).
         generator: generator of the directions.
-        directions: how many.
+        directions: number of directions.
     """
     along = torch.randn(x.shape[1], directions, generator=generator, dtype=torch.float64)
     along = along / along.norm(dim=0)
@@ -31,16 +31,16 @@ def sliced_w2(x: Tensor, y: Tensor, generator: Generator, directions: int = 128)
 
 @torch.no_grad()
 def samples(flow: FlowMap, noise: Tensor, steps: int) -> Tensor:
-    """Return noise carried to data by `steps` equal jumps."""
+    """Return the samples after `steps` equal jumps from noise."""
     return composed(flow, noise, step_times(steps))
 
 
 @torch.no_grad()
 def lookahead_error(flow: FlowMap, true: FlowMap, noise: Tensor, t: float) -> tuple[float, float]:
-    """Return the root mean square errors of two lookaheads from t: the map's and the denoiser's.
+    """Return the root mean square errors of map and denoiser as lookaheads from t.
 
-    Both against the true flow's end, from points that the true flow carries from noise to t; the
-    denoiser is the true one.
+    Both are compared with the end of the true flow, at points that the true flow carries from
+    noise to t. The denoiser is the true one.
 
     Args:
         flow: the learned map.
@@ -59,10 +59,10 @@ def lookahead_error(flow: FlowMap, true: FlowMap, noise: Tensor, t: float) -> tu
 def jacobian_error(
     flow: FlowMap, true: FlowMap, noise: Tensor, t: float, step: float = 1e-3
 ) -> float:
-    """Return the relative error of `∇X(t,1,x)`: guidance uses it.
+    """Return the relative error of `∇X(t,1,x)`, which guidance uses.
 
-    Central differences of both maps; the root mean square of the difference of the matrices over
-    that of the true ones.
+    It is the root mean square of the difference of the matrices, by central differences of both
+    maps, over that of the true ones.
 
     Args:
         flow: the learned map.

@@ -1,4 +1,4 @@
-"""How good a flow map is as a map, and how far its pictures are from the training set."""
+"""Consistency errors of a flow map, and distances of its pictures to the training set."""
 
 from collections.abc import Callable
 
@@ -78,12 +78,12 @@ def nearest_distance(x: Tensor, reference: Tensor, exclude_self: bool = False) -
 def retrieval_rate(
     similarity: Callable[[Tensor, list[str]], Tensor], images: Tensor, captions: list[str]
 ) -> tuple[float, float]:
-    """Return the share of pictures whose own caption scores highest, and its standard error.
+    """Return the fraction of pictures whose own caption scores highest, and its standard error.
 
     Args:
         similarity: (images (n, ...), captions) -> scores (n, p).
         images: picture i was generated for caption i.
-        captions: all different.
+        captions: captions, all different.
     """
     scores = similarity(images, captions)
     hit = (scores.argmax(1) == torch.arange(len(captions), device=scores.device)).float()

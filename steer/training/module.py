@@ -23,16 +23,16 @@ Rule = Callable[[FlowMap, FlowMap, Tensor, Sequence[str], Generator, float], dic
 
 
 class RuleTraining(L.LightningModule):
-    """A step of training by a rule: its batch, its loss, and the running average after it.
+    """Training by a rule: the batch of a step, its loss, and the running average after it.
 
-    A subclass says what is trained, what targets are asked of, and what the average follows.
+    A subclass defines what is trained, what gives the targets, and what the average follows.
 
     Args:
-        rule: what the loss of a batch is.
+        rule: the rule that gives the loss of a batch.
         batches: step -> (x_1, prompts).
         steps: length of the run.
         seed: with the step, it fixes noise and times.
-        decay: of the running average (shorter at the start).
+        decay: decay of the running average (shorter at the start).
     """
 
     flow: FlowMap
@@ -46,14 +46,14 @@ class RuleTraining(L.LightningModule):
         self.steps, self.seed, self.decay = steps, seed, decay
 
     def followed(self) -> tuple[Iterable[Tensor], Iterable[Tensor]]:
-        """Return the running average's tensors, and those that it follows."""
+        """Return the tensors of the running average, and those that it follows."""
         raise NotImplementedError
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         """Return the loss of the batch that belongs to the global step."""
         x_1, prompts = self.batches(self.global_step)
         rank, size = self.global_rank, self.trainer.world_size
-        x_1, prompts = x_1[rank::size], prompts[rank::size]  # of several processes, one's share
+        x_1, prompts = x_1[rank::size], prompts[rank::size]  # this process's share
         generator = generator_of(self.seed + 7919 * rank, self.global_step, 3)
         progress = self.global_step / self.steps
         terms = self.rule(
@@ -65,7 +65,8 @@ class RuleTraining(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Make an optimizer step, then update the running average of the weights.
 
-        Here and not at the batch's end, where checkpoints are written before it would move.
+        It is updated here and not at the end of the batch, because checkpoints are written before
+        that.
         """
         k = self.global_step + 1
         super().optimizer_step(*args, **kwargs)
@@ -76,8 +77,8 @@ class FlowTraining(RuleTraining):
     """Train a flow map by a rule, keeping the running average of its weights.
 
     Args:
-        flow: what is trained, in place.
-        rule: what the loss of a batch is.
+        flow: the flow, which is trained in place.
+        rule: the rule that gives the loss of a batch.
         batches: step -> (x_1, prompts).
         steps: length of the run: the rates follow a cosine to zero over it.
         seed: with the step, it fixes noise and times.
@@ -113,7 +114,7 @@ class FlowTraining(RuleTraining):
         return self.average.parameters(), self.flow.parameters()
 
     def configure_optimizers(self) -> Any:
-        """Muon and AdamW, 50 steps up, then a cosine to zero."""
+        """Return Muon and AdamW with 50 steps of warm-up, then a cosine to zero."""
         tables = [m.weight for m in self.flow.modules() if isinstance(m, nn.Embedding)]
         optimizer = MuonAdamW(
             [p for p in self.parameters() if p.requires_grad], **self.rates, embeddings=tables

@@ -1,8 +1,8 @@
-"""Muon with AdamW in one optimizer, and the schedule of their rates.
+"""Muon and AdamW in one optimizer, and the schedule of their rates.
 
-torch's `Muon` accepts only matrices, while most weights here are convolutions, and iterates in
-bfloat16. Its `AdamW` would be a second optimizer beside it, where Lightning steps one: the few
-lines of it stand here, and its state with the other's.
+torch's `Muon` accepts only matrices, while most weights here are convolutions, and it iterates in
+bfloat16. torch's `AdamW` would be a second optimizer, but Lightning's automatic optimisation
+supports only one. So AdamW is implemented here, with its state in the same optimizer.
 """
 
 import math
@@ -16,10 +16,10 @@ __all__ = ["MuonAdamW", "muon_update", "warm_cosine"]
 
 
 def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warm: int = 50) -> dict[str, Any]:
-    """Return Lightning's description of a schedule: `warm` steps up, times a cosine to zero.
+    """Return a schedule for Lightning: `warm` steps of linear warm-up times a cosine to zero.
 
-    torch's `LinearLR` and `CosineAnnealingLR` in a `SequentialLR` would begin the cosine after the
-    warm-up, with other rates all along.
+    torch's `LinearLR` and `CosineAnnealingLR` in a `SequentialLR` would start the cosine after the
+    warm-up, and so give different rates.
     """
 
     def rate(k: int) -> float:
@@ -38,11 +38,11 @@ class MuonAdamW(torch.optim.Optimizer):
     2025, arXiv 2502.16982).
 
     Args:
-        parameters: what to train.
+        parameters: parameters to train.
         muon: learning rate of the matrices.
         adamw: learning rate of the rest: vectors and word embeddings.
         embeddings: parameters that are looked up, not multiplied; they go to AdamW.
-        weight_decay: of the matrices.
+        weight_decay: weight decay of the matrices.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def muon_update(grad: Tensor, state: dict[str, Any], momentum: float = 0.95) -> Tensor:
-    """Return Nesterov momentum with its singular values pushed to one, in the gradient's shape."""
+    """Return Nesterov momentum with singular values close to one, in the gradient's shape."""
     if not state:
         state["momentum"] = torch.zeros_like(grad)
     m = state["momentum"].lerp_(grad, 1 - momentum)
@@ -97,7 +97,7 @@ def muon_update(grad: Tensor, state: dict[str, Any], momentum: float = 0.95) -> 
 
 
 def _adamw(grad: Tensor, state: dict[str, Any], betas: Sequence[float] = (0.9, 0.99)) -> Tensor:
-    """Adam's bias-corrected step (Kingma & Ba 2015, arXiv 1412.6980)."""
+    """Make Adam's bias-corrected step (Kingma & Ba 2015, arXiv 1412.6980)."""
     if not state:
         state["count"] = torch.tensor(0)
         state["first"], state["second"] = torch.zeros_like(grad), torch.zeros_like(grad)

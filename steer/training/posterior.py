@@ -22,14 +22,14 @@ from steer.training.rules.times import Pairs, pairs_named
 __all__ = ["PosteriorFlow", "PosteriorObjective"]
 
 LEAST = 0.1
-"""The least posterior deviation c that a row's weight counts with: of t = .91, linear."""
+"""Lower bound of the posterior standard deviation c in a row's weight: that at t = .91, linear."""
 
 
 class PosteriorFlow(FlowMap):
     """The inner flow of a posterior map at fixed (x, t), from N(0, I) to `p(x_1 | x_t = x)`.
 
-    Whatever takes a flow map takes it: rules, metrics, samplers. Its x and its times are the inner
-    state and the inner times; it binds no prompts, the map does.
+    It can be used like any flow map: by rules, metrics and samplers. Its x and its times are the
+    inner state and the inner times. Prompts are bound to the map, not to this flow.
 
     Args:
         posterior: the map.
@@ -65,11 +65,11 @@ class PosteriorObjective(nn.Module):
         off it, r < s:           |e|², e the rule's error at u for the inner flow at (x_t, t)
 
     The mean of `x_1 - z` given u and x_t is the inner flow's velocity, so that is the diagonal's
-    minimum. With a teacher, b is the teacher's inner velocity instead, `glass_velocity`: the
-    variance of the pair is gone, and x_1 only says where to look. A row weighs
-    `((1-r)² + r² c²) / c²`, `c² = α² / (α² + β²)`: were the data N(0, I), the inverse variance of
-    `x_1 - z` given u and x_t, so that no time drowns in the noise of another. t is uniform, and 0,
-    where the posterior is all of p, for a share of the rows.
+    minimum. With a teacher, b is the teacher's inner velocity instead, `glass_velocity`: this
+    removes the variance of the pair, and x_1 only determines the points. The weight of a row is
+    `((1-r)² + r² c²) / c²`, `c² = α² / (α² + β²)`: for N(0, I) data this is the inverse variance
+    of `x_1 - z` given u and x_t, so that the noise at one time does not dominate the others. t is
+    uniform, and 0, where the posterior is all of p, for a share of the rows.
 
     Args:
         path: of the outer flow; the teacher's, where there is one.
@@ -100,7 +100,7 @@ class PosteriorObjective(nn.Module):
         super().__init__()
         self.path, self.rule = path, PSD() if rule is None else rule
         self.rule.led_by(teacher)
-        # no submodule: it is frozen, and in no checkpoint
+        # not a submodule: it is frozen, and not in checkpoints
         self._teacher = [] if teacher is None else [teacher.eval().requires_grad_(False)]
         self.pairs = pairs_named(self.rule.pairs if pairs is None else pairs)
         share = self.rule.diagonal if diagonal is None else diagonal

@@ -1,4 +1,4 @@
-"""Which of a run's processes this is, and what it says when another one has ended."""
+"""The index of this process in a run, and its error when another process has ended."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +11,14 @@ __all__ = ["is_first", "with_others"]
 
 def is_first() -> bool:
     """Return whether this is the first process of a run, for any launcher."""
-    from lightning.fabric.utilities.rank_zero import rank_zero_only  # not before it is needed
+    from lightning.fabric.utilities.rank_zero import rank_zero_only  # imported only when needed
 
     return not getattr(rank_zero_only, "rank", 0)
 
 
 @contextmanager
 def with_others(trainer: Any) -> Iterator[None]:
-    """Say of an error of the connection between processes that another process has ended.
+    """Turn a connection error between processes into a message that another process has ended.
 
     Args:
         trainer: Lightning's, whose loop the block runs.
@@ -40,7 +40,7 @@ def with_others(trainer: Any) -> Iterator[None]:
 
 
 def _of_another(error: RuntimeError) -> bool:
-    """Return whether an error is of the connection to other processes."""
+    """Return whether an error comes from the connection to other processes."""
     from torch.distributed import DistError
 
     text = str(error).lower()

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a screen, and a line now and then where the output is a file."""
+"""Progress of a run: a bar in a terminal, and lines at intervals if the output is a file."""
 
 import time
 from typing import Any
@@ -11,10 +11,10 @@ __all__ = ["Lines", "progress"]
 
 
 class Lines(L.Callback):
-    """Print a line at intervals of some seconds, and one at the end.
+    """Print a line every few seconds, and one at the end.
 
     Args:
-        every: seconds between lines; a line stands at the end of a step.
+        every: seconds between lines; a line is printed at the end of a step.
     """
 
     def __init__(self, every: float = 30.0) -> None:
@@ -26,7 +26,7 @@ class Lines(L.Callback):
         self.first = self.last = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        """Say how far it is, if it is time."""
+        """Print the progress, if a line is due."""
         step = trainer.global_step
         if step == self.last or not trainer.is_global_zero:
             return
@@ -43,7 +43,7 @@ class Lines(L.Callback):
 
 
 def progress() -> L.Callback:
-    """Return a bar where there is a screen or a notebook, else lines."""
+    """Return a bar in a terminal or a notebook, else lines."""
     from lightning.pytorch.callbacks import RichProgressBar
     from rich import get_console
 

@@ -1,7 +1,7 @@
-"""Signals end a run between two steps, its state saved: SIGINT as KeyboardInterrupt, SIGTERM 143.
+"""Signals end a run between two steps and save it: SIGINT as KeyboardInterrupt, SIGTERM as 143.
 
-Lightning's own ways are others: SIGTERM ends a script with exit code 0, unfinished, and SIGINT is
-no KeyboardInterrupt to who called.
+Lightning's own handling differs: after SIGTERM an unfinished script exits with code 0, and after
+SIGINT the caller gets no KeyboardInterrupt.
 """
 
 import signal
@@ -21,7 +21,7 @@ __all__ = ["Signals", "StepEnd", "Terminated"]
 
 
 class Terminated(SystemExit):
-    """SIGTERM came: the exit code is 143, as a shell has it; the text says what there is."""
+    """SIGTERM was received: the exit code is 143, as in a shell; the text says what was saved."""
 
     def __init__(self, text: str) -> None:
         super().__init__(128 + signal.SIGTERM)
@@ -32,14 +32,14 @@ class Terminated(SystemExit):
 
 
 class _Stopped(BaseException):
-    """What passes through Lightning, which makes something else of a KeyboardInterrupt."""
+    """An exception that passes through Lightning, which converts a KeyboardInterrupt."""
 
 
 class Signals:
-    """What SIGINT and SIGTERM do while a run is under way.
+    """Handling of SIGINT and SIGTERM during a run.
 
-    In the loop the first one ends the run after the step that is being taken; a second one, and
-    each outside the loop, ends it at once.
+    Within the loop the first signal ends the run after the current step. A second signal, and any
+    signal outside the loop, ends it immediately.
 
     Args:
         left: returns a message on what is saved and how to resume.
@@ -53,8 +53,8 @@ class Signals:
         """Handle signals while the block runs, and end it as described.
 
         Raises:
-            KeyboardInterrupt: SIGINT came; the text says what there is.
-            Terminated: SIGTERM came.
+            KeyboardInterrupt: SIGINT was received; the text says what was saved.
+            Terminated: SIGTERM was received.
         """
         before = self.listen()
         try:
@@ -64,7 +64,7 @@ class Signals:
                 error.__context__, KeyboardInterrupt
             )
             if isinstance(error, SystemExit) and not of_lightning:
-                raise  # somebody else's
+                raise  # the error was not caused by a signal
             text = self.left()
             if self.asked == signal.SIGTERM:
                 print(text, file=sys.stderr, flush=True)
@@ -75,12 +75,12 @@ class Signals:
                 signal.signal(number, handler)
 
     def listen(self) -> dict[int, Any]:
-        """Take the signals over, and return who had them; only a main thread can."""
+        """Install the signal handlers, and return the previous ones; only a main thread can."""
         if threading.current_thread() is not threading.main_thread():
             return {}
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {n: signal.getsignal(n) for n in numbers}
-        if None in before.values():  # not Python's to give back
+        if None in before.values():  # not set by Python, so it cannot be restored
             return {}
         for n in numbers:
             signal.signal(n, self._hear)
@@ -97,9 +97,9 @@ class StepEnd(L.Callback):
     """End the loop between two steps after a signal, and save the last state.
 
     Args:
-        signals: who listens.
-        folder: of the checkpoints; None: nothing is saved.
-        boundary: module -> whether its step is whole.
+        signals: the signal handling.
+        folder: folder of the checkpoints; None: nothing is saved.
+        boundary: module -> whether its step is complete.
     """
 
     def __init__(
@@ -108,12 +108,12 @@ class StepEnd(L.Callback):
         self.signals, self.folder, self.boundary = signals, folder, boundary
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Listen: Lightning has taken SIGTERM for itself just before, and gives it back after."""
+        """Install the handlers, since Lightning has just installed its own for SIGTERM."""
         self.signals.listen()
         self.signals.patient = True
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        """Save and stop, if a signal came to this process or another one."""
+        """Save and stop, if this process or another one received a signal."""
         if not self.boundary(module):
             return
         asked = bool(self.signals.asked)
@@ -124,12 +124,12 @@ class StepEnd(L.Callback):
             raise _Stopped
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Save the end of the run: a longer run continues from here."""
+        """Save the end of the run, from which a longer run continues."""
         self.signals.patient = False
         self._save(trainer)
 
     def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
-        """Be patient no more."""
+        """Let further signals end the run immediately."""
         self.signals.patient = False
 
     def _save(self, trainer: L.Trainer) -> None:

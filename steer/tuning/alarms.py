@@ -1,4 +1,4 @@
-"""When a reading of the instruments is a sign that the reward is being hacked."""
+"""Alarms: when a reading of the instruments indicates reward hacking."""
 
 from dataclasses import dataclass, fields
 
@@ -14,17 +14,17 @@ SPREAD = {
     "high_frequency": 0.03,
     "clipped": 0.1,
 }
-"""A spread of the base's pictures below this counts as this: pictures of one prompt are alike, and
-a few of them would raise an alarm at nothing. 24 prompts of the emoji model have a little more."""
+"""Lower bound of the spread over the base's pictures: pictures of one prompt are alike, and a few
+of them would raise false alarms. 24 prompts of the emoji model have a little more."""
 
 RISES = {"high_frequency", "clipped"}
-"""Statistics of which a fall is no harm: there is less grain."""
+"""Statistics whose decrease is harmless: there is less grain."""
 
 TEXTURE = {"entropy", "edge_density", "high_frequency"}
-"""Statistics that an honest run moves too: clearer drawings have more edges and detail."""
+"""Statistics that also change without hacking: clearer drawings have more edges and detail."""
 
 HELD_OUT = "held_out/"
-"""What the names of held-out rewards begin with in a reading."""
+"""Prefix of the names of held-out rewards in a reading."""
 
 ADVICE = (
     "this may be reward hacking; look at the pictures, go back to an earlier checkpoint, lower "
@@ -37,8 +37,8 @@ class Alarm:
     """A sign that the reward is being hacked.
 
     Attributes:
-        name: what was read.
-        message: what happened, and what to do.
+        name: name of the statistic.
+        message: what happened, and what to do about it.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Thresholds:
     `errors`, or `score_errors`, of its standard errors, so that few pictures raise none by chance.
 
     The defaults lie between what hacked and honest runs did, measured on the emoji model with 24
-    prompts x 4 pictures (in deviations; adapters of rank 16, one jump):
+    prompts x 4 pictures (in standard deviations; adapters of rank 16, one jump):
 
     - Honest, no alarm. `clip:views=4,noise=0.2` with the pictures held near the base's, 2 seeds,
       at most 60 steps: judge up to +7.6 %; in the first, all statistics within .13 and diversity
@@ -66,7 +66,7 @@ class Thresholds:
     - `brightness`, 2 seeds: `clipped` alarms from +.7 on, with the judge at -.7 and -.2 %,
       `brightness` with it at -1.6 (+.60) and -.8 %. With it at -3.1 %, they are +1.40 and +.78,
       and `entropy` -1.1.
-    - `clip` with nothing that holds it, 2 seeds, 70 steps: the judge never fell (+6.3 %). One
+    - `clip` without any regularisation, 2 seeds, 70 steps: the judge never fell (+6.3 %). One
       alarms at step 40 with `high_frequency` +1.25, the other at step 50 with diversity .75.
     - `clip` optimised by the pixels only, 1 seed: the judge never fell (+5.7 %), `high_frequency`
       alarms from +1.06 on, the sixth step of length 1.
@@ -152,7 +152,7 @@ def _forsaken(name: str, value: Paired, reward: Paired, limits: Thresholds) -> A
 
 
 def alarms_of(reading: Reading, limits: Thresholds) -> list[Alarm]:
-    """Return what in a reading is a sign of hacking, none if all is well."""
+    """Return the alarms of a reading; none if there is no sign of reward hacking."""
     values = reading.values
     found = [_statistic(name, values[name], limits) for name in SPREAD]
     if "diversity" in values:

@@ -35,15 +35,15 @@ def onlookers(
     signals: Signals,
     kept_rows: KeepRows | None = None,
 ) -> "tuple[Watch | None, SaveAdapters | None, list[L.Callback]]":
-    """Return what looks on at a run: the instruments, what writes the adapters, and all of them.
+    """Return the callbacks of a run: the instruments, the writer of adapters, and all of them.
 
     Args:
         tuning: the request.
         tuned: the flow with its adapters.
         out: the run's folder; None: nothing is written.
         notes: metadata of the run for the adapters' files.
-        signals: what listens to those that end the run.
-        kept_rows: what lets checkpoints know how long the log is.
+        signals: handling of the signals that end the run.
+        kept_rows: callback that stores the length of the log in checkpoints.
     """
     chosen, callbacks = tuning.settings, list[L.Callback]()
     watch = saver = None
@@ -69,17 +69,17 @@ def onlookers(
 
 
 class Watch(L.Callback):
-    """Read the instruments every so many steps, and act on what they say.
+    """Read the instruments at intervals, and act on the readings.
 
     Args:
         panel: what is sampled, and how it is measured.
-        out: the run's folder: readings.jsonl, sheets/ and best/ go there; None: nothing is kept.
+        out: the run's folder, for readings.jsonl, sheets/ and best/; None: nothing is written.
         every: steps between checks.
         steps: number of jumps for the pictures of a check.
-        early_stop: end the run when so many checks in a row raised an alarm; 0: never.
+        early_stop: end the run when this many consecutive checks raised an alarm; 0: never.
         metadata: metadata of the run for best/.
-        together: whether all processes sample, since none can call the network alone; the first
-            one writes. Default: it draws alone.
+        together: whether all processes sample, because none can call the network alone; the first
+            one writes. Default: only the first one samples.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class Watch(L.Callback):
         self.readings: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.alarmed, self.seconds, self.stopped = 0, 0.0, ""
-        self.checked: int | None = None  # the last check's step, on all processes: they read alike
+        self.checked: int | None = None  # step of the last check, on all processes
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know."""
+        """Return the state for a resumed run."""
         return {
             "readings": json.dumps(self.readings),
             "best": json.dumps(self.best),
@@ -119,19 +119,19 @@ class Watch(L.Callback):
         self.stopped = state["stopped"]
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        """Look once before the first step: the tuned pictures are the base's."""
+        """Check once before the first step, when the tuned pictures are those of the base."""
         if self.checked is None:
             self.check(trainer, module)
-        if self.stopped and self.early_stop:  # a run that alarms have stopped is not taken up
+        if self.stopped and self.early_stop:  # a run that was stopped by alarms is not resumed
             trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Look at the last weights, where the run does not end at a check."""
+        """Check the last weights, if the run does not end with a check."""
         if self.checked is not None and self.checked < trainer.global_step:
             self.check(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        """Look after every so many optimizer steps."""
+        """Check at intervals of optimizer steps."""
         k = trainer.global_step
         if k % self.every == 0 and k and (self.checked is None or self.checked < k):
             self.check(trainer, module)
@@ -174,11 +174,11 @@ class Watch(L.Callback):
         self._keep_best(entry, alarms, trainer.is_global_zero)
         if self.out is not None and trainer.is_global_zero:
             self._write(step, images, trainer)
-        for part, training in modes:  # each its own: a frozen network stays in evaluation mode
+        for part, training in modes:  # as before: frozen networks evaluate
             part.training = training
 
     def _keep_best(self, entry: dict[str, Any], alarms: Sequence[Alarm], writes: bool) -> None:
-        """Keep the adapters that the judge likes best; without a judge, the last without alarm."""
+        """Keep the adapters that the judge scores highest; without one, the last without alarm."""
         name = "judge" if "judge" in entry else "reward"
         if name == "reward" and alarms:
             return
@@ -208,10 +208,10 @@ class Watch(L.Callback):
 
 
 class SaveAdapters(L.Callback):
-    """Write the adapters of the last step, beside Lightning's own checkpoint.
+    """Write the adapters of the last step, in addition to Lightning's checkpoint.
 
     Args:
-        tuned: whose.
+        tuned: the flow with the adapters.
         out: the folder.
         every: steps between writes.
         metadata: metadata of the run for the file.
@@ -224,12 +224,12 @@ class SaveAdapters(L.Callback):
         self.metadata, self.saved = dict(metadata or {}), 0
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        """Write every so many optimizer steps, once each."""
+        """Write at intervals of optimizer steps, once each."""
         k = trainer.global_step
         if trainer.is_global_zero and k % self.every == 0 and k != self.saved:
             self.saved = k
             self.save(k)
 
     def save(self, step: int) -> None:
-        """Write now."""
+        """Write the adapters now."""
         save_adapters(self.tuned, self.out, {**self.metadata, "steps": step})

@@ -1,4 +1,4 @@
-"""What tuning costs: calls, gradients to inputs and to weights, and recomputations, counted."""
+"""Count the cost of tuning: calls, gradients of inputs and weights, and recomputations."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ __all__ = ["Metered", "TuningCounts"]
 
 @dataclass
 class TuningCounts(Counts):
-    """What tuning has cost, in rows of one network call each.
+    """The cost of tuning so far, in rows of one network call each.
 
     Attributes:
         weights: network gradients with respect to the adapters.
         again: calls that were recomputed in the backward pass.
-        learning: whether the loss's own backward pass is under way.
+        learning: whether the backward pass of the loss is running.
     """
 
     weights: int = 0
@@ -46,7 +46,7 @@ class Metered(Wrapped):
         self.counts, self.trained, self.again = counts, trained, flow.checkpoint
 
     def call(self, name: str, x: Tensor, *times: Time) -> Tensor:
-        """Call the flow, and count; the gradients where they come to pass."""
+        """Call the flow, and count; gradients are counted when they are computed."""
         y = super().call(name, x, *times)
         counts, rows = self.counts, self.calls(name, *times) * len(x)
         counts.forward += rows * passes(y)

@@ -1,4 +1,4 @@
-"""How a tuning run ends: the last adapters, the front, the card, and a summary to read."""
+"""The end of a tuning run: the last adapters, the front, the card, and a summary."""
 
 import shlex
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ def end(
     tuning: Tuning, module: RewardTuning, watch: Watch | None, saver: SaveAdapters | None,
     folder: RunFolder | None,
 ) -> str:  # fmt: skip
-    """Write what a run leaves behind, and return a summary of it.
+    """Write the results of a run, and return a summary.
 
     Args:
         tuning: the request.
-        module: what was run.
-        watch: what looked on, if anything did.
-        saver: what writes the adapters, where there is a folder.
-        folder: the run's; None: nothing is written.
+        module: the module that was trained.
+        watch: the checks, if there were any.
+        saver: the writer of the adapters, if there is a folder.
+        folder: the folder of the run; None: nothing is written.
     """
     said: dict[str, Any] = {}
     lines = []
@@ -44,7 +44,7 @@ def end(
                 said = {"scale": recommended(front), "figures": front_figures(front)}
                 saver.metadata |= said
                 saver.save(module.global_step)
-        _card(folder.path)  # before the run counts as finished: it is written again otherwise
+        _card(folder.path)  # before the run counts as finished; otherwise it is written again
         folder.finish(
             {
                 "steps": tuning.steps, "done": module.global_step, "nfe": module.nfe,
@@ -60,7 +60,7 @@ def end(
 def attend(
     tuning: Tuning, module: RewardTuning, watch: Watch | None, folder: RunFolder | None
 ) -> None:
-    """Make the calls that `end` makes on the first process, where all must make each of them."""
+    """Make the network calls of `end` on the other processes, if all must make each call."""
     if folder is not None and watch is not None:
         scales, steps, _ = plan_sweep(watch.panel, tuning.settings, module.nfe)
         if steps:
@@ -70,12 +70,12 @@ def attend(
 def summary(
     tuning: Tuning, said: Mapping[str, Any], done: int, out: Path | None = None
 ) -> list[str]:
-    """Return what a run came to, in a few lines: figures, where it is, what to do next.
+    """Return a summary of a run in a few lines: figures, folder, next command.
 
     Args:
         tuning: the request.
-        said: "figures", and "scale" where a sweep recommends one.
-        done: steps that were taken.
+        said: "figures", and "scale" if a sweep recommends one.
+        done: number of steps taken.
         out: the run's folder.
     """
     scale = said.get("scale", 1.0)
@@ -98,19 +98,19 @@ def summary(
 
 
 def _next(tuning: Tuning, out: Path, scale: float) -> str:
-    """Return the command that draws tuned pictures; in Python for a base that has no name."""
+    """Return the command that samples tuned pictures, or Python code for a base without a name."""
     if not tuning.flow.name:
         return f"steer.sample(tuned.at({scale:g}), reward, prompts, method='none')"
     words = ["steer", "sample", "--model", tuning.flow.name, "--lora", str(out)]
     words += ["--lora-scale", f"{scale:g}", "--method", "none"]
-    named = vars(tuning.reward).get("__name__")  # as it was asked for on the command line
+    named = vars(tuning.reward).get("__name__")  # as given on the command line
     words += ["--reward", str(named)] if named else []
     words += ["--prompt", tuning.prompts.prompts[0]] if tuning.prompts.prompts else []
     return shlex.join(words)
 
 
 def _card(out: Path) -> None:
-    """Write the model card, with a sheet of base beside tuned."""
+    """Write the model card, with a sheet of base and tuned pictures."""
     sheets = sorted((out / "sheets").glob("[0-9]*.png"))
     if sheets:
         write_atomically(out / "grid.png", sheets[-1].read_bytes())

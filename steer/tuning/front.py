@@ -1,4 +1,4 @@
-"""The front of a tuning run: what reward costs in diversity and drift, by the adapters' scale."""
+"""The front of a tuning run: reward against diversity and drift, by scale of the adapters."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,18 @@ SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 STEPS = (1, 2, 4, 8)
 
 SHARE = 0.1
-"""What a sweep that nobody asked for may cost, as a share of the run's own network calls."""
+"""Maximum cost of a sweep that was not requested, as a share of the run's own network calls."""
 
 
 def plan_sweep(panel: Panel, settings: Settings, nfe: float) -> tuple[list[float], list[int], str]:
-    """Return the scales and the numbers of jumps to read, and a line on what was left out.
+    """Return the scales and the numbers of jumps to evaluate, and a line on what was left out.
 
-    What the settings give is evaluated in full; else as many of `STEPS`, fewest first, as cost at
-    most `SHARE` of the run.
+    If the settings give them, all are evaluated. Otherwise as many of `STEPS`, fewest first, as
+    cost at most `SHARE` of the run.
 
     Args:
-        panel: what is drawn.
-        settings: they may say scales and steps.
+        panel: what is sampled and measured.
+        settings: settings, which may have scales and steps.
         nfe: network forward-equivalents of the run.
     """
     scales = list(SCALES if settings.sweep is None else settings.sweep)
@@ -55,8 +55,8 @@ def sweep(
 
     Args:
         panel: what is sampled and measured.
-        scales: of the adapters; 0 is the base.
-        steps: composed jumps.
+        scales: scales of the adapters; 0 is the base.
+        steps: numbers of composed jumps.
         out: the folder; None: nothing is written.
     """
     front = []
@@ -72,13 +72,13 @@ def sweep(
 
 
 def recommended(front: Sequence[Mapping[str, Any]]) -> float:
-    """Return the scale that the judge likes best in the fewest steps among those without alarm.
+    """Return the scale without an alarm and with the highest judge score, at the fewest steps.
 
-    Without a judge: the largest without alarm.
+    Without a judge it is the largest scale without an alarm.
     """
     fewest = min(entry["steps"] for entry in front)
     quiet = [e for e in front if e["steps"] == fewest and not e["alarms"]]
-    if not quiet:  # the base, or the nearest to it
+    if not quiet:  # the base, or the scale nearest to it
         return min(entry["scale"] for entry in front)
     return max(quiet, key=lambda e: e.get("judge", e["scale"]))["scale"]
 

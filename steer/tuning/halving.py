@@ -1,11 +1,11 @@
-"""Gradients of a micro-batch in parts, where a device has too little memory for all of its rows.
+"""Compute a micro-batch's gradient in parts if the device has too little memory for all rows.
 
-The loss of a micro-batch is a mean over its rows, so that with parts of m_i of m rows
+The loss of a micro-batch is a mean over its rows, so with parts of m_i of m rows
 
     d loss / d θ = Σ_i m_i / m  d loss_i / d θ,
 
-and a row's draws do not depend on the other rows of its call: the gradient is the same to
-rounding.
+and a row's random numbers do not depend on the other rows of its call: the gradient is the same up
+to rounding.
 """
 
 import warnings
@@ -19,13 +19,13 @@ from steer.batches import too_large
 from steer.objectives.batch import Objective
 from steer.reward import learners
 
-__all__ = ["Halving"]
+__all__ = ["Halving", "advice"]
 
 Terms = dict[str, Tensor]
 
 
 class _Known(torch.autograd.Function):
-    """A loss whose gradient is known already: its backward pass hands it to the parameters."""
+    """A loss with a precomputed gradient, which its backward pass passes to the parameters."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *_: Tensor) -> Tensor:
@@ -38,34 +38,34 @@ class _Known(torch.autograd.Function):
 
 
 class Halving:
-    """Takes a micro-batch's gradient in parts, and halves them where memory is too little.
+    """Compute a micro-batch's gradient in parts, and halve the parts if memory is too small.
 
-    What a run was seen to have memory for it remembers, and says once. A part that failed leaves
-    no trace in the run's counts and scales.
+    The part size that fits is kept for the rest of the run, with one warning. A failed part does
+    not change the run's counts and scales.
 
     Args:
         module: the `RewardTuning`.
     """
 
     def __init__(self, module: Any) -> None:
-        self._module = [module]  # in a list: it is no part of the module that has it
+        self._module = [module]  # in a list, so that it is not registered as a submodule
         self.rows: int | None = None
         self._told = False
 
     @staticmethod
     def applies(objective: Objective, sharded: bool) -> bool:
-        """Return whether parts give the same gradient, and each process may call as it likes."""
-        return not (objective.per_call or objective.uneven or sharded)
+        """Return whether parts give the same gradient, and processes may make different calls."""
+        return objective.per_call is False and not (objective.uneven or sharded)
 
     def loss(self, step: int, first: int, last: int) -> tuple[Tensor, Terms, list[Any]]:
-        """Return a micro-batch's loss, its terms' means and what the reward gave.
+        """Return a micro-batch's loss, the means of its terms, and the rewards.
 
-        The loss hands its gradient to the adapters when Lightning takes its backward pass.
+        The loss passes its gradient to the adapters when Lightning runs its backward pass.
 
         Args:
             step: the optimizer step.
-            first: of the micro-batch's rows.
-            last: one past its last row.
+            first: index of the micro-batch's first row.
+            last: index after its last row.
 
         Raises:
             torch.OutOfMemoryError: one group of rows is too much.
@@ -83,7 +83,7 @@ class Halving:
             except RuntimeError as error:
                 if rows <= group or not too_large(error):
                     raise
-                lower = True  # below: here the failed call's tensors are still held
+                lower = True  # continue below: here the failed call's tensors are still alive
             if lower:
                 failed = failed or rows
                 self.rows = max(group, rows // 2 // group * group)
@@ -104,7 +104,7 @@ class Halving:
         return _Known.apply(terms["loss"], list(gradients.values()), *used), terms, seen
 
     def _part(self, step: int, first: int, last: int) -> tuple[Terms, Terms, list[Any]]:
-        """Return terms, gradients by the adapters' names and what the reward gave."""
+        """Return the terms, the gradients by the adapters' names, and the rewards."""
         module = self._module[0]
         counts, parts = module.counts, learners(module.reward)
         before, noted = asdict(counts), [part.noted.clone() for part in parts]
@@ -125,11 +125,11 @@ class Halving:
         return terms, gradients, drawn.seen
 
     def _gradients(self, loss: Tensor) -> dict[str, Tensor]:
-        """Return the gradients of a loss by the adapters' names, as Lightning would take them."""
+        """Return the gradients of a loss by adapter name, computed as Lightning would."""
         module = self._module[0]
         named = {n: p for n, p in module.tuned.adapters().items() if p.requires_grad}
         plugin = None if module._trainer is None else module.trainer.precision_plugin
-        scaler = getattr(plugin, "scaler", None)  # float16: small gradients would be lost
+        scaler = getattr(plugin, "scaler", None)  # float16: small gradients would underflow
         factor = 1.0 if scaler is None else scaler.get_scale()
         with torch.autocast(loss.device.type, enabled=False):
             made = torch.autograd.grad(
@@ -151,3 +151,31 @@ class Halving:
             "says what else saves memory",
             stacklevel=2,
         )
+
+
+def advice(objective: Objective, rows: int, sharded: bool) -> str:
+    """Return what to do if a call has too many rows for the memory and cannot be halved.
+
+    Args:
+        objective: objective of the run.
+        rows: rows of the call.
+        sharded: whether the base is sharded over processes.
+    """
+    why = "this objective compares the rows of a call"
+    if sharded:
+        why = "the processes of a split base make their calls together"
+    elif objective.uneven:
+        why = "this objective samples inside its calls"
+    elif objective.per_call is None:
+        why = "this objective does not say, by per_call = False, that its loss is a mean"
+    fewer = rows // 2 // objective.group * objective.group
+    what = f"give micro_batch={fewer} (--micro-batch)"
+    if not fewer:
+        what = (
+            "they are the fewest that this objective can take: load the base in a lower "
+            "precision, or tune with checkpointing"
+        )
+    return (
+        f"{rows} rows a call are too many here, and this run cannot halve them by itself ({why}): "
+        f"{what}, or see `steer plan`"
+    )

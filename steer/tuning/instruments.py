@@ -1,10 +1,10 @@
 """Instruments against reward hacking: what pictures look like, apart from the reward.
 
-An increase of the optimised reward does not show that the pictures are better. These are read
-beside it, on the base's pictures and the tuned pictures of the same prompts and the same noise, so
-that each picture has its pair: plain statistics of pixels, diversity within a prompt, kernel
-distance to the base's pictures, a judge and rewards that were held out, and how far the velocity
-drifted.
+An increase of the optimised reward does not show that the pictures are better. The instruments are
+read in addition, on pictures of the base and of the tuned flow with the same prompts and the same
+noise, so that each picture has its pair: plain statistics of pixels, diversity within a prompt,
+kernel distance to the base's pictures, a judge and rewards that were held out, and how far the
+velocity drifted.
 
 >>> grey = torch.linspace(0.4, 0.6, 8)[:, None, None, None].expand(8, 3, 16, 16)
 >>> instruments = Instruments(grey, ["a cat", "a dog"])
@@ -78,7 +78,7 @@ class Instruments:
 
     @torch.no_grad()
     def _measure(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Return every number of these pictures, (n,) or (p,), and their features; on the CPU."""
+        """Return all statistics of the pictures, (n,) or (p,), and their features, on the CPU."""
         values = {name: self._scores(name, images) for name in self._scorers}
         with plain(*self._scorers.values()):
             parts = images.detach().split(self._part)
@@ -89,7 +89,7 @@ class Instruments:
 
     @torch.no_grad()
     def _scores(self, name: str, images: Tensor) -> Tensor:
-        """Return what a scorer says of the pictures, (n,), on the CPU."""
+        """Return a scorer's scores of the pictures, (n,), on the CPU."""
         size, scorer = self._part, self._scorers[name]
         with plain(scorer):
             parts = [
@@ -106,10 +106,10 @@ class Instruments:
         return scores
 
     def rescore(self, images: Tensor) -> None:
-        """Ask the scorers that learn a scale again, of the base's pictures; the others stand.
+        """Score the base's pictures again with scorers that learn a scale; others do not change.
 
         Args:
-            images: those that the instruments were built on.
+            images: the pictures that the instruments were built on.
         """
         for name, scorer in self._scorers.items():
             if learners(scorer):
@@ -142,5 +142,5 @@ class Instruments:
         )
 
     def alarms(self, reading: Reading) -> list[Alarm]:
-        """Return what in a reading is a sign of hacking, none if all is well."""
+        """Return the alarms of a reading; none if there is no sign of reward hacking."""
         return alarms_of(reading, self.thresholds)

@@ -1,8 +1,8 @@
-"""Lightning tuning of a flow map's adapters by a reward: running average, counts, exact resume.
+"""Lightning module that tunes a flow map's adapters by a reward: average, counts, exact resume.
 
-Student and teacher are one network, its adapters on and off. All random numbers of step k are a
-function of (seed, k, row): they do not depend on micro-batches, processes and restarts. Import it
-by name: `import steer` does not load Lightning.
+Student and teacher are one network, with its adapters on and off. All random numbers of step k are
+a function of (seed, k, row): they do not depend on micro-batches, processes and restarts. Import
+it by name: `import steer` does not load Lightning.
 """
 
 import math
@@ -25,7 +25,7 @@ from steer.sampling.counts import CountedReward
 from steer.training.average import follow
 from steer.training.optim import warm_cosine
 from steer.tuning.counts import Metered, TuningCounts
-from steer.tuning.halving import Halving
+from steer.tuning.halving import Halving, advice
 from steer.tuning.prompts import Prompts
 
 __all__ = ["AVERAGE", "RewardTuning"]
@@ -56,7 +56,7 @@ class RewardTuning(L.LightningModule):
             does not have.
     """
 
-    strict_loading = False  # checkpoints hold the adapters alone
+    strict_loading = False  # checkpoints hold only the adapters
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class RewardTuning(L.LightningModule):
             tuned.add(AVERAGE)
         self.tuned, self.objective = tuned, objective
         self.counts = TuningCounts()
-        self._reward = [CountedReward(reward, self.counts)]  # in a list: not a part of the module
+        self._reward = [CountedReward(reward, self.counts)]  # a list: not a submodule
         self.prompts, self.steps, self.seed = prompts, steps, seed
         self.batch_size, self.micro_batch = batch_size, micro_batch
         self.temperature, self.decay = temperature, average
@@ -115,7 +115,7 @@ class RewardTuning(L.LightningModule):
 
     @property
     def nfe(self) -> int:
-        """What the run has cost so far, over all processes, each of which does as much."""
+        """The cost of the run so far, over all processes, which all have the same cost."""
         return self.counts.nfe * (1 if self._trainer is None else self.trainer.world_size)
 
     @property
@@ -125,15 +125,15 @@ class RewardTuning(L.LightningModule):
 
     @property
     def between_steps(self) -> bool:
-        """Whether no micro-batch of an unfinished step was taken."""
+        """Whether no micro-batch of an unfinished step has been processed."""
         return self._micro == 0
 
     def loader(self) -> DataLoader:
-        """Return a loader that only counts: what a step draws is a function of its number."""
+        """Return a loader that only counts: the data of a step is a function of its index."""
         return DataLoader(range(self.steps * self.accumulate()), batch_size=None)  # type: ignore[arg-type]
 
     def accumulate(self, processes: int | None = None) -> int:
-        """Return how many micro-batches an optimizer step takes on each process."""
+        """Return the number of micro-batches per optimizer step on each process."""
         count = processes or (self.trainer.world_size if self._trainer is not None else 1)
         if self.batch_size % (self.micro_batch * count):
             raise ValueError(
@@ -182,30 +182,34 @@ class RewardTuning(L.LightningModule):
         return bool(getattr(self.trainer.strategy, "splits", False))
 
     def _whole(self, step: int, first: int, last: int) -> tuple[Tensor, dict[str, Tensor], Any]:
-        """Return loss, terms and what the reward gave of rows that must be in one call.
+        """Return loss, terms and rewards of rows that must be in one call.
 
         Raises:
-            torch.OutOfMemoryError: too little memory, with what to do.
+            torch.OutOfMemoryError: too little memory; the message says what to do.
         """
         drawn = self.batch(step, first, last)
         try:
             terms = self.objective(drawn)
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(
-                f"{error}\n{last - first} rows a call are too many here, and this run cannot "
-                f"halve them by itself ({self._why}): give micro_batch={(last - first) // 2} "
-                "(--micro-batch), or see `steer plan`"
+                f"{error}\n{advice(self.objective, last - first, self._sharded)}"
             ) from error
         kept = {name: value.detach().float() for name, value in terms.items()}
         return terms["loss"], kept, drawn.seen
 
-    @property
-    def _why(self) -> str:
-        if self._sharded:
-            return "the processes of a split base make their calls together"
-        if self.objective.uneven:
-            return "this objective samples inside its calls"
-        return "this objective compares the rows of a call"
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Take the backward pass.
+
+        Raises:
+            torch.OutOfMemoryError: too little memory; the message says what to do.
+        """
+        try:
+            super().backward(loss, *args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            rows = self.micro_batch
+            raise torch.OutOfMemoryError(
+                f"{error}\n{advice(self.objective, rows, self._sharded)}"
+            ) from error
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Count weight gradients from here on."""
@@ -218,10 +222,10 @@ class RewardTuning(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the step's terms, their mean over its micro-batches and processes.
 
-        The device is read once: with the terms comes whether all is finite.
+        The device is read only once, for the terms and for whether all values are finite.
 
         Raises:
-            FloatingPointError: a reward, the loss or the gradient is not; no step is taken.
+            FloatingPointError: a reward, the loss or the gradient is not finite; no step is taken.
         """
         gradients = [p.grad for p in self.tuned.adapters().values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).reshape(1)
@@ -239,9 +243,9 @@ class RewardTuning(L.LightningModule):
             part.update(self._summed)
         step = self.global_step + 1
         costs = {"nfe": float(self.nfe), "reward_calls": float(self.reward_calls)}
-        for logger in self.trainer.loggers:  # a tenth of what self.log costs
+        for logger in self.trainer.loggers:  # a tenth of the cost of self.log
             logger.log_metrics({f"train/{k}": v for k, v in terms.items()} | costs, step)
-        if "reward" in names:  # as it is on the device, which the bar reads now and then
+        if "reward" in names:  # kept on the device, which the bar reads at intervals
             self.log("reward", values[names.index("reward")], prog_bar=True, logger=False)
 
     def _refuse(self, loss: float, length: float, bad: Sequence[float]) -> None:
@@ -261,7 +265,7 @@ class RewardTuning(L.LightningModule):
             )
 
     def _summed(self, noted: Tensor) -> Tensor:
-        """Sum what a reward's scale took note of over processes."""
+        """Sum what a reward's scale has recorded over processes."""
         if self.trainer.world_size == 1:
             return noted
         return self.trainer.strategy.reduce(noted.to(self.device), reduce_op="sum")
@@ -269,7 +273,8 @@ class RewardTuning(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Make an optimizer step, then update the running average of the adapters.
 
-        Here and not at the batch's end, where checkpoints are written before it would move.
+        It is updated here and not at the end of the batch, because checkpoints are written before
+        that.
         """
         k = self.global_step + 1
         super().optimizer_step(*args, **kwargs)
@@ -277,7 +282,7 @@ class RewardTuning(L.LightningModule):
         follow(old.values(), new.values(), self.decay, k)
 
     def configure_optimizers(self) -> Any:
-        """AdamW without decay of weights, `warm` steps up, then a cosine to zero."""
+        """Return AdamW without weight decay, `warm` steps of warm-up, then a cosine to zero."""
         optimizer = torch.optim.AdamW(
             self.tuned.adapters().values(),
             lr=self.learning_rate,
@@ -288,7 +293,7 @@ class RewardTuning(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_start(self) -> None:
-        """Take the rates from this run's schedule: the one before it may have been shorter."""
+        """Take the rates from this run's schedule: an earlier run may have been shorter."""
         schedule: Any = self.lr_schedulers()
         places = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas,
                      strict=True)  # fmt: skip
@@ -296,20 +301,20 @@ class RewardTuning(L.LightningModule):
             group["lr"] = base * rate(schedule.last_epoch)
 
     def on_fit_start(self) -> None:
-        """Move the reward, which is not a part of the module, to where the flow is."""
+        """Move the reward, which is not a submodule, to the flow's device."""
         self.reward.to(self.device)
         for part in learners(self.reward):
             part.forget()
-            part.training = True  # it takes note of the objective's scores from here on
+            part.training = True  # from here on it records the objective's scores
 
     def on_fit_end(self) -> None:
-        """Let the reward's scales stand from here on."""
+        """Keep the reward's scales constant from here on."""
         for part in learners(self.reward):
             part.forget()
             part.training = False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapters, the objective's memory, the counts and the generators: no base."""
+        """Save adapters, the objective's state, counts and generators, but not the base."""
         state = checkpoint["state_dict"]
         kept = {k: v for k, v in state.items() if "lora_" in k or k.startswith("objective.")}
         checkpoint["state_dict"] = kept
@@ -321,10 +326,10 @@ class RewardTuning(L.LightningModule):
             checkpoint["generators"]["cuda"] = torch.cuda.get_rng_state_all()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another base, else take up where it was.
+        """Refuse a checkpoint of another base, else restore its state.
 
         Raises:
-            ValueError: it was made on other weights.
+            ValueError: it was made with other weights.
         """
         theirs = checkpoint["base"]
         if theirs["sha256"] != self.base_sha256:

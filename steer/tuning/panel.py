@@ -1,4 +1,4 @@
-"""What is looked at during a tuning run: fixed prompts and fixed noise, base beside tuned."""
+"""The pictures of checks during a tuning run: fixed prompts, fixed noise, base and tuned."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -20,13 +20,13 @@ from steer.tuning.statistics import DRIFT_CALLS, Drift, velocity_distance
 __all__ = ["Panel", "has_pictures"]
 
 ROWS = 64
-"""Rows of one network call when pictures are drawn for a check."""
+"""Rows of one network call when pictures are sampled for a check."""
 
 PROMPTS = 16
-"""How many of the tuned prompts are drawn where no others are given."""
+"""Number of tuning prompts that are sampled if no others are given."""
 
 DRIFTING = 8
-"""Rows that the drift is read on."""
+"""Number of rows for the drift."""
 
 SHOWN = 6, 4
 """Prompts of a sheet, and pictures of each, base and tuned: 822 x 810 pixels fit a screen."""
@@ -41,14 +41,14 @@ def has_pictures(flow: FlowMap) -> bool:
 
 
 class Panel:
-    """Fixed prompts and fixed noise, and the base's pictures of them for each number of steps.
+    """Fixed prompts and fixed noise, with the base's pictures for each number of steps.
 
     Args:
         tuned: the flow with its adapters.
-        prompts: what is drawn; None for a flow without prompts.
+        prompts: prompts of the pictures; None for a flow without prompts.
         samples: pictures of each prompt.
-        reward: what is tuned for.
-        judge: what is not.
+        reward: the reward that is tuned for.
+        judge: the held-out reward.
         held_out: further rewards that are not tuned for.
         asked: the rewards' prompts, if they differ.
         seed: fixes the noise.
@@ -78,7 +78,7 @@ class Panel:
 
     @classmethod
     def of(cls, tuning: Tuning, tuned: Adapted) -> "Panel":
-        """Return a run's panel: the prompts that its settings say, else the first tuned ones."""
+        """Return a run's panel, with the prompts of its settings or the first tuning prompts."""
         check, asked = tuning.settings.check_prompts, tuning.settings.check_prompts
         tuned_on = tuning.prompts
         if check is None and tuned_on.prompts is not None:
@@ -92,12 +92,12 @@ class Panel:
 
     @torch.no_grad()
     def draw(self, scale: float = 1.0, steps: int = 1) -> Tensor:
-        """Draw the pictures (p * n, 3, h, w) by so many composed jumps."""
+        """Sample the pictures (p * n, 3, h, w) by `steps` composed jumps."""
         return self._drawn(self.tuned.at(scale), steps)
 
     def _drawn(self, flow: Adapted, steps: int) -> Tensor:
         n = self.samples
-        group = max(1, ROWS // n)  # prompts of one call
+        group = max(1, ROWS // n)  # prompts per call
         names = self.prompts or [""]
         parts = []
         for a in range(0, len(names), group):
@@ -109,7 +109,7 @@ class Panel:
         return torch.cat(parts)
 
     def instruments(self, steps: int = 1) -> Instruments:
-        """Return the instruments, built on the base's pictures by so many steps."""
+        """Return the instruments, built on the base's pictures with this number of steps."""
         if steps not in self._instruments:
             for reward in (self.reward, self.judge, *self.held_out.values()):
                 if reward is not None:
@@ -123,9 +123,10 @@ class Panel:
     def read(
         self, scale: float = 1.0, steps: int = 1, drift: bool = False
     ) -> tuple[Reading, list[Alarm], Tensor]:
-        """Draw, and return the reading, its alarms, and the pictures.
+        """Sample, and return the reading, its alarms, and the pictures.
 
-        Base and tuned are scored on one scale, today's, also by a reward that is learning it.
+        Base and tuned pictures are scored on the same, current scale, also by a reward that learns
+        it.
         """
         instruments = self.instruments(steps)
         instruments.rescore(self.base[steps])
@@ -134,7 +135,7 @@ class Panel:
         return reading, instruments.alarms(reading), images
 
     def drift(self, scale: float = 1.0) -> Drift:
-        """Return how far velocity and jump are from the base's, one noise for each prompt."""
+        """Return the drift of velocity and jump from the base's, with one start per prompt."""
         if not self._moved(scale):
             return Drift(0.0, 0.0)
         flow, x = self.tuned, self.x_0[:DRIFTING]
@@ -144,11 +145,11 @@ class Panel:
         return velocity_distance(flow.at(scale), flow.base, x.to(device_of(flow)))
 
     def _moved(self, scale: float) -> bool:
-        """Return whether the flow at a scale may be another than the base."""
+        """Return whether the flow at a scale may differ from the base."""
         return bool(scale) or START in self.tuned.configs
 
     def cost(self, scales: Sequence[float], steps: Sequence[int]) -> int:
-        """Return the network calls of reading each scale at each number of steps, drift once.
+        """Return the network calls for reading each scale at each number of steps, and drift once.
 
         The base is sampled once for each number of steps.
         """
@@ -163,8 +164,8 @@ class Panel:
     def terms(self, images: Tensor) -> dict[str, float]:
         """Return each term's mean score and mean share of the gradient, of a composed reward.
 
-        `term/NAME` is in the term's own units, `gradient/NAME` is the norm of what the term adds
-        to the whole reward's gradient with respect to a picture.
+        `term/NAME` is in the term's own units, `gradient/NAME` is the norm of the term's
+        contribution to the whole reward's gradient with respect to a picture.
         """
         asked = [text for text in self.asked for _ in range(self.samples)]
         scores, gradients = dissect(self.reward, images, asked, ROWS)
@@ -173,7 +174,7 @@ class Panel:
         }
 
     def sheet(self, images: Tensor, steps: int) -> list[Row]:
-        """Return the rows of a sheet, one a prompt: the base's pictures, then the tuned ones."""
+        """Return the rows of a sheet, one per prompt: the base's pictures, then the tuned ones."""
         prompts, most = SHOWN
         n = min(self.samples, most)
         rows: list[Row] = []

@@ -1,4 +1,4 @@
-"""A tuned flow as a picture: the same noise before and after, the reward under each."""
+"""A preview picture of a tuned flow: the same noise before and after, with rewards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from steer.reward import Reward
 __all__ = ["Preview"]
 
 PROMPTS = 4
-"""How many prompts are drawn: two network calls each."""
+"""Number of prompts: two network calls each."""
 
 
 @dataclass(frozen=True)
 class Preview:
     """The samples of a tuned flow that a notebook shows.
 
-    It keeps the reward: `tuned.preview = None` lets it go.
+    It keeps a reference to the reward; `tuned.preview = None` releases it.
 
     Attributes:
-        reward: what it was tuned for.
-        prompts: what it was tuned on; None for a flow without prompts.
+        reward: the reward that it was tuned for.
+        prompts: the prompts that it was tuned on; None for a flow without prompts.
         asked: the reward's prompt for each of them.
-        seed: of the noise.
+        seed: seed of the noise.
     """
 
     reward: Reward
@@ -37,7 +37,7 @@ class Preview:
     seed: int = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Preview":
-        return self  # the reward is not copied with a flow
+        return self  # the reward is not copied with the flow
 
     @torch.no_grad()
     def __call__(self, tuned: Adapted) -> Image.Image | None:

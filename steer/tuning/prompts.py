@@ -1,4 +1,4 @@
-"""Which prompts a step of tuning has: a function of (seed, step)."""
+"""The prompts of a tuning step, a function of (seed, step)."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,16 @@ __all__ = ["Prompts"]
 
 
 class Prompts:
-    """Which prompts a step has: every one is seen once before any is seen twice.
+    """The prompts of each step: every prompt is used once before any is used twice.
 
     Args:
-        prompts: all of them; None for a flow without prompts.
+        prompts: all prompts; None for a flow without prompts.
         asked: the reward's prompt for each, if it differs.
         seed: fixes the order.
 
     Raises:
-        TypeError: one text in place of a list.
-        ValueError: an empty list, or not as many questions as prompts.
+        TypeError: one text instead of a list.
+        ValueError: an empty list, or a number of reward prompts that differs from that of prompts.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class Prompts:
         self.seed = seed
 
     def epochs(self, first: int, last: int) -> list[int]:
-        """Return how often each of the prompts at these places has come before."""
+        """Return how often each of the prompts at these places was used before."""
         return [k // len(self.prompts or [""]) for k in range(first, last)]
 
     def __call__(self, first: int, last: int) -> tuple[list[str] | None, list[str] | None]:
-        """Return the prompts at places first to last of the endless list, and what is asked."""
+        """Return the prompts at places first to last of the infinite list, and the reward's."""
         if self.prompts is None:
             return None, None
         n = len(self.prompts)

@@ -1,4 +1,4 @@
-"""`Reading` and `Paired`: statistics of the tuned pictures beside the base's."""
+"""`Reading` and `Paired`: statistics of the tuned pictures, compared with the base's."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ __all__ = ["Paired", "Reading", "paired"]
 
 
 class Paired(NamedTuple):
-    """What was read of the tuned pictures, beside the same of the base's.
+    """One statistic of the tuned pictures, with that of the base's pictures.
 
     Attributes:
         mean: over the tuned pictures.
@@ -32,7 +32,7 @@ class Paired(NamedTuple):
     change_error: float | None
 
     def moved(self, errors: float) -> bool:
-        """Return whether the change is more than so many of its standard errors."""
+        """Return whether the change exceeds this many of its standard errors."""
         return self.change_error is None or abs(self.change) > errors * self.change_error
 
 
@@ -54,13 +54,13 @@ def paired(new: Tensor, old: Tensor) -> Paired:
 
 @dataclass(frozen=True)
 class Reading:
-    """What `Instruments.read` saw.
+    """The result of `Instruments.read`.
 
     Attributes:
         values: by name: `reward`, `judge`, `held_out/NAME`, `diversity` and the statistics of
-            `image_statistics`, those there are.
+            `image_statistics`, as far as available.
         kid: kernel distance to the base's pictures, paired, and its spread.
-        drift: of the velocity, where it was given.
+        drift: drift of the velocity, if it was given.
     """
 
     values: Mapping[str, Paired]
@@ -71,7 +71,7 @@ class Reading:
         """Return every number by name, for a log or a JSON file.
 
         `NAME` is the mean over the tuned pictures, `NAME/error`, `NAME/base`, `NAME/change` and so
-        on the others, see `Paired`; what is not known is left out.
+        on are the others, see `Paired`; unknown numbers are left out.
         """
         out: dict[str, float] = {}
         for name, value in self.values.items():

@@ -1,4 +1,4 @@
-"""The request of a tuning run: one frozen request, which checks itself when it is made."""
+"""The request of a tuning run, which is frozen and validates itself when it is created."""
 
 import hashlib
 import math
@@ -26,30 +26,31 @@ from steer.tuning.settings import RUNTIME, Settings
 __all__ = ["Tuning"]
 
 STRENGTH = 3.0
-"""The temperature is the reward's spread divided by this, where nothing else is said."""
+"""The temperature is by default the reward's spread divided by this."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """A flow, a reward, and how the one is tuned by the other.
+    """A flow, a reward, and how the flow is tuned by the reward.
 
     Attributes:
         flow: the base; it is never changed.
         reward: what is tuned for.
-        prompts: what is tuned on.
-        objective: by which rule.
+        prompts: tuning prompts.
+        objective: the tuning objective.
         steps: optimizer steps.
-        temperature: what the reward is divided by, in its units; None: from its spread.
-        strength: then it is the spread divided by this; None: by 3.
-        judge: what says whether pictures became better; nothing is tuned by it.
-        held_out: name -> rewards that are read at checks, and not tuned for.
+        temperature: what the reward is divided by, in its units; None: set by its spread.
+        strength: the temperature is then the spread divided by this; None: by 3.
+        judge: a held-out reward that measures whether pictures became better; it is never
+            optimised.
+        held_out: name -> further held-out rewards, measured at checks.
         seed: seed of all random numbers.
-        settings: how the run is run.
-        start: adapters that are tuned further, which the base of the run has on; None: new ones.
+        settings: settings of the run.
+        start: adapters to tune further, which are included in the base of the run; None: new ones.
 
     Raises:
-        ValueError: temperature and strength both, one that is not above zero, no steps, or a flow
-            that has adapters already.
+        ValueError: both temperature and strength, one that is not above zero, no steps, or a flow
+            that already has adapters.
     """
 
     flow: FlowMap
@@ -101,7 +102,8 @@ class Tuning:
     def adapted(self, device: torch.device) -> Adapted:
         """Return the flow with the run's adapters on its device; the base stays where it is.
 
-        A base that will be split over processes is not moved: no device need hold it whole.
+        A base that will be sharded over processes is not moved, since it may not fit on one
+        device.
         """
         chosen, here = self.settings, device_of(self.flow.denoiser)
         if chosen.sharded:
@@ -124,13 +126,13 @@ class Tuning:
         return tuned
 
     def bind(self, tuned: Adapted) -> None:
-        """Let a flow know all prompts of the run, so that none is encoded once it has moved."""
+        """Bind all prompts of the run to a flow, so that none is encoded after it has moved."""
         texts = [*(self.prompts.prompts or ()), *(self.settings.check_prompts or ())]
         if self.prompts.prompts is not None and self.flow.component:
             tuned.given(list(dict.fromkeys(texts)))
 
     def calibrate(self, base: FlowMap, known: float | None = None) -> float:
-        """Let the reward learn what scales it has, and return the run's temperature.
+        """Estimate the scales of the reward, and return the temperature of the run.
 
         Args:
             base: the flow for one-jump samples, on the device of the run; the reward is moved
@@ -150,7 +152,7 @@ class Tuning:
         return deviation / (self.strength or STRENGTH)
 
     def identity(self, temperature: float, base_sha256: str) -> dict[str, Any]:
-        """Return what makes a run this one, and no other: plain values, for JSON."""
+        """Return the values that identify a run, as plain JSON values."""
         chosen = self.settings
         return {
             "objective": objective_name(self.objective), "options": options_of(self.objective),
@@ -165,7 +167,7 @@ class Tuning:
         }  # fmt: skip
 
     def _watched(self) -> dict[str, Any]:
-        """Return what reads the run without being tuned for: names, and what they are made of."""
+        """Return the names and files of the held-out rewards that measure the run."""
         parts = [part for part in (self.judge, *self.held_out.values()) if part is not None]
         return {
             "judge": None if self.judge is None else name_of(self.judge),
@@ -174,7 +176,7 @@ class Tuning:
         }
 
     def notes(self, temperature: float, base_sha256: str) -> dict[str, Any]:
-        """Return what a file of the run's adapters says of them, for `steer.adapters.card`."""
+        """Return the metadata of the run for the adapters' file, see `steer.adapters.card`."""
         texts = self.prompts.prompts or []
         known = self.identity(temperature, base_sha256)
         kept = "reward", "objective", "options", "temperature", "seed", "settings", "base_sha256"
@@ -194,6 +196,6 @@ def _hash(layers: Layers) -> str:
 
 
 def _made_of(reward: Reward) -> list[Path]:
-    """Return the files that a reward and its parts were made of, beside their code."""
+    """Return the files, other than code, that a reward and its parts depend on."""
     parts = reward.modules() if isinstance(reward, nn.Module) else [reward]
     return [file for part in parts for file in getattr(part, "made_of", ())]

@@ -107,7 +107,7 @@ def finetune(
     )  # fmt: skip
     watched = [m for m in (judge, *tuning.held_out.values()) if isinstance(m, nn.Module)]
     for part in learners(tuning.reward):
-        part.training = False  # they learn when the run says, and stand still after it
+        part.training = False  # constant, except when the run updates them
     with at_rest(flow, tuning.reward, *watched), torch.enable_grad():
         return tune(tuning, None if out is None else RunFolder(out, overwrite))
 
@@ -151,7 +151,7 @@ def _tuned(tuning: Tuning, folder: RunFolder | None, signals: "Signals", first: 
         learning_rate=settings.learning_rate, warm=settings.warm, average=settings.average,
         seed=tuning.seed,
     )  # fmt: skip
-    accumulate = module.accumulate(settings.devices)  # what does not fit makes no folder
+    accumulate = module.accumulate(settings.devices)  # checked before a folder is created
     out = last = checkpoints = kept_rows = None
     logs: list[Any] = []
     if folder is not None:
@@ -177,7 +177,7 @@ def _tuned(tuning: Tuning, folder: RunFolder | None, signals: "Signals", first: 
         tuning.bind(tuned)
     fit(trainer, module, last)
     tuned.to(device)  # Lightning has moved it to the CPU
-    if watch is not None:  # one that was killed after its last step was not looked at
+    if watch is not None:  # a run that was killed after its last step has no final check
         watch.on_train_end(trainer, module)
     if trainer.is_global_zero:
         print(end(tuning, module, watch, saver, folder))
@@ -200,7 +200,7 @@ def _nothing_left() -> str:
 
 
 def _what(tuning: Tuning, tuned: Adapted, temperature: float, accumulate: int) -> str:
-    """Return a line on what is about to be run."""
+    """Return a line on the run that is about to start."""
     size, rows, count = tuning.settings.batch_size, tuning.settings.micro, tuning.settings.devices
     trained = sum(p.numel() for p in tuned.adapters().values())
     return (

@@ -1,4 +1,4 @@
-"""A tuning run's folder: which run it contains, whether it is finished, where it resumes."""
+"""A tuning run's folder: which run it contains, whether it is finished, where to resume."""
 
 import json
 import os
@@ -23,8 +23,8 @@ class RunFolder:
     """The folder of one run; nothing is written before `claim`.
 
     Args:
-        path: where it is, or will be; `~` is the home folder.
-        overwrite: whether an earlier run in it is dropped, once the new one has something to keep.
+        path: path of the folder, which need not exist; `~` is the home folder.
+        overwrite: whether an earlier run in it is deleted when the new one has saved something.
     """
 
     def __init__(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -39,20 +39,20 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run in it came to its end."""
+        """Whether the run in it is finished."""
         return (self.path / "finished.json").exists()
 
     @property
     def whole(self) -> bool:
-        """Whether the run in it has something to keep: a checkpoint, or its end."""
+        """Whether the run in it has saved something: a checkpoint, or its end."""
         return self.finished or bool(kept(self.checkpoints)) or (self.path / WEIGHTS).exists()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes out while the block runs, and put things in order around it.
+        """Lock the folder while the block runs, and clean up before and after it.
 
-        A run that another one was to replace comes back where that one ended, or was killed,
-        before it had anything to keep.
+        A run that was to be replaced is restored if the new run ended, or was killed, before it
+        had saved anything.
 
         Raises:
             BlockingIOError: another process writes to the folder.
@@ -69,7 +69,7 @@ class RunFolder:
                 self._put_back()
 
     def begun(self) -> dict[str, Any]:
-        """Return the settings of the run in it; {} if there is none to resume."""
+        """Return the settings of the run in it; {} if there is no run to resume."""
         file = self.path / "run.json"
         if self.overwrite or not file.exists():
             return {}
@@ -82,13 +82,13 @@ class RunFolder:
             ) from None
 
     def claim(self, identity: Mapping[str, Any]) -> str:
-        """Make the folder, or resume the run in it if it is the same one.
+        """Create the folder, or resume the run in it if it is the same run.
 
         A run may be made longer: if only `steps` differs and has grown, the run continues,
         finished or not.
 
         Args:
-            identity: what makes the run this one, see `Tuning.identity`.
+            identity: the values that identify the run, see `Tuning.identity`.
 
         Returns:
             A message about it; nothing for a new run or the same one.
@@ -110,7 +110,7 @@ class RunFolder:
             return ""
         tidy(self.path)
         for part in ("sources", "watched", "start"):
-            if part not in before:  # begun when it was not noted
+            if part not in before:  # started by a version that did not record it
                 now.pop(part, None)
         changed = changes(before, now)
         if not changed:
@@ -119,7 +119,7 @@ class RunFolder:
             (self.path / "finished.json").unlink(missing_ok=True)
             self._begin(identity)
             return f"{self.path} continues: {changed['steps']} steps"
-        if not self.whole:  # it never got anywhere
+        if not self.whole:  # it has not saved anything
             refuse_existing(self.path, True, held=True)
             shutil.rmtree(self.path)
             self._begin(identity)
@@ -140,11 +140,11 @@ class RunFolder:
         )
 
     def keep(self) -> None:
-        """Note that the run has something to keep now: what it replaces is dropped."""
+        """Note that the run has saved something: the run that it replaces is deleted."""
         shutil.rmtree(self._before, ignore_errors=True)
 
     def left(self) -> str:
-        """Say what an interrupted run has saved, and how to resume it."""
+        """Return what an interrupted run has saved, and how to resume it."""
         found = usable(self.checkpoints) if self.whole else None
         if found is None:
             return f"stopped, unfinished: {self.path} has nothing yet to resume from"
@@ -155,7 +155,7 @@ class RunFolder:
         )
 
     def finish(self, ended: Mapping[str, Any]) -> None:
-        """Note that the run came to its end, and how."""
+        """Note that the run is finished, with its results."""
         write_atomically(self.path / "finished.json", json.dumps(ended, indent=1).encode())
         self.keep()
 
@@ -165,7 +165,7 @@ class RunFolder:
         write_atomically(self.path / "run.json", content.encode())
 
     def _put_back(self) -> None:
-        """Bring back a run that was set aside for one that has nothing to keep."""
+        """Restore a run that was set aside for a new one that has not saved anything."""
         if not self._before.exists():
             return
         if not self.whole:
@@ -177,7 +177,7 @@ class RunFolder:
 
 
 def _today(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return an identity with the names of today for options and settings of earlier ones."""
+    """Return an identity with earlier names of options and settings replaced by current ones."""
     renamed = {
         "options": RENAMED_OPTIONS.get(identity.get("objective", ""), {}),
         "settings": RENAMED_SETTINGS,

@@ -13,10 +13,10 @@ RUNTIME = {
     "precision", "devices", "strategy", "accelerator", "progress", "wandb", "micro_batch",
     "checkpointing", "sweep", "sweep_steps", "save_every", "check_every", "early_stop",
 }  # fmt: skip
-"""Settings that may differ when a run goes on: they change no draw."""
+"""Settings that may differ when a run is resumed, because they change no random numbers."""
 
 RENAMED = {"clip": "gradient_clip"}
-"""Earlier names of settings -> those of today."""
+"""Earlier names of settings -> current names."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""A base that is split over processes (FSDP2), under adapters that each of them holds whole.
+"""A base that is sharded over processes (FSDP2), with adapters that are not sharded.
 
-Of N processes each keeps one part in N of every weight of the denoiser, and a block's weights are
-gathered when it is called and dropped after it (Zhao et al. 2023, arXiv 2304.11277; torch's
-`fully_shard`). The base is frozen, so it has no gradients and no states to split. Adapters have
-about 1 % of its size and are not sharded: they are ordinary tensors, in float32 over a base of any
-precision, and DDP averages their gradients as it does without splitting. So files, checkpoints,
-norms and averages are those of any other run, and a run may resume with another number of
-processes.
+Each of N processes keeps 1/N of every weight of the denoiser, and a block's weights are gathered
+when it is called and dropped afterwards (Zhao et al. 2023, arXiv 2304.11277; torch's
+`fully_shard`). The base is frozen, so it has no gradients or optimizer states to shard. Adapters
+have about 1 % of its size and are not sharded: they are ordinary tensors, in float32 over a base
+of any precision, and DDP averages their gradients as it does without sharding. So files,
+checkpoints, norms and averages are the same as in any other run, and a run may resume with another
+number of processes.
 
 Every process must make every call of the network: a process that calls alone waits for the others.
 """
@@ -30,23 +30,23 @@ __all__ = ["ShardedBase", "refuse_unshardable", "shard", "shards", "units", "who
 
 
 class ShardedBase(DDPStrategy):
-    """Lightning's DDP for the adapters of a flow, a module's `tuned`, whose base is split.
+    """Lightning's DDP for the adapters of a flow, a module's `tuned`, whose base is sharded.
 
     Args:
-        **kwargs: of Lightning's `DDPStrategy`.
+        **kwargs: arguments of Lightning's `DDPStrategy`.
     """
 
     splits = True
     """Every process makes every call."""
 
     def model_to_device(self) -> None:
-        """Split the base, block by block, and move what is beside it; no device holds it whole."""
+        """Shard the base block by block, and move other modules; no device has the whole base."""
         tuned: Any = self.lightning_module.tuned  # type: ignore[union-attr]
         shard(tuned, self.root_device)
         super().model_to_device()
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
-        """Wrap the module for the adapters' gradients: the base is none of DDP's."""
+        """Wrap the module for the adapters' gradients; DDP ignores the base."""
         own = [*model.named_parameters(), *model.named_buffers()]
         base = [n for n, _ in own if n.startswith("tuned.") and ".lora_" not in n]
         ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
@@ -55,10 +55,10 @@ class ShardedBase(DDPStrategy):
 
 
 def refuse_unshardable(flow: FlowMap) -> None:
-    """Raise where a base cannot be split over processes.
+    """Raise an error if a base cannot be sharded over processes.
 
     Raises:
-        ValueError: its denoiser is the flow itself, or has weights of a kind of their own.
+        ValueError: its denoiser is the flow itself, or has weights of a special class.
     """
     denoiser = flow.denoiser
     kinds = {type(p.data) for p in denoiser.parameters()} - {Tensor}
@@ -86,11 +86,11 @@ def _names(kinds: set[type]) -> str:
 
 
 def shard(tuned: Adapted, device: torch.device) -> None:
-    """Split the base's denoiser over the processes, in place; the adapters stay whole.
+    """Shard the base's denoiser over the processes, in place; the adapters are not sharded.
 
     Args:
         tuned: adapters on a base; the flow that they were put on keeps its own tensors.
-        device: where this process computes; a block is there whole only while it is split.
+        device: device of this process; it holds a whole block only while that block is sharded.
     """
     denoiser = tuned.flow.denoiser
     if any(isinstance(m, FSDPModule) for m in denoiser.modules()):
@@ -102,7 +102,7 @@ def shard(tuned: Adapted, device: torch.device) -> None:
 
 
 def shards(flow: Any) -> tuple[int, int]:
-    """Return the bytes of a flow's denoiser without adapters: this process's, and all of them."""
+    """Return the bytes of a flow's denoiser without adapters: of this process, and in total."""
     held = whole = 0
     for name, p in flow.denoiser.named_parameters():
         if "lora_" not in name:
@@ -113,11 +113,11 @@ def shards(flow: Any) -> tuple[int, int]:
 
 
 def whole(tuned: Adapted, fresh: Adapted) -> Adapted:
-    """Return the adapters of a base that was split on one that was not, which shares its modules.
+    """Return the adapters of a sharded base on an unsharded base that shares its modules.
 
     Args:
-        tuned: a view of the flow that was split; it is of no use afterwards.
-        fresh: the same adapters as the run began with, on the base.
+        tuned: a view of the sharded flow, which cannot be used afterwards.
+        fresh: the adapters with which the run began, on the base.
     """
     for name in fresh.configs:
         ours, theirs = fresh.adapters(name), tuned.adapters(name)

@@ -1,6 +1,6 @@
-"""What pictures look like, in numbers: pixels, diversity, kernel distance, drift of the velocity.
+"""Statistics of pictures: pixels, diversity, kernel distance, and drift of the velocity.
 
-They are read of tuned pictures beside the base's own: see `steer.tuning.instruments`.
+They compare tuned pictures with the base's pictures: see `steer.tuning.instruments`.
 """
 
 import math
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 BINS = 16
-"""Of the histogram of luminance: its entropy is at most 4 bits. More of them see faint grain."""
+"""Bins of the histogram of luminance, of at most 4 bits entropy. More would detect faint grain."""
 
 EDGE = 0.2
 """Luminance that changes by more than this over two pixels is an edge."""
@@ -36,7 +36,7 @@ OUTSIDE = 0.02
 """A channel value further than this outside [0, 1] counts as clipped; 5 of 255 levels."""
 
 PIXELS = 2**22
-"""As many pixels are measured at once."""
+"""Number of pixels that are measured at once."""
 
 DRIFT_CALLS = 13
 """Network calls of `velocity_distance` for each row, of both flows, at its default times."""
@@ -113,14 +113,14 @@ def _high_frequency(x: Tensor) -> Tensor:
     f_y, f_x = (torch.fft.fftfreq(k, device=x.device) for k in (h, w))
     radius = torch.hypot(f_y[:, None], f_x[None])
     energy = torch.fft.fft2(x - x.mean((2, 3), keepdim=True)).abs().square().mean(1)
-    energy = energy / (h * w) ** 2  # of variance: they sum to it
+    energy = energy / (h * w) ** 2  # in units of variance, to which they sum
     high, low = radius > 0.25, (radius <= 0.25) & (radius > 0)
     above, below = (energy * high).sum((1, 2)), (energy * low).sum((1, 2))
     return above / (above + below + 1e-8)
 
 
 def check_pictures(images: Tensor) -> None:
-    """Raise a ValueError for what are no pictures (n, 3, h, w) of finite floats."""
+    """Raise a ValueError unless the images are pictures (n, 3, h, w) of finite floats."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
         raise ValueError(
             f"pictures must be (n, 3, h, w), at least one, got {tuple(images.shape)}: decode the "
@@ -143,20 +143,20 @@ def pooled_pixels(images: Tensor) -> Tensor:
 
 
 def features_of(judge: object) -> Callable[[Tensor], Tensor]:
-    """Return what turns pictures (n, 3, h, w) into features (n, d) for distances.
+    """Return the function from pictures (n, 3, h, w) to features (n, d) for distances.
 
-    That is the method `features(images)` where the judge has one, as `rewards.judge.Judge` does;
-    else `pooled_pixels`.
+    It is the judge's method `features(images)` if it has one, as `rewards.judge.Judge` does; else
+    `pooled_pixels`.
     """
     own = getattr(judge, "features", None)
     return own if callable(own) else pooled_pixels
 
 
 def diversity(features: Tensor, prompts: int) -> Tensor:
-    """Return how far apart the samples of each prompt are, (p,).
+    """Return the diversity of the samples of each prompt, (p,).
 
-    `mean_{i<j} |f_i - f_j|` over the pairs of one prompt's n rows, the distance Euclidean. 0 is
-    the same picture again and again.
+    `mean_{i<j} |f_i - f_j|` over the pairs of one prompt's n rows, with the Euclidean distance. 0
+    means that all pictures are the same.
 
     Args:
         features: (p * n, d), prompt-major; of pictures, see `features_of` and `pooled_pixels`.
@@ -190,23 +190,25 @@ def kid(
 
         `mean_{i != j} k(a_i, a_j) + mean_{i != j} k(b_i, b_j) - 2 mean_{i, j} k(a_i, b_j)`
 
-    under `k(x, y) = (x . y / d + 1)^3`. It has no bias, so it is 0 in the mean, and at times
-    negative, for two sets of one law. Mean and standard deviation over random subsets, which a
-    fixed seed chooses. It depends on the features: compare it within one judge.
+    under `k(x, y) = (x . y / d + 1)^3`. It is unbiased, so for two sets of one law it is 0 on
+    average, and sometimes negative. Returned are mean and standard deviation over random subsets,
+    which are chosen with a fixed seed. It depends on the features: compare only values of the same
+    judge.
 
-    Where row i of both came of the same noise they are not independent, and the last mean goes
-    over i != j too (the U-statistic of Gretton et al. 2012, JMLR 13): say `paired`. Then it is 0
-    for the same pictures. Both have the same rows in a subset.
+    If row i of both sets came from the same noise, they are not independent: set `paired`. The
+    last mean is then also over i != j (the U-statistic of Gretton et al. 2012, JMLR 13), so that
+    equal pictures give 0, and a subset has the same rows of both sets.
 
     Args:
         a: (n, d).
         b: (m, d).
-        subset: rows of a subset; fewer where there are fewer.
-        subsets: how many.
+        subset: rows of a subset, or all rows if there are fewer.
+        subsets: number of subsets.
         paired: whether rows correspond.
 
     Raises:
-        ValueError: fewer than 2 rows, features of different lengths, or pairs of no pairs.
+        ValueError: fewer than 2 rows, features of different lengths, or `paired` with different
+            numbers of rows.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1:] != b.shape[1:] or min(len(a), len(b)) < 2:
         raise ValueError(
@@ -229,7 +231,7 @@ def kid(
 
 
 def _mmd(a: Tensor, b: Tensor, paired: bool) -> Tensor:
-    """Return the squared discrepancy of as many rows, in float64."""
+    """Return the squared discrepancy of two sets of equal size, in float64."""
     a, b = a.detach().double(), b.detach().double().to(a.device)
     m, d = a.shape
 
@@ -242,7 +244,7 @@ def _mmd(a: Tensor, b: Tensor, paired: bool) -> Tensor:
 
 
 class Drift(NamedTuple):
-    """How far a flow is from its base, relative to the base's own; 0 is the base itself.
+    """The relative distance of a flow from its base; 0 is the base itself.
 
     Attributes:
         velocity: of the velocities along the base's path.
@@ -260,7 +262,7 @@ def velocity_distance(
     x_0: Tensor,
     times: Sequence[float] = (0.0, 0.25, 0.5, 0.75),
 ) -> Drift:
-    """Return how far the flow drifted from its base.
+    """Return the drift of a flow from its base.
 
     With `x_t = X_base(0, t, x_0)`, the squares averaged over rows and components and, for the
     first, over the times:
@@ -275,7 +277,7 @@ def velocity_distance(
         times: in [0, 1).
 
     Raises:
-        ValueError: no noise or no times, times out of range, or a base that stands still.
+        ValueError: no noise or no times, times out of range, or a base with zero velocity.
     """
     if not len(x_0) or x_0.shape[1:] != torch.Size(base.event_shape):
         raise ValueError(

@@ -21,17 +21,17 @@ from steer.tuning.sharding import ShardedBase
 __all__ = ["device_of_run", "fit", "loggers", "precision", "trainer_of"]
 
 KNOWN = (
-    "Found .* in eval mode",  # so that nothing is dropped out
-    "You're resuming from a checkpoint that ended before the epoch",  # batches are keyed
-    "Checkpoint directory .* exists",  # it is the run's own
+    "Found .* in eval mode",  # so that there is no dropout
+    "You're resuming from a checkpoint that ended before the epoch",  # batches are keyed by step
+    "Checkpoint directory .* exists",  # the run has its own
     "The '.*' does not have many workers",  # the loader only counts
     "FSDP2-wrapped module .* returned a view",  # nothing is changed in place
 )
-"""Warnings of Lightning's that say nothing here."""
+"""Warnings of Lightning that are irrelevant here."""
 
 
 def device_of_run(settings: Settings) -> torch.device:
-    """Return where this process will run, as Lightning chooses it."""
+    """Return the device of this process, as Lightning chooses it."""
     strategy = "ddp" if settings.sharded else settings.strategy
     return L.Fabric(
         accelerator=settings.accelerator, devices=settings.devices, strategy=strategy
@@ -49,12 +49,12 @@ def trainer_of(
     """Return the Trainer of a run.
 
     Args:
-        settings: how it is run.
+        settings: settings of the run.
         steps: optimizer steps.
-        accumulate: micro-batches of a step on each process.
-        callbacks: what looks on.
+        accumulate: micro-batches per step on each process.
+        callbacks: callbacks of the run.
         logs: Lightning's loggers.
-        checkpoints: how they are written; None: there are none.
+        checkpoints: the plugin that writes checkpoints; None: there are none.
     """
     return L.Trainer(
         max_steps=steps,
@@ -77,7 +77,7 @@ def trainer_of(
 
 
 def fit(trainer: L.Trainer, module: RewardTuning, last: Path | None = None) -> None:
-    """Run the loop, from a checkpoint where there is one.
+    """Run the loop, from a checkpoint if there is one.
 
     Raises:
         ChildProcessError: another process of the run has ended, and this one waited for it.
@@ -90,7 +90,7 @@ def fit(trainer: L.Trainer, module: RewardTuning, last: Path | None = None) -> N
 
 
 def precision(settings: Settings) -> str:
-    """Return Lightning's name of the precision: bf16-mixed for "auto" where there is bf16."""
+    """Return Lightning's name of the precision: bf16-mixed for "auto" if the device has bf16."""
     if settings.precision != "auto":
         return settings.precision
     on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
@@ -104,7 +104,7 @@ def loggers(out: Path, wandb: str | None = None, step: int | None = None) -> lis
     Args:
         out: the run's folder.
         wandb: the project of Weights & Biases, if any.
-        step: from which the run resumes: what it had logged after it counts no more.
+        step: step from which the run resumes; later rows of the log are discarded.
 
     Raises:
         ImportError: Weights & Biases is requested but not installed.

@@ -1,8 +1,8 @@
-"""How a flow map is trained: every rule of the taxonomy, on one network.
+"""Training rules of flow maps: all rules of the taxonomy, for one network.
 
-`base` says what a rule is, `lagrangian`, `eulerian` and `semigroup` have the rules, `table` their
-names; `objective` makes one a step's loss, with `times`, `weights` and the derivatives of `along`.
-`matching` fits the velocity.
+`base` defines the interface, `lagrangian`, `eulerian` and `semigroup` have the rules, and `table`
+their names. `objective` turns a rule into the loss of a step, with `times`, `weights` and the
+derivatives of `along`. `matching` fits the velocity.
 """
 
 from steer.training.rules.matching import FlowMatching, guided_velocity

@@ -4,7 +4,7 @@
 every layer: attention is written out (its fused kernels have none), autocast is off (it breaks the
 formulas of convolutions) and memory is contiguous (GroupNorm's fails in channels_last). A central
 difference costs two evaluations, and works with any layer, with checkpointing and with compiled
-or wrapped networks; in bfloat16 it drowns in rounding.
+or wrapped networks; in bfloat16 it is dominated by rounding.
 """
 
 from typing import Any, Literal
@@ -42,12 +42,12 @@ def along(
     Gradients to the parameters pass through both.
 
     Args:
-        flow: whose `mean_velocity` is meant, prompts bound.
+        flow: the flow whose `mean_velocity` is used, prompts bound.
         x: points at s.
         s: starts, (n,).
         t: ends, (n,).
         direction: (dx, ds, dt).
-        how: "jvp" or "difference"; "auto" is for `differentiable_forward` to decide.
+        how: "jvp" or "difference"; "auto" lets `differentiable_forward` decide.
         step: half the span of the difference. Near the ends, where s or t would leave [0, 1] or
             pass the other, the difference is one-sided.
     """
@@ -82,7 +82,8 @@ def _difference(
 def differentiable_forward(flow: FlowMap, x: Tensor, s: Tensor, t: Tensor) -> How:
     """Return "jvp" where all layers of the flow have forward-mode formulas, else "difference".
 
-    It is tried, without gradient; where the flow fails for another reason, so will the difference.
+    This is tried without gradient. If the flow fails for another reason, the difference fails as
+    well.
 
     Args:
         flow: prompts of all rows bound.

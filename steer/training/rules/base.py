@@ -1,4 +1,4 @@
-"""What a rule is: an error whose mean square, over data, is zero only for the flow map."""
+"""The interface of rules: an error whose mean square over data is zero only for the flow map."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -14,25 +14,25 @@ from steer.training.rules.along import How, along
 __all__ = ["Field", "Look", "Rule"]
 
 Field = Literal["conditional", "own", "teacher"]
-"""Which velocity b a rule follows: of the pair, `alpha' x_0 + beta' x_1`, which is b in the mean
-alone; the network's own diagonal; a frozen teacher's."""
+"""The velocity b that a rule follows: that of the pair, `alpha' x_0 + beta' x_1`, which equals b
+only in the mean; the network's own diagonal; that of a frozen teacher."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a rule sees of one batch.
+    """The data of one batch that a rule uses.
 
     Attributes:
         flow: the trained map, prompts bound.
         target: its running average, prompts bound; no gradient goes there.
         own: `(x, t) -> v(x,t,t)` of the trained map, without gradient.
-        teacher: `(x, t) -> b`, guided; None where there is none.
+        teacher: `(x, t) -> b`, guided; None without a teacher.
         x: points `x_s` of the path, (n, *event).
         pair: the velocity of the pair that x lies between, (n, *event), guided; its mean given x
             is b.
         s: starts, (n,).
         t: ends, (n,).
-        uniform: one number in [0, 1) a row, (n,), for what a rule draws.
+        uniform: one number in [0, 1) per row, (n,), for random choices of a rule.
         progress: of the run, from 0 to 1.
         how: derivatives by "jvp" or by "difference".
     """
@@ -50,14 +50,14 @@ class Look:
     how: How
 
     def velocity(self, field: Field) -> Tensor:
-        """Return b at (x, s) by a field, without gradient, (n, *event)."""
+        """Return b at (x, s) from a field, without gradient, (n, *event)."""
         if field == "conditional":
             return self.pair
         with torch.no_grad():
             return self.follow(field)(self.x, self.s)
 
     def follow(self, field: Field) -> Velocity:
-        """Return the velocity of a field, at any point: never the pair's, which has but one."""
+        """Return a field's velocity at any point; not the pair's, which is known at one point."""
         if field == "own":
             return self.own
         if self.teacher is None:
@@ -74,19 +74,19 @@ class Rule(ABC):
 
     Attributes:
         family: "Lagrangian", "Eulerian" or "semigroup".
-        target: what is regressed on what, in a line.
-        stopped: what no gradient passes through.
-        field: which velocity it follows.
-        chosen: whether it was set by the caller; else a rule of the pair follows a teacher, where
-            one is: the diagonal does.
-        pairs: the law of (s, t) of its paper, see `steer.training.rules.times`.
-        weight: how its errors are weighed, see `steer.training.rules.weights`.
-        diagonal: share of a batch that is flow matching at s = t.
+        target: one line on what is regressed on what.
+        stopped: the terms without a gradient.
+        field: the velocity that it follows.
+        chosen: whether the caller set the field. Otherwise a rule with the pair's velocity follows
+            the teacher if there is one, as the diagonal does.
+        pairs: the law of (s, t) in its paper, see `steer.training.rules.times`.
+        weight: how its errors are weighted, see `steer.training.rules.weights`.
+        diagonal: fraction of a batch that is flow matching at s = t.
         cost: forward evaluations of the network that a step takes, a backward pass counted as two
             (Dieleman, "Learning the integral of a diffusion model", 2026).
         derives: whether it takes a derivative of the network.
-        differenced: whether that is a difference whatever the network can do.
-        fails: where it is known to fail.
+        differenced: whether that is always a finite difference.
+        fails: known failures.
         source: authors, year, arXiv id.
     """
 
@@ -109,10 +109,10 @@ class Rule(ABC):
         """Return e, (n, *event): the loss is its mean square. In the units of a velocity."""
 
     def follows(self, field: Field | None) -> "Rule":
-        """Return the rule with another field, where it allows it; None: its own.
+        """Return the rule with another field, if it allows that; None: its own.
 
         Raises:
-            ValueError: the field is not allowed here; says why.
+            ValueError: the field is not allowed here; the message says why.
         """
         if field is not None:
             self.allow(field)
@@ -120,7 +120,7 @@ class Rule(ABC):
         return self
 
     def led_by(self, teacher: object) -> None:
-        """Raise where the rule follows a teacher and there is none."""
+        """Raise an error if the rule follows a teacher and there is none."""
         if self.field == "teacher" and teacher is None:
             raise ValueError(
                 f"{type(self).__name__} follows a teacher: give the frozen flow that it is to "
@@ -129,10 +129,10 @@ class Rule(ABC):
             )
 
     asks: ClassVar[bool] = True
-    """Whether its error asks for a velocity; else a choice of one would do nothing."""
+    """Whether its error uses a velocity; if not, the choice of one has no effect."""
 
     def allow(self, field: Field) -> None:
-        """Raise where a field would lead to another fixed point, or would do nothing."""
+        """Raise an error if a field would lead to another fixed point, or have no effect."""
         if not self.asks and field != self.field:
             raise ValueError(
                 f"velocity={field!r}: {type(self).__name__} asks for no velocity off the "

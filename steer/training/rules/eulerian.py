@@ -1,8 +1,8 @@
 """Eulerian rules: `∂_s X + ∇X·b_s(x) = 0`, theory (8). The start moves.
 
 With `X = x + (t-s) v` it reads `v = b + (t-s) d`, `d = ∂_s v + ∇v·b`: the derivative of v along
-the flow at the start. b enters linearly and at x itself, so that the pair's velocity may stand
-for it in the mean.
+the flow at the start. b enters linearly and at x itself, so the pair's velocity, whose mean is b,
+can be used instead.
 """
 
 import math
@@ -129,7 +129,7 @@ class AnyFlow(ImprovedMeanFlow):
 
 
 class Tangent(_Eulerian):
-    """`e = v - sg[v + g]`, `g = N(b - v + r (t-s) d)`: tangents in bounds, theory (66).
+    """`e = v - sg[v + g]`, `g = N(b - v + r (t-s) d)`: bounded tangents, theory (66).
 
     Rule: Eulerian. Target: as MeanFlow's. Stopped: all but v. N divides by |g| + .1; r goes from 0
     to 1 over the first tenth of the run. With t = 1 it is the continuous consistency model (Lu,

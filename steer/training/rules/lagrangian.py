@@ -26,7 +26,7 @@ class _Lagrangian(Rule):
     family: ClassVar[Literal["Lagrangian"]] = "Lagrangian"
 
     def allow(self, field: Field) -> None:
-        """Raise an error for the conditional velocity: it is none at X(s,t,x)."""
+        """Raise an error for the pair's velocity, which is not defined at X(s,t,x)."""
         if field == "conditional":
             raise ValueError(f"velocity='conditional': {WHY}")
         super().allow(field)

@@ -16,13 +16,13 @@ __all__ = ["FlowMatching", "guided_velocity"]
 def guided_velocity(flow: FlowMap, prompts: Sequence[str], scale: float | Tensor) -> Velocity:
     """Return `(x, t) -> u + scale (c - u)`, classifier-free guidance (Ho & Salimans, 2207.12598).
 
-    c is the velocity given the prompts, one per row, and u given the empty prompt: where the
-    prompt is empty, the guided velocity is the plain one. See theory (12).
+    c is the velocity given the prompts, one per row, and u that given the empty prompt. For an
+    empty prompt the guided velocity equals the plain one. See theory (12).
 
     Args:
-        flow: takes prompts.
-        prompts: one a row.
-        scale: a number, or one a row (n,).
+        flow: a flow that takes prompts.
+        prompts: one per row.
+        scale: a number, or one per row, (n,).
     """
     bound = flow.given([*prompts, *[""] * len(prompts)])
 
@@ -34,7 +34,7 @@ def guided_velocity(flow: FlowMap, prompts: Sequence[str], scale: float | Tensor
 
 
 class FlowMatching:
-    """The velocity's objective: its mean loss on one batch."""
+    """The objective of a velocity: its mean loss on one batch."""
 
     def __call__(
         self,
@@ -45,7 +45,7 @@ class FlowMatching:
         generator: torch.Generator,
         progress: float = 0.0,
     ) -> dict[str, Tensor]:
-        """Return {"loss"}; noise and times are drawn from `generator`."""
+        """Return {"loss"}; noise and times are sampled with `generator`."""
         x_0 = torch.randn(x_1.shape, generator=generator).to(x_1)
         t = draw_time(len(x_1), generator).to(x_1.device)
         return {"loss": velocity_loss(flow.given(prompts), x_0, x_1, t).mean()}

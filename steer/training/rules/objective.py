@@ -1,5 +1,6 @@
 """The loss of a step of map training: flow matching on the diagonal, a rule off it."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ class MapObjective(nn.Module):
     ) -> None:
         super().__init__()
         if teacher is not None and rule.field == "conditional" and not rule.chosen:
+            rule = copy.copy(rule)  # the caller may use it again, without a teacher
             rule.field = "teacher"
         rule.led_by(teacher)
         share = rule.diagonal if diagonal is None else diagonal
@@ -75,7 +77,7 @@ class MapObjective(nn.Module):
             )
         self.rule, self.guidance, self.diagonal = rule, guidance, share
         self.distance = DISTANCES[distance]
-        # no submodule: it is frozen, and in no checkpoint
+        # not a submodule: it is frozen, and not in checkpoints
         self._teacher = [] if teacher is None else [teacher]
         self.pairs = pairs_named(rule.pairs if pairs is None else pairs)
         self.weight = weight_named(weight or rule.weight)
@@ -148,14 +150,14 @@ class MapObjective(nn.Module):
         return {"loss": whole, "diagonal": diagonal.detach(), "off": off.detach().mean()}
 
     def _scales(self, n: int, generator: Generator, x: Tensor) -> Tensor:
-        """Return a scale of guidance for each row, (n,)."""
+        """Return a guidance scale for each row, (n,)."""
         if not isinstance(self.guidance, tuple):
             return torch.full((n,), self.guidance, device=x.device)
         low, high = self.guidance
         return (low + (high - low) * torch.rand(n, generator=generator)).to(x.device)
 
     def _at(self, flow: FlowMap, scale: Tensor) -> FlowMap:
-        """Return the map at a scale a row, where it is an input."""
+        """Return the map at one guidance scale per row, if the scale is an input."""
         guided: Any = getattr(flow, "guided", None)
         return guided(scale) if isinstance(self.guidance, tuple) else flow
 
@@ -177,10 +179,10 @@ class MapObjective(nn.Module):
         prompts: Sequence[str],
         scale: Tensor,
     ) -> Tensor:
-        """Return the pair's velocity; with a prompt guided: `w x' + (1-w) v(x,t,t | "")`."""
+        """Return the pair's velocity; with a prompt, guided: `w x' + (1-w) v(x,t,t | "")`."""
         if self.guidance == 1 or (self._teacher and self.rule.field != "conditional"):
             return slope
-        leads = self._teacher[0] if self._teacher else average  # as the diagonal has it
+        leads = self._teacher[0] if self._teacher else average  # as on the diagonal
         free = leads.given([""] * len(x)).velocity(x, t)
         told = torch.tensor([bool(p) for p in prompts], device=x.device)
         return torch.lerp(free, slope, like(torch.where(told, scale, 1.0), x))

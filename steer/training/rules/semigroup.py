@@ -49,11 +49,11 @@ class PSD(Rule):
 
 
 def _two(v: Callable[[Tensor, Tensor, Tensor], Tensor], look: Look, u: Tensor) -> Tensor:
-    """Return the mean velocity from s to t of two jumps by v, by way of u."""
+    """Return the mean velocity from s to t of two jumps by v, through u."""
     x, s, t = look.x, look.s, look.t
     first = v(x, s, u)
     second = v(x + like(u - s, x) * first, u, t)
-    share = (t - u) / (t - s).clamp(min=1e-6)  # two times that were drawn may be one
+    share = (t - u) / (t - s).clamp(min=1e-6)  # two sampled times may be equal
     return torch.lerp(first, second, like(share, x))
 
 
@@ -94,7 +94,7 @@ class Progressive(PSD):
     Rule: semigroup. Target: two jumps of the running average, at the shortest gap two Euler steps
     of the teacher. Stopped: the target. In the k-th part of a run the gaps are those up to the
     k-th of 1/64, 1/32, ... 1. Progressive distillation: Salimans, Ho 2022, arXiv 2202.00512;
-    there each gap has a network of its own, here one network keeps all.
+    there each gap has its own network, here one network learns all gaps.
     """
 
     target = "v on the mean of two jumps, gap by gap"
@@ -110,7 +110,7 @@ class Progressive(PSD):
         super().__init__(midpoint=True)
 
     def error(self, look: Look) -> Tensor:
-        """Return the error of gaps cut to the longest that the run has come to."""
+        """Return the error of gaps, limited to the longest gap that the run has reached."""
         level = min(6, int(8 * look.progress))  # the whole range in the last quarter
         t = torch.minimum(look.t, look.s + self.shortest * 2**level)
         look = replace(look, t=t)

@@ -1,4 +1,4 @@
-"""The rules by name: `steer.RULES` has a line for each."""
+"""The rules by name; `steer.RULES` has one line for each."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -50,7 +50,7 @@ def build(rule: str | Rule, options: Mapping[str, Any] | None = None) -> Rule:
 
     Args:
         rule: a name of `RULES`.
-        options: of the rule, and `velocity`: "conditional", "own" or "teacher".
+        options: options of the rule, and `velocity`: "conditional", "own" or "teacher".
 
     Raises:
         ValueError: an unknown name or option, with the nearest ones; a velocity that the rule must

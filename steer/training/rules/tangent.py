@@ -1,4 +1,4 @@
-"""Tangents whose size is kept in bounds: how consistency models train in continuous time."""
+"""Tangents of bounded size, for training consistency models in continuous time."""
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ def normalised(g: Tensor, c: float = 0.1) -> Tensor:
 
 
 def towards(v: Tensor, g: Tensor) -> Tensor:
-    """Return `v - sg[v + g]`: minus g, with the gradient of v."""
+    """Return `v - sg[v + g]`: the value -g, with the gradient of v."""
     return v - (v + g).detach()
 
 

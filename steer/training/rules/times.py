@@ -1,4 +1,4 @@
-"""Where a training step looks: laws of a time, and of a pair of times s < t."""
+"""The times of a training step: laws of a time, and of a pair of times s < t."""
 
 from collections.abc import Callable, Mapping
 
@@ -17,14 +17,14 @@ LEVELS = 7
 
 
 def draw_time(n: int, generator: Generator, uniform: float = 0.2) -> Tensor:
-    """Draw n times: `sigmoid(N(-1/2, 1))`, and a share of `uniform` ones (n,)."""
+    """Sample n times: `sigmoid(N(-1/2, 1))`, and a fraction `uniform` of uniform ones (n,)."""
     bell = torch.sigmoid(torch.randn(n, generator=generator) - 0.5)
     flat = torch.rand(n, generator=generator)
     return torch.where(torch.rand(n, generator=generator) < uniform, flat, bell)
 
 
 def draw_pair(n: int, generator: Generator, ends: float = 0.35) -> tuple[Tensor, Tensor]:
-    """Draw n pairs s < t, uniform on the triangle; a share `ends` has s = 0, as many t = 1."""
+    """Sample n pairs s < t, uniform on the triangle; a share `ends` has s = 0, as many t = 1."""
     s, t = triangle(n, generator)
     s = torch.where(torch.rand(n, generator=generator) < ends, 0.0, s)
     t = torch.where(torch.rand(n, generator=generator) < ends, 1.0, t)
@@ -32,15 +32,15 @@ def draw_pair(n: int, generator: Generator, ends: float = 0.35) -> tuple[Tensor,
 
 
 def triangle(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Draw n pairs uniform on the triangle 0 <= s < t <= 1 (Boffi et al. 2025, 2505.18825)."""
+    """Sample n pairs uniform on the triangle 0 <= s < t <= 1 (Boffi et al. 2025, 2505.18825)."""
     s, t = torch.rand(n, 2, generator=generator).sort(1).values.unbind(1)
     return s, t
 
 
 def logit_normal(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Draw two times `1 - sigmoid(N(-0.4, 1))` and sort them (Geng et al. 2025, 2505.13447).
+    """Sample two times `1 - sigmoid(N(-0.4, 1))`, sorted (Geng et al. 2025, 2505.13447).
 
-    There time runs from data to noise, here from noise to data.
+    In the paper time runs from data to noise, here from noise to data.
     """
     s, t = torch.sigmoid(0.4 - torch.randn(n, 2, generator=generator)).sort(1).values.unbind(1)
     return s, t
@@ -56,18 +56,18 @@ def gaps(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
 
 
 def to_the_end(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Draw s by `draw_time`, and t = 1: what a consistency model learns."""
+    """Sample s by `draw_time`, with t = 1, for consistency models."""
     return draw_time(n, generator), torch.ones(n)
 
 
 def half_to_the_end(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Draw pairs of the triangle, half of them with t = 1 (AnyFlow)."""
+    """Sample pairs of the triangle, half of them with t = 1 (AnyFlow)."""
     s, t = triangle(n, generator)
     return s, torch.where(torch.rand(n, generator=generator) < 0.5, 1.0, t)
 
 
 def dyadic(n: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Draw a gap of 1, 1/2, ... 1/64, and s a multiple of it (shortcut models, 2410.12557)."""
+    """Sample a gap of 1, 1/2, ... 1/64, and s a multiple of it (shortcut models, 2410.12557)."""
     gap = 0.5 ** torch.randint(LEVELS, (n,), generator=generator).float()
     places = (torch.rand(n, generator=generator) / gap).floor()
     return places * gap, (places + 1) * gap

@@ -1,4 +1,4 @@
-"""How the errors of a batch are weighted: one loss a row becomes the mean to minimise."""
+"""Weighting of the errors of a batch: losses per row -> the mean to minimise."""
 
 from collections.abc import Callable, Mapping
 
@@ -17,8 +17,9 @@ Weight = Callable[[Tensor, Tensor, Tensor], Tensor]
 def huber(error: Tensor, c: float = 0.03) -> Tensor:
     """Return `sqrt(e² + c²) - c`, its mean over the event, (n,) (Song, Dhariwal 2023, 2310.14189).
 
-    Small errors count in proportion to their size: flat places become flat. Its minimum is near
-    the median, so the target must be a function of x: a teacher's, never a pair's.
+    Small errors count in proportion to their size, so that uniform areas become uniform. Its
+    minimum is near the median, so the target must be a function of x: that of a teacher, never of
+    a pair.
     """
     return ((error.float().square() + c * c).sqrt() - c).flatten(1).mean(1)
 
@@ -40,11 +41,11 @@ def adaptive(loss: Tensor, s: Tensor, t: Tensor) -> Tensor:
 class LearnedWeight(nn.Module):
     """`exp(-w) loss + w`, w(s, t) a small network that starts at 0.
 
-    Karras et al. 2024, arXiv 2312.02696. At its minimum `exp(w)` is the mean loss of the pair
-    (s, t): every pair weighs the same.
+    Karras et al. 2024, arXiv 2312.02696. At its minimum `exp(w)` is the mean loss at (s, t), so
+    all pairs of times have the same weight.
 
     Args:
-        frequencies: cosines of each time.
+        frequencies: number of cosines for each time.
     """
 
     def __init__(self, frequencies: int = 16) -> None:
