@@ -1,6 +1,7 @@
 """FMRG-J and ReNO: their rules against a slow reference, their brakes, their optimum."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -44,6 +45,25 @@ def test_fmrg_j_is_its_rule():
     assert torch.allclose(done.x, x, atol=1e-5)
     assert torch.allclose(done.reward, curved(x), atol=1e-5)
     assert not done.log_w.any()
+
+
+def test_fmrg_j_without_scaling_is_the_published_equation():
+    """On N(0, σ²) and `-(x - a)²` every distance to a shrinks by `exp(-π scale σ)`."""
+    flow, x = mixture(), start()
+    times = [0.0, 0.25, 0.6, 1.0]
+    view = whole_reward(flow, curved, None)
+    done = last(FlowMapControl(flow, view, times, 0.5, relative=False), x)
+    for s, t in itertools.pairwise(times):
+        x = flow.jump(x, s, t) + (t - s) * 0.5 * gradient(flow, x, s)
+    assert torch.allclose(done.x, x, atol=1e-5)
+
+    flow = steer.GaussianMixture(torch.zeros(1, 1), 0.47**2)
+    view = whole_reward(flow, lambda y: -(y[:, 0] - 1.5).square(), None)
+    x = torch.linspace(-2, 2, 5)[:, None]
+    times = torch.linspace(0, 1, 401, dtype=torch.float64).tolist()
+    done = last(FlowMapControl(flow, view, times, 0.49, relative=False), x)
+    shrunk = 1.5 + (flow.jump(x, 0.0, 1.0) - 1.5) * math.exp(-math.pi * 0.49 * 0.47)
+    assert torch.allclose(done.x, shrunk, atol=5e-3)
 
 
 def test_reno_is_its_rule():

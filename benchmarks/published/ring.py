@@ -5,6 +5,7 @@ times, which keep the 32 particles with the highest reward of their lookahead, i
 """
 
 import math
+from typing import Any
 
 import torch
 
@@ -14,18 +15,27 @@ from benchmarks.toys import ring_guide, ring_reward
 NOTE = (
     "Published: with 2, 3 and 4 selections 100 % of x_a > 0 and mean reward 0.00, in one or two "
     "modes. Radius 4.7, variance .3, ε_t = 1.5 (1-t), 100 steps and equal times of selection are "
-    "assumed. Three seeds of 640 particles. A mode counts that holds a hundredth of them all."
+    "assumed. Three seeds of 640 particles. A mode counts that holds a hundredth of them all. On "
+    "the right the reward is 0, so the best 32 are among equals: with the copies of a particle "
+    "side by side and ties decided by index, they are copies of few, and modes are lost as "
+    "published; with the copies in turn, as `keep` makes them, few are."
 )
 
 
-def searched(selections: int, seed: int, particles: int = 640, steps: int = 100) -> torch.Tensor:
-    """Return the particles at the end, (particles, 2)."""
+def searched(
+    selections: int, seed: int, adjacent: bool = False, particles: int = 640, steps: int = 100
+) -> torch.Tensor:
+    """Return the particles at the end, (particles, 2); `adjacent`: copies are side by side."""
     guide = ring_guide("flow map", torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+    flow: Any = guide.kernel.flow
+    flow._steps = 16  # within 1e-3
     at = {round(steps * (i + 1) / (selections + 1)) for i in range(selections)}
     x = torch.randn(particles, 2, generator=torch.Generator().manual_seed(seed))
     for k, population in enumerate(guide.steps(x, seed=seed)):
         if k + 1 in at:
-            population.keep(population.reward.topk(32).indices)
+            best = population.reward.argsort(descending=True, stable=True)[:32]
+            copies = particles // 32
+            population.keep(best.repeat_interleave(copies) if adjacent else best.repeat(copies))
     return population.x
 
 
@@ -38,15 +48,17 @@ def occupied(x: torch.Tensor) -> int:
 def figures(seeds: int = 3) -> list[Figure]:
     """Return share, mean reward and occupied modes by the number of selections."""
     made = []
-    for selections in (2, 3, 4):
-        sets = [searched(selections, seed) for seed in range(seeds)]
-        where = f"{selections} selections"
-        share = torch.tensor([float((x[:, 0] > 0).float().mean()) for x in sets])
-        reward = torch.tensor([float(ring_reward(x).mean()) for x in sets])
-        modes = torch.tensor([float(occupied(x)) for x in sets])
-        made += [
-            mean(f"share of x_a > 0, {where}", 1.0, share),
-            mean(f"mean reward, {where}", 0.0, reward),
-            mean(f"modes, {where}", None, modes),
-        ]
+    for adjacent in (True, False):
+        for selections in (2, 3, 4):
+            sets = [searched(selections, seed, adjacent) for seed in range(seeds)]
+            order = "side by side" if adjacent else "in turn"
+            where = f"{selections} selections, copies {order}"
+            share = torch.tensor([float((x[:, 0] > 0).float().mean()) for x in sets])
+            reward = torch.tensor([float(ring_reward(x).mean()) for x in sets])
+            modes = torch.tensor([float(occupied(x)) for x in sets])
+            made += [
+                mean(f"share of x_a > 0, {where}", 1.0, share),
+                mean(f"mean reward, {where}", 0.0, reward),
+                mean(f"modes, {where}", None, modes),
+            ]
     return made

@@ -111,7 +111,8 @@ class FlowMapControl:
 
     `x <- X(s,t,x) + (t - s) scale |u| g / |g|`, theory (47), with the unguided mean velocity
     `u = (X(s,t,x) - x) / (t - s)` and `g = ∇ reward(X(s,1,x))`: deterministic optimal control,
-    theory (46) (2604.27147), with its gradient normalised to the velocity's norm. It tilts by
+    theory (46) (2604.27147), with its gradient normalised to the velocity's norm. If
+    not `relative`, `x <- X(s,t,x) + (t - s) scale g`, the publication's equation. It tilts by
     transport cost, not exponentially, and over-concentrates inside a mode (2606.02884): keep the
     scale small.
 
@@ -119,9 +120,11 @@ class FlowMapControl:
         flow: the flow map, prompts already bound.
         potential: the reward as evaluated at t, with its controls; `whole_reward` makes one.
         times: increasing, in [0, 1].
-        scale: length of the gradient step relative to the velocity.
+        scale: length of the gradient step relative to the velocity; if not `relative`, the
+            factor of the gradient.
         guided: the times at which to guide. Default: at the start of every step.
         batch_size: maximum number of rows in one network call; None: all at once.
+        relative: whether the gradient is scaled to the length of the velocity.
 
     Raises:
         ValueError: times that do not increase within [0, 1], a time of `guided` that is not among
@@ -138,11 +141,12 @@ class FlowMapControl:
         scale: float = 0.3,
         guided: Sequence[float] | None = None,
         batch_size: int | None = None,
+        relative: bool = True,
     ) -> None:
         self.flow, self.potential, self.batch_size = flow, potential, batch_size
         check_times(times)
         not_negative("scale", scale, ": a negative scale would lower the reward")
-        self.times, self.scale = list(times), scale
+        self.times, self.scale, self.relative = list(times), scale, relative
         begun = self.times[:-1]
         wanted = begun if guided is None else guided
         self.guided = [s for s in begun if any(abs(s - t) < 1e-9 for t in wanted)]
@@ -183,6 +187,8 @@ class FlowMapControl:
         gradient = here.evaluation(derivatives=True).gradient
         assert gradient is not None
         y = here.jump(t)
+        if not self.relative:
+            return y + (t - here.t) * self.scale * gradient
         return y + like(self.scale * row_norm(y - here.x), here.x) * direction(gradient)
 
     def _population(self, run: Ascent, here: State) -> Population:

@@ -115,6 +115,7 @@ def fmrg_j(
     times: Sequence[float],
     *,
     scale: float = 0.3,
+    relative: bool = True,
     brake: float | None = None,
     lookahead: int = 1,
     window: Sequence[float] = WHOLE,
@@ -124,7 +125,7 @@ def fmrg_j(
     """Build FMRG-J's control, theory (47)."""
     potential = controlled(whole_reward(flow, reward, prompts, lookahead), times, brake=brake)
     guided = Window.of(window, every).times(times)
-    made = FlowMapControl(flow, potential, times, scale, guided)
+    made = FlowMapControl(flow, potential, times, scale, guided, relative=relative)
     return BestSeen(made, flow) if keep_best else made
 
 

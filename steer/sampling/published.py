@@ -223,9 +223,10 @@ def das(
 ) -> Guidance:
     """Build DAS: twisted proposals on a ramp `(1+γ)^k - 1` that ends at 1, ratio weights.
 
-    Of K steps, step k has `((1+γ)^(k K') - 1) / ((1+γ)^(K K') - 1)` with `K' = 100 / K`, which is
-    the published ramp at 100 steps but for its last value, 1.22, which is cut at 1 there. Fails
-    for cold tilts: errors of E_q f of 2 x exact ones, more for a reward narrower than a mode.
+    Of K steps, step k has `((1+γ)^(k K') - 1) / ((1+γ)^(K K') - 1)` with `K' = 100 / K`. The
+    published ramp of 100 steps is not divided by its end, 1.22, but cut at 1, from step 87 on.
+    Fails for cold tilts: errors of E_q f of 2 x exact ones, more for a reward narrower than a
+    mode.
     """
     top = (1 + gamma) ** 100 - 1
 
