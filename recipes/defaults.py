@@ -5,6 +5,7 @@ given, and optional ones are skipped with a message.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from recipes.identity import named_files
 from recipes.inputs import Asked, read_prompts, takes_prompts
 from rewards.judge import Judge
 from steer import hub
+from steer.catalogue import MODELS
+from steer.names import unknown
 from steer.secrets import redacted
 
 __all__ = [
@@ -77,9 +80,12 @@ def reward_of(model: str, reward: str | None) -> str:
     """Return the reward that was given, else the model's own.
 
     Raises:
-        ValueError: neither.
+        ValueError: neither; a model of an unknown name.
     """
     found = reward or own(model).reward
+    word = isinstance(model, str) and re.fullmatch(r"[\w-]+", model)
+    if found is None and word and model not in MODELS and not Path(model).exists():
+        raise unknown("model", model, MODELS)
     if found is None:
         raise ValueError(
             f"model {model!r} has no default reward: give --reward, a name that `steer rewards` "

@@ -1,7 +1,7 @@
 """`steer sample`: guided sampling into a run folder, resumable over prompts."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -291,7 +291,9 @@ def sample(
     parts = 1 if crew.together else crew.count
     places = range(0, count, min(max(1, ROWS // particles), -(-count // parts)))
     with Partial(out, identity, overwrite, screen, crew) as partial, Ceiling().held():
-        _fill(partial, places, steps, method, draw, screen, crew)
+        turn = 1 if target is not None else max(1, (batch_size or ROWS) // particles)
+        work = {p: steps * -(-min(places.step, count - p) // turn) for p in places}
+        _fill(partial, places, work, method, draw, screen, crew)
         if not crew.first:
             return out
         titles = ["guided", *twins]
@@ -321,7 +323,7 @@ def sample(
 def _fill(
     partial: Partial,
     places: range,
-    steps: int,
+    work: Mapping[int, int],
     method: str,
     draw: Callable[[Partial, int, int, Callable[[Population], None]], None],
     screen: Console,
@@ -331,17 +333,20 @@ def _fill(
     left = crew.told(lambda: [p for p in places if not groups.drawn_before(partial, p)])
     mine = places if crew.count == 1 else crew.share(left)
     with progress(screen, "{task.completed}/{task.total}", "{task.fields[note]}") as bar:
-        task = bar.add_task(method, total=len(mine) * steps, note="")
+        total = sum(work[first] for first in mine)
+        task = bar.add_task(method, total=total, note="")
+        finished = 0
 
         def show(population: Population) -> None:
             reward = float(population.reward.mean())
             text = "" if math.isnan(reward) else f"reward {reward:.4g}"
             bar.update(task, advance=1, note=text)
 
-        for done, first in enumerate(mine):
-            bar.update(task, completed=done * steps)
+        for first in mine:
+            bar.update(task, completed=finished)
+            finished += work[first]  # a run that stops early makes fewer
             if crew.together or not groups.drawn_before(partial, first):
                 draw(partial, first, min(first + places.step, places.stop), show)
-        bar.update(task, completed=len(mine) * steps)
+        bar.update(task, completed=total)
     if crew.first:
         crew.wait(lambda: all(groups.drawn_before(partial, p) for p in places))

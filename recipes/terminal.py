@@ -99,7 +99,7 @@ class Lines:
         if now - self.said < EVERY or not advance:
             return
         self.said, spent = now, now - self.began
-        left = spent / self.made * (self.total - self.done)
+        left = spent / self.made * max(0.0, self.total - self.done)
         note = f", {self.note}" if self.note else ""
         self.console.print(
             f"{self.description}: {self.done:g} of {self.total:g}{note}; {duration(spent)}, "

@@ -10,9 +10,12 @@ HIDDEN = "<hidden>"
 _KEY = r"(?:token|password|passwd|pwd|secret|(?:api|access|auth)_?key)"
 _QUOTED = r"'[^']*'|\"[^\"]*\""
 SECRET = re.compile(
-    rf"(?i)(?<![a-z])(?P<key>{_KEY}\s*=\s*)(?P<value>{_QUOTED}|(?:[^\s,()]|\([^\s,()]*\))+)"
+    rf"(?i)(?<![a-z])(?P<key>{_KEY}\s*=\s*)(?!\$\()(?P<value>{_QUOTED}|(?:[^\s,()]|\([^\s,()]*\))+)"
 )
-"""`token=VALUE` as a reward's text has it; its value ends at a comma, a bracket or a space."""
+"""`token=VALUE` as a reward's text has it; its value ends at a comma, a bracket or a space.
+
+A shell's `$(...)` is no value.
+"""
 
 _SHOWN = re.compile(rf"(?i)(?P<key>['\"]{_KEY}['\"]\s*:\s*)(?P<value>{_QUOTED}|[^\s,}}]+)")
 _USER = re.compile(r"(?i)(?P<key>\b[a-z][a-z0-9+.-]*://)[^\s,()]*@")

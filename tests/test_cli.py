@@ -775,3 +775,53 @@ def test_earlier_names_of_options_are_told_by_todays():
     assert EARLIER["finetune"] == RENAMED
     with pytest.raises(ValueError, match="unknown option 'clip': it is called gradient_clip now"):
         parse("finetune", ["--clip", "1"])
+
+
+def test_a_misspelt_model_is_answered_with_the_nearest(here, capsys):
+    for command in ("sample", "compare", "finetune"):
+        assert main([command, "--model", "emojy", "--out", "o"]) == 2
+        refused(capsys, "unknown model 'emojy'", "emoji")
+
+
+def test_a_misspelt_rule_is_refused_before_the_velocity_is_trained(here, capsys):
+    assert main(["train", "--rule", "psdm", "--out", "o"]) == 2
+    refused(capsys, "psdm", "psd-m")
+    assert not (here / "o").exists()
+
+
+@pytest.mark.parametrize("command", [["studio"], ["serve-reward", "brightness"]])
+def test_a_port_that_is_none_is_refused(here, capsys, command):
+    assert main([*command, "--port", "99999"]) == 2
+    refused(capsys, "port must be from 0 to 65535, got 99999")
+
+
+def test_the_advice_on_a_token_can_be_pasted(here, capsys, monkeypatch):
+    monkeypatch.delenv("FLOWSTEER_REWARD_TOKEN", raising=False)
+    assert main(["serve-reward", "brightness", "--host", "0.0.0.0"]) == 2
+    refused(capsys, "FLOWSTEER_REWARD_TOKEN=$(openssl rand -hex 16)")
+
+
+def test_lines_of_progress_count_the_steps_of_all_batches(here, monkeypatch):
+    from recipes import terminal
+
+    said = []
+
+    class Kept(terminal.Lines):
+        def update(self, task, **changed):
+            super().update(task, **changed)
+            said.append((self.done, self.total))
+
+    monkeypatch.setattr(terminal, "Lines", Kept)
+    words = [
+        "sample",
+        "--model",
+        "fashion",
+        "--reward",
+        "brightness",
+        "--prompt",
+        "[bag, coat, boot]",
+    ]
+    words += ["--particles", "2", "--steps", "2", "--batch-size", "2", "--out", "o"]
+    assert main([*words, "--unguided", "false"]) == 0
+    assert said[-1] == (6, 6)
+    assert max(done for done, _ in said) == 6

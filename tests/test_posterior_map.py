@@ -404,3 +404,10 @@ def test_a_map_learned_longer_by_glass_is_within_four_standard_errors():
 def test_a_map_learned_from_data_draws_the_posterior():
     m = three_modes()
     check(trained(m, 3000, 2048, 0.998, 128, diagonal=0.75), m)
+
+
+@pytest.mark.slow
+def test_a_map_learned_longer_from_data_is_within_four_standard_errors():
+    """Eight minutes of one core: the velocity of single pairs is a noisy target."""
+    m = three_modes()
+    check(trained(m, 10_000, 4096, 0.9995, 128, diagonal=0.75), m, 4)

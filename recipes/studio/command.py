@@ -45,6 +45,8 @@ def studio(
     """
     import uvicorn
 
+    if not 0 <= port < 65536:
+        raise ValueError(f"port must be from 0 to 65535, got {port}")
     token = os.environ.get(TOKEN) or None
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(24)

@@ -81,6 +81,8 @@ def serve(
     for name, value in {"workers": workers, **limits}.items():
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
+    if not 0 <= port < 65536:
+        raise ValueError(f"port must be from 0 to 65535, got {port}")
     token = token or os.environ.get(TOKEN) or None
     if token is None and not is_loopback(host):
         raise ValueError(
