@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from recipes.inputs import usable_device
 from recipes.sheet import contact_sheet
 from steer.files import write_atomically
 from steer.flow import composed
 from steer.identity import changes
+from steer.onto import usable_device
 
 __all__ = ["begun_alike", "divided", "fit", "module_of", "place_of", "sheet_of"]
 

@@ -17,6 +17,7 @@ from steer.adapters.compiling import compile_blocks
 from steer.adapters.fingerprint import fingerprint
 from steer.adapters.store import load_adapters
 from steer.hub import lora_path
+from steer.onto import usable_device
 
 __all__ = [
     "Asked",
@@ -50,21 +51,6 @@ def weights_of(model: Any, flow: steer.FlowMap) -> dict[str, str]:
     if isinstance(model, str | os.PathLike):
         return {}
     return {model_name(model): fingerprint(flow)}
-
-
-def usable_device(device: str | None) -> None:
-    """Raise an error if torch has no such device.
-
-    Raises:
-        ValueError: there is no such device, or the name is invalid.
-    """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): give --device "
-            "cpu, or cuda where torch sees one"
-        ) from error
 
 
 def load_model(

@@ -51,3 +51,26 @@ def test_prompts_that_are_no_text_are_refused(flow, prompts):
 def test_a_class_of_rewards_is_no_reward(flow):
     with pytest.raises(TypeError, match=r"LinearReward is a class.*LinearReward\(\.\.\.\)"):
         steer.sample(flow, steer.LinearReward, "fox")
+
+
+def test_devices_and_dtypes_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="device 'cudda' cannot be used here"):
+        steer.load("emoji", device="cudda")
+    with pytest.raises(TypeError, match=r"torch\.bfloat16, got 'float8'"):
+        steer.load("emoji", dtype="float8")
+
+
+def test_adapters_that_are_not_finite_are_said_to_be_damaged(flow, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from steer.adapters.inject import adapt
+    from steer.adapters.store import WEIGHTS, save_adapters
+
+    save_adapters(adapt(flow, 2), tmp_path / "lora")
+    file = tmp_path / "lora" / WEIGHTS
+    state = load_file(file)
+    name = next(iter(state))
+    state[name][0] = torch.nan
+    save_file(state, file)
+    with pytest.raises(ValueError, match=r"not finite.*damaged"):
+        steer.load("emoji", lora=tmp_path / "lora")

@@ -140,8 +140,16 @@ def read_weights(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: it has no file of adapters.
+        ValueError: a number in it is not finite, as in a damaged file.
     """
-    state = safetensors.torch.load_file(_present(Path(folder) / WEIGHTS))
+    file = _present(Path(folder) / WEIGHTS)
+    state = safetensors.torch.load_file(file)
+    bad = [name for name, p in state.items() if not bool(p.isfinite().all())]
+    if bad:
+        raise ValueError(
+            f"{file} has numbers that are not finite in {bad[0]!r}: it is damaged, or its "
+            "training diverged; take another copy or an earlier checkpoint"
+        )
     return {
         name.removeprefix(PREFIX): p for name, p in state.items() if not name.startswith(BESIDE)
     }

@@ -27,6 +27,7 @@ from steer.models.posterior_unet import load_posterior
 from steer.models.second_timed import read_second_time, with_second_time
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.models.user_file import load_user_file
+from steer.onto import usable_device
 
 __all__ = ["MODELS", "load", "save"]
 
@@ -76,12 +77,16 @@ def load(
 
     Raises:
         ValueError: an unknown name (the message has similar ones), an invalid file, adapters that
-            were made for another base, an option that the model does not have.
+            were made for another base, an option that the model does not have, a device that is
+            not there.
         FileNotFoundError: a missing file.
-        TypeError: the object in a Python file is not a flow map.
+        TypeError: the object in a Python file is not a flow map; a dtype that is not torch's.
         ConnectionError: the model hub cannot be reached, or denies access.
         ModuleNotFoundError: the model is a pipeline, and diffusers is not installed.
     """
+    usable_device(device)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype is one of torch's, such as torch.bfloat16, got {dtype!r}")
     text = isinstance(name, str | os.PathLike)
     name = _own_on_hub(name) if text else name
     made = load_user_file(name, device, dtype) if text else None
