@@ -63,6 +63,13 @@ def _at_home(value: Any) -> Any:
     return value
 
 
+def _after(command: str) -> str:
+    """Return what a user can do after a command was stopped."""
+    if command in ("studio", "serve-reward"):
+        return "nothing is served any more; files that were saved are kept"
+    return "run the same command again to resume; finished parts are kept"
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; errors of use are one line on stderr and exit code 2."""
     argv = list(sys.argv[1:] if args is None else args)
@@ -73,11 +80,10 @@ def main(args: Sequence[str] | None = None) -> int:
         with nullcontext() if argv[0] == "serve-reward" else _terminable():
             _run(argv[0], argv[1:])
     except _Terminated:
-        print("\nterminated: run the same command again to resume; finished parts are kept",
-              file=sys.stderr)  # fmt: skip
+        print(f"\nterminated: {_after(argv[0])}", file=sys.stderr)
         return 128 + signal.SIGTERM
     except KeyboardInterrupt as stop:
-        text = str(stop) or "run the same command again to resume; finished parts are kept"
+        text = str(stop) or _after(argv[0])
         print(f"\ninterrupted: {text}", file=sys.stderr)
         return 130
     except SystemExit as stop:

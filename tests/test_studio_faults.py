@@ -3,6 +3,7 @@
 import inspect
 import json
 import shlex
+import socket
 import threading
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from recipes.compare import compare as steer_compare
 from recipes.identity import config_text, settings_of
 from recipes.studio import compare_page, session, steer_page, tune_page, tuning
 from recipes.studio.ask import Ask
+from recipes.studio.command import studio as open_studio
 from recipes.studio.jobs import AHEAD, Job
 from recipes.studio.loading import Loading
 from recipes.studio.places import plain_reward
@@ -454,3 +456,15 @@ def test_a_model_without_pictures_is_refused():
     job = Job(flow, steer.LinearReward([1.0, 0.0]), ask(prompts="bag"), None)
     with pytest.raises(ValueError, match="are no pictures"):
         job.unguided()
+
+
+def test_a_port_in_use_is_said_before_the_page_is_announced(tmp_path, capsys, monkeypatch):
+    for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "1")  # gradio sets them
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        place.listen()
+        port = place.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"nothing can listen at 127.0.0.1:{port}.*--port"):
+            open_studio("fashion", tmp_path, port=port)
+    assert "open http" not in "".join(capsys.readouterr())

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -50,9 +51,11 @@ def studio(
     token = os.environ.get(TOKEN) or None
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(24)
+    _free(host, port)
     state = Studio(model, Path(root), allow_files, device)
     app = application(state, host, token)
-    address = f"http://{host}:{port}/" + (f"?token={token}" if token else "")
+    named = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
+    address = f"http://{named}:{port}/" + (f"?token={token}" if token else "")
     console().print(f"open {address} in a browser; Ctrl-C ends it", soft_wrap=True)
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
 
@@ -65,6 +68,24 @@ def studio(
         raise state.loading.error
     if not server.started:  # the address is in use, as uvicorn has reported
         raise SystemExit(1)
+
+
+def _free(host: str, port: int) -> None:
+    """Raise if nothing can listen at an address.
+
+    Raises:
+        ValueError: the port is in use, or the address is not this machine's.
+    """
+    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(kind) as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            place.bind((host, port))
+        except OSError as error:
+            raise ValueError(
+                f"nothing can listen at {host}:{port} ({error.strerror or error}): give another "
+                "--port, or --host"
+            ) from error
 
 
 def application(state: Studio, host: str = "127.0.0.1", token: str | None = None) -> Any:
