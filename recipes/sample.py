@@ -333,14 +333,12 @@ def _fill(
     left = crew.told(lambda: [p for p in places if not groups.drawn_before(partial, p)])
     mine = places if crew.count == 1 else crew.share(left)
     with progress(screen, "{task.completed}/{task.total}", "{task.fields[note]}") as bar:
-        total = sum(work[first] for first in mine)
+        finished, total = 0, sum(work[first] for first in mine)
         task = bar.add_task(method, total=total, note="")
-        finished = 0
 
         def show(population: Population) -> None:
             reward = float(population.reward.mean())
-            text = "" if math.isnan(reward) else f"reward {reward:.4g}"
-            bar.update(task, advance=1, note=text)
+            bar.update(task, advance=1, note="" if math.isnan(reward) else f"reward {reward:.4g}")
 
         for first in mine:
             bar.update(task, completed=finished)

@@ -27,7 +27,7 @@ def usable_device(device: str | torch.device | None) -> None:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}): give "
-            "cpu, or cuda where torch sees one"
+            "cpu (--device cpu), or cuda where torch sees one"
         ) from error
 
 
