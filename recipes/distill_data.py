@@ -2,6 +2,7 @@
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +24,7 @@ SAMPLES = 256
 """Number of its own samples on which a model is trained."""
 
 
-class Data:
+class Data(ABC):
     """Pictures, as latents of a model, and their captions.
 
     Args:
@@ -36,9 +37,9 @@ class Data:
     def __init__(self, captions: list[str] | None, size: int, seed: int, empty: float) -> None:
         self.captions, self.size, self.seed, self.empty = captions, size, seed, empty
 
+    @abstractmethod
     def on(self, base: FlowMap) -> Callable[[int], Batch]:
         """Return step -> (x_1, prompts) for a model, which must be on its device."""
-        raise NotImplementedError
 
 
 class Pictures(Data):

@@ -1,12 +1,32 @@
-"""Runs over several processes whose child is killed."""
+"""Runs over several processes: what each holds of a base, and a child that is killed."""
 
 import os
+import re
 import signal
 import subprocess
 import time
 from pathlib import Path
 
-__all__ = ["children", "gone", "said_when_killed"]
+__all__ = ["children", "gone", "said_to_be_held", "said_when_killed", "say_what_is_held"]
+
+
+def say_what_is_held():
+    """Let each process of this script print the bytes that it holds of a sharded base."""
+    from steer.tuning.sharding import ShardedBase, shards
+
+    split = ShardedBase.model_to_device
+
+    def told(self):
+        split(self)
+        held, whole = shards(self.lightning_module.tuned.flow)
+        print(f"rank {self.global_rank} holds {held} of {whole} bytes", flush=True)
+
+    ShardedBase.model_to_device = told
+
+
+def said_to_be_held(text):
+    """(rank, bytes held, bytes of all) of each process, as texts."""
+    return re.findall(r"rank (\d) holds (\d+) of (\d+) bytes", text)
 
 
 def children(process):

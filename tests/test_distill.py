@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from steer.adapters.inject import adapt
 from steer.adapters.store import WEIGHTS, read_metadata
 from steer.models.second_timed import fresh_second_time, with_second_time
 from steer.training.adapting import AdapterTraining
-from steer.tuning.sharding import ShardedBase, shards
+from tests.children import said_to_be_held, say_what_is_held
 from tests.tiny_flows import PROMPT, flow, pipe, seen_as
 
 QUICK = {"steps": 4, "batch_size": 4, "rank": 4, "data": "emoji", "save_every": 2}
@@ -203,14 +202,7 @@ if __name__ == "__main__":
 def several(kind, out, strategy, rule):
     """Distill in two processes, and say what this one holds of the base."""
     torch.set_num_threads(1)
-    split = ShardedBase.model_to_device
-
-    def told(self):
-        split(self)
-        held, whole = shards(self.lightning_module.tuned.flow)
-        print(f"rank {self.global_rank} holds {held} of {whole} bytes", flush=True)
-
-    ShardedBase.model_to_device = told
+    say_what_is_held()
     one = "emoji" if kind == "emoji" else seen_as(pipe(kind), kind)
     settings = {**QUICK, "data": "samples", "own_steps": 2, "prompts": ["a fox", "an owl"]}
     distill(
@@ -231,7 +223,7 @@ def test_a_sharded_base_learns_the_map_of_a_whole_one(kind, rule, tmp_path):
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
-    held = re.findall(r"rank (\d) holds (\d+) of (\d+) bytes", done.stdout)
+    held = said_to_be_held(done.stdout)
     assert sorted(rank for rank, _, _ in held) == ["0", "1"]
     assert all(int(own) / int(whole) < 0.6 for _, own, whole in held)
     a, b = (safetensors.torch.load_file(tmp_path / s / WEIGHTS) for s in ("ddp", "fsdp"))

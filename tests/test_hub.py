@@ -132,13 +132,20 @@ def test_adapters(hub, monkeypatch, tmp_path):
     assert hub.asked == []
 
 
-def test_a_lora_file_and_several_of_them(hub, tmp_path):
+@pytest.fixture
+def lora_file(hub, tmp_path):
+    """A repository with one LoRA under a name of its own: its folder, the base, the tuned flow."""
     base, tuned = flow("flux"), trained(flow("flux"))
     save_adapters(tuned, tmp_path / "lora")
     folder = tmp_path / "files"
     folder.mkdir()
     shutil.copy(tmp_path / "lora" / "pytorch_lora_weights.safetensors", folder / "a.safetensors")
     hub.repositories["someone/files"] = folder
+    return folder, base, tuned
+
+
+def test_a_lora_file_and_several_of_them(lora_file):
+    folder, base, tuned = lora_file
     x = torch.randn(2, *base.event_shape)
     wanted = tuned.given(["a"]).jump(x, 0.2, 0.9)
     loaded = steer.load(base, lora="hf://someone/files")
@@ -156,13 +163,8 @@ def test_a_lora_file_and_several_of_them(hub, tmp_path):
     refused(FileNotFoundError, lambda: steer.load(base, lora="hf://someone/files"), "no LoRA")
 
 
-def test_a_lora_file_in_the_cache_needs_no_network(hub, monkeypatch, tmp_path):
-    base, tuned = flow("flux"), trained(flow("flux"))
-    save_adapters(tuned, tmp_path / "lora")
-    folder = tmp_path / "files"
-    folder.mkdir()
-    shutil.copy(tmp_path / "lora" / "pytorch_lora_weights.safetensors", folder / "a.safetensors")
-    hub.repositories["someone/files"] = folder
+def test_a_lora_file_in_the_cache_needs_no_network(lora_file, monkeypatch, tmp_path):
+    _, base, _ = lora_file
     steer.load(base, lora="hf://someone/files")
     use_hub(monkeypatch, NOWHERE, tmp_path / "cache")
     assert steer.load(base, lora="hf://someone/files").kind == base.kind

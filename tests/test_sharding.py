@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,9 +17,9 @@ from torch import nn
 import steer
 from steer.training.processes import _of_another
 from steer.tuning.settings import Settings
-from steer.tuning.sharding import ShardedBase, refuse_unshardable, shards, units
+from steer.tuning.sharding import refuse_unshardable, units
 from tests import test_tuning, tiny_pipelines
-from tests.children import children, gone, said_when_killed
+from tests.children import children, gone, said_to_be_held, said_when_killed, say_what_is_held
 
 SCRIPT = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
@@ -41,14 +40,7 @@ def base_of(kind):
 def several(kind, out, processes, strategy, steps, objectives="direct", *more):
     """Tune by each of some objectives, and say what this process holds of the base."""
     torch.set_num_threads(1)
-    split = ShardedBase.model_to_device
-
-    def told(self):
-        split(self)
-        held, whole = shards(self.lightning_module.tuned.flow)
-        print(f"rank {self.global_rank} holds {held} of {whole} bytes", flush=True)
-
-    ShardedBase.model_to_device = told
+    say_what_is_held()
     for name in objectives.split(","):
         tuned = test_tuning.tune(
             base_of(kind), f"{out}/{name}", int(steps), name, devices=int(processes),
@@ -117,7 +109,7 @@ def test_a_split_base_gives_the_run_of_one_process(tmp_path, capsys):
     front = [json.loads((folder / "front.json").read_text()) for folder in (one, two)]
     assert [e["scale"] for e in front[0]] == [e["scale"] for e in front[1]] == [0.0, 1.0]
     assert [e["reward"] for e in front[0]] == pytest.approx([e["reward"] for e in front[1]])
-    held = re.findall(r"rank (\d) holds (\d+) of (\d+) bytes", said)
+    held = said_to_be_held(said)
     assert sorted(rank for rank, _, _ in held) == ["0", "1"]
     assert all(int(own) / int(whole) < 0.55 for _, own, whole in held)
     returned = [line for line in said.splitlines() if line.startswith("returned")]

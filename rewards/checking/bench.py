@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rewards.checking.report import Finding
-from steer.reward import Reward, check_scores, name_of, reason
+from steer.onto import usable_device
+from steer.reward import Reward, check_scores, name_of
 
 __all__ = ["PROMPTS", "Bench", "ask", "ordinary"]
 
@@ -177,12 +178,6 @@ def _device(reward: Reward, device: str | torch.device | None) -> torch.device:
     if device is None:
         some = next(iter([*reward.parameters(), *reward.buffers()]), None)
         return torch.device("cpu") if some is None else some.device
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {str(device)!r} cannot be used here ({reason(error)}): give cpu or one that "
-            "is there"
-        ) from error
+    usable_device(device)
     reward.to(device)
     return torch.device(device)
