@@ -110,13 +110,13 @@ def train(
             32-true.
         devices: number of processes, one per device; they divide every batch.
     """
-    from steer.training.rules import build
-
     settings = {
         k: os.fspath(v) if isinstance(v, Path) else v
         for k, v in locals().items()
-        if k not in ("out", "stages", "precision", "build")
+        if k not in ("out", "stages", "precision")
     }
+    from steer.training.rules import build
+
     divided(batch_size, devices)
     for name, chosen in ((rule, options), (posterior_rule, {})):
         build(name, chosen)  # an unknown one is refused before the first stage
