@@ -9,10 +9,15 @@ encoders are left out, of the plan too. A row of the table is a model, checkpoin
 - the time of a guided step over that of its calls by hand: the median of interleaved pairs. The
   bar: 1.05.
 - the peak of a tuning step (`direct` of one jump, rank 16) at one row, over the plan's.
+- with `--compile`, last: the time of a guided step with compiled blocks over that of one without,
+  the median of interleaved pairs, and the seconds of the first compiled step.
 
-A model that does not fit is reported, and the next one is measured.
+A model that does not fit is reported, and the next one is measured. Plans take most of the time
+and need no device: `--write` computes them on any machine, and `--plans` reads them.
 
-    python -m benchmarks.card --models sd15 sdxl --rows 1 2
+    python -m benchmarks.card --models sd15 sdxl --rows 1 2 --checkpointing --compile
+    python -m benchmarks.card --checkpointing --write plans.json
+    python -m benchmarks.card --checkpointing --plans plans.json
 """
 
 import argparse
@@ -24,6 +29,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +39,7 @@ from torch.utils._pytree import tree_map
 import steer
 from benchmarks.step import bare
 from recipes.figures import markdown
+from steer.adapters.compiling import compile_blocks
 from steer.adapters.inject import adapt
 from steer.noise import Draws, Noise, noise_dtype
 from steer.objectives.batch import Batch
@@ -42,7 +49,7 @@ from steer.planning.report import gib
 from steer.planning.subject import outlined_flow
 from steer.reward import Reward, wrap
 
-__all__ = ["bound", "guided", "measured", "ratio", "tuned"]
+__all__ = ["bound", "compiled", "guided", "measured", "planned", "ratio", "tuned"]
 
 MODELS = ("sd15", "sdxl", "sd3-medium", "flux3-klein", "sana-sprint-0.6b")
 RANK = 16
@@ -108,14 +115,7 @@ def _start(flow: Any, rows: int) -> Tensor:
 
 def ratio(flow: Any, reward: Reward, repeats: int) -> float:
     """Return the median ratio of the time of a guided step to that of its bare calls."""
-    device = next(flow.parameters()).device
-
-    def clock() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    found = []
+    clock, found = _clock(flow), []
     guide = _guide(flow, reward)
     for seed in range(repeats):
         run = guide.steps(_start(flow, 1), seed)
@@ -128,6 +128,44 @@ def ratio(flow: Any, reward: Reward, repeats: int) -> float:
             found.append((middle - begun) / (clock() - middle))
         run.close()
     return statistics.median(found[1:])  # the first call compiles kernels
+
+
+def compiled(flow: Any, reward: Reward, repeats: int, rows: int = 1) -> tuple[float, float]:
+    """Compile the flow's blocks; return a step's time over that without, and the first's seconds.
+
+    Args:
+        flow: a flow; its blocks stay compiled.
+        reward: the reward.
+        repeats: runs, of six interleaved pairs each; the first one is a warm-up.
+        rows: rows of a step.
+    """
+    clock, guide, found = _clock(flow), _guide(flow, reward), []
+    compile_blocks(flow)
+    first = 0.0
+    for seed in range(repeats + 1):
+        run = guide.steps(_start(flow, rows), seed)
+        next(run)
+        for _ in range(6):
+            begun = clock()
+            next(run)
+            middle = clock()
+            first = first or middle - begun
+            with torch.compiler.set_stance("force_eager"):
+                next(run)
+            found.append((middle - begun) / (clock() - middle))
+        run.close()
+    return statistics.median(found[6:]), first
+
+
+def _clock(flow: Any) -> Callable[[], float]:
+    device = next(flow.parameters()).device
+
+    def clock() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return clock
 
 
 def tuned(flow: Any, reward: Reward, rows: int = 1) -> int:
@@ -161,26 +199,55 @@ def _mixed(flow: Any) -> AbstractContextManager[Any]:
     return torch.autocast(p.device.type, p.dtype) if half else contextlib.nullcontext()
 
 
-def measured(
-    model: Any, device: torch.device, rows: list[int], repeats: int, **options: Any
-) -> dict[str, Any]:
-    """Return a row of the table: figures by name, or "said" if the model does not fit."""
-    cuda = device.type == "cuda"
-    dtype = torch.bfloat16 if cuda else torch.float32
-    reward = wrap(red)
+def _dtype(cuda: bool) -> torch.dtype:
+    return torch.bfloat16 if cuda else torch.float32
+
+
+def planned(model: Any, cuda: bool, rows: list[int], **options: Any) -> dict[str, Any]:
+    """Return the planned peaks of a row of the table, without text encoders, in bytes by name."""
     plan = steer.plan(
-        model, reward, dtype=dtype, cuda=cuda, levers=False, method="fmtt",
+        model, wrap(red), dtype=_dtype(cuda), cuda=cuda, levers=False, method="fmtt",
         objective=build("direct", JUMP), rank=RANK, **options,
     )  # fmt: skip
     texts = sum(w for name, w in plan.weights.items() if name.startswith("text_encoder"))
-    made: dict[str, Any] = {"model": plan.model, "checkpointing": options.get("checkpointing")}
+    found = {f"guided, {n} rows": plan.guided.at(n) - texts for n in rows}
+    if plan.tuning is not None:
+        found["tuning, 1 row"] = plan.tuning.at(1) - texts
+    return {"model": plan.model, "checkpointing": options.get("checkpointing")} | found
+
+
+def measured(
+    model: Any,
+    device: torch.device,
+    rows: list[int],
+    repeats: int,
+    plan: dict[str, Any] | None = None,
+    compile: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return a row of the table: figures by name, or "said" if the model does not fit.
+
+    Args:
+        model: what `steer.plan` takes of pipelines.
+        device: where.
+        rows: numbers of rows of a guided step.
+        repeats: of the timing.
+        plan: what `planned` returned. Default: computed.
+        compile: measure compiled blocks as well.
+        **options: options of `steer.load`, and height, width and text_tokens.
+    """
+    cuda, reward = device.type == "cuda", wrap(red)
+    plan = plan or planned(model, cuda, rows, **options)
+    made = {name: plan[name] for name in ("model", "checkpointing")}
     try:
-        flow = bound(model, device, dtype, **options)
+        flow = bound(model, device, _dtype(cuda), **options)
         for n in rows:
-            made[f"guided, {n} rows"] = [guided(flow, reward, n), plan.guided.at(n) - texts]
+            made[f"guided, {n} rows"] = [guided(flow, reward, n), plan[f"guided, {n} rows"]]
         made["step / hand"] = ratio(flow, reward, repeats)
-        if plan.tuning is not None:
-            made["tuning, 1 row"] = [tuned(flow, reward), plan.tuning.at(1) - texts]
+        if "tuning, 1 row" in plan:
+            made["tuning, 1 row"] = [tuned(flow, reward), plan["tuning, 1 row"]]
+        if compile:
+            made["compiled / eager"], made["first compiled, s"] = compiled(flow, reward, repeats)
     except torch.OutOfMemoryError as trouble:
         made["said"] = str(trouble).splitlines()[0]
     return made
@@ -200,15 +267,29 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--checkpointing", action="store_true", help="measure with it as well")
+    parser.add_argument("--compile", action="store_true", help="time compiled blocks as well")
+    parser.add_argument("--write", type=Path, help="only compute plans for CUDA, into this file")
+    parser.add_argument("--plans", type=Path, help="read plans from this file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    device, table = torch.device(args.device), []
+    device, table, plans = torch.device(args.device), [], {}
+    if args.plans:
+        plans = {(p["model"], p["checkpointing"]): p for p in json.loads(args.plans.read_text())}
     for model in args.models:
         for checkpointing in (False, True) if args.checkpointing else (False,):
-            found = measured(model, device, args.rows, args.repeats, checkpointing=checkpointing)
+            if args.write:
+                found = planned(model, True, args.rows, checkpointing=checkpointing)
+            else:
+                found = measured(
+                    model, device, args.rows, args.repeats, plans.get((model, checkpointing)),
+                    args.compile, checkpointing=checkpointing,
+                )  # fmt: skip
             print(json.dumps(found), flush=True)
             table.append(found)
             gc.collect()
+    if args.write:
+        args.write.write_text(json.dumps(table, indent=1) + "\n")
+        return
     columns = list(dict.fromkeys(name for row in table for name in row))
     print(markdown(columns, [[_cell(row.get(c, "")) for c in columns] for row in table]))
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from recipes.sheet import contact_sheet
+from steer.devices import usable_device
 from steer.files import write_atomically
 from steer.flow import composed
 from steer.identity import changes
-from steer.onto import usable_device
 
 __all__ = ["begun_alike", "divided", "fit", "module_of", "place_of", "sheet_of"]
 

@@ -16,8 +16,8 @@ import steer
 from steer.adapters.compiling import compile_blocks
 from steer.adapters.fingerprint import fingerprint
 from steer.adapters.store import load_adapters
+from steer.devices import usable_device
 from steer.hub import lora_path
-from steer.onto import usable_device
 
 __all__ = [
     "Asked",

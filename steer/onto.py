@@ -10,25 +10,10 @@ from torch import Tensor
 
 from steer.path import Time, as_time
 
-__all__ = ["onto", "row_times", "usable_device"]
+__all__ = ["onto", "row_times"]
 
 PINNED = ("cuda", "xpu")
 """Devices that copy from pinned memory asynchronously."""
-
-
-def usable_device(device: str | torch.device | None) -> None:
-    """Raise if torch has no such device.
-
-    Raises:
-        ValueError: it has none, or the name is not that of a device.
-    """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}): give "
-            "cpu (--device cpu), or cuda where torch sees one"
-        ) from error
 
 
 def onto(values: Tensor, device: torch.device | str | None) -> Tensor:

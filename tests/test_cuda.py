@@ -3,7 +3,11 @@
 Skipped where there is none.
 """
 
+import contextlib
 import copy
+import itertools
+import warnings
+from collections import Counter
 
 import pytest
 import torch
@@ -11,6 +15,8 @@ import torch
 import rewards
 import steer
 from steer.objectives.table import TABLE
+from steer.sampling.methods import TABLE as METHODS
+from steer.tuning import module
 from tests import tiny_pipelines as tiny
 from tests.tiny_flows import PROMPT, seen_as
 
@@ -104,3 +110,64 @@ def test_the_embedded_model_is_tuned(objective, dtype, tmp_path):
     assert (
         back.given(["fox"]).lookahead(torch.randn(1, 3, 32, 32).to(DEVICE), 0.0).isfinite().all()
     )
+
+
+@contextlib.contextmanager
+def waits():
+    """What makes the host wait for the card, as CUDA itself reports it: lists of code lines."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield lambda: [
+                f"{w.filename}:{w.lineno}" for w in found if "synchronizing CUDA" in str(w.message)
+            ]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_waiting_for_the_card_is_reported():
+    with waits() as so_far:
+        torch.ones(3, device=DEVICE).sum().item()
+    assert len(so_far()) == 1
+
+
+LAST = {"noise-smc": 2, "reno": 2, "dno": 2}
+"""Their last population is the end of two steps: an iteration, and the pictures."""
+
+
+@pytest.mark.parametrize("method", steer.METHODS)
+def test_a_step_waits_once_for_the_card(method):
+    """The first step has the start in it; `tests/test_stalls.py` counts on a simulated device."""
+    flow, reward = steer.load("emoji", device=DEVICE), rewards.load("clip").to(DEVICE)
+    more = {"temperature": 0.05} if METHODS[method].weighted else {}
+    counts, before = [], []
+    with waits() as so_far:
+        for _ in steer.stream(flow, reward, ["fox", "owl"], 4, steps=4, method=method, **more):
+            now = so_far()
+            counts.append(now[len(before) :])
+            before = now
+    *within, last = counts[1:]
+    assert max((len(c) for c in within), default=0) <= 1, Counter(itertools.chain(*within))
+    assert len(last) <= LAST.get(method, 1), Counter(last)
+
+
+@pytest.mark.parametrize("objective", TABLE)
+def test_an_optimizer_step_waits_once_for_the_card(objective, monkeypatch):
+    counts, before = [], []
+
+    class Counting(module.RewardTuning):
+        def on_train_batch_start(self, batch, index):
+            before[:] = so_far()
+
+        def on_train_batch_end(self, outputs, batch, index):
+            counts.append(so_far()[len(before) :])
+
+    monkeypatch.setattr(module, "RewardTuning", Counting)
+    flow = steer.load("emoji", device=DEVICE)
+    with waits() as so_far:
+        steer.finetune(
+            flow, red, ["fox", "owl"], objective=objective, steps=4, batch_size=8, progress=False
+        )
+    assert len(counts) == 4
+    assert max(len(c) for c in counts[1:]) <= 1, Counter(itertools.chain(*counts[1:]))

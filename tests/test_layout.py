@@ -41,7 +41,10 @@ ARROWS = {
     "rewards.testing": set(),
 }
 """Room -> the rooms of its package that it may import, beside itself; a file beside is a room."""
-GROUND = {"steer.hub", "steer.names", "steer.reward", "steer.secrets", "steer.user_code"}
+GROUND = {
+    "steer.devices", "steer.hub", "steer.names", "steer.reward", "steer.secrets",
+    "steer.user_code",
+}  # fmt: skip
 """What `rewards` stands on."""
 LATE = {"rewards.models": {"loading"}, "rewards.serving": {"loading"}}
 """Room -> those that it may import besides, inside functions."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rewards.checking.report import Finding
-from steer.onto import usable_device
+from steer.devices import usable_device
 from steer.reward import Reward, check_scores, name_of
 
 __all__ = ["PROMPTS", "Bench", "ask", "ordinary"]

@@ -20,6 +20,7 @@ from steer.backends.folders import INDEX, MODULAR, needs_diffusers
 from steer.backends.loading import open_pipeline
 from steer.backends.second_time import FOLDER
 from steer.catalogue import MODELS
+from steer.devices import usable_device
 from steer.doors import is_pipeline
 from steer.flow import FlowMap, device_of
 from steer.models.folder import ZOO, folder_of, read_network, write_network
@@ -27,7 +28,6 @@ from steer.models.posterior_unet import load_posterior
 from steer.models.second_timed import read_second_time, with_second_time
 from steer.models.two_time import NetworkFlow, TwoTimeUNet
 from steer.models.user_file import load_user_file
-from steer.onto import usable_device
 
 __all__ = ["MODELS", "load", "save"]
 
