@@ -9,13 +9,14 @@ encoders are left out, of the plan too. A row of the table is a model, checkpoin
 - the time of a guided step over that of its calls by hand: the median of interleaved pairs. The
   bar: 1.05.
 - the peak of a tuning step (`direct` of one jump, rank 16) at one row, over the plan's.
-- with `--compile`, last: the time of a guided step with compiled blocks over that of one without,
+- with `--measure compile`: the time of a guided step with compiled blocks over one without,
   the median of interleaved pairs, and the seconds of the first compiled step.
 
 A model that does not fit is reported, and the next one is measured. Plans take most of the time
 and need no device: `--write` computes them on any machine, and `--plans` reads them.
 
-    python -m benchmarks.card --models sd15 sdxl --rows 1 2 --checkpointing --compile
+    python -m benchmarks.card --models sd15 sdxl --rows 1 2 --checkpointing
+    python -m benchmarks.card --models sd3-medium --measure time compile
     python -m benchmarks.card --checkpointing --write plans.json
     python -m benchmarks.card --checkpointing --plans plans.json
 """
@@ -27,7 +28,7 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from steer.reward import Reward, wrap
 
 __all__ = ["bound", "compiled", "guided", "measured", "planned", "ratio", "tuned"]
 
+MEASURES = ("memory", "time", "compile")
 MODELS = ("sd15", "sdxl", "sd3-medium", "flux3-klein", "sana-sprint-0.6b")
 RANK = 16
 JUMP = {"jumps": [1]}
@@ -175,11 +177,11 @@ def tuned(flow: Any, reward: Reward, rows: int = 1) -> int:
     parameters = list(student.adapters().values())
     for p in parameters:
         p.requires_grad_(True)
-    objective = build("direct", JUMP)
+    objective, device = build("direct", JUMP), next(flow.parameters()).device
     optimizer = torch.optim.AdamW(parameters, 1e-4)
     with peak(flow, student) as found:
         for step in range(2):
-            draws = Draws(0, step, (0, rows), dtype=noise_dtype(flow))
+            draws = Draws(0, step, (0, rows), device=device, dtype=noise_dtype(flow))
             batch = Batch(
                 student, student.base, student.at(1.0, "average"), reward, 1.0, draws, None, None,
                 student.base,
@@ -222,7 +224,7 @@ def measured(
     rows: list[int],
     repeats: int,
     plan: dict[str, Any] | None = None,
-    compile: bool = False,
+    measure: Collection[str] = MEASURES[:2],
     **options: Any,
 ) -> dict[str, Any]:
     """Return a row of the table: figures by name, or "said" if the model does not fit.
@@ -233,20 +235,24 @@ def measured(
         rows: numbers of rows of a guided step.
         repeats: of the timing.
         plan: what `planned` returned. Default: computed.
-        compile: measure compiled blocks as well.
+        measure: which of `MEASURES`.
         **options: options of `steer.load`, and height, width and text_tokens.
     """
     cuda, reward = device.type == "cuda", wrap(red)
-    plan = plan or planned(model, cuda, rows, **options)
-    made = {name: plan[name] for name in ("model", "checkpointing")}
+    if plan is None and "memory" in measure:
+        plan = planned(model, cuda, rows, **options)
+    made: dict[str, Any] = {"model": str(model), "checkpointing": options.get("checkpointing")}
     try:
         flow = bound(model, device, _dtype(cuda), **options)
-        for n in rows:
-            made[f"guided, {n} rows"] = [guided(flow, reward, n), plan[f"guided, {n} rows"]]
-        made["step / hand"] = ratio(flow, reward, repeats)
-        if "tuning, 1 row" in plan:
-            made["tuning, 1 row"] = [tuned(flow, reward), plan["tuning, 1 row"]]
-        if compile:
+        if plan is not None and "memory" in measure:
+            made["model"] = plan["model"]
+            for n in rows:
+                made[f"guided, {n} rows"] = [guided(flow, reward, n), plan[f"guided, {n} rows"]]
+            if "tuning, 1 row" in plan:
+                made["tuning, 1 row"] = [tuned(flow, reward), plan["tuning, 1 row"]]
+        if "time" in measure:
+            made["step / hand"] = ratio(flow, reward, repeats)
+        if "compile" in measure:
             made["compiled / eager"], made["first compiled, s"] = compiled(flow, reward, repeats)
     except torch.OutOfMemoryError as trouble:
         made["said"] = str(trouble).splitlines()[0]
@@ -267,7 +273,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--checkpointing", action="store_true", help="measure with it as well")
-    parser.add_argument("--compile", action="store_true", help="time compiled blocks as well")
+    parser.add_argument("--measure", nargs="+", choices=MEASURES, default=list(MEASURES[:2]))
     parser.add_argument("--write", type=Path, help="only compute plans for CUDA, into this file")
     parser.add_argument("--plans", type=Path, help="read plans from this file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -282,7 +288,7 @@ def main() -> None:
             else:
                 found = measured(
                     model, device, args.rows, args.repeats, plans.get((model, checkpointing)),
-                    args.compile, checkpointing=checkpointing,
+                    args.measure, checkpointing=checkpointing,
                 )  # fmt: skip
             print(json.dumps(found), flush=True)
             table.append(found)
