@@ -4,7 +4,7 @@ BIN := .venv/bin
 JOBS ?= $(if $(FILES),0,auto)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-all test-browser test-oldest mutate crash lint docs bench clean
+.PHONY: demo test test-all test-browser test-cuda test-oldest mutate crash lint docs bench clean
 .DELETE_ON_ERROR:
 
 # .venv is built again only when pyproject.toml changed
@@ -27,6 +27,10 @@ test-all: .venv/installed
 # the studio in Debian's chromium (apt-get install chromium)
 test-browser: .venv/installed
 	$(BIN)/python -m pytest -m browser tests/browser
+
+# on an NVIDIA card; all other tests hide it
+test-cuda: .venv/installed
+	TEST_DEVICE=cuda $(BIN)/python -m pytest -n $(JOBS) tests/test_cuda.py
 
 # the oldest releases that pyproject.toml allows, in an environment of their own
 test-oldest:

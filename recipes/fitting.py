@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from recipes.sheet import contact_sheet
-from steer.devices import usable_device
+from steer.devices import differentiating, usable_device
 from steer.files import write_atomically
 from steer.flow import composed
 from steer.identity import changes
@@ -212,7 +212,7 @@ def fit(
         enable_progress_bar=isinstance(seen, ProgressBar),
         enable_model_summary=False,
     )
-    with signals.heard(), warnings.catch_warnings(), with_others(trainer):
+    with signals.heard(), warnings.catch_warnings(), with_others(trainer), differentiating():
         for message in KNOWN:
             warnings.filterwarnings("ignore", message)
         trainer.fit(module, step_loader(module.steps), ckpt_path=last, weights_only=True)

@@ -1,8 +1,11 @@
-"""Which devices torch can use here."""
+"""Which devices torch can use here, and which attention kernels a gradient may use."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-__all__ = ["usable_device"]
+__all__ = ["differentiating", "usable_device"]
 
 
 def usable_device(device: str | torch.device | None) -> None:
@@ -18,3 +21,20 @@ def usable_device(device: str | torch.device | None) -> None:
             f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}): give "
             "cpu (--device cpu), or cuda where torch sees one"
         ) from error
+
+
+@contextmanager
+def differentiating() -> Iterator[None]:
+    """Turn gradients on, and cuDNN's attention off, until the context is left.
+
+    On NVIDIA's Hopper cards torch takes cuDNN's attention for half precision, and its backward
+    pass returns NaN at some lengths of the sequence (pytorch/pytorch issue 196678). Flash
+    and memory-efficient attention take its place. The setting is one for the whole process.
+    """
+    chosen = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(chosen)

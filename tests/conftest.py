@@ -8,6 +8,8 @@ a test that leaves the process changed fails by its own name.
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for what tests start
+if os.environ.get("TEST_DEVICE") != "cuda":  # tests/test_cuda.py is the one that takes a card
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import logging
 from pathlib import Path

@@ -1,6 +1,6 @@
 """On an NVIDIA card: what the CPU gives, in bfloat16 too, nothing left behind on the host.
 
-Skipped where there is none.
+`make test-cuda` runs them; they are skipped where there is no card.
 """
 
 import contextlib
@@ -21,7 +21,9 @@ from tests import tiny_pipelines as tiny
 from tests.tiny_flows import PROMPT, seen_as
 
 DEVICE = "cuda"
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA card")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no NVIDIA card, or TEST_DEVICE is not cuda"
+)
 
 FAMILIES = (
     "sd15_ddim", "sdxl", "sdxl_lcm", "sd3", "flux", "flux_schnell", "sana", "sana_sprint",

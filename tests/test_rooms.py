@@ -9,9 +9,9 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "steer").rglob("*.py"))
 
 GROUND = {
-    "batches", "catalogue", "doors", "exact", "files", "film", "flow", "hub", "identity", "lock",
-    "names", "noise", "one_time", "onto", "path", "pictures", "posterior", "ranges", "ranks",
-    "reward", "rows", "secrets", "shown", "testing", "user_code",
+    "batches", "catalogue", "devices", "doors", "exact", "files", "film", "flow", "hub",
+    "identity", "lock", "names", "noise", "one_time", "onto", "path", "pictures", "posterior",
+    "ranges", "ranks", "reward", "rows", "secrets", "shown", "testing", "user_code",
 }  # fmt: skip
 ARROWS = {
     "guidance": set(),

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from rewards.checking import check
+from steer.devices import differentiating
 from steer.pictures import to_pil
 from steer.reward import Reward, score
 
@@ -57,8 +58,9 @@ def looked_at(
             found.append((Path(name).name, float(value), image, None))
             continue
         x.requires_grad_()
-        value = score(reward, x, asked)
-        (gradient,) = torch.autograd.grad(value.sum(), x)
+        with differentiating():
+            value = score(reward, x, asked)
+            (gradient,) = torch.autograd.grad(value.sum(), x)
         picture = heat(x[0].detach().cpu(), gradient[0].cpu())
         found.append((Path(name).name, float(value.detach()), image, picture))
     return found

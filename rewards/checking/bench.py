@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rewards.checking.report import Finding
-from steer.devices import usable_device
+from steer.devices import differentiating, usable_device
 from steer.reward import Reward, check_scores, name_of
 
 __all__ = ["PROMPTS", "Bench", "ask", "ordinary"]
@@ -93,7 +93,7 @@ class Bench:
         # with unequal weights, terms that cancel in a plain sum are detected, and so is a backward
         # pass that ignores its upstream gradient
         weights = 1.0 + torch.arange(len(x), device=x.device) % 2
-        with torch.enable_grad():
+        with differentiating():
             scores = ask(reward or self.reward, x.clone(), self.rows(len(x)))
             weighted = (scores * weights.to(scores)).sum()
             (gradient,) = torch.autograd.grad(weighted, x, allow_unused=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rewards.checking.bench import Bench, ask
 from rewards.checking.report import Seen
+from steer.devices import differentiating
 
 __all__ = ["memory", "speed"]
 
@@ -85,7 +86,7 @@ def _kept(bench: Bench, own: Sequence[Tensor]) -> int:
         alive.add(kept)
         return kept
 
-    with torch.enable_grad():
+    with differentiating():
         given = x.clone()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
             scores = ask(bench.reward, given, bench.rows(len(x)))

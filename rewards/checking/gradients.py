@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from rewards.checking.bench import Bench, ask
 from rewards.checking.report import Seen
+from steer.devices import differentiating
 
 __all__ = [
     "blurred",
@@ -53,7 +54,7 @@ def parameters(bench: Bench) -> Seen:
 def differentiable(bench: Bench) -> Seen:
     """Check that a gradient reaches the pictures if and only if the reward declares one."""
     x = bench.images.detach().requires_grad_()
-    with torch.enable_grad():
+    with differentiating():
         scores = ask(bench.reward, x.clone(), bench.rows(len(x)))
         reaches = scores.requires_grad and scores.grad_fn is not None
         if reaches:
@@ -106,7 +107,7 @@ def rows(bench: Bench) -> Seen:
     worst = 0.0
     for i in (0, len(bench.images) - 1):
         x = bench.images.detach().requires_grad_()
-        with torch.enable_grad():
+        with differentiating():
             scores = ask(bench.reward, x.clone(), bench.rows(len(x)))
             (gradient,) = torch.autograd.grad(scores[i], x)
         norms = gradient.double().flatten(1).norm(dim=1)

@@ -48,7 +48,7 @@ class Crossed(Backbone):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Encode texts -> projected tokens, and the text's own feature last (n, length + 1, d)."""
-        ids = self.tokenizer(list(texts)).to(self.device)
+        ids = self.tokenizer(list(texts)).to(self.device, non_blocking=True)
         clip: Any = self.model.model
         out = clip.text_model(input_ids=ids)
         states = torch.cat([out.last_hidden_state, out.pooler_output[:, None]], 1)

@@ -133,7 +133,8 @@ class Blip(Backbone):
         The head works in the dtype of the patches.
         """
         self.tell_cut(texts)
-        ids, mask = (t.to(self.device) for t in self.tokenizer(list(texts)))
+        found = self.tokenizer(list(texts))
+        ids, mask = (t.to(self.device, non_blocking=True) for t in found)
         with torch.autocast(self.device.type, enabled=False):
             states = self.model.text(  # type: ignore[operator]
                 input_ids=ids,

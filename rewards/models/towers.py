@@ -48,7 +48,7 @@ class OpenClip(Backbone):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Encode texts -> unit vectors (n, d)."""
-        tokens = self.tokenizer(list(texts)).to(self.device)
+        tokens = self.tokenizer(list(texts)).to(self.device, non_blocking=True)
         return F.normalize(self.model.encode_text(tokens), dim=-1)  # type: ignore[operator]
 
 
@@ -93,7 +93,8 @@ class Transformers(Backbone):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Encode texts -> unit vectors (n, d)."""
-        tokens = {k: v.to(self.device) for k, v in self.tokenizer(list(texts)).items()}
+        inputs = self.tokenizer(list(texts))
+        tokens = {k: v.to(self.device, non_blocking=True) for k, v in inputs.items()}
         out = self.model.get_text_features(**tokens)  # type: ignore[operator]
         return F.normalize(getattr(out, "pooler_output", out), dim=-1)
 

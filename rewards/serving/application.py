@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rewards.serving.protocol import PROTOCOL, pack, unpack
 from rewards.serving.tokens import is_loopback
+from steer.devices import differentiating
 from steer.reward import Reward, name_of, score
 
 __all__ = ["LIMITS", "MISSING", "app"]
@@ -256,7 +257,7 @@ def _score(reward: Reward, images: Tensor, asked: dict[str, Any]) -> bytes:
     images.requires_grad_(wanted)
     found = {}
     try:
-        with torch.set_grad_enabled(wanted):
+        with differentiating() if wanted else torch.no_grad():
             found["scores"] = score(reward, images, asked.get("prompts"), asked.get("metadata"))
             if wanted:
                 (found["gradient"],) = torch.autograd.grad(found["scores"].sum(), images)

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from steer.devices import differentiating
 from steer.flow import FlowMap, log_dtype
 from steer.guidance.potential import Evaluation, Viewed
 from steer.names import unknown
@@ -104,7 +105,7 @@ class PosteriorValue(Viewed):
             finally:
                 self.differentiable = differentiable
         through = derivatives and self.kind == "through"
-        with torch.enable_grad() if through else torch.no_grad():
+        with differentiating() if through else torch.no_grad():
             if through:
                 x = x.detach().requires_grad_()
             y, log_w = self._drawn(x, t)

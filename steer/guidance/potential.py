@@ -14,6 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from steer.devices import differentiating
 from steer.flow import FlowMap, composed, flat_prompts, log_dtype, per_row
 from steer.onto import onto, row_times
 from steer.path import Time, as_time, like
@@ -251,7 +252,7 @@ class Viewed(Potential):
         self, x: Tensor, t: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return the results of `_score`, and gradients in x (n, *event) and in t (n,)."""
-        with torch.enable_grad():
+        with differentiating():
             x = x.detach().requires_grad_()
             time = self._time_to_differentiate(t, x)
             scores, images, clean = self._score(x, time)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steer.devices import differentiating
 from steer.reward.base import Reward, name_of, score
 from steer.reward.sharing import sharing
 
@@ -65,7 +66,7 @@ def term_gradients(
         if not leaf.differentiable:
             continue
         x = images.detach().requires_grad_()
-        with torch.enable_grad():
+        with differentiating():
             total = _only(reward, leaf, x, prompts)
             (gradient,) = torch.autograd.grad(total.sum(), x, allow_unused=True)
         out[name] = (

@@ -18,6 +18,7 @@ from steer.adapters.inject import rejoin
 from steer.adapters.lora import Adapted
 from steer.adapters.store import load_adapters
 from steer.batches import Ceiling
+from steer.devices import differentiating
 from steer.doors import as_flow, as_reward
 from steer.flow import FlowMap
 from steer.objectives.batch import Objective
@@ -108,7 +109,7 @@ def finetune(
     watched = [m for m in (judge, *tuning.held_out.values()) if isinstance(m, nn.Module)]
     for part in learners(tuning.reward):
         part.training = False  # constant, except when the run updates them
-    with at_rest(flow, tuning.reward, *watched), torch.enable_grad():
+    with at_rest(flow, tuning.reward, *watched), differentiating():
         return tune(tuning, None if out is None else RunFolder(out, overwrite))
 
 
