@@ -141,17 +141,17 @@ def compiled(flow: Any, reward: Reward, repeats: int, rows: int = 1) -> tuple[fl
         repeats: runs, of six interleaved pairs each; the first one is a warm-up.
         rows: rows of a step.
     """
-    clock, guide, found = _clock(flow), _guide(flow, reward), []
+    clock, guide, found, first = _clock(flow), _guide(flow, reward), [], 0.0
     compile_blocks(flow)
-    first = 0.0
     for seed in range(repeats + 1):
         run = guide.steps(_start(flow, rows), seed)
+        begun = clock()
         next(run)
+        first = first or clock() - begun
         for _ in range(6):
             begun = clock()
             next(run)
             middle = clock()
-            first = first or middle - begun
             with torch.compiler.set_stance("force_eager"):
                 next(run)
             found.append((middle - begun) / (clock() - middle))

@@ -16,6 +16,7 @@ import torch
 
 import rewards
 import steer
+from steer.devices import differentiating
 from steer.noise import Noise
 
 
@@ -27,7 +28,7 @@ def bare(
         with torch.no_grad():
             flow.velocity(x, t)
     x = x.detach().requires_grad_()
-    with torch.enable_grad():
+    with differentiating():
         images = flow.decode(flow.lookahead(x, t)).float()
         scores = reward(images, None if prompt is None else [prompt] * len(x))
         torch.autograd.grad(scores.sum(), x)
