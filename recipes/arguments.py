@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
 from recipes.commands import COMMANDS
+from recipes.wanted import reworded
 from steer.names import unknown
 from steer.secrets import redacted
 
@@ -124,7 +125,8 @@ def parse(command: str, rest: Sequence[str]) -> Call:
         options.pop("config", None)
         return Call(command, made.instantiate(options).as_dict())
     except (ArgumentError, TypeError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        message = " ".join(str(error).split())
+        raise ValueError(reworded(message, get_type_hints(function_of(command)))) from error
     except RecursionError:
         raise ValueError("a value is nested too deeply: write it with fewer brackets") from None
 

@@ -260,10 +260,10 @@ def sample(
     probe_calls = probes * flow.calls("jump", start, 1.0)
     most = "at most " if target is not None or budget is not None else ""
     compared = f" ({plain_calls} of them unguided, to compare)" if twins else ""
+    probed = f" + {count} x {probe_calls} to set the temperature" if probe_calls else ""
     screen.print(
         f"{most}{count} prompt{'s' * (count > 1)} x {particles} particles x "
-        f"{calls + plain_calls} NFE{compared} + {count} x "
-        f"{probe_calls} to set the temperature = "
+        f"{calls + plain_calls} NFE{compared}{probed} = "
         f"{count * (particles * (calls + plain_calls) + probe_calls)} network "
         f"calls, {count * (particles * (cost['reward_calls'] + len(twins)) + probes)} reward calls"
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 import torch
 
@@ -29,12 +30,35 @@ def differentiating() -> Iterator[None]:
 
     On NVIDIA's Hopper cards torch takes cuDNN's attention for half precision, and its backward
     pass returns NaN at some lengths of the sequence (pytorch/pytorch issue 196678). Flash
-    and memory-efficient attention take its place. The setting is one for the whole process.
+    and memory-efficient attention take its place. The setting is one for the whole process, so it
+    is put back when the last of several threads has left.
     """
-    chosen = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    _CUDNN.hold()
     try:
         with torch.enable_grad():
             yield
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(chosen)
+        _CUDNN.release()
+
+
+class _Off:
+    """cuDNN's attention, off from the first of several threads' `hold` to the last `release`."""
+
+    def __init__(self) -> None:
+        self.lock, self.holders, self.chosen = Lock(), 0, True
+
+    def hold(self) -> None:
+        with self.lock:
+            if not self.holders:
+                self.chosen = torch.backends.cuda.cudnn_sdp_enabled()
+                torch.backends.cuda.enable_cudnn_sdp(False)
+            self.holders += 1
+
+    def release(self) -> None:
+        with self.lock:
+            self.holders -= 1
+            if not self.holders:
+                torch.backends.cuda.enable_cudnn_sdp(self.chosen)
+
+
+_CUDNN = _Off()

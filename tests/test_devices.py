@@ -1,5 +1,7 @@
 """Attention kernels: cuDNN's backward pass is kept out of gradients, and the setting put back."""
 
+import threading
+
 import pytest
 import torch
 
@@ -41,6 +43,20 @@ def test_the_users_choice_is_put_back(chosen):
         assert cudnn() == chosen
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_threads_that_leave_in_any_order_put_it_back():
+    before, first, second = cudnn(), differentiating(), differentiating()
+    first.__enter__()
+    other = threading.Thread(target=second.__enter__)
+    other.start()
+    other.join()
+    first.__exit__(None, None, None)
+    assert not cudnn(), "the other thread is still at it"
+    other = threading.Thread(target=second.__exit__, args=(None, None, None))
+    other.start()
+    other.join()
+    assert cudnn() == before
 
 
 @pytest.mark.parametrize("method", ["fmtt", "fmrg-j", "fmrg-e", "reno", "dps", "tds"])
