@@ -23,7 +23,7 @@ from recipes.identity import adapter_files, config_text, fingerprints, settings_
 from recipes.inputs import Asked, Dtype, asked_for, load_model, model_name, weights_of
 from recipes.measure import found
 from recipes.methods import check, learn, method
-from recipes.partial import Partial, Unit, free, units_of
+from recipes.partial import Partial, Unit, free_or_finished, is_finished, units_of
 from recipes.terminal import console, say
 from rewards.judge import EMBEDDED, Judge
 from steer.exact import GaussianMixture
@@ -119,7 +119,7 @@ def compare(
     settings = settings_of({k: v for k, v in locals().items() if k != "live"})
     crew = crew_of(devices, num_nodes, device)
     device = crew.device or device
-    screen, out = console(), crew.told(lambda: free(out, overwrite))
+    screen, out = console(), crew.told(lambda: free_or_finished(out, overwrite))
     given = asked_for(prompts, prompts_file)
     reward = reward_of(model, reward)
     settings["reward"] = redacted(reward)
@@ -156,6 +156,9 @@ def compare(
         | weights_of(live, flow),
         "settings": {k: v for k, v in settings.items() if k != "overwrite"},
     }
+    if crew.told(lambda: is_finished(out, identity, overwrite)):
+        screen.print(f"{out} is finished: see table.md in it, or give --overwrite to run it again")
+        return out
     with Partial(out, identity, overwrite, screen, crew) as partial:
         if tune is not None:
             pool = tune_prompts or (listed(model, None, own(model).tuned).prompts or [])
@@ -185,7 +188,7 @@ def compare(
         tilts = bench.tilts(rows)
         with whole_folder(out, overwrite) as scratch:
             write(scratch, rows, asked.prompts, kinds, gathered, settings["reward"], tilts)
-            (scratch / "config.yaml").write_text(config_text(settings), encoding="utf-8")
+            (scratch / "config.yaml").write_text(config_text(settings, identity), encoding="utf-8")
             if tried:
                 (scratch / "tuning.json").write_text(json.dumps(tried, indent=1))
         partial.drop()

@@ -136,11 +136,24 @@ _Quoting.add_implicit_resolver(
 )
 
 
-def is_made_of(config: str, identity: Mapping[str, Any]) -> bool:
-    """Return whether a run's config.yaml was written for a run with this identity."""
-    return _made_of(identity) in config.splitlines(keepends=True)[:2]
+def is_made_of(folder: Path, identity: Mapping[str, Any] | None = None) -> bool:
+    """Return whether a folder's config.yaml was written for a run with this identity.
+
+    Args:
+        folder: the run's folder.
+        identity: as for `config_text`. None: with any.
+    """
+    try:
+        lines = (folder / "config.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, ValueError):
+        return False
+    wanted = _MADE_OF if identity is None else _made_of(identity)
+    return any(line.startswith(wanted) for line in lines[:2])
+
+
+_MADE_OF = "# made of: settings, prompts and files "
 
 
 def _made_of(identity: Mapping[str, Any]) -> str:
     text = json.dumps(identity, sort_keys=True)
-    return f"# made of: settings, prompts and files {hashlib.sha256(text.encode()).hexdigest()}\n"
+    return f"{_MADE_OF}{hashlib.sha256(text.encode()).hexdigest()}\n"

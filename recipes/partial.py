@@ -87,25 +87,34 @@ def free(out: Path, overwrite: bool) -> Path:
     return out
 
 
-def is_finished(out: Path, identity: Mapping[str, Any]) -> bool:
-    """Return whether a folder already is the complete run with this identity.
+def free_or_finished(out: Path, overwrite: bool) -> Path:
+    """Return the folder as `free` does, or one that may be the finished run with these settings.
 
-    That is so if the run was killed after its folder was complete. Leftover units and locks are
-    removed.
+    What identifies a run is known only when its model is loaded; `is_finished` decides then.
+
+    Raises:
+        FileExistsError, BlockingIOError: as for `free`.
+    """
+    out = expanded(out)
+    return out if not overwrite and is_made_of(out) else free(out, overwrite)
+
+
+def is_finished(out: Path, identity: Mapping[str, Any], overwrite: bool) -> bool:
+    """Return whether a folder is the complete run with this identity, which nothing is to replace.
+
+    Leftover units and locks of a run that was killed after its folder was complete are removed.
 
     Args:
         out: the run's folder.
         identity: as for `Partial`, recorded in its config.yaml.
+        overwrite: whether a run in the folder may be replaced.
 
     Raises:
-        BlockingIOError: another process is working on the run.
+        FileExistsError, BlockingIOError: the run cannot be written there, as for `free`.
     """
     out = expanded(out)
-    try:
-        config = (out / "config.yaml").read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return False
-    if not is_made_of(config, identity):
+    if overwrite or not is_made_of(out, identity):
+        free(out, overwrite)
         return False
     with locked(out):  # so that the lock of a killed process is removed as well
         _put_away(out)

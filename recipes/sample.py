@@ -17,7 +17,7 @@ from recipes.inputs import Dtype, asked_for, load_model, read_picture
 from recipes.methods import PROBES, check, learn, plan, tempered
 from recipes.methods import method as method_
 from recipes.mixing import mixed, pixels
-from recipes.partial import Partial, free, is_finished
+from recipes.partial import Partial, is_finished
 from recipes.planned import say_memory
 from recipes.terminal import console, progress
 from steer.batches import Ceiling
@@ -207,10 +207,10 @@ def sample(
         "files": fingerprints(model, reward, method, *pictures, *adapter_files(lora)),
         "settings": {k: v for k, v in settings.items() if k not in ("overwrite", "batch_size")},
     }
-    if crew.told(lambda: not overwrite and is_finished(out, identity)):
+    if crew.told(lambda: is_finished(out, identity, overwrite)):
         screen.print(f"{out} is finished: see grid.png in it, or give --overwrite to run it again")
         return expanded(out)
-    out = crew.told(lambda: free(out, overwrite))
+    out = expanded(out)
     given = {
         "scale": scale, "threshold": threshold, "moves": moves, "rate": rate, "brake": brake,
         "lookahead": lookahead, "jumps": jumps, "finish": finish, "window": window,

@@ -16,7 +16,7 @@ from recipes.entries import entry
 from recipes.identity import adapter_files, config_text, fingerprints, settings_of
 from recipes.inputs import file_or_list, load_model, model_name, weights_of
 from recipes.methods import check, method, tempered
-from recipes.partial import Partial, free, units_of
+from recipes.partial import Partial, free_or_finished, is_finished, units_of
 from recipes.terminal import console, say
 from recipes.tuned_bench import Bench
 from recipes.tuned_report import Measured, Report
@@ -112,13 +112,14 @@ def evaluate_tuned(
         ValueError: no adapters, two of one name, adapters of another base, an unknown reward or
             method, numbers out of range, no prompts.
         FileNotFoundError: a folder or file that is not there.
-        FileExistsError: the folder exists, or an interrupted comparison of other settings.
+        FileExistsError: the folder exists and is another run, or an interrupted comparison of
+            other settings.
     """
     live, model = model, model_name(model)
     settings = settings_of({k: v for k, v in locals().items() if k != "live"})
     crew = crew_of(devices, num_nodes, device)
     device = crew.device or device
-    screen, out = console(), crew.told(lambda: free(out, overwrite))
+    screen, out = console(), crew.told(lambda: free_or_finished(out, overwrite))
     least = {"particles": particles, "seeds": seeds, **{f"steps {k}": k for k in steps}}
     for name, value in least.items():
         if value < 1:
@@ -160,6 +161,9 @@ def evaluate_tuned(
         | weights_of(live, flow),
         "settings": {k: v for k, v in settings.items() if k != "overwrite"},
     }
+    if crew.told(lambda: is_finished(out, identity, overwrite)):
+        screen.print(f"{out} is finished: see table.md in it, or give --overwrite to run it again")
+        return out
     seen = range(seed, seed + seeds)
     units = units_of(rows, len(chosen.prompts), seen, bench.size)
     crew.spread(spread, len(units), particles)
@@ -186,7 +190,7 @@ def evaluate_tuned(
         report = Report(rows, measured, chosen.prompts, bench.drifts(rows, seed))
         with whole_folder(out, overwrite) as scratch:
             report.write(scratch, {"reward": shown, "particles": particles, "seeds": seeds})
-            (scratch / "config.yaml").write_text(config_text(settings), encoding="utf-8")
+            (scratch / "config.yaml").write_text(config_text(settings, identity), encoding="utf-8")
         partial.drop()
     say((out / "table.md").read_text(encoding="utf-8"))
     return out

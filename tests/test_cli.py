@@ -103,7 +103,7 @@ def refused(capsys, *parts, code=2):
 
 def test_run_folder_is_complete(here, capsys):
     assert run() == 0
-    assert "network calls" in capsys.readouterr().err
+    assert "reward calls" in capsys.readouterr().err
     out = here / "run"
     names = {"config.yaml", "images", "grid.png", "scores.jsonl", "metrics.json"}
     assert {p.name for p in out.iterdir()} == names
@@ -393,7 +393,7 @@ def test_classifier_free_guidance_is_counted_twice(tmp_path, monkeypatch, capsys
     words += ["--method=none", "--cfg=1.5", "--negative-prompt=cat"]
     assert main(["sample", *words]) == 0
     assert json.loads((tmp_path / "run/metrics.json").read_text())["nfe_per_particle"] == 2
-    assert "x 2 NFE + 1 x 0 to set" in " ".join(capsys.readouterr().err.split())
+    assert "x 2 NFE = 2 network calls" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("option", LATER)
@@ -672,7 +672,7 @@ def test_a_run_that_was_whole_when_it_was_killed_is_finished(here, monkeypatch, 
     assert run() == 2
     refused(capsys, "exists already")
     assert run("--overwrite") == 0
-    assert "network calls" in capsys.readouterr().err
+    assert "reward calls" in capsys.readouterr().err
     (here / "run" / "config.yaml").write_text("\x00\n")
     assert run() == 2
     refused(capsys, "exists already")

@@ -255,6 +255,13 @@ def test_the_folder_is_complete_and_its_numbers_agree(here, whole, capsys):
     pictures = load_file(out / "pictures.safetensors")
     assert [tuple(pictures[n].shape) for n in names] == [(2, 2, k, 3, 4, 4) for k in (2, 1, 1)]
     assert yaml.safe_load((out / "config.yaml").read_text())["methods"] == METHODS
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    assert run(out="whole") == 0
+    assert "is finished" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert run(out="whole", seeds=3) == 2
+    refused(capsys, "exists already")
+    (out / "config.yaml").write_text("methods: []\n")
     assert run(out="whole") == 2
     refused(capsys, "exists already")
 

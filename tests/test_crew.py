@@ -59,7 +59,7 @@ def test_two_processes_draw_what_one_draws(prompts, tmp_path):
     ran(*SAMPLE, *prompts, "--steps", 3, "--out", one)
     said = ran(*SAMPLE, *prompts, "--steps", 3, "--out", two, "--devices", 2)
     same(one, two)
-    assert said.stderr.count("network calls") == 1  # the first process alone speaks
+    assert said.stderr.count("reward calls") == 1  # the first process alone speaks
     assert not list(tmp_path.glob(".two*"))
     again = ran(*SAMPLE, *prompts, "--steps", 3, "--out", two, "--devices", 2)
     assert "is finished" in " ".join(again.stderr.split())

@@ -223,7 +223,9 @@ def test_an_interrupted_comparison_goes_on_from_its_yaml(here, whole, monkeypatc
     assert [*rows] == ["base, 1 step", "b at 0, 1 step", "b, 1 step"]
     for label, row in rows.items():
         assert row["per_prompt"] == whole[1]["rows"][label]["per_prompt"]
-    assert main(["eval", "--config", "red.yaml"]) == 2
+    assert main(["eval", "--config", "red.yaml"]) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert main(["eval", "--config", "red.yaml", "--seed", "1"]) == 2
     refused(capsys, "exists already")
 
 
