@@ -42,6 +42,7 @@ from benchmarks.step import bare
 from recipes.figures import markdown
 from steer.adapters.compiling import compile_blocks
 from steer.adapters.inject import adapt
+from steer.devices import differentiating
 from steer.noise import Draws, Noise, noise_dtype
 from steer.objectives.batch import Batch
 from steer.objectives.table import build
@@ -186,7 +187,7 @@ def tuned(flow: Any, reward: Reward, rows: int = 1) -> int:
                 student, student.base, student.at(1.0, "average"), reward, 1.0, draws, None, None,
                 student.base,
             )  # fmt: skip
-            with torch.enable_grad(), _mixed(flow):
+            with differentiating(), _mixed(flow):
                 loss = objective(batch)["loss"]
             loss.backward()
             optimizer.step()

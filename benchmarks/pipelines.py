@@ -18,6 +18,7 @@ from torch import Tensor
 
 import steer
 from steer.backends.pipeline import PipelineFlow
+from steer.devices import differentiating
 from tests.tiny_flows import flow
 
 
@@ -39,7 +40,7 @@ def bare_calls(one: PipelineFlow, particles: int) -> Callable[[Tensor], None]:
             return network(**{state: x, told: time_now}, **rows.prompt, return_dict=False)[0]
 
     def step(x: Tensor) -> None:
-        with torch.enable_grad():
+        with differentiating():
             x = x.detach().requires_grad_()
             y = x + 0.5 * call(x)
             images = vae.decode(codec.to_vae(y), return_dict=False)[0] * 0.5 + 0.5

@@ -126,7 +126,7 @@ def parse(command: str, rest: Sequence[str]) -> Call:
         return Call(command, made.instantiate(options).as_dict())
     except (ArgumentError, TypeError) as error:
         message = " ".join(str(error).split())
-        raise ValueError(reworded(message, get_type_hints(function_of(command)))) from error
+        raise ValueError(reworded(message, option_types(made))) from error
     except RecursionError:
         raise ValueError("a value is nested too deeply: write it with fewer brackets") from None
 
@@ -135,6 +135,12 @@ def option_names(command: str) -> list[str]:
     """Return the names of a command's options, `config` among them."""
     names = parser(command).get_defaults().keys()
     return [name for name in names if not (COMMANDS[command].positional and name == "name")]
+
+
+def option_types(made: "ArgumentParser") -> dict[str, Any]:
+    """Return the types of a parser's options by name, those behind `**settings` among them."""
+    types = {a.dest: getattr(a, "_typehint", a.type) for a in made._actions}
+    return {name: hint for name, hint in types.items() if hint is not None}
 
 
 # ------------------------------------------------------------------ words

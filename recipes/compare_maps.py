@@ -17,6 +17,7 @@ from recipes.map_bench import DATA, ERROR, STEPS, TIMES, FashionBench, PointsBen
 from recipes.plots.charts import curves
 from recipes.plots.style import save
 from recipes.terminal import say
+from steer.devices import differentiating
 from steer.files import expanded, write_atomically
 from steer.lock import locked
 from steer.names import unknown
@@ -158,7 +159,8 @@ def _trained(
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     begun = time.perf_counter()
-    trainer.fit(module, step_loader(steps))
+    with differentiating():
+        trainer.fit(module, step_loader(steps))
     seconds = (time.perf_counter() - begun) / steps
     memory = 0
     if second:

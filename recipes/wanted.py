@@ -33,7 +33,7 @@ def reworded(message: str, hints: Mapping[str, Any]) -> str:
     name = found[1] if found else ""
     if name not in hints:
         return message
-    value = re.search(r"(?:Got value|Given value): (.*)$", message, re.DOTALL)
+    value = re.search(r".*(?:Given value|Got value): (?!NestedArg)(.*)$", message, re.DOTALL)
     got = f", got {value[1].strip()}" if value else ""
     return f"--{name.replace('_', '-')} takes {_takes(hints[name])}{got}"
 

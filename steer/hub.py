@@ -38,7 +38,10 @@ LORAS = ("adapter_config.json", "adapter_model.safetensors"), ("pytorch_lora_wei
 
 
 OF_THIS_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
-"""Numbers of errors that the network has no part in."""
+"""Numbers of errors that the network has no part in, if they are a file's."""
+
+NO_SOCKETS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Those that a connection never has; a firewall's are EACCES and EPERM, without a file name."""
 
 
 class Named(NamedTuple):
@@ -279,7 +282,8 @@ def explained(error: Exception, repo: str, wanted: str | Sequence[str]) -> Excep
     from huggingface_hub import constants, errors
 
     chain = errors_of(error)
-    local = next((e for e in chain if isinstance(e, OSError) and e.errno in OF_THIS_MACHINE), None)
+    files = (e for e in chain if isinstance(e, OSError) and (e.filename or e.errno in NO_SOCKETS))
+    local = next((e for e in files if e.errno in OF_THIS_MACHINE), None)
     if local is not None:
         return OSError(
             local.errno,

@@ -7,9 +7,10 @@ import steer
 from steer.flow import FlowMap
 from steer.guidance.potential import Denoised, Lookahead
 from steer.guidance.state import State
+from steer.models.second_timed import fresh_second_time
 from steer.sampling.counts import Counted, Counts
 from steer.sampling.forecast import plan
-from tests.tiny_flows import CASES, FAMILIES, PROMPT, flow
+from tests.tiny_flows import CASES, FAMILIES, PROMPT, flow, pipe, seen_as
 
 TIMES = [(0.0, 0.3), (0.3, 0.3), (0.3, 0.45), (0.5, 0.95), (0.9, 1.0)]
 METHODS = {
@@ -90,7 +91,7 @@ def test_a_state_steps_on_from_what_was_evaluated():
     x = points(one, 3)
     for kind, known in ((Lookahead, True), (Denoised, True)):
         here = State(x, 0.4, seen, kind(seen, lambda images: images.sum(1)))
-        assert here.potential.predicts(0.4) == known
+        assert here.potential.predicts(seen, 0.4) == known
         here.evaluation(derivatives=True)
         before = counts.forward
         y, v = here.jump(0.6), here.velocity
@@ -107,6 +108,80 @@ def test_a_state_steps_on_from_what_was_evaluated():
     before = counts.forward
     here.jump(0.6)
     assert counts.forward == before + 3  # a lookahead of two jumps is no prediction
+
+
+class Clamped(Lookahead):
+    """A view of a person's own."""
+
+    def _score(self, x, t):
+        scores, images, clean = super()._score(x, t)
+        return scores, images, clean.clamp(-0.5, 0.5)
+
+
+@pytest.mark.parametrize("kind", [Lookahead, Denoised, Clamped])
+def test_the_prediction_of_another_flow_moves_nothing(kind):
+    """The reward may be viewed through another model than the one that is sampled."""
+    counts = Counts()
+    one, other = Counted(one_time(steer.Linear()), counts), one_time(steer.Linear())
+    x = points(one, 3)
+    here = State(x, 0.4, one, kind(one if kind is Clamped else other, lambda im: im.sum(1)))
+    assert here.evaluation(derivatives=True).clean is not None
+    before = counts.forward
+    y, v = here.jump(0.6), here.velocity
+    assert counts.forward == before + 2 * 3
+    torch.testing.assert_close(y, one.jump(x, 0.4, 0.6))
+    torch.testing.assert_close(v, one.velocity(x, 0.4))
+
+
+def test_the_flow_that_is_sampled_is_the_kernels():
+    """Without a reward, its law: that of a mixture at ±3, looked at through one at ±1."""
+
+    def model(mode):
+        mixture = steer.GaussianMixture([[-mode, 0.5], [mode, -0.5]], 0.3)
+        return steer.OneTime(
+            lambda x, t: mixture.velocity(x.double(), t.double()).to(x), steer.Linear(), (2,)
+        )
+
+    seen, sampled = model(1.0), model(3.0)
+    x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    potential = Lookahead(seen, lambda images: 0 * images.sum(1))
+    guide = steer.Guidance(potential, steer.Jump(sampled), times=[i / 8 for i in range(9)])
+    assert float(guide(x, seed=0).x[:, 0].abs().mean()) > 2
+
+
+def test_a_consistency_models_first_training_steps_are_its_own():
+    """Near the data its jump is not made of its denoiser alone."""
+    one = flow("sd15_lcm").given([PROMPT])
+    x, kept = torch.randn(2, *one.event_shape), 0
+    with torch.no_grad():
+        for s in (0.3, 0.6, 0.9, 0.95, 0.97, 0.98):
+            if one.reuses(s, 0.99):
+                kept += 1
+                d = one.jump(x, s, 1.0)
+                torch.testing.assert_close(one.denoise(x, s), d, rtol=1e-3, atol=1e-3)
+                torch.testing.assert_close(
+                    one.path.velocity_of(x, d, s), one.velocity(x, s), rtol=1e-3, atol=1e-2
+                )
+    assert kept
+    assert not one.reuses(0.97, 0.99)
+
+
+def test_a_denoiser_that_is_told_the_end_reuses_nothing_whatever_it_is_called():
+    base = flow("sd3")
+    one = seen_as(pipe("sd3"), "sd3", second_time=fresh_second_time(base), kind="velocity")
+    assert one.kind == "velocity"
+    assert not one.reuses(0.3, 0.6)
+
+
+def test_a_budget_is_kept_where_the_schedule_decides_what_is_reused():
+    one = flow("sd15_flow")
+    for budget in (6, 8):
+        found = steer.sample(
+            one, red, [PROMPT], particles=1, steps=4, seed=0, method="fmrg-j", budget=budget
+        )
+        assert found.nfe <= budget
+    planned = plan("fmrg-j", 4, flow=one.given([PROMPT]))["nfe"]
+    assert planned == steer.sample(one, red, [PROMPT], 1, 4, method="fmrg-j").nfe
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -132,5 +207,5 @@ def test_gradient_free_steering_costs_what_no_steering_does():
         if one.kind == "velocity":
             assert plan("fk", 8, flow=one)["nfe"] == plan("none", 8, flow=one)["nfe"], name
             # noise alone is another state than the schedule's first one
-            first = int(not one.reuses(0.0, 0.5))
+            first = int(not one.along(one.times(8)).reuses(0.0, 0.5))
             assert plan("fmrg-j", 8, flow=one)["nfe"] == 16 + first, name

@@ -172,7 +172,8 @@ def test_the_bill_is_said_before(studio):
     ["reward.py:R", "os.path.join", "similarity:image=/etc/passwd", "lpips:image=a.png",
      "remote:url=http://x", "http://x", "~/r.py:R", "clip + ../r.py:R", "good1.py:Good",
      "gü.py:Good", "min(clip, r1.x:R)", "clip:pretrained=w1.pt", "clip:tokenizer=a1.b2",
-     "remote"],
+     "remote", "colour:name=/../x/r2.py:R", "0.5*colour:name=/../x/r2.py:R + clip",
+     "min(clip, colour:name=a.py:R)"],
 )  # fmt: skip
 def test_files_modules_and_servers_are_refused_where_they_were_not_allowed(text):
     with pytest.raises(ValueError, match="--allow-files"):
@@ -183,7 +184,10 @@ def test_files_modules_and_servers_are_refused_where_they_were_not_allowed(text)
 def test_methods_from_files_are_refused_before_their_code_is_run(tmp_path, monkeypatch):
     (tmp_path / "m1.py").write_text("open('ran', 'w')")
     monkeypatch.chdir(tmp_path)
-    for text in ("m1.py:Own", f"{tmp_path}/m1.py:Own:steps=2", "m1.Own", ""):
+    (tmp_path / "fmtt:a=").mkdir()  # a folder that the page can make
+    for text in (
+        "m1.py:Own", f"{tmp_path}/m1.py:Own:steps=2", "m1.Own", "", "fmtt:a=/../m1.py:Own"
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="--allow-files"):
             plain_method(text, allow_files=False)
         assert plain_method(text, allow_files=True) == text

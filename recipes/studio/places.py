@@ -10,6 +10,9 @@ __all__ = ["inside", "inside_quietly", "plain_method", "plain_reward", "runs_in"
 WORD = re.compile(r"[\w-]+")
 """The form of a name of a reward or a method, unlike that of a file, module or server."""
 
+FILES = ("://", ".py:")
+"""Parts of a text by which a reward is a server's or a file's, wherever they stand."""
+
 
 def inside(root: Path, name: str) -> Path:
     """Return a path below a folder.
@@ -46,8 +49,9 @@ def plain_reward(text: str, allow_files: bool) -> str:
                     "rewards"
                 )
 
-        if "://" in text:
-            check("://", {})
+        for part in FILES:  # the loader looks for these before it looks for names
+            if part in text:
+                check(part, {})
         read(text, check)
     return text.strip()
 
@@ -58,7 +62,8 @@ def plain_method(text: str, allow_files: bool) -> str:
     Raises:
         ValueError: it names a file of code although that was not allowed at the start.
     """
-    if not allow_files and not WORD.fullmatch(text.partition(":")[0].strip()):
+    named = WORD.fullmatch(text.partition(":")[0].strip()) and ".py:" not in text
+    if not allow_files and not named:
         raise ValueError(
             f"the method {text!r} is from a file, whose code would be run: start the page with "
             "--allow-files true"

@@ -22,6 +22,9 @@ __all__ = ["StableDiffusion"]
 STUDENTS = ("LCMScheduler", "TCDScheduler")
 """Schedulers that are only used for students."""
 
+FIRST_STEPS = 10
+"""Training steps in which a consistency model's data are not its denoiser's alone, to 3e-5."""
+
 HINTS = ("turbo", "lcm", "hyper", "lightning", "tcd", "dmd", "distill")
 """Parts of the names of students."""
 
@@ -165,8 +168,13 @@ class StableDiffusion(PipelineFlow):
         return _for_rows(of_x, x) * x + _for_rows(of_out, x) * out
 
     def reuses(self, s: Time, t: Time) -> bool:
-        """Return whether the jump begins where the denoiser is given the state, and no noise."""
-        return super().reuses(s, t) and float(s) >= self.start
+        """Return whether the jump begins where the denoiser is given the state, and no noise.
+
+        At a consistency model's first training steps it does not: data and denoiser differ there.
+        """
+        step = float(self._steps_of(torch.tensor(float(s), dtype=torch.float64)))
+        apart = self.churn > 0 and step < FIRST_STEPS
+        return super().reuses(s, t) and float(s) >= self.start and not apart
 
     def _once(self, formula: Callable[..., tuple[Tensor, ...]], *times: Time) -> Sequence[Number]:
         """Return a formula's values at these times; a single time gives cached numbers."""

@@ -83,7 +83,8 @@ class PipelineFlow(Conditioned):
 
     def reuses(self, s: Time, t: Time) -> bool:
         """Return whether the denoiser is not told where a jump ends."""
-        return self.kind != "two-time"
+        told = self.target_argument is not None or self.second_time is not None
+        return self.kind != "two-time" and not told
 
     def mean_velocity(self, x: Tensor, s: Time, t: Time) -> Tensor:
         """Return `v(x,s,t)`, the denoiser's, (n, *event); of a velocity model `b_s(x)`."""

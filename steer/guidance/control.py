@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steer.flow import FlowMap
 from steer.guidance.potential import Evaluation, Potential
 from steer.path import Time, as_time, like
 from steer.ranges import above, count, within
@@ -41,9 +42,9 @@ class _Wrapper(Potential):
         """The modules that the inner potential calls."""
         return self.potential.asked
 
-    def predicts(self, t: float) -> bool:
+    def predicts(self, flow: FlowMap, t: float) -> bool:
         """Return what the potential inside says."""
-        return self.potential.predicts(t)
+        return self.potential.predicts(flow, t)
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Evaluate the inner potential, and change its gradient."""

@@ -22,16 +22,9 @@ from steer.ranges import count
 from steer.reward import Reward, score, wrap
 
 __all__ = [
-    "Denoised",
-    "Evaluation",
-    "Lookahead",
-    "Naive",
-    "Potential",
-    "Ramp",
-    "Terminal",
-    "Viewed",
+    "Denoised", "Evaluation", "Lookahead", "Naive", "Potential", "Ramp", "Terminal", "Viewed",
     "inverse_temperature",
-]
+]  # fmt: skip
 
 Ramp = Callable[[Tensor], Tensor]
 
@@ -94,8 +87,8 @@ class Potential(ABC):
         """The modules that it calls, which a run keeps in evaluation mode. Default: none."""
         return ()
 
-    def predicts(self, t: float) -> bool:
-        """Return whether `clean` at t is the network's one prediction, see `FlowMap.reuses`."""
+    def predicts(self, flow: FlowMap, t: float) -> bool:
+        """Return whether `clean` at t is this flow's one prediction, see `FlowMap.reuses`."""
         return False
 
     @abstractmethod
@@ -183,6 +176,11 @@ class Viewed(Potential):
     @abstractmethod
     def _view(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the view of x as a clean sample, (n, *event)."""
+
+    def _views(self, flow: FlowMap, kind: type["Viewed"]) -> bool:
+        """Return whether `clean` is this flow's view as a kind has it, not a subclass's own."""
+        own = type(self)
+        return flow is self.flow and (own._view, own._score) == (kind._view, Viewed._score)
 
     def _score(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the reward of the view, (n,), the view decoded, and the view, (n, *event)."""
@@ -304,9 +302,9 @@ class Lookahead(Viewed):
     def _total(self, slope: Tensor) -> Tensor | None:
         return slope
 
-    def predicts(self, t: float) -> bool:
-        """Return whether the lookahead is one step of one prediction."""
-        return self.steps == 1 and self.flow.reuses(t, 1.0)
+    def predicts(self, flow: FlowMap, t: float) -> bool:
+        """Return whether the lookahead is one step of one prediction of this flow."""
+        return self._views(flow, Lookahead) and self.steps == 1 and flow.reuses(t, 1.0)
 
 
 class Denoised(Viewed):
@@ -318,9 +316,9 @@ class Denoised(Viewed):
     def _view(self, x: Tensor, t: Tensor) -> Tensor:
         return self.flow.denoise(x, t)
 
-    def predicts(self, t: float) -> bool:
-        """Return True: the denoiser is the prediction, where a flow reuses it at all."""
-        return True
+    def predicts(self, flow: FlowMap, t: float) -> bool:
+        """Return whether the view is of this flow: its denoiser is the prediction."""
+        return self._views(flow, Denoised)
 
     def _time_to_differentiate(self, t: Tensor, x: Tensor) -> Tensor:
         return row_times(t.detach(), x, x.dtype).clone().requires_grad_()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steer.batches import in_batches, join_rows
+from steer.batches import Batched, in_batches, join_rows
 from steer.flow import FlowMap, Wrapped
 from steer.guidance.population import NOTHING
 from steer.guidance.potential import Evaluation, Potential
@@ -104,7 +104,10 @@ class State:
         seen = self._seen
         if seen is None or seen.clean is None:
             return None
-        known = self.potential.predicts(self.t) and self.flow.reuses(self.t, t)
+        flow = self.flow
+        while isinstance(flow, Batched | KnownFlow):  # which change none of its values
+            flow = flow.flow
+        known = flow.reuses(self.t, t) and self.potential.predicts(flow, self.t)
         return seen.clean if known else None
 
     @property
@@ -199,8 +202,8 @@ class _KnownPotential(Potential):
         self.differentiable = inner.differentiable
         self.noted: tuple[Tensor, Time, Evaluation] | None = None
 
-    def predicts(self, t: float) -> bool:
-        return self._state.potential.predicts(t)
+    def predicts(self, flow: FlowMap, t: float) -> bool:
+        return self._state.potential.predicts(flow, t)
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         if self._state.is_of(x, t):
@@ -237,9 +240,9 @@ class BatchedPotential(Potential):
         self.count, self.prompts = prompts, potential.prompts
         self.differentiable, self.temperature = potential.differentiable, potential.temperature
 
-    def predicts(self, t: float) -> bool:
+    def predicts(self, flow: FlowMap, t: float) -> bool:
         """Return the potential's answer."""
-        return self.potential.predicts(t)
+        return self.potential.predicts(flow, t)
 
     def evaluate(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Evaluate part by part."""

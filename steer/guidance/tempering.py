@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steer.flow import log_dtype, per_row
+from steer.flow import FlowMap, log_dtype, per_row
 from steer.guidance.population import NOTHING
 from steer.guidance.potential import Evaluation, Potential
 from steer.names import unknown
@@ -91,9 +91,9 @@ class Tempered(Potential):
         self.g = torch.zeros(prompts, dtype=kind, device=device)
         self._last: tuple[Tensor, float, Evaluation] | None = None
 
-    def predicts(self, t: float) -> bool:
+    def predicts(self, flow: FlowMap, t: float) -> bool:
         """Return what the potential inside says."""
-        return self.potential.predicts(t)
+        return self.potential.predicts(flow, t)
 
     def whole(self, x: Tensor, t: Time, derivatives: bool = False) -> Evaluation:
         """Return the evaluation at g = 1."""

@@ -72,7 +72,7 @@ def _dry_run(
     """Run a method with one particle on a stub, stop it after some steps, and count its calls."""
     found = Counts()
     reward = CountedReward(wrap(lambda x: x.flatten(1).sum(1), differentiable), found)
-    stub = Counted(_Stub(flow), found)
+    stub = Counted(_Stub(None if flow is None else flow.along(times)), found)
     sampler = method_of(method).build(stub, reward, None, 1.0, times, **options)
     for k, population in enumerate(sampler.steps(torch.zeros(1, 1))):
         if k + 1 == stop_after:

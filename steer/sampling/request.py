@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -209,7 +209,9 @@ class Request:
         for name, given in (("prompts", self.prompts), ("reward_prompts", self.reward_prompts)):
             if given is None or isinstance(given, str):
                 continue
-            listed = isinstance(given, Iterable)
+            listed = isinstance(given, Iterable) and not isinstance(
+                given, Iterator | Mapping | Set
+            )
             if not listed or not all(isinstance(text, str) for text in given):
                 raise TypeError(
                     f"{name} must be a string or a list of strings, got {given!r:.60}; None for "
