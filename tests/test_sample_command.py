@@ -63,8 +63,8 @@ def test_the_unguided_twins_can_be_left_out(here, capsys):
     assert run(unguided="false", out="bare") == 0
     without = told(capsys)
     nfe = json.loads((here / "run/metrics.json").read_text())["nfe_per_particle"]
-    assert f"x 3 particles x {nfe + 2:g} NFE (2 of them unguided, to compare) + " in with_twins
-    assert f"x 3 particles x {nfe:g} NFE + " in without
+    assert f"x 3 particles x {nfe + 2:g} NFE (2 of them unguided, to compare) = " in with_twins
+    assert f"x 3 particles x {nfe:g} NFE = " in without
     assert "unguided" not in without
     assert height(here / "run") > 1.9 * height(here / "bare")
     reward = rewards.load("toy.py:redness")
@@ -81,7 +81,7 @@ def test_the_unguided_twins_can_be_left_out(here, capsys):
 
 def test_none_has_no_twin(here, capsys):
     assert run(method="none", temperature=None) == 0
-    assert "x 2 NFE + 2 x 0 to set" in told(capsys)
+    assert "x 2 NFE = 12 network calls" in told(capsys)
     assert scores(here / "run")[0]["beside"] == {}
 
 
