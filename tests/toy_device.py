@@ -211,6 +211,7 @@ def tuned(objective, steps=4):
     import steer
     from steer.tuning import module
     from steer.tuning.module import RewardTuning
+    from tests.test_tuning import tiny
 
     class Toy(Accelerator):
         """The device, as Lightning knows it."""
@@ -267,9 +268,9 @@ def tuned(objective, steps=4):
 
     module.RewardTuning = Counting
     with Watch(), suppress(Enough):
-        flow = steer.load("emoji").to(NAME)
+        flow = steer.load("emoji") if objective == "direct" else tiny()
         steer.finetune(
-            flow, bright, ["a fox", "an owl"], objective=objective, steps=steps, batch_size=8,
+            flow.to(NAME), bright, ["fox", "owl"], objective=objective, steps=steps, batch_size=8,
             accelerator=NAME, strategy=NAME, progress=False,
         )  # fmt: skip
     return counts[1:], places
