@@ -298,14 +298,15 @@ def main(what):
     torch.tensor = placed(torch.tensor)  # it goes past dispatch modes
     import steer
     from steer.sampling.methods import TABLE
+    from tests.test_tuning import tiny
 
     found = {}
     if what == "sample":
         with Watch():
-            flow = steer.load("emoji").to(NAME)
+            flow, small = steer.load("emoji").to(NAME), tiny().to(NAME)
         for name in steer.METHODS:
             more = {"temperature": 0.05} if TABLE[name].weighted else {}
-            found[name] = sampled(name, flow, bright, **more)
+            found[name] = sampled(name, small, bright, **more)
         found["split, least"] = sampled("split", flow, bright, temperature=0.05, least=0.5)
         found["renoise, clip"] = sampled("renoise", flow, "clip", temperature=0.05)
     else:
