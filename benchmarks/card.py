@@ -187,9 +187,10 @@ def tuned(flow: Any, reward: Reward, rows: int = 1) -> int:
                 student, student.base, student.at(1.0, "average"), reward, 1.0, draws, None, None,
                 student.base,
             )  # fmt: skip
-            with differentiating(), _mixed(flow):
-                loss = objective(batch)["loss"]
-            loss.backward()
+            with differentiating():
+                with _mixed(flow):
+                    loss = objective(batch)["loss"]
+                loss.backward()  # where checkpointed blocks choose their attention again
             optimizer.step()
             optimizer.zero_grad()
         return found()

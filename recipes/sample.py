@@ -207,10 +207,10 @@ def sample(
         "files": fingerprints(model, reward, method, *pictures, *adapter_files(lora)),
         "settings": {k: v for k, v in settings.items() if k not in ("overwrite", "batch_size")},
     }
+    out = expanded(out)
     if crew.told(lambda: is_finished(out, identity, overwrite)):
         screen.print(f"{out} is finished: see grid.png in it, or give --overwrite to run it again")
-        return expanded(out)
-    out = expanded(out)
+        return out
     given = {
         "scale": scale, "threshold": threshold, "moves": moves, "rate": rate, "brake": brake,
         "lookahead": lookahead, "jumps": jumps, "finish": finish, "window": window,

@@ -37,11 +37,11 @@ LORAS = ("adapter_config.json", "adapter_model.safetensors"), ("pytorch_lora_wei
 """Files that identify a repository of adapters: peft's, diffusers'."""
 
 
-OF_THIS_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
-"""Numbers of errors that the network has no part in, if they are a file's."""
+OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Numbers of errors that a connection never has."""
 
-NO_SOCKETS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-"""Those that a connection never has; a firewall's are EACCES and EPERM, without a file name."""
+OF_FILES = OF_DISKS | {errno.EACCES, errno.EPERM}
+"""Numbers of errors of files; a firewall gives the last two as well, without a file's name."""
 
 
 class Named(NamedTuple):
@@ -282,8 +282,8 @@ def explained(error: Exception, repo: str, wanted: str | Sequence[str]) -> Excep
     from huggingface_hub import constants, errors
 
     chain = errors_of(error)
-    files = (e for e in chain if isinstance(e, OSError) and (e.filename or e.errno in NO_SOCKETS))
-    local = next((e for e in files if e.errno in OF_THIS_MACHINE), None)
+    system = (e for e in chain if isinstance(e, OSError))
+    local = next((e for e in system if e.errno in (OF_FILES if e.filename else OF_DISKS)), None)
     if local is not None:
         return OSError(
             local.errno,

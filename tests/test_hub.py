@@ -1,5 +1,6 @@
 """Models, adapters and judges by their names on a hub; what is in the cache is not asked for."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -231,3 +232,14 @@ def test_what_is_wrong_on_this_machine_is_not_blamed_on_the_network():
     told = names.explained(wrong, "owner/--name", "config.json")
     assert isinstance(told, ValueError)
     assert "'owner/--name' is not the name of a repository" in str(told)
+
+
+def test_a_firewall_of_this_machine_is_no_full_disk():
+    """Both are errors of the system; only a file's has a name."""
+    reached = ConnectionError("no route")
+    reached.__cause__ = OSError(errno.EPERM, "Operation not permitted")
+    assert isinstance(names.explained(reached, "owner/name", "weights"), ConnectionError)
+    for number, name in ((errno.EPERM, "/cache/x"), (errno.ENOSPC, None)):
+        kept = RuntimeError("not kept")
+        kept.__cause__ = OSError(number, "no", name)
+        assert "could not be written into" in str(names.explained(kept, "owner/name", "weights"))
